@@ -1,0 +1,40 @@
+# Targets with a description after ## are listed by `make help`.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+SQLITE = sqlite:///outputs/mlflow.db
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint table ui clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-8s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.installed  ## make .venv with everything that the project and its tests need
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "edkd needs Python 3.10 to 3.13; make PYTHON=/path/to/python3 names another one" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup  ## teachers, 21 students and the table on real handwritten digits: minutes, no download, no GPU
+	$(RUN) launch.py -m experiment=demo distiller=kd,dkd,edkd pair=all hydra/launcher=local
+	$(RUN) -m analysis --dataset digits-16
+
+test: setup lint  ## lint, types and all tests
+	$(RUN) -m pytest -n 2 --dist loadfile -q
+
+lint: setup  ## ruff and mypy alone
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+table: setup  ## rebuild outputs/table.md and .csv from MLflow
+	$(RUN) -m analysis $(ARGS)
+
+ui: setup  ## the MLflow UI on http://127.0.0.1:5000
+	$(VENV)/bin/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri $(SQLITE)
+
+clean:  ## remove caches and the virtual environment; outputs/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

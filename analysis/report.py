@@ -1,0 +1,163 @@
+"""The benchmark table for people: Markdown, the terminal, and both files on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
+
+from analysis import literature
+from analysis.tables import Entry, Grid, Pair
+from edkd.errors import EdkdError
+
+READING = (
+    "A cell is the mean over seeds ± their standard deviation (n runs); one run alone has no ±. Teachers are measured "
+    "once. A difference is the mean over the seeds that both methods have: runs of one seed share initial weights, "
+    "order and augmentation.",
+)
+BESIDE = (
+    "`published 73.33` was measured as that block is; `published [73.33]`, in brackets, at another epoch (KD: the "
+    "last; DKD, EDKD: the best on the test set), so compare it in the other block. `authors` is the number of DKD's "
+    "authors; `published` beside it is the EDKD table's rerun. Which epoch the published networks alone were taken "
+    "at is not recorded here.",
+)
+_MARK = {literature.MISLABELLED: "¹"}
+_SHOWN = 10  # runs that are left out, on the terminal; the file lists them all
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the table says: `facts` are one line each, `long` the CSV's rows."""
+
+    title: str
+    facts: tuple[str, ...]
+    grids: tuple[Grid, ...]
+    left_out: tuple[str, ...]
+    notes: tuple[str, ...]
+    command: str
+    long: pd.DataFrame
+
+
+def title(dataset: str, runs: pd.DataFrame) -> str:
+    """What the table is of; says REDUCED for anything on CIFAR-100 that is less than all of it for 240 epochs."""
+    epochs = "/".join(str(int(e)) for e in sorted(runs["last_epoch"].dropna().unique())) or "?"
+    full = literature.FULL_EPOCHS
+    if literature.comparable(runs):
+        return f"CIFAR-100, {epochs} epochs: students' top-1 accuracy"
+    if dataset == literature.FULL_DATASET:
+        return f"REDUCED: CIFAR-100, only {epochs} of {full} epochs: students' top-1 accuracy"
+    if dataset.startswith(f"{literature.FULL_DATASET}-"):
+        return f"REDUCED: part of CIFAR-100 ({dataset}), {epochs} epochs: students' top-1 accuracy"
+    return f"{dataset} (not CIFAR-100), {epochs} epochs: students' top-1 accuracy"
+
+
+def markdown(report: Report) -> str:
+    """The report as GitHub-flavoured Markdown."""
+    parts = [f"# {report.title}", "\n".join(f"- {fact}" for fact in report.facts)]
+    parts += [f"Made by:\n\n    {report.command}"]
+    for grid in report.grids:
+        parts += [f"## {grid.title}", _markdown_grid(grid)]
+    if report.left_out:
+        parts += ["## Not in the table", "\n".join(f"- {line}" for line in report.left_out)]
+    parts += ["## Notes", "\n".join(f"{i}. {note}" for i, note in enumerate(report.notes, 1))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_grid(grid: Grid) -> str:
+    rows = [["teacher", *(pair.teacher for pair in grid.columns)]]
+    rows += [["---", *(":-:" for _ in grid.columns)]]
+    rows += [["**student**", *(f"**{_student(pair)}**" for pair in grid.columns)]]
+    rows += [[name, *(_markdown_entry(entry) for entry in entries)] for name, entries in grid.rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _markdown_entry(entry: Entry) -> str:
+    lines = [f"<sub>{line}</sub>" for line in entry.below]
+    unbroken = entry.text.replace(" ± ", "\u00a0±\u00a0")
+    return "<br>".join([unbroken, *lines])
+
+
+def _student(pair: Pair) -> str:
+    return pair.student + _MARK.get(pair.name, "")
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the report: pairs as columns where the terminal is wide enough, otherwise one line a pair."""
+    console.print(f"\n{report.title}", style="bold", highlight=False, markup=False)
+    for fact in report.facts:
+        console.print(fact, style="dim", highlight=False, markup=False)
+    for grid in report.grids:
+        wide = _wide(grid)
+        fits = Measurement.get(console, console.options.update(max_width=10_000), wide).maximum <= console.width
+        console.print(wide if fits else _folded(grid))
+    told = "Notes are in the file: the label of column ¹, the protocols of published numbers, the noise of seeds."
+    console.print(told, style="dim", highlight=False)
+    if report.left_out:
+        console.print("Not in the table:", style="yellow")
+        for line in report.left_out[:_SHOWN]:
+            console.print(f"  {line}", highlight=False, markup=False)
+        if len(report.left_out) > _SHOWN:
+            console.print(f"  ... and {len(report.left_out) - _SHOWN} more, listed in the file", highlight=False)
+
+
+def _wide(grid: Grid) -> Table:
+    table = _table(grid, "teacher\nstudent")
+    for pair in grid.columns:
+        table.add_column(f"{pair.teacher}\n{_student(pair)}", justify="center")
+    for name, entries in grid.rows:
+        table.add_row(name, *(_terminal_entry(entry) for entry in entries))
+    return table
+
+
+def _folded(grid: Grid) -> Table:
+    table = _table(grid, "teacher\nstudent")
+    for name, _ in grid.rows:
+        table.add_column(name.replace(" ", "\n", 1), justify="center")
+    for i, pair in enumerate(grid.columns):
+        entries = (row[i]._replace(text=row[i].text.replace(" (", "\n(")) for _, row in grid.rows)
+        table.add_row(f"{pair.teacher}\n{_student(pair)}", *(_terminal_entry(entry) for entry in entries))
+    return table
+
+
+def _table(grid: Grid, corner: str) -> Table:
+    table = Table(title=grid.title, title_justify="left", title_style="bold", show_lines=True)
+    table.add_column(corner, no_wrap=True)
+    return table
+
+
+def _terminal_entry(entry: Entry) -> str:
+    return "\n".join([escape(entry.text), *(f"[dim]{escape(line)}[/]" for line in entry.below)])
+
+
+def write(report: Report, folder: Path) -> tuple[Path, Path]:
+    """Write `table.md` and `table.csv` into `folder`, each in one piece or not at all; returns their paths.
+
+    Raises EdkdError if the folder cannot be written to.
+    """
+    made = {
+        folder / "table.md": markdown(report),
+        folder / "table.csv": report.long.to_csv(index=False, float_format="%.4f"),
+    }
+    parts = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in made}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, text in made.items():
+            parts[path].write_text(text, encoding="utf-8")
+        for path, part in parts.items():
+            part.replace(path)
+    except OSError as error:
+        for part in parts.values():
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+        raise EdkdError(
+            f"cannot write the table into {folder}: {error.strerror}; name another folder by --out"
+        ) from error
+    markdown_path, csv_path = made
+    return markdown_path, csv_path

@@ -1,0 +1,220 @@
+"""The benchmark table as data: pairs are columns, methods are rows, `last` and `best` are two grids, never one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import pandas as pd
+
+from analysis import literature
+from analysis.load import VANILLA
+from analysis.statistics import Summary, paired_differences, summarise
+
+Kind = Literal["last", "best"]
+KINDS: tuple[Kind, ...] = ("last", "best")
+METHODS = ("kd", "dkd", "edkd")
+DIFFERENCES = (("edkd", "kd"), ("edkd", "dkd"))
+LEVEL = 0.95  # coverage of the confidence intervals in the CSV
+
+
+class Pair(NamedTuple):
+    """A column of the table."""
+
+    name: str
+    teacher: str
+    student: str
+
+
+class Entry(NamedTuple):
+    """A cell of a grid: the number, and lines with published ones under it; empty where there is nothing to say."""
+
+    text: str = ""
+    below: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A block of the table; `rows` are (label, one entry a column)."""
+
+    title: str
+    columns: tuple[Pair, ...]
+    rows: tuple[tuple[str, tuple[Entry, ...]], ...]
+
+
+def label(method: str) -> str:
+    """KD, DKD, EDKD as in the papers; any other method by the name of its runs."""
+    return method.upper() if method in METHODS else method
+
+
+def columns(runs: pd.DataFrame, pairs: Sequence[str] | None) -> tuple[Pair, ...]:
+    """`pairs` if given, else the seven of the published table, in its order, and then any other pair of the runs."""
+    distilled = runs[~runs["alone"]].drop_duplicates("pair").set_index("pair")
+    names = pairs or [*literature.SEVEN, *sorted(set(distilled.index) - set(literature.SEVEN))]
+    found = {p: Pair(str(p), str(t), str(s)) for p, t, s in distilled[["teacher", "student"]].itertuples()}
+    return tuple(found.get(name) or Pair(name, *name.split("-", 1)) for name in names)
+
+
+def methods(runs: pd.DataFrame) -> tuple[str, ...]:
+    """The rows: the three of the published table, then any other distiller of the runs by its name."""
+    return (*METHODS, *sorted(set(runs["distiller"][~runs["alone"]]) - set(METHODS)))
+
+
+def commits(runs: pd.DataFrame) -> list[str]:
+    """The git commits of the runs, shortened, `+dirty` where the working tree had changes."""
+    found = sorted(set(zip(runs["git_commit"], runs["git_dirty"])))
+    return [(commit[:10] or "unknown") + ("+dirty" if dirty else "") for commit, dirty in found]
+
+
+def long_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Every number of the table, one row a cell and kind (`last`, `best`), then the paired differences.
+
+    `runs` holds one finished run per cell and seed. Accuracies in percent; intervals cover 95 %.
+    """
+    groups = {
+        (str(pair), str(method)): group.sort_values("seed")
+        for (pair, method), group in runs.groupby(["pair", "distiller"], sort=False)
+    }
+    beside = literature.comparable(runs)
+    rows = [_cell(group, kind, beside) for kind in KINDS for group in groups.values()]
+    for kind in KINDS:
+        for first, second in DIFFERENCES:
+            for pair in runs["pair"].unique():
+                if (pair, first) in groups and (pair, second) in groups:
+                    rows += _difference(groups[pair, first], groups[pair, second], kind)
+    return pd.DataFrame(rows)
+
+
+def _cell(group: pd.DataFrame, kind: Kind, beside: bool) -> dict[str, Any]:
+    row = _head(group, kind, "accuracy", group["distiller"].iloc[0])
+    row |= _spread(summarise(group[f"{kind}_top1"], LEVEL), group[f"{kind}_top1"], group["seed"])
+    top5 = summarise(group[f"{kind}_top5"].dropna(), LEVEL)
+    row |= {"top5_mean": top5.mean, "top5_sd": top5.sd, "epoch_mean": group[f"{kind}_epoch"].mean()}
+    row |= {"teacher_top1": _join(f"{v:.4f}" for v in sorted(group["teacher_top1"].dropna().unique()))}
+    known = literature.number(row["pair"], row["method"]) if beside else None
+    if known:
+        same = known.protocol == kind and row["chosen_on"] in ("", "test")
+        row |= {"published": known.table, "published_by_authors": known.authors}
+        row |= {"published_protocol": known.protocol, "same_protocol": "yes" if same else "no"}
+    row |= {"cell": _join(group["cell"].unique()), "git_commits": _join(commits(group))}
+    return row | {"run_ids": _join(group["run_id"])}
+
+
+def _difference(first: pd.DataFrame, second: pd.DataFrame, kind: Kind) -> list[dict[str, Any]]:
+    a, b = ({int(s): float(v) for s, v in zip(g["seed"], g[f"{kind}_top1"])} for g in (first, second))
+    values = paired_differences(a, b)
+    if not values.size:
+        return []
+    name = f"{first['distiller'].iloc[0]}-{second['distiller'].iloc[0]}"
+    head = _head(first, kind, "paired difference", name)
+    return [head | _spread(summarise(values, LEVEL), values, sorted(a.keys() & b.keys()))]
+
+
+def _head(group: pd.DataFrame, kind: Kind, quantity: str, method: str) -> dict[str, Any]:
+    run = group.iloc[0]
+    chosen = _join(sorted(group["best_by"].unique())) if kind == "best" else ""
+    names = {name: run[name] for name in ("dataset", "recipe", "pair", "teacher", "student")}
+    return {"quantity": quantity, "kind": kind, "chosen_on": chosen, **names, "method": method}
+
+
+def _spread(summary: Summary, values: Iterable[float], seeds: Iterable[int]) -> dict[str, Any]:
+    n, mean, sd, low, high = summary
+    numbers = {"n": n, "top1_mean": mean, "top1_sd": sd, "top1_ci95_low": low, "top1_ci95_high": high}
+    return numbers | {"top1_values": _join(f"{v:.4f}" for v in values), "seeds": _join(seeds)}
+
+
+def grids(long: pd.DataFrame, shape: tuple[Pair, ...], rows: tuple[str, ...], *, beside: bool) -> list[Grid]:
+    """Two grids, last and best, each followed by its paired differences where there are any.
+
+    `beside` puts the published accuracy of the networks alone into their rows (see `literature.comparable`).
+    """
+    made = []
+    for kind in KINDS:
+        part = long[long["kind"] == kind]
+        cells = part[part["quantity"] == "accuracy"]
+        body = [("teacher alone", tuple(_teacher(cells, pair, beside) for pair in shape))]
+        alone = cells[cells["teacher"] == ""]
+        for method in (VANILLA, *sorted(set(alone["method"]) - {VANILLA})):
+            name = "student alone" if method == VANILLA else f"student alone, {method}"
+            body += [(name, tuple(_alone(alone, pair, method, beside) for pair in shape))]
+        body += [(label(m), tuple(_entry(_find(cells, pair.name, m)) for pair in shape)) for m in rows]
+        made.append(Grid(_title(kind, cells), shape, tuple(body)))
+        gaps = part[part["quantity"] == "paired difference"]
+        body = [
+            (f"{label(a)} − {label(b)}", tuple(_entry(_find(gaps, pair.name, f"{a}-{b}"), "+") for pair in shape))
+            for a, b in DIFFERENCES
+        ]
+        if not gaps.empty:
+            made.append(Grid(f"Paired differences, {kind} epoch (points of top-1, same seeds)", shape, tuple(body)))
+    return made
+
+
+def reference_grid(shape: tuple[Pair, ...]) -> Grid:
+    """The published table itself, for the readers of a table whose cells must not stand beside it."""
+
+    def numbers(method: str, column: Literal["table", "authors"]) -> tuple[Entry, ...]:
+        known = (literature.number(pair.name, method) for pair in shape)
+        return tuple(Entry(_number(getattr(k, column)) if k else "") for k in known)
+
+    body = (
+        ("teacher alone", tuple(Entry(_number(literature.network("teacher", pair.teacher))) for pair in shape)),
+        ("student alone", tuple(Entry(_number(literature.network("student", pair.student))) for pair in shape)),
+        ("KD (last epoch)", numbers("kd", "table")),
+        ("DKD (best epoch)", numbers("dkd", "table")),
+        ("DKD, its authors (best)", numbers("dkd", "authors")),
+        ("EDKD (best epoch)", numbers("edkd", "table")),
+    )
+    return Grid("Published, full data, 240 epochs: not comparable", shape, body)
+
+
+def _title(kind: Kind, cells: pd.DataFrame) -> str:
+    if kind == "last":
+        return "Last epoch (test top-1, %)"
+    told = {"test": "the test set itself", "validation": "held-out training images (validation)"}
+    chosen = sorted({by for joined in cells["chosen_on"] for by in joined.split()})
+    return f"Best epoch, chosen on {' or '.join(told.get(by, by) for by in chosen) or '(not recorded)'} (test top-1, %)"
+
+
+def _find(part: pd.DataFrame, pair: str, method: str) -> pd.Series | None:
+    rows = part[(part["pair"] == pair) & (part["method"] == method)]
+    return None if rows.empty else rows.iloc[0]
+
+
+def _entry(row: pd.Series | None, sign: Literal["", "+"] = "") -> Entry:
+    if row is None:
+        return Entry()
+    spread = "" if row["n"] < 2 else f" ± {row['top1_sd']:.2f}"
+    return Entry(f"{row['top1_mean']:{sign}.2f}{spread} (n={row['n']})".replace("-", "−"), _below(row))
+
+
+def _below(row: pd.Series) -> tuple[str, ...]:
+    """`published 76.01`, `authors 76.32`; the numbers in brackets where the literature measured another epoch."""
+    told = (("published", row.get("published")), ("authors", row.get("published_by_authors")))
+    shape = "{} {:.2f}" if row.get("same_protocol") == "yes" else "{} [{:.2f}]"
+    return tuple(shape.format(name, value) for name, value in told if value is not None and pd.notna(value))
+
+
+def _teacher(cells: pd.DataFrame, pair: Pair, beside: bool) -> Entry:
+    """The teacher's accuracy as its students' runs recorded it; several numbers if they had different teachers."""
+    told = cells[cells["pair"] == pair.name]["teacher_top1"]
+    values = sorted({_number(float(v)) for joined in told for v in joined.split()})
+    return Entry(" / ".join(values), _beside("teacher", pair.teacher) if values and beside else ())
+
+
+def _alone(cells: pd.DataFrame, pair: Pair, method: str, beside: bool) -> Entry:
+    text = _entry(_find(cells, pair.student, method)).text
+    return Entry(text, _beside("student", pair.student) if text and beside and method == VANILLA else ())
+
+
+def _beside(role: Literal["teacher", "student"], name: str) -> tuple[str, ...]:
+    value = literature.network(role, name)
+    return () if value is None else (f"published {value:.2f}",)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _join(values: Iterable[object]) -> str:
+    return " ".join(str(value) for value in values)

@@ -1,0 +1,278 @@
+"""Saving and loading weights: atomic, verified, and never executing what a file holds.
+
+Two kinds of files:
+
+- *Checkpoints* (`save`, `load`) are what a run continues from: a header of magic, length and SHA-256 before what
+  `torch.save` writes, and the previous one kept beside the current one. A power cut, a kill or a full disk at any
+  moment leaves at least one of the two whole, and a damaged one is noticed.
+- *Weights files* (`save_weights`, `load_weights`) are for exchange: plain `torch.save` files
+  ``{"model": state_dict, ...}`` that any program of the field reads.
+
+Files are read with ``weights_only=True``, so a file from a stranger cannot run code.
+"""
+
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import pickle
+import re
+import shutil
+import struct
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edkd.errors import EdkdError
+
+MAGIC = b"EDKDCKP1"
+_HEADER = struct.Struct(">8sQ32s")  # magic, length of the payload in bytes, its SHA-256
+_KEYS = ("model", "student", "state_dict")  # of weights files, of a run's checkpoints, of other programs
+_NAMED = 3  # so many keys does an error line name
+
+_log = logging.getLogger("edkd.checkpoint")
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the one at ``path`` is kept: checkpoint.pt -> checkpoint.prev.pt."""
+    return path.with_name(f"{path.stem}.prev{path.suffix}")
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Make ``state`` (tensors, numbers, strings, containers of these) the checkpoint at ``path``, atomically.
+
+    The one that was there becomes `previous`. Raises `EdkdError` where the disk does not take it; the checkpoints
+    that were there are then as before.
+    """
+    path = Path(path)
+    payload = _serialise(state)
+    header = _HEADER.pack(MAGIC, len(payload), hashlib.sha256(payload).digest())
+    with _replacing(path, header, payload):
+        # A kill between the two renames leaves no current checkpoint, but a whole previous one, which `load` takes.
+        if path.exists():
+            path.replace(previous(path))
+
+
+def load(path: Path) -> tuple[dict[str, Any], Path] | None:
+    """The checkpoint at ``path``, or the previous one where that is damaged or absent, and the file it came from.
+
+    None if there is neither. Falling back is logged as a warning. Tensors are on the CPU. Raises `EdkdError` if files
+    are there, but none of them is whole.
+    """
+    path = Path(path)
+    faults = []
+    for candidate in (path, previous(path)):
+        if not candidate.exists():
+            continue
+        try:
+            data = _read(candidate)
+            state = _deserialise(candidate, _verified(candidate, data))
+        except EdkdError as error:
+            faults.append(str(error))
+            continue
+        if candidate != path:
+            _log.warning("%s; continuing from %s", faults[0] if faults else f"{path} is missing", candidate)
+        return state, candidate
+    if faults:
+        raise EdkdError(
+            f"no usable checkpoint: {'; '.join(faults)}; delete the damaged files to start from the beginning"
+        )
+    return None
+
+
+def save_weights(model_state: dict[str, Tensor], path: Path, **info: Any) -> None:
+    """Write ``{"model": model_state, **info}`` as a plain `torch.save` file, atomically (`load_weights` reads it)."""
+    write_atomically(path, _serialise({"model": model_state, **info}))
+
+
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    """Write a file so that ``path`` holds the old bytes or the new ones, whatever happens. Raises `EdkdError`."""
+    with _replacing(Path(path), data):
+        pass
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The network's ``state_dict`` in a file: a checkpoint or weights file of ours, or one of the field.
+
+    Takes a ``state_dict``, or a dictionary that has one under "model", "student" or "state_dict", and strips the
+    prefixes of wrappers (``module.``, ``student.``); of a file that holds a distiller with teacher and connectors, it
+    takes the student. Tensors are on the CPU. Raises `EdkdError` for whatever else, and never executes a pickle.
+    """
+    path = Path(path)
+    data = _read(path)
+    content = _deserialise(path, _verified(path, data) if data.startswith(MAGIC) else data)
+    for key in _KEYS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not _is_state(content):
+        raise EdkdError(
+            f"{path} holds no network weights; allowed are a state_dict, "
+            f"or a dictionary that has one under one of the keys {', '.join(_KEYS)}"
+        )
+    return _strip(content)
+
+
+def load_into(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    """Load ``state`` into ``model``, every key and shape of it; ``where`` says in errors whose weights they are.
+
+    Raises `EdkdError` if it does not fit; the model is then as before.
+    """
+    own = model.state_dict()
+    faults = {
+        "missing": [key for key in own if key not in state],
+        "unexpected": [key for key in state if key not in own],
+        "of another shape": [
+            f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
+            for key in own
+            if key in state and state[key].shape != own[key].shape
+        ],
+    }
+    found = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in faults.items() if keys]
+    if found:
+        architecture = getattr(model, "name", None) or type(model).__name__
+        raise EdkdError(
+            f"{where} does not fit the architecture {architecture}: of {len(own)} entries {', '.join(found)}"
+        )
+    model.load_state_dict(state)
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:_NAMED]) + (", …" if len(keys) > _NAMED else "")
+
+
+def _is_state(content: Any) -> bool:
+    return (
+        isinstance(content, dict)
+        and len(content) > 0
+        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+    )
+
+
+def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in ("module.student.", "student."):  # of a distiller: the other keys are its teacher and connectors
+        if any(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    while all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return state
+
+
+class _NumpyType:
+    """What stands for a ``numpy.dtype`` in a file that we read: its code, such as "f8", and its byte order."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        if not re.fullmatch("[biuf][1248]", code):
+            raise pickle.UnpicklingError(f"numpy type {code!r} is not a number")
+        self.code = code
+        self.order = "|"
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1] if state[1] in ("<", ">") else "|"
+
+
+def _numpy_scalar(kind: _NumpyType, data: bytes) -> bool | int | float:
+    (number,) = np.frombuffer(data, dtype=f"{kind.order}{kind.code}")
+    return number.item()
+
+
+# Published checkpoints hold accuracies as numpy scalars. They are read as Python numbers by these stand-ins, so that
+# nothing of numpy is callable from a file, under the names that numpy 1 and 2 write.
+_STAND_INS: list[Any] = [
+    _NumpyType,
+    (_NumpyType, "numpy.dtype"),
+    (_numpy_scalar, "numpy.core.multiarray.scalar"),
+    (_numpy_scalar, "numpy._core.multiarray.scalar"),
+]
+
+
+def _deserialise(path: Path, data: Any) -> Any:
+    try:
+        with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles that torch did not write: the error below says it better
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds for a damaged file
+        foreign = isinstance(error, pickle.UnpicklingError) and re.search(
+            r"GLOBAL ([\w.]+)|numpy type '\w+'", str(error)
+        )
+        if foreign:
+            what = foreign[1] or foreign[0]
+        elif b"\x80\x02" < data[:2] < b"\x81":  # torch writes protocol 2
+            what = f"a pickle of protocol {data[1]}"
+        else:
+            detail = str(error).partition(". ")[0] if isinstance(error, RuntimeError) else type(error).__name__
+            raise EdkdError(f"{path} is damaged or no file of PyTorch ({' '.join(detail.split())})") from error
+        raise EdkdError(f"{path} is refused: holds Python objects, not only tensors ({what})") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise EdkdError(f"could not read {path}: {error.strerror or error}") from error
+
+
+def _verified(path: Path, data: bytes) -> memoryview:
+    """The payload of a checkpoint whose header is true."""
+    if not data.startswith(MAGIC) or len(data) < _HEADER.size:
+        raise EdkdError(f"{path} is damaged (no checkpoint header)")
+    _, length, digest = _HEADER.unpack_from(data)
+    payload = memoryview(data)[_HEADER.size :]
+    if len(payload) != length:
+        raise EdkdError(f"{path} is damaged ({len(payload)} bytes of {length})")
+    if hashlib.sha256(payload).digest() != digest:
+        raise EdkdError(f"{path} is damaged (its checksum does not match)")
+    return payload
+
+
+def _serialise(state: Any) -> memoryview:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getbuffer()
+
+
+@contextlib.contextmanager
+def _replacing(path: Path, *parts: bytes | memoryview) -> Iterator[None]:
+    """Write ``parts`` beside ``path``, run the block, then rename; on a failure nothing but the error remains.
+
+    One writer of a path at a time: what a killed one left is overwritten by the next.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                for part in parts:
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+            yield
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise EdkdError(f"could not save {path}: {error.strerror or error}{_free(path.parent)}") from error
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f" ({shutil.disk_usage(folder).free / 2**20:.1f} MiB free on that disk)"
+    except OSError:
+        return ""
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

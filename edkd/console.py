@@ -1,0 +1,74 @@
+"""What a person sees while runs train: log lines, a progress bar, one-line errors."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LOG = logging.getLogger("edkd")
+
+console = Console(stderr=True)
+
+
+@contextlib.contextmanager
+def logging_to(file: Path, *, show: bool) -> Iterator[None]:
+    """Append the log to `file`; with `show`, print it too. Warnings of Python's own go to the log as well."""
+    handlers: list[logging.Handler] = [logging.FileHandler(file)]
+    handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    if show:
+        handlers.append(_printer())
+    warnings = logging.getLogger("py.warnings")
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
+    logging.captureWarnings(True)
+    for handler in handlers:
+        LOG.addHandler(handler)
+        warnings.addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for handler in handlers:
+            LOG.removeHandler(handler)
+            warnings.removeHandler(handler)
+            handler.close()
+
+
+def _printer() -> logging.Handler:
+    if console.is_terminal:  # beside a progress bar only rich may print
+        return RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
+    plain = logging.StreamHandler()
+    plain.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    return plain
+
+
+@contextlib.contextmanager
+def step_bar(show: bool, epochs: int) -> Iterator[Callable[[int, int, int], None] | None]:
+    """A bar over the steps of a single run, on a terminal only; yields `update(epoch, steps done, steps an epoch)`."""
+    if not show or not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def update(epoch: int, done: int, steps: int) -> None:
+            progress.update(
+                task,
+                description=f"epoch {epoch}/{epochs}",
+                total=epochs * steps,
+                completed=(epoch - 1) * steps + done,
+            )
+
+        yield update
+
+
+def fail(message: str) -> None:
+    """Print one line that says what went wrong, and exit with code 1."""
+    print(f"edkd: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(1)

@@ -1,0 +1,83 @@
+"""What a distillation method is: a loss, perhaps with a memory, over the student's and the teacher's predictions."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from edkd.errors import EdkdError
+from edkd.models.base import Prediction
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a method may know of the current step besides the two predictions."""
+
+    index: Tensor
+    """int64 [B], each sample's position in the training set."""
+    target: Tensor
+    """int64 [B], the class labels."""
+    epoch: Tensor
+    """float32, 0-dim, on the device; epochs count from 1. A tensor, so that one captured graph serves every epoch."""
+
+
+class Outcome(NamedTuple):
+    """What one step of a method yields."""
+
+    losses: dict[str, Tensor]
+    """Named scalars, each as it enters the sum that is minimised."""
+    metrics: dict[str, Tensor]
+    """Named 0-dim tensors without gradient, averaged over an epoch and logged under their names."""
+
+
+class Distiller(nn.Module, ABC):
+    """A distillation method.
+
+    It never calls a network and never moves a tensor. Modules and parameters of its own are optimised together with
+    the student's. `forward` stays on the device: no `.item()`, no branch on a tensor's value.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+    """Whether `forward` is given the teacher's prediction; None is passed otherwise."""
+    needs_feats: ClassVar[bool] = False
+    """Whether both predictions carry features; only logits otherwise."""
+
+    def __init__(self) -> None:
+        # Narrower than nn.Module's (*args, **kwargs): the signature is what configuration is validated against.
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
+        """Compute the losses of one batch."""
+
+
+def logits_of(teacher: Prediction | None) -> Tensor:
+    """The teacher's logits, [B, K].
+
+    Raises:
+        TypeError: there is no teacher, although the method declares that it needs one.
+    """
+    if teacher is None:
+        raise TypeError("this distiller needs the teacher's prediction, got None")
+    return teacher.logits
+
+
+def warmup_weight(epoch: Tensor, warmup_epochs: int) -> Tensor:
+    """min(epoch / warmup_epochs, 1), 0-dim on the device; 1 throughout when `warmup_epochs` is 0."""
+    if warmup_epochs == 0:
+        return torch.ones_like(epoch)
+    return (epoch / warmup_epochs).clamp(max=1)
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise an EdkdError unless the temperature is positive."""
+    if not temperature > 0:
+        raise EdkdError(f"distiller.temperature is {temperature}: it must be greater than 0 (see conf/distiller)")
+
+
+def check_warmup(warmup_epochs: int) -> None:
+    """Raise an EdkdError unless the number of warm-up epochs is 0 (none) or more."""
+    if warmup_epochs < 0:
+        raise EdkdError(f"distiller.warmup_epochs is {warmup_epochs}: it must be 0 or more (see conf/distiller)")

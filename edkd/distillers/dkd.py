@@ -1,0 +1,34 @@
+"""Decoupled knowledge distillation: Zhao et al., CVPR 2022, arXiv:2203.08679."""
+
+from edkd import losses
+from edkd.distillers.base import (
+    Batch,
+    Distiller,
+    Outcome,
+    check_temperature,
+    check_warmup,
+    logits_of,
+    warmup_weight,
+)
+from edkd.models.base import Prediction
+
+
+class DKD(Distiller):
+    """ce_weight·CE + w(epoch)·(alpha·TCKD + beta·NCKD), w rising linearly to 1 over `warmup_epochs` (0: no warm-up)."""
+
+    def __init__(self, *, ce_weight: float, alpha: float, beta: float, temperature: float, warmup_epochs: int) -> None:
+        super().__init__()
+        check_temperature(temperature)
+        check_warmup(warmup_epochs)
+        self.ce_weight = ce_weight
+        self.alpha = alpha
+        self.beta = beta
+        self.temperature = temperature
+        self.warmup_epochs = warmup_epochs
+
+    def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
+        """Losses: `ce`, `kd`."""
+        ce = losses.cross_entropy(student.logits, batch.target)
+        dkd = losses.dkd(student.logits, logits_of(teacher), batch.target, self.alpha, self.beta, self.temperature)
+        weight = warmup_weight(batch.epoch, self.warmup_epochs)
+        return Outcome({"ce": self.ce_weight * ce, "kd": weight * dkd}, {})

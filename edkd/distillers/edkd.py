@@ -1,0 +1,58 @@
+"""Exponential dynamic knowledge distillation: DKD whose NCKD weight follows the teacher's confidence in each sample."""
+
+from edkd import losses
+from edkd.distillers.base import (
+    Batch,
+    Distiller,
+    Outcome,
+    check_temperature,
+    check_warmup,
+    logits_of,
+    warmup_weight,
+)
+from edkd.errors import EdkdError
+from edkd.models.base import Prediction
+
+
+class EDKD(Distiller):
+    """ce_weight·CE + w(epoch)·(alpha·TCKD + beta_i·NCKD), beta_i = beta·exp(−(1 − c_i)), w as in DKD.
+
+    `weighting` says where beta_i is applied: "batch" is as published, mean(beta_i)·mean(NCKD); "sample" is
+    mean(beta_i·NCKD_i).
+    """
+
+    def __init__(
+        self,
+        *,
+        ce_weight: float,
+        alpha: float,
+        beta: float,
+        temperature: float,
+        warmup_epochs: int,
+        weighting: losses.Weighting,
+    ) -> None:
+        super().__init__()
+        check_temperature(temperature)
+        check_warmup(warmup_epochs)
+        if weighting not in losses.WEIGHTINGS:
+            valid = ", ".join(losses.WEIGHTINGS)
+            raise EdkdError(f"distiller.weighting is {weighting!r}; valid: {valid} (see conf/distiller/edkd.yaml)")
+        self.ce_weight = ce_weight
+        self.alpha = alpha
+        self.beta = beta
+        self.temperature = temperature
+        self.warmup_epochs = warmup_epochs
+        self.weighting = weighting
+
+    def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
+        """Losses: `ce`, `kd`. Metrics: `edkd/beta_mean`, `edkd/confidence_mean`."""
+        ce = losses.cross_entropy(student.logits, batch.target)
+        parts = losses.decouple(student.logits, logits_of(teacher), batch.target, self.temperature)
+        confidence = losses.edkd_confidence(parts.teacher_log_odds)
+        beta = losses.edkd_beta(confidence, self.beta)
+        edkd = losses.edkd_combine(parts, self.alpha, beta, self.weighting)
+        weight = warmup_weight(batch.epoch, self.warmup_epochs)
+        return Outcome(
+            {"ce": self.ce_weight * ce, "kd": weight * edkd},
+            {"edkd/beta_mean": beta.mean(), "edkd/confidence_mean": confidence.mean()},
+        )

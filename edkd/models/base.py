@@ -1,0 +1,84 @@
+"""What every network returns, and what the families share."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Prediction(NamedTuple):
+    """One forward pass; B images, K classes.
+
+    A network called with ``want_feats=False`` fills in ``logits`` alone, and computes and keeps nothing for the rest.
+    """
+
+    logits: Tensor
+    """[B, K], before the softmax."""
+
+    feats: tuple[Tensor, ...] = ()
+    """One [B, C, H, W] map a stage, the stem's first."""
+
+    preact_feats: tuple[Tensor, ...] = ()
+    """The same maps before the ReLU that ends each stage (WideResNet: after the batch norm that follows it), but for
+    the first, which is the first of `feats` again: the benchmark's convention. Empty where a family has no such point
+    (MobileNetV2)."""
+
+    pooled_feat: Tensor | None = None
+    """[B, C], what the classifier receives."""
+
+
+class StagePass(NamedTuple):
+    """The last map of a pass through the stages of a network, and the maps that were kept on the way."""
+
+    last: Tensor
+    feats: tuple[Tensor, ...]
+    preact_feats: tuple[Tensor, ...]
+
+
+def through_stages(stem: Tensor, stages: Iterable[nn.Sequential], want_feats: bool) -> StagePass:
+    """Run stages whose blocks return their result before its last ReLU, from the stem's map [B, C, H, W].
+
+    That ReLU sits here, not in the blocks, so that the map before it can be kept at the end of a stage, and
+    overwritten everywhere else.
+    """
+    x = stem
+    feats, preact_feats = ([x], [x]) if want_feats else ([], [])
+    for stage in stages:
+        last_block = len(stage) - 1
+        for i, block in enumerate(stage):
+            keep = want_feats and i == last_block
+            preact = block(x)
+            x = F.relu(preact, inplace=not keep)
+            if keep:
+                feats.append(x)
+                preact_feats.append(preact)
+    return StagePass(x, tuple(feats), tuple(preact_feats))
+
+
+def global_average(x: Tensor) -> Tensor:
+    """Average [B, C, H, W] over the image to [B, C]."""
+    return x.mean(dim=(2, 3))
+
+
+def init_convolutions(network: nn.Module) -> None:
+    """Draw convolutions from normal(0, 2 / (k²·out_channels)), biases zero (He et al. 2015, fan-out mode).
+
+    Batch norms start as torch makes them, with weight 1 and bias 0.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def init_classifier(classifier: nn.Linear) -> None:
+    """Draw the weights of a classifier from normal(0, 0.01²), bias zero, as VGG and MobileNet do."""
+    nn.init.normal_(classifier.weight, std=0.01)
+    nn.init.zeros_(classifier.bias)
+
+
+def channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    """Interleave the channels of `groups` equal groups, [B, C, H, W] (Zhang et al., ShuffleNet, 2018, figure 1)."""
+    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)

@@ -1,0 +1,209 @@
+"""What a sweep tells a person: its plan, its progress, its summary. All of it is read from journals."""
+
+import contextlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from edkd import journal, tracking
+from edkd.config import Tracking
+from edkd.console import LOG, console
+from edkd.errors import EdkdError
+from edkd.journal import RunState
+from edkd.plan import Job
+
+WORDS = {
+    "new": "new",
+    "interrupted": "to resume",
+    "failed": "to resume (failed before)",
+    "running": "running elsewhere",
+    "finished": "finished",
+}
+LONG_PLAN = 60  # rows; a longer plan is told in numbers
+POLL = 0.5  # seconds
+
+
+class Planned(Protocol):
+    """The part of `sweep.Sweep` that is told."""
+
+    students: list[Job]
+    teachers: list[Job]
+
+    @property
+    def id(self) -> str:
+        """Names the sweep."""
+
+
+def show_plan(planned: Planned, states: Mapping[str, RunState]) -> None:
+    """Print what the sweep will do: every run with its state, then the numbers."""
+    out = Console(soft_wrap=True)
+    jobs = [*planned.teachers, *planned.students]
+    if len(jobs) <= LONG_PLAN:
+        table = Table("stage", "run", "state", box=None, pad_edge=False)
+        for job in jobs:
+            stage = "1 teacher" if job in planned.teachers else "2 student"
+            state = states[job.run]
+            done = f", after epoch {max(state.epochs)}" if state.status != "finished" and state.epochs else ""
+            table.add_row(stage, job.name, WORDS[state.status] + done)
+        out.print(table)
+    counts = Counter(WORDS[states[job.run].status] for job in planned.students)
+    numbers = ", ".join(f"{count} {word}" for word, count in counts.items())
+    missing = sum(states[job.run].status != "finished" for job in planned.teachers)
+    out.print(f"sweep {planned.id}: {len(planned.students)} runs: {numbers}; teachers to train first: {missing}")
+
+
+def show_summary(planned: Planned, outcome: Mapping[str, RunState]) -> int:
+    """Print what became of the sweep, each failure with its log, and return the number of runs that are not done."""
+    jobs = [*planned.teachers, *planned.students]
+    lost = [job for job in jobs if outcome[job.run].status != "finished"]
+    print(f"sweep {planned.id}: {len(jobs) - len(lost)} of {len(jobs)} runs finished")
+    failed_teachers = {f"run:{job.run}" for job in planned.teachers if job in lost}
+    for job in lost:
+        state = outcome[job.run]
+        if state.status == "failed":
+            what = f"failed: {state.error}"
+        elif state.status == "running":
+            what = f"is running in another process ({_holder(state)})"
+        elif job.teacher_id in failed_teachers:
+            what = f"not started: its teacher {job.settings.teacher.name} is missing"
+        else:
+            what = f"vanished after epoch {max(state.epochs, default=0)}: its process died without a word"
+        print(f"  {job.name} {what}; see {job.directory / 'run.log'}")
+    if lost:
+        print("run the same command again to continue")
+    return len(lost)
+
+
+def _holder(state: RunState) -> str:
+    holder = state.holder or {}
+    return f"pid {holder.get('pid')} on {holder.get('host')}"
+
+
+@contextlib.contextmanager
+def watch(jobs: Sequence[Job], parallel: int) -> Iterator[None]:
+    """Show the progress of jobs while the block runs: a bar on a terminal, and a line for each run that ends."""
+    stop = threading.Event()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        view = _View(jobs, parallel, progress)
+        thread = threading.Thread(target=view.follow, args=(stop,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+class _View:
+    """The journals of some jobs, as a progress bar."""
+
+    def __init__(self, jobs: Sequence[Job], parallel: int, progress: Progress) -> None:
+        self.jobs, self.parallel, self.progress = list(jobs), parallel, progress
+        self.states = {job.run: journal.tail_state(job.directory) for job in jobs}
+        self.seen = {job.run: 0.0 for job in jobs}
+        self.done: set[str] = set()
+        total = sum(job.settings.schedule.epochs for job in jobs)
+        self.overall: TaskID = progress.add_task("", total=total, left="")
+
+    def follow(self, stop: threading.Event) -> None:
+        while not stop.wait(POLL):
+            self.refresh()
+        self.refresh()
+
+    def refresh(self) -> None:
+        for job in self.jobs:
+            path = job.directory / journal.FILE
+            with contextlib.suppress(OSError, EdkdError):
+                changed = path.stat().st_mtime
+                if job.run not in self.done and changed != self.seen[job.run]:
+                    self.states[job.run] = journal.tail_state(job.directory)
+                    self.seen[job.run] = changed
+                    self._tell(job)
+        epochs = {job.run: max(self.states[job.run].epochs, default=0) for job in self.jobs}
+        running = [job for job in self.jobs if self.states[job.run].status == "running"]
+        active = ", ".join(f"{j.settings.pair} {j.settings.method} {epochs[j.run]}" for j in running[:2])
+        description = f"runs {len(self.done)}/{len(self.jobs)} · epochs {sum(epochs.values())}"
+        left = self.seconds_left(epochs)
+        self.progress.update(
+            self.overall,
+            completed=sum(epochs.values()),
+            description=f"{description}/{self.total} · {active}" if active else f"{description}/{self.total}",
+            left=f"about {_clock(left)} left" if left is not None else "",
+        )
+
+    @property
+    def total(self) -> int:
+        return sum(job.settings.schedule.epochs for job in self.jobs)
+
+    def _tell(self, job: Job) -> None:
+        state = self.states[job.run]
+        if state.status == "finished" and state.end is not None:
+            self.done.add(job.run)
+            last, best = state.end["last"]["top1"], state.end["best"]["top1"]
+            console.print(f"{job.name}: top-1 last {last:.2f} %, best {best:.2f} %, {state.end['seconds']:.0f} s")
+        elif state.status == "failed":
+            console.print(f"{job.name}: failed: {state.error}", markup=False)
+
+    def seconds_left(self, epochs: Mapping[str, int]) -> float | None:
+        """From the seconds that epochs took: the run's own, else those of its pair, else the mean of all."""
+        known: dict[str, list[float]] = {}
+        for job in self.jobs:
+            last = self.states[job.run].last_epoch
+            if last is not None:
+                cost = sum(last["seconds"].values())
+                for key in (job.run, job.settings.pair, ""):
+                    known.setdefault(key, []).append(cost)
+        if not known:
+            return None
+        left = 0.0
+        for job in self.jobs:
+            if job.run not in self.done:
+                costs = known.get(job.run) or known.get(job.settings.pair) or known[""]
+                left += (job.settings.schedule.epochs - epochs[job.run]) * sum(costs) / len(costs)
+        return left / self.parallel
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%H:%M:%S", time.gmtime(seconds)) if seconds < 86400 else f"{seconds / 86400:.1f} days"
+
+
+class SweepTracking:
+    """The sweep's parent run in MLflow; what goes wrong here is logged and changes nothing."""
+
+    def __init__(self, sweep: str, where: Tracking) -> None:
+        self.sweep, self.where = sweep, where
+        self.place: dict[str, Any] = {"uri": where.uri, "experiment": where.experiment, "artifacts": where.artifacts}
+
+    def start(self) -> None:
+        """Make the parent run, so that every child finds it."""
+        if self.where.uri is not None:
+            with self._tolerant():
+                tracking.start_sweep(self.sweep, **self.place)
+
+    def finish(self, outcome: Iterable[RunState]) -> None:
+        """Give the parent run its status and the number of runs in each state."""
+        counts = Counter(state.status for state in outcome)
+        if self.where.uri is not None:
+            with self._tolerant():
+                status: tracking.Status = "FINISHED" if set(counts) <= {"finished"} else "FAILED"
+                tracking.finish_sweep(self.sweep, **self.place, status=status, counts={**counts})
+
+    @contextlib.contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        try:
+            yield
+        except EdkdError as error:
+            LOG.warning("%s; `edkd sync` brings MLflow up to date later", error)

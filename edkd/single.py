@@ -1,0 +1,64 @@
+"""One run, started by hand."""
+
+from pathlib import Path
+from typing import Any
+
+from edkd import config, plan, teachers, tracking
+from edkd.console import LOG, console
+from edkd.errors import EdkdError
+from edkd.run import execute, pick_device, store
+
+
+def run_one(resolved: dict[str, Any], method: str) -> None:
+    """Train the run that a configuration describes; `+dry_run=true` says which one it is and stops.
+
+    Raises EdkdError for bad input, a missing teacher, or a tracking store that cannot be written.
+    """
+    dry_run = bool(resolved.pop("dry_run", False))
+    given = config.settings(resolved, method)
+    pick_device(given.engine.device)
+    teacher_id = None
+    if given.needs_teacher:
+        entry = teachers.find(store(given), given.dataset.key, given.teacher.name)
+        if entry is None:
+            raise teachers.missing(given.dataset.key, given.teacher.name, store(given))
+        check_strength(given, entry)
+        teacher_id = entry.id
+    job = plan.make_job(resolved, method, teacher_id)
+    if dry_run:
+        console.print(f"would train {job.name} for {given.schedule.epochs} epochs, in {job.directory}")
+        return
+    open_tracking(given.tracking)
+    finished = execute(job, sweep=None, show=True)
+    assert finished.end is not None
+    last, best = finished.end["last"], finished.end["best"]
+    print(
+        f"{job.name}\ntop-1 last {last['top1']:.2f} %, "
+        f"best {best['top1']:.2f} % (epoch {best['epoch']}, chosen on the {best['by']} set)\n"
+        f"in {job.directory}; `make table` for the table, `make ui` for the curves"
+    )
+
+
+def check_strength(given: config.Settings, entry: teachers.Entry) -> None:
+    """Refuse a teacher that was trained here for fewer epochs than its student will be, unless that is wanted."""
+    if given.allow_weak_teacher or entry.epochs is None or entry.epochs >= given.schedule.epochs:
+        return
+    raise EdkdError(
+        f"teacher {entry.name} of {entry.dataset} was trained for {entry.epochs} epochs, the student is to train "
+        f"{given.schedule.epochs}: remove {Path(entry.path)} to train it anew, or set allow_weak_teacher=true"
+    )
+
+
+def open_tracking(where: config.Tracking) -> None:
+    """Create MLflow's store before any run needs it.
+
+    A SQLite file that cannot be used is an error now; a server that is away costs nothing but `edkd sync` later.
+    """
+    if where.uri is None:
+        return
+    try:
+        tracking.create_store(uri=where.uri, experiment=where.experiment, artifacts=where.artifacts)
+    except EdkdError as error:
+        if not where.uri.startswith(("http://", "https://")):
+            raise EdkdError(f"{error}; or run with tracking=journal") from error
+        LOG.warning("%s; training goes on, `edkd sync` brings MLflow up to date later", error)

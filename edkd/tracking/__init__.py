@@ -1,0 +1,33 @@
+"""From journals to MLflow. The only package that imports mlflow, and only inside functions, for it takes seconds.
+
+There is one way: bring MLflow up to date with what the journal in a run's directory says (`sync_run`). `LiveTracker`
+goes it beside the training after each epoch, ``edkd sync`` goes it later for all runs (`sync_all`). What MLflow has
+already is read from MLflow, so that doing it twice, or from several processes at once, changes nothing. Tags of ours:
+
+- ``edkd.run``     the hash of the configuration: the identity of the run within its experiment
+- ``edkd.synced``  the last epoch that was logged, and a digest of all values up to it
+- ``edkd.state``   the status that was logged, and since when the run has it
+- ``edkd.sweep``   on the parent run of a sweep: which sweep
+
+`story` turns a journal into plain data and `store` opens the MLflow store; `sync`, `sweeps` and `live` write,
+`load` reads.
+"""
+
+from edkd.tracking.live import LiveTracker
+from edkd.tracking.load import history, load_runs
+from edkd.tracking.store import create_store
+from edkd.tracking.sweeps import finish_sweep, start_sweep
+from edkd.tracking.sync import SyncReport, SyncResult, sync_all, sync_run
+
+__all__ = [
+    "LiveTracker",
+    "SyncReport",
+    "SyncResult",
+    "create_store",
+    "finish_sweep",
+    "history",
+    "load_runs",
+    "start_sweep",
+    "sync_all",
+    "sync_run",
+]

@@ -1,0 +1,73 @@
+"""Tracking beside the training: a thread that syncs when it is told of news, and never holds anybody up."""
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+from edkd.tracking.store import redacted
+from edkd.tracking.sync import sync_run
+
+FIRST_PAUSE = 30.0  # seconds without a try after a failure; doubled with each further one
+LONGEST_PAUSE = 600.0
+
+log = logging.getLogger(__name__)
+
+
+class LiveTracker:
+    """Keeps MLflow up to date with the journal in a run's directory while the run trains.
+
+    Works from the moment it is made, in a daemon thread. Whatever goes wrong there is one warning in the log, and is
+    tried again at a later epoch, after pauses that grow; the journal has all for ``edkd sync``.
+    """
+
+    def __init__(self, run_dir: Path, *, uri: str, experiment: str, artifacts: str | None) -> None:
+        self._run_dir = Path(run_dir)
+        self._uri, self._experiment, self._artifacts = uri, experiment, artifacts
+        self._news = threading.Event()
+        self._closing = threading.Event()
+        self._up_to_date = False
+        self._warned = False
+        self._news.set()  # importing MLflow takes seconds: begin at once
+        self._thread = threading.Thread(target=self._work, name="edkd-tracking", daemon=True)
+        self._thread.start()
+
+    def notify(self) -> None:
+        """Say that the journal has grown. Returns at once."""
+        self._news.set()
+
+    def close(self, timeout: float = 60.0) -> bool:
+        """Sync a last time and stop; True if MLflow has all there is. Returns after ``timeout`` seconds at the latest.
+
+        On an ordinary store this takes milliseconds; a run of a few seconds waits here for MLflow's import.
+        """
+        self._closing.set()
+        self._news.set()
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            self._warn(f"not done after {timeout:g} s")
+            return False
+        return self._up_to_date
+
+    def _work(self) -> None:
+        pause, resting_until = FIRST_PAUSE, 0.0
+        while True:
+            self._news.wait()
+            self._news.clear()
+            closing = self._closing.is_set()  # after clear: what is asked for later wakes the thread again
+            if closing or time.monotonic() >= resting_until:
+                try:
+                    sync_run(self._run_dir, uri=self._uri, experiment=self._experiment, artifacts=self._artifacts)
+                    self._up_to_date, pause = True, FIRST_PAUSE
+                except Exception as error:  # tracking must not fail a run, whatever happens to it
+                    self._up_to_date = False
+                    self._warn(redacted(" ".join(str(error).split())) or type(error).__name__)
+                    resting_until = time.monotonic() + pause
+                    pause = min(2 * pause, LONGEST_PAUSE)
+            if closing:
+                return
+
+    def _warn(self, reason: str) -> None:
+        if not self._warned:
+            self._warned = True
+            log.warning("tracking failed: %s; training goes on; `edkd sync` will bring MLflow up to date", reason)

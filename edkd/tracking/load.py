@@ -1,0 +1,51 @@
+"""Reading MLflow: what the analysis needs, as plain data."""
+
+import re
+from typing import Any
+
+from edkd.errors import EdkdError
+from edkd.tracking.store import one_line, open_existing, redacted, search
+
+
+def load_runs(uri: str, experiment: str, tags: dict[str, str] | None = None) -> list[dict[str, Any]]:
+    """All training runs of an experiment that carry the given tags; the parent runs of sweeps are left out.
+
+    Each is {"run_id", "name", "status", "tags", "params", "metrics", "start_time", "end_time"}: tags and params are
+    text by name, metrics the latest value by name, times unix milliseconds (end_time None while it runs). Oldest
+    first. Raises `EdkdError` if the store or the experiment does not exist, or a tag cannot be searched for.
+    """
+    conditions = ["tags.`edkd.run` LIKE '%'"]
+    for key, value in (tags or {}).items():
+        if re.search(r"[`'\"]", key + value):
+            raise EdkdError(f"tag {key}={value} cannot be searched for: leave out the quotes")
+        conditions.append(f"tags.`{key}` = '{value}'")
+    with one_line(uri):
+        client = open_existing(uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            known = ", ".join(sorted(each.name for each in client.search_experiments())) or "none"
+            raise EdkdError(f"MLflow store {redacted(uri)} has no experiment {experiment!r}; it has: {known}")
+        runs = search(client, found.experiment_id, " and ".join(conditions))
+    return [
+        {
+            "run_id": run.info.run_id,
+            "name": run.info.run_name,
+            "status": run.info.status,
+            "tags": dict(run.data.tags),
+            "params": dict(run.data.params),
+            "metrics": dict(run.data.metrics),
+            "start_time": run.info.start_time,
+            "end_time": None if run.info.status == "RUNNING" else run.info.end_time,
+        }
+        for run in runs
+    ]
+
+
+def history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
+    """The values of one metric as (step, value), by step; of a step that was logged twice the later value counts.
+
+    Empty for an unknown run or metric. Raises `EdkdError` if the store does not exist.
+    """
+    with one_line(uri):
+        measured = open_existing(uri).get_metric_history(run_id, key)
+    return sorted({each.step: each.value for each in sorted(measured, key=lambda each: each.timestamp)}.items())

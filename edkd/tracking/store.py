@@ -1,0 +1,225 @@
+"""Opening an MLflow store: SQLite on one machine, a server or its database for several."""
+
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import re
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from filelock import FileLock, Timeout
+
+from edkd.errors import EdkdError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+PATIENCE = 60  # seconds to wait for another process of ours that talks to MLflow
+
+_SQLITE = "sqlite:///"
+_SCHEMES = ("http", "https", "postgresql", "mysql", "mssql")
+_LONGEST = 300  # characters of a message that is not ours
+_PAGE = 1000  # runs in one answer
+_ENVIRONMENT = {  # what the user has set stays
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "GIT_PYTHON_REFRESH": "quiet",  # no word about a missing git program
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds: an absent server is noticed soon; MLflow would try for minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+}
+
+
+class Store(NamedTuple):
+    """An open MLflow store and one experiment in it."""
+
+    client: "MlflowClient"
+    uri: str
+    experiment: str
+    experiment_id: str
+
+
+def create_store(*, uri: str, experiment: str, artifacts: str | None) -> None:
+    """Make sure that the MLflow store and the experiment exist.
+
+    To be called once before jobs start. ``artifacts`` is the folder or URI for the experiment's files, used when the
+    experiment is made; None leaves it to the server. Raises `EdkdError` for a store that cannot be reached, created
+    or written.
+    """
+    with one_line(uri):
+        open_store(uri, experiment, artifacts)
+
+
+def open_store(uri: str, experiment: str, artifacts: str | None) -> Store:
+    """The store and its experiment, made where absent; opened once in a process."""
+    return _open(_resolve(uri), experiment, artifacts)
+
+
+def open_existing(uri: str) -> "MlflowClient":
+    """A client to a store that exists; nothing is created. Raises `EdkdError` for a SQLite file that is not there."""
+    uri = _resolve(uri)
+    path = _sqlite_path(uri)
+    if path is not None and not (path.is_file() and path.stat().st_size):
+        raise EdkdError(f"there is no MLflow store at {path}: no run was tracked there; `edkd sync` reads journals in")
+    return _connect(uri)
+
+
+@contextlib.contextmanager
+def one_line(uri: str) -> Iterator[None]:
+    """Turn whatever goes wrong with the store into an `EdkdError` of one line, without the password in the URI."""
+    try:
+        yield
+    except EdkdError:
+        raise
+    except Timeout as error:
+        raise EdkdError(f"another process keeps {error.lock_file} locked; try again when it is done") from error
+    except Exception as error:
+        if not _is_foreign(error):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if len(reason) > _LONGEST:
+            reason = f"{reason[:_LONGEST]}…"
+        raise EdkdError(f"MLflow store {redacted(uri)} failed: {redacted(reason)}") from error
+
+
+def lock(store: Store) -> FileLock:
+    """Keeps the processes of one user on one machine from making the same thing twice."""
+    return _lock(store.uri)
+
+
+def search(client: "MlflowClient", experiment_id: str, condition: str) -> "list[Run]":
+    """All runs that meet the condition and are not deleted, oldest first."""
+    runs: list[Run] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs(
+            [experiment_id],
+            condition,
+            max_results=_PAGE,
+            order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
+            page_token=token,
+        )
+        runs.extend(page)
+        token = page.token
+        if not token:
+            return runs
+
+
+def find_one(store: Store, condition: str) -> "Run | None":
+    """The oldest run that meets the condition. Younger twins, which hosts without a common lock may make, go."""
+    runs = search(store.client, store.experiment_id, condition)
+    for twin in runs[1:]:
+        store.client.delete_run(twin.info.run_id)
+    return runs[0] if runs else None
+
+
+def redacted(text: str) -> str:
+    """The text without the user and password of URIs in it."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
+
+
+@functools.cache
+def _open(uri: str, experiment: str, artifacts: str | None) -> Store:
+    path = _sqlite_path(uri)
+    if path is not None:
+        _probe(path)
+    client = _connect(uri)
+    return Store(client, uri, experiment, _experiment_id(client, uri, experiment, artifacts))
+
+
+def _experiment_id(client: "MlflowClient", uri: str, experiment: str, artifacts: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    if artifacts is not None and "://" not in artifacts:
+        artifacts = Path(artifacts).resolve().as_uri()  # a plain path with a % in it would be misread
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        try:
+            return client.create_experiment(experiment, artifact_location=artifacts)
+        except MlflowException as error:  # another process was faster
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(experiment)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise EdkdError(
+            f"experiment {experiment!r} of the MLflow store {redacted(uri)} was deleted: restore it "
+            f"(`mlflow experiments restore --experiment-id {found.experiment_id}`) or set another name"
+        )
+    return found.experiment_id
+
+
+def _connect(uri: str) -> "MlflowClient":
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    # MLflow's own words are not needed: what fails is raised, and said by us.
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    if _sqlite_path(uri) is None:
+        return MlflowClient(uri)
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  # takes seconds, better spent without the lock
+
+    with _lock(uri):  # MLflow makes the schema at first use, and fails if several processes do so at once
+        return MlflowClient(uri)
+
+
+def _resolve(uri: str) -> str:
+    """The URI, with an absolute path if it is SQLite's. Raises `EdkdError` for one that MLflow would refuse."""
+    scheme = uri.partition("://")[0].partition("+")[0] if "://" in uri else ""
+    if scheme in _SCHEMES:
+        return uri
+    path, question, query = uri.removeprefix(_SQLITE).partition("?")
+    if not uri.startswith(_SQLITE) or path in ("", ":memory:"):
+        allowed = f"{_SQLITE}FILE, {', '.join(f'{each}://…' for each in _SCHEMES)}"
+        why = "folders such as ./mlruns, which MLflow has given up, " if scheme in ("", "file") else "this "
+        raise EdkdError(f"tracking URI {redacted(uri)!r}: {why}cannot be used; allowed are {allowed}")
+    return f"{_SQLITE}{Path(path).resolve()}{question}{query}"
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    return Path(uri.removeprefix(_SQLITE).partition("?")[0]) if uri.startswith(_SQLITE) else None
+
+
+def _lock(uri: str) -> FileLock:
+    path = _sqlite_path(uri)
+    if path is None:
+        name = hashlib.sha256(uri.encode()).hexdigest()[:16]
+        return FileLock(Path(tempfile.gettempdir()) / f"edkd-mlflow-{os.getuid()}-{name}.lock", timeout=PATIENCE)
+    return FileLock(path.with_name(f"{path.name}.lock"), timeout=PATIENCE)
+
+
+def _probe(path: Path) -> None:
+    """See whether SQLite can write to the file, leaving it as it was; raises `EdkdError` that says why not.
+
+    MLflow itself would try for minutes, and then show its stack.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            ((version,),) = database.execute("PRAGMA user_version")
+            database.execute(f"PRAGMA user_version = {version}")  # a write: needs the file and its folder writable
+            database.execute("ROLLBACK")
+    except (OSError, sqlite3.Error) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise EdkdError(
+            f"MLflow store {path} cannot be used ({reason}): it has to be a writable SQLite file in a writable folder; "
+            "tracking.uri names another, tracking=journal does without"
+        ) from error
+
+
+def _is_foreign(error: Exception) -> bool:
+    """Whether an exception is MLflow's, its database's or the system's, and not a mistake in our code."""
+    if isinstance(error, OSError | sqlite3.Error):
+        return True
+    return type(error).__module__.partition(".")[0] in ("mlflow", "sqlalchemy", "alembic", "requests", "urllib3")

@@ -1,0 +1,149 @@
+"""What a journal has to tell MLflow, as plain data: parameters, tags, metrics, status. Knows nothing of MLflow."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edkd.journal import Record
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]  # MLflow's words
+
+PARAM_LENGTH = 6000  # characters, MLflow's limit for the value of a parameter
+TAG_LENGTH = 5000  # characters: the limit of MLflow's older servers, newer ones take 8000
+
+_VERDICTS: dict[str, Status] = {"end": "FINISHED", "failure": "FAILED", "interrupted": "KILLED"}
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch: ``metrics`` by name, ``time`` in ms, and a ``digest`` of the values of all epochs up to this one."""
+
+    number: int
+    time: int
+    metrics: dict[str, float]
+    digest: str
+
+    @property
+    def mark(self) -> str:
+        """Says how far a run was logged, and which values: ``<epoch>:<digest>``."""
+        return f"{self.number}:{self.digest}"
+
+
+@dataclass(frozen=True)
+class Story:
+    """A run as its journal tells it. All times are unix milliseconds."""
+
+    run: str  # the hash of its configuration
+    name: str
+    sweep: str | None
+    started: int
+    params: dict[str, str]
+    tags: dict[str, str]
+    epochs: list[Epoch]  # in order, each once
+    status: Status
+    since: int  # when the run reached this status
+    final: dict[str, float]  # last/… and best/… of a finished run
+    summary: Record | None  # the end record of a finished run
+    error: str | None
+
+    @property
+    def state(self) -> str:
+        """The status and since when: differs whenever the run was started, ended, failed or stopped once more."""
+        return f"{self.status}@{self.since}"
+
+
+def tell(records: list[Record], *, held: bool) -> Story | None:
+    """Sum up the records of one journal; ``held`` says whether a process holds the run's directory now.
+
+    A run without a last word is running where it is held and was killed where it is not. Of an epoch that was
+    written more than once the last record counts. None if no start was recorded: there is nothing to tell yet.
+    """
+    starts = [record for record in records if record["event"] == "start"]
+    if not starts:
+        return None
+    start, last = starts[-1], records[-1]
+    status: Status = _VERDICTS.get(last["event"], "RUNNING" if held else "KILLED")
+    sweeps = [record["sweep"] for record in starts if record.get("sweep")]
+    return Story(
+        run=start["run"],
+        name=start["name"],
+        sweep=sweeps[-1] if sweeps else None,
+        started=_milliseconds(starts[0]),
+        params=flatten(start["config"]),
+        tags=_tags(start, last, attempts=len(starts)),
+        epochs=_epochs(records),
+        status=status,
+        since=_milliseconds(start if status == "RUNNING" else last),
+        final=_final(last),
+        summary=last if status == "FINISHED" else None,
+        error=str(last.get("error"))[:TAG_LENGTH] if status == "FAILED" else None,
+    )
+
+
+def flatten(config: dict[str, Any]) -> dict[str, str]:
+    """A nested configuration as one level of dotted keys, in the characters and lengths that MLflow takes.
+
+    >>> flatten({"distiller": {"temperature": 4.0}, "seed": 0})
+    {'distiller.temperature': '4.0', 'seed': '0'}
+    """
+    return {re.sub(r"[^\w.\- /]", "_", key): str(value)[:PARAM_LENGTH] for key, value in _leaves(config, "")}
+
+
+def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _epochs(records: list[Record]) -> list[Epoch]:
+    latest = {record["epoch"]: record for record in records if record["event"] == "epoch"}
+    epochs = []
+    digest = ""
+    for number, record in sorted(latest.items()):
+        values = json.dumps([number, record["metrics"]], sort_keys=True)
+        digest = hashlib.sha256(f"{digest}{values}".encode()).hexdigest()[:16]
+        measured = {
+            **record["metrics"],
+            **{f"seconds/{phase}": value for phase, value in record.get("seconds", {}).items()},
+            "images_per_second": record.get("images_per_second"),
+        }
+        epochs.append(Epoch(number, _milliseconds(record), _numbers(measured), digest))
+    return epochs
+
+
+def _tags(start: Record, last: Record, *, attempts: int) -> dict[str, str]:
+    teacher = start.get("teacher") or {}
+    tags = {
+        **start["tags"],
+        "host": start.get("host"),
+        "device": start.get("device"),
+        "threads": start.get("threads"),
+        "data_sha256": start.get("data_sha256"),
+        "sweep": start.get("sweep"),
+        "attempts": attempts,
+        **{f"teacher_{key}": value for key, value in teacher.items()},
+        **{f"versions.{package}": version for package, version in start.get("versions", {}).items()},
+        "best_by": last.get("best", {}).get("by"),
+    }
+    return {key: str(value)[:TAG_LENGTH] for key, value in tags.items() if value is not None}
+
+
+def _final(last: Record) -> dict[str, float]:
+    if last["event"] != "end":
+        return {}
+    named = {f"{which}/{key}": value for which in ("last", "best") for key, value in last[which].items()}
+    return _numbers({**named, "seconds": last.get("seconds")})
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    """Without what is no number: text, and null, as which the journal writes NaN and infinity."""
+    return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
+
+
+def _milliseconds(record: Record) -> int:
+    return int(record["time"] * 1000)

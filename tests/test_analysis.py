@@ -1,0 +1,405 @@
+"""The table: which runs enter it, what the numbers are, and what it says about itself."""
+
+import json
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import literature, load
+from analysis import statistics as st
+from analysis.__main__ import main
+from edkd import tracking
+
+PAIR, OTHER = "vgg13-vgg8", "wrn_40_2-wrn_16_2"
+RECIPE = "240ep-b64-fp32-1a2b3c4d"
+
+
+def make(method="kd", pair=PAIR, seed=1, top1=70.0, **changes):
+    """A finished run as `load_runs` gives it; best is the last epoch's accuracy + 1."""
+    teacher, student = pair.split("-") if "-" in pair else ("", pair)
+    cell = changes.pop("cell", f"c{abs(hash((method, pair))):x}"[:12])
+    epochs = changes.pop("epochs", 240)
+    tags = {"pair": pair, "teacher": teacher, "student": student, "distiller": method, "dataset": "cifar100"}
+    tags |= {"seed": str(seed), "recipe": RECIPE, "cell": cell, "config_hash": f"{cell}{seed}", "best_by": "test"}
+    tags |= {"git_commit": "0123456789abcdef", "git_dirty": "False"}
+    tags |= {"teacher_top1": "74.64", "teacher_id": "t1"} if teacher else {}
+    metrics = {"last/top1": top1, "last/top5": 90.0, "last/loss": 1.0, "last/epoch": float(epochs)}
+    metrics |= {"best/top1": top1 + 1, "best/top5": 91.0, "best/loss": 1.0, "best/epoch": epochs - 5.0}
+    name = changes.pop("name", f"{pair}/{method}-s{seed}")
+    started = changes.pop("started", 1_790_000_000_000)
+    status = changes.pop("status", "FINISHED")
+    params = {"seed": str(seed), **changes.pop("params", {})}
+    tags |= changes
+    return {
+        "run_id": f"{name}@{started}",
+        "name": name,
+        "status": status,
+        "tags": tags,
+        "params": params,
+        "metrics": metrics if status == "FINISHED" else {"test/top1": 12.0},
+        "start_time": started,
+        "end_time": started,
+    }
+
+
+@pytest.fixture
+def analyse(monkeypatch, tmp_path, capsys):
+    """Run the command on the given runs: (exit code, table.md, table.csv as a frame, standard error)."""
+
+    def call(runs, *arguments):
+        for old in tmp_path.glob("out/*"):
+            old.unlink()
+        monkeypatch.setattr(load, "load_runs", lambda uri, experiment: runs)
+        code = main(["--uri", "http://127.0.0.1:1", "--out", str(tmp_path / "out"), *arguments])
+        text, csv = tmp_path / "out/table.md", tmp_path / "out/table.csv"
+        assert text.exists() == csv.exists() == (code == 0), "both files or none"
+        found = (text.read_text(encoding="utf-8").replace("\u00a0", " "), pd.read_csv(csv)) if code == 0 else ("", None)
+        assert sorted(p.name for p in tmp_path.glob("out/*")) == (["table.csv", "table.md"] if code == 0 else [])
+        return code, *found, capsys.readouterr().err
+
+    return call
+
+
+def block(text, title):
+    """One block of the Markdown table: {row label: [cell, ...]}, the header under `teacher`."""
+    lines = text.split(f"## {title}", 1)[1].split("\n## ", 1)[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_statistics_by_hand():
+    assert st.mean([1, 2, 6]) == 3 and st.sd([1, 2, 6]) == pytest.approx(math.sqrt(7))
+    assert math.isnan(st.sd([5.0])) and math.isnan(st.mean([])) and st.summarise([5.0], 0.95)[:2] == (1, 5.0)
+    low, high = st.t_interval([1, 2, 6], 0.95)
+    assert (low + high) / 2 == pytest.approx(3)
+    assert (high - low) / 2 == pytest.approx(4.302653 * math.sqrt(7 / 3), rel=1e-6)  # t(0.975, 2) from the tables
+    assert st.t_interval([4.0, 4.0], 0.95) == (4.0, 4.0)
+    assert all(math.isnan(x) for x in st.t_interval([4.0], 0.95))
+    np.testing.assert_array_equal(st.paired_differences({3: 5.0, 1: 2.0, 9: 0.0}, {1: 1.5, 3: 6.0}), [0.5, -1.0])
+    assert st.paired_differences({1: 1.0}, {2: 1.0}).shape == (0,)
+
+
+def test_t_interval_covers_as_often_as_it_says():
+    draw = random.Random(0)
+    hits = 0
+    for _ in range(2000):
+        low, high = st.t_interval([draw.gauss(70, 0.2) for _ in range(3)], 0.9)
+        hits += low <= 70 <= high
+    assert 0.88 < hits / 2000 < 0.92
+
+
+def test_published_numbers_are_complete():
+    known = literature.read("cifar100")
+    assert list(dict.fromkeys(known["pair"]))[:7] == list(literature.SEVEN)
+    assert (known["teacher"] + "-" + known["student"] == known["pair"]).all() and (known["source"] != "").all()
+    for pair in literature.SEVEN:
+        kd, dkd, edkd = (literature.number(pair, method) for method in ("kd", "dkd", "edkd"))
+        assert (kd.protocol, dkd.protocol, edkd.protocol) == ("last", "best", "best")
+        assert kd.authors is edkd.authors is None and None not in (kd.table, dkd.table, dkd.authors, edkd.table)
+    margins = [literature.number(p, "edkd").table - literature.number(p, "dkd").table for p in literature.SEVEN]
+    assert st.mean(margins) == pytest.approx(0.34, abs=0.005)  # as the third note says
+    assert literature.number("vgg13-vgg8", "dkd") == (74.14, 74.68, "best")
+    assert literature.network("teacher", "resnet110") == 74.31 and literature.network("student", "vgg8") == 70.36
+    assert literature.network("student", "resnet110") is None and literature.number(PAIR, "crd") is None
+
+
+def test_cells_blocks_and_layout(analyse):
+    runs = [make("kd", seed=s, top1=v) for s, v in ((1, 72.0), (2, 73.0), (3, 74.0))]
+    runs += [make("edkd", seed=5, top1=75.5), make("mine", pair="resnet56-resnet20", seed=1, top1=60.0)]
+    code, text, csv, _ = analyse(runs)
+    assert code == 0
+    last, best = block(text, "Last epoch"), block(text, "Best epoch, chosen on the test set itself")
+    pairs = [f"{t}-{s.strip('*¹')}" for t, s in zip(last["teacher"], last["**student**"])]
+    assert pairs == [*literature.SEVEN, "resnet56-resnet20"]
+    assert list(last) == [
+        "teacher",
+        "---",
+        "**student**",
+        "teacher alone",
+        "student alone",
+        "KD",
+        "DKD",
+        "EDKD",
+        "mine",
+    ]
+    assert last["KD"] == ["", "", "", "73.00 ± 1.00 (n=3)<br><sub>published 72.98</sub>", "", "", "", ""]
+    assert best["KD"][3] == "74.00 ± 1.00 (n=3)<br><sub>published [72.98]</sub>"
+    assert last["EDKD"][3] == "75.50 (n=1)<br><sub>published [74.68]</sub>"
+    assert best["EDKD"][3] == "76.50 (n=1)<br><sub>published 74.68</sub>"
+    assert last["mine"] == [""] * 7 + ["60.00 (n=1)"]
+    assert last["DKD"] == best["DKD"] == [""] * 8
+    assert last["teacher alone"][3] == "74.64<br><sub>published 74.64</sub>"
+    assert last["teacher alone"][7] == "74.64<br><sub>published 72.34</sub>"
+    assert [entry for i, entry in enumerate(last["teacher alone"]) if i not in (3, 7)] == [""] * 6
+    assert "REDUCED" not in text and "Paired" not in text  # the seeds 1, 2, 3 and 5 make no pair
+    assert all(note in text for note in literature.NOTES)
+    assert len(csv) == 6 and set(csv["kind"]) == {"last", "best"}
+    row = csv[(csv["kind"] == "best") & (csv["method"] == "kd")].iloc[0]
+    assert (row["n"], row["top1_mean"], row["top1_sd"], row["seeds"]) == (3, 74.0, 1.0, "1 2 3")
+    assert row["top1_values"] == "73.0000 74.0000 75.0000"
+    assert (row["published"], row["published_protocol"], row["same_protocol"]) == (72.98, "last", "no")
+    assert row["top1_ci95_high"] - 74 == pytest.approx(4.302653 / math.sqrt(3), abs=1e-4)
+    assert math.isnan(csv[csv["method"] == "edkd"]["top1_sd"].iloc[0])
+
+
+def test_both_published_numbers_of_dkd(analyse):
+    _, text, _, _ = analyse([make("dkd")])
+    best = block(text, "Best epoch")["DKD"][3]
+    assert best == "71.00 (n=1)<br><sub>published 74.14</sub><br><sub>authors 74.68</sub>"
+
+
+def test_best_epoch_chosen_on_validation_is_not_the_published_protocol(analyse):
+    _, text, _, _ = analyse([make("edkd", best_by="validation")])
+    best = block(text, "Best epoch, chosen on held-out training images (validation)")
+    assert best["EDKD"][3] == "71.00 (n=1)<br><sub>published [74.68]</sub>"
+
+
+def test_paired_differences_by_hand(analyse):
+    runs = [make("kd", seed=s, top1=v) for s, v in ((1, 70.0), (2, 71.0), (4, 50.0))]
+    runs += [make("edkd", seed=s, top1=v) for s, v in ((2, 71.5), (1, 71.5), (3, 99.0))]
+    runs += [make("dkd", seed=3, top1=99.4)]
+    _, text, csv, _ = analyse(runs)
+    gaps = block(text, "Paired differences, last epoch")
+    assert gaps["EDKD − KD"][3] == "+1.00 ± 0.71 (n=2)"  # 1.5 and 0.5
+    assert gaps["EDKD − DKD"][3] == "−0.40 (n=1)"
+    assert gaps["EDKD − KD"][:3] == ["", "", ""]
+    row = csv[(csv["quantity"] == "paired difference") & (csv["method"] == "edkd-kd") & (csv["kind"] == "best")].iloc[0]
+    assert (row["n"], row["top1_mean"], row["seeds"], row["top1_values"]) == (2, 1.0, "1 2", "1.5000 0.5000")
+
+
+def test_students_alone_and_their_teachers(analyse):
+    runs = [make(seed=1), make("vanilla", "vgg8", seed=1, top1=69.0), make("vanilla", "vgg8", seed=2, top1=71.0)]
+    runs += [make("smooth", "vgg8", seed=1, top1=69.5)]  # a method of the user's that needs no teacher
+    runs += [make("vanilla", "vgg13", seed=0, cell=c, top1=74.0) for c in ("a", "b")]  # teachers, no row of the table
+    code, text, csv, _ = analyse(runs)
+    last = block(text, "Last epoch")
+    assert code == 0
+    assert last["student alone"][3] == "70.00 ± 1.41 (n=2)<br><sub>published 70.36</sub>"
+    assert last["student alone"][4] == "" and last["student alone, smooth"][3] == "69.50 (n=1)"
+    assert len(last["teacher"]) == 7, "a network alone is no column"
+    assert set(csv["pair"]) == {PAIR, "vgg8"}
+    assert "runs: 1 distilled students, 3 students alone; seeds: 1" in text
+
+
+def test_teachers_that_differ_are_all_told(analyse):
+    runs = [make("kd"), make("edkd", teacher_top1="73.10")]
+    assert block(analyse(runs)[1], "Last epoch")["teacher alone"][3].startswith("73.10 / 74.64")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "epochs", "title", "reference"),
+    [
+        ("cifar100-50perclass", 240, "# REDUCED: part of CIFAR-100 (cifar100-50perclass), 240 epochs", True),
+        ("cifar100", 20, "# REDUCED: CIFAR-100, only 20 of 240 epochs", True),
+        ("digits", 3, "# digits (not CIFAR-100), 3 epochs", False),
+        ("cifar100", 240, "# CIFAR-100, 240 epochs", False),
+    ],
+)
+def test_what_is_reduced_says_so(analyse, dataset, epochs, title, reference):
+    _, text, csv, _ = analyse([make(dataset=dataset, epochs=epochs), make("dkd", dataset=dataset, epochs=epochs)])
+    assert text.startswith(title)
+    beside = dataset == "cifar100" and epochs == 240
+    assert ("<sub>published" in text) == beside == ("published" in csv)
+    assert ("## Published, full data, 240 epochs: not comparable" in text) == reference
+    if reference:
+        rows = block(text, "Published")
+        assert rows["KD (last epoch)"] == ["73.33", "74.92", "73.54", "72.98", "67.37", "67.35", "74.45"]
+        assert rows["DKD, its authors (best)"] == ["76.32", "76.23", "74.81", "74.68", "69.71", "70.35", "77.07"]
+        assert rows["student alone"][3] == "70.36"
+
+
+def test_data_sets_and_recipes_are_never_mixed(analyse):
+    late = 1_790_000_000_000 + 86_400_000
+    runs = [make(), make("edkd"), make(dataset="digits", recipe="3ep", epochs=3, started=late), make(recipe="8ep-x")]
+    runs += [make("vanilla", "vgg8", dataset="folder", recipe="9ep")]  # makes no table, so it is no choice
+    code, _, _, error = analyse(runs)
+    assert code == 1
+    choices = [line.strip() for line in error.splitlines() if line.startswith("  ")]
+    assert choices == [
+        "--dataset cifar100 --recipe 240ep-b64-fp32-1a2b3c4d   (2 runs, newest 2026-09-21 14:13 UTC)",
+        "--dataset cifar100 --recipe 8ep-x   (1 runs, newest 2026-09-21 14:13 UTC)",
+        "--dataset digits --recipe 3ep   (1 runs, newest 2026-09-22 14:13 UTC)",
+    ]
+    assert len(analyse(runs, "--dataset", "cifar100")[3].splitlines()) == 3
+    code, _, _, error = analyse(runs, "--dataset", "cifar10")
+    assert code == 1 and "'cifar10'" in error and "--dataset digits" in error
+    code, text, csv, _ = analyse(runs, "--dataset", "digits")
+    assert code == 0 and set(csv["dataset"]) == {"digits"} and "--dataset digits --recipe 3ep" in text
+
+
+def test_configurations_are_never_mixed_in_a_cell(analyse):
+    runs = [make(cell="aaaa", seed=s, params={"distiller.temperature": "4.0", "engine.device": "cpu"}) for s in (1, 2)]
+    new = {"distiller.temperature": "2.0", "engine.device": "cuda"}
+    runs.append(make(cell="bbbb", seed=3, top1=60.0, params=new, name="hot", started=1_790_000_000_001))
+    code, _, _, error = analyse(runs)
+    assert code == 1
+    assert f"--cell {PAIR}:kd=aaaa   (2 runs" in error and f"--cell {PAIR}:kd=bbbb   (1 runs" in error
+    assert "distiller.temperature=4.0; runs: vgg13-vgg8/kd-s1, vgg13-vgg8/kd-s2" in error and "runs: hot" in error
+    assert "engine.device" not in error and "seed=" not in error
+    _, text, csv, _ = analyse(runs, "--cell", f"{PAIR}:kd=aa")
+    assert csv["n"].tolist() == [2, 2] and f"--cell {PAIR}:kd=aa" in text
+    assert "- hot: another configuration (cell bbbb) was picked" in text
+    _, text, csv, _ = analyse(runs, "--latest-cell")
+    assert csv["top1_mean"].tolist() == [60.0, 61.0] and "--latest-cell" in text
+
+
+def test_a_cell_that_is_not_there(analyse):
+    code, _, _, error = analyse([make(cell="aaaa")], "--cell", f"{PAIR}:kd=b")
+    assert (code, len(error.splitlines())) == (1, 1) and "aaaa" in error
+    code, _, _, error = analyse([make(cell="aaaa")], "--cell", f"{PAIR}:dkd=a")
+    assert (code, len(error.splitlines())) == (1, 1) and f"{PAIR}:kd" in error
+
+
+def test_a_teacher_that_differs_is_a_configuration_that_differs(analyse):
+    error = analyse([make(cell="aaaa"), make(cell="bbbb", seed=2, teacher_id="t2")])[3]
+    assert "teacher_id=t1" in error and "teacher_id=t2" in error
+
+
+def test_the_newest_of_a_seed_counts_and_the_unfinished_are_told(analyse):
+    runs = [make(seed=1, top1=60.0, name="old", started=1), make(seed=1, top1=70.0, name="new", started=2)]
+    runs += [make(seed=2, status="FAILED", name="broken"), make(seed=3, status="RUNNING", name="busy", cell="zz")]
+    empty = make(seed=4, name="bare")
+    empty["metrics"] = {}
+    code, text, csv, _ = analyse([*runs, empty])
+    assert code == 0 and csv["top1_mean"].tolist() == [70.0, 71.0] and csv["n"].tolist() == [1, 1]
+    told = text.split("## Not in the table")[1].split("## Notes")[0].strip().splitlines()
+    assert told == [
+        "- old: an older run of a configuration and seed that is in the table",
+        "- broken: failed",
+        "- busy: running",
+        "- bare: finished without final metrics",
+    ]
+
+
+def test_sweep_parents_are_no_runs(analyse):
+    parent = make(name="the-parent")
+    parent["tags"] = {"edkd.sweep": "1"}
+    assert "the-parent" not in analyse([parent, make()])[1]
+    code, _, _, error = analyse([parent])
+    assert code == 1 and "launch.py" in error and len(error.splitlines()) == 1
+
+
+def test_nothing_finished_is_one_line(analyse):
+    code, _, _, error = analyse([make(status="FAILED"), make("vanilla", "vgg8")])
+    assert code == 1 and len(error.splitlines()) == 1
+    assert "no finished distillation run among the 2 runs here (1 failed, 1 finished)" in error
+
+
+def test_only_some_pairs(analyse):
+    runs = [
+        make(),
+        make(pair=OTHER),
+        make("vanilla", "wrn_16_2"),
+        make(pair=OTHER, cell="x"),
+        make(pair=OTHER, cell="y"),
+    ]
+    code, text, csv, _ = analyse(runs, "--pairs", PAIR)  # the quarrel about the other pair is no matter here
+    assert code == 0 and block(text, "Last epoch")["teacher"] == ["vgg13"] and set(csv["pair"]) == {PAIR}
+    code, _, _, error = analyse(runs, "--pairs", "vgg13-vgg9")
+    assert code == 1 and "'vgg13-vgg9'" in error and OTHER in error
+    runs.append(make("vanilla", "mobilenetv2"))  # a student alone makes no table
+    code, _, _, error = analyse(runs, "--pairs", "vgg13-mobilenetv2")
+    assert code == 1 and "vgg13-mobilenetv2" in error
+
+
+def test_where_the_code_came_from(analyse):
+    text = analyse([make(), make("dkd", git_commit="fedcba9876543210", git_dirty="True")])[1]
+    assert "git commits: 0123456789, fedcba9876+dirty" in text
+
+
+def test_a_password_stays_out_of_the_table(monkeypatch, tmp_path):
+    monkeypatch.setattr(load, "load_runs", lambda uri, experiment: [make()])
+    assert main(["--uri", "http://me:secret@server", "--out", str(tmp_path)]) == 0
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "--uri http://...@server " in text and "secret" not in text and "me:" not in text
+
+
+@pytest.mark.parametrize("bad", [["--cell", "kd=1"], ["--pairs", "vgg13"], ["--pairs", ","], ["--recipes", "x"]])
+def test_bad_options(bad, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(bad)
+    assert bad[0] in capsys.readouterr().err
+
+
+def test_a_store_that_is_not_there_is_not_made(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([]) == 1
+    error = capsys.readouterr().err
+    assert "no MLflow store at outputs/mlflow.db" in error and "launch.py" in error and len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(load, "load_runs", lambda uri, experiment: [make()])
+    (tmp_path / "file").write_text("")
+    assert main(["--uri", "http://127.0.0.1:1", "--out", str(tmp_path / "file")]) == 1
+    assert "--out" in capsys.readouterr().err
+
+
+def test_an_older_table_survives_a_full_disk(analyse, tmp_path, monkeypatch, capsys):
+    assert analyse([make()])[0] == 0
+    before = (tmp_path / "out/table.md").read_bytes()
+    write = Path.write_text
+
+    def full(path, text, **options):
+        if "table.csv" in path.name:
+            raise OSError(28, "No space left on device")
+        return write(path, text, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert main(["--uri", "http://127.0.0.1:1", "--out", str(tmp_path / "out")]) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert (tmp_path / "out/table.md").read_bytes() == before
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["table.csv", "table.md"]
+
+
+@pytest.mark.parametrize("width", ["60", "80", "250"])
+def test_the_terminal_shows_every_number_at_any_width(monkeypatch, tmp_path, capsys, width):
+    monkeypatch.setenv("COLUMNS", width)
+    runs = [make(m, pair, s, 70 + s) for m in ("kd", "dkd") for pair in literature.SEVEN for s in (1, 2)]
+    runs += [make("x", status="FAILED", name=f"lost-{i}") for i in range(12)]
+    monkeypatch.setattr(load, "load_runs", lambda uri, experiment: runs)
+    assert main(["--uri", "http://127.0.0.1:1", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("71.50") == shown.count("72.50") == 14
+    assert max(len(line) for line in shown.splitlines() if "│" in line) <= int(width)
+    assert ("published [76.01]" in shown) or width != "250"
+    assert "lost-9" in shown and "lost-10" not in shown and "and 2 more" in shown
+    assert f"Saved in {tmp_path / 'table.md'}" in shown
+
+
+@pytest.mark.filterwarnings("ignore:.*noload:DeprecationWarning")  # inside MLflow
+def test_from_journals_through_mlflow_to_the_table(tmp_path, capsys):
+    """The whole way but for the training: two seeds finished, a third still at its first epoch."""
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    tracking.create_store(uri=store, experiment="edkd", artifacts=str(tmp_path / "artifacts"))
+    tracking.start_sweep("nightly", uri=store, experiment="edkd", artifacts=None)
+    for seed, top1 in ((1, 50.0), (2, 52.0), (3, None)):
+        tags = make(seed=seed, dataset="digits", recipe="2ep", cell="aaaa")["tags"]
+        for recorded_later in ("best_by", "teacher_top1", "teacher_id"):
+            del tags[recorded_later]
+        start = {"event": "start", "time": 1.79e9, "run": f"{seed:016x}", "name": f"digits/{PAIR}/kd-s{seed}"}
+        start |= {"attempt": 1, "sweep": "nightly", "config": {"seed": seed, "schedule": {"epochs": 2}}, "tags": tags}
+        start |= {"teacher": {"id": "t1", "sha256": "00", "top1": 97.5}, "versions": {}, "resumed_from": 0}
+        records = [start, {"event": "epoch", "time": 1.79e9 + 1, "epoch": 1, "metrics": {"test/top1": 40.0}}]
+        if top1 is not None:
+            last = {"epoch": 2, "top1": top1, "top5": 90.0, "loss": 1.0}
+            best = {"epoch": 1, "top1": top1 + 0.5, "top5": 90.0, "loss": 1.0, "by": "test"}
+            records.append({"event": "end", "time": 1.79e9 + 2, "last": last, "best": best, "seconds": 2.0})
+        folder = tmp_path / f"runs/kd-s{seed}"
+        folder.mkdir(parents=True)
+        (folder / "journal.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        tracking.sync_run(folder, uri=store, experiment="edkd", artifacts=None)
+    assert main(["--uri", store, "--out", str(tmp_path)]) == 0
+    text = (tmp_path / "table.md").read_text(encoding="utf-8").replace("\u00a0", " ")
+    assert text.startswith("# digits (not CIFAR-100), 2 epochs")
+    assert block(text, "Last epoch")["KD"][3] == "51.00 ± 1.41 (n=2)"
+    assert block(text, "Best epoch, chosen on the test set itself")["KD"][3] == "51.50 ± 1.41 (n=2)"
+    assert block(text, "Last epoch")["teacher alone"][3] == "97.50"
+    assert f"digits/{PAIR}/kd-s3: killed" in text
+    assert main(["--uri", store, "--experiment", "other"]) == 1
+    assert "'other'" in capsys.readouterr().err
