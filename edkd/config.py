@@ -292,7 +292,7 @@ def _words(hint: Any) -> str:
         return " or ".join(_words(option) for option in arguments)
     if origin in (list, tuple) and arguments:
         return f"a list, each of it {_words(arguments[0])}"
-    return names.get(hint) or getattr(hint, "__name__", str(hint))
+    return names.get(hint) or str(getattr(hint, "__name__", hint))
 
 
 def _natural(value: Any, where: str) -> int:

@@ -42,9 +42,6 @@ def import_teacher(given: Settings, file: Path, *, replace: bool) -> teachers.En
 
     Raises EdkdError as `evaluate_network` does, and if another teacher of that name is there and `replace` is False.
     """
-    held = teachers.find(store(given), given.dataset.key, given.student.name)
-    if held is not None and not replace:
-        raise EdkdError(f"{given.dataset.key} has a teacher {held.name} already ({held.id}); --replace replaces it")
     _, measured = evaluate_network(given, file)
     arrays, _ = load_arrays(given)
     weights = checkpoint.load_weights(file)
@@ -62,4 +59,6 @@ def import_teacher(given: Settings, file: Path, *, replace: bool) -> teachers.En
         num_classes=arrays.num_classes,
         replace=replace,
     )
+    if entry.id != f"file:{identity}":
+        raise EdkdError(f"{entry.dataset} has a teacher {entry.name} already ({entry.id}); --replace replaces it")
     return entry

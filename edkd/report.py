@@ -17,6 +17,7 @@ from edkd.console import LOG, console
 from edkd.errors import EdkdError
 from edkd.journal import RunState
 from edkd.plan import Job
+from edkd.tracking.story import Status
 
 WORDS = {
     "new": "new",
@@ -153,9 +154,11 @@ class _View:
         if state.status == "finished" and state.end is not None:
             self.done.add(job.run)
             last, best = state.end["last"]["top1"], state.end["best"]["top1"]
-            console.print(f"{job.name}: top-1 last {last:.2f} %, best {best:.2f} %, {state.end['seconds']:.0f} s")
+            console.print(
+                f"{job.name}: top-1 last {last:.2f} %, best {best:.2f} %, {state.end['seconds']:.0f} s", soft_wrap=True
+            )
         elif state.status == "failed":
-            console.print(f"{job.name}: failed: {state.error}", markup=False)
+            console.print(f"{job.name}: failed: {state.error}", markup=False, soft_wrap=True)
 
     def seconds_left(self, epochs: Mapping[str, int]) -> float | None:
         """From the seconds that epochs took: the run's own, else those of its pair, else the mean of all."""
@@ -198,8 +201,10 @@ class SweepTracking:
         counts = Counter(state.status for state in outcome)
         if self.where.uri is not None:
             with self._tolerant():
-                status: tracking.Status = "FINISHED" if set(counts) <= {"finished"} else "FAILED"
-                tracking.finish_sweep(self.sweep, **self.place, status=status, counts={**counts})
+                status: Status = "FINISHED" if set(counts) <= {"finished"} else "FAILED"
+                tracking.finish_sweep(
+                    self.sweep, **self.place, status=status, counts={str(word): count for word, count in counts.items()}
+                )
 
     @contextlib.contextmanager
     def _tolerant(self) -> Iterator[None]:

@@ -45,8 +45,9 @@ def execute(job: Job, *, sweep: str | None, show: bool) -> journal.RunState:
     """
     directory = job.directory
     if journal.tail_state(directory).status == "finished":
-        _publish(job, directory)
-        return journal.state(directory)
+        done = journal.state(directory)
+        _publish(job, done.end)
+        return done
     planned = directory.exists()
     try:
         inputs = gather(job.settings, job.teacher_id)
@@ -143,7 +144,7 @@ def _run(job: Job, inputs: Inputs, *, sweep: str | None, show: bool) -> journal.
                 on_epoch=on_epoch,
                 on_step=on_step if bar is not None else None,
             )
-        _finish(job, progress, book)
+        _finish(job, progress, book, inputs.arrays.num_classes)
     except KeyboardInterrupt:
         book.append({"event": "interrupted", "epoch": epoch})
         raise
@@ -197,7 +198,7 @@ def _start_record(
     }
 
 
-def _finish(job: Job, progress: Progress, book: journal.Journal) -> None:
+def _finish(job: Job, progress: Progress, book: journal.Journal, classes: int) -> None:
     """Save the last weights, hand a network trained alone to the teacher store, and close the journal."""
     done = journal.state(job.directory)
     last = done.epochs[progress.epoch]
@@ -211,8 +212,10 @@ def _finish(job: Job, progress: Progress, book: journal.Journal) -> None:
         "last": {"epoch": progress.epoch, **{name: metrics[f"test/{name}"] for name in ("top1", "top5", "loss")}},
         "best": best,
         "seconds": seconds,
+        "num_classes": classes,
     }
-    _publish(job, job.directory, end["last"])
+    # Before the journal's end, so that a finished network is never missing from the store.
+    _publish(job, end)
     book.append(end)
     LOG.info(
         "%s: top-1 last %.2f %%, best %.2f %% (epoch %d, chosen on the %s set), in %.0f s; %s",
@@ -220,35 +223,26 @@ def _finish(job: Job, progress: Progress, book: journal.Journal) -> None:
     )  # fmt: skip
 
 
-def _publish(job: Job, directory: Path, last: Mapping[str, Any] | None = None) -> None:
+def _publish(job: Job, end: Mapping[str, Any] | None) -> None:
     """Make a network that trained alone a teacher, unless the store has one of that name already."""
     given = job.settings
-    if given.needs_teacher:
+    if given.needs_teacher or end is None:
         return
-    if last is None:
-        end = journal.tail_state(directory).end
-        assert end is not None
-        last = end["last"]
-    wanted = f"run:{job.run}"
-    held = teachers.find(store(given), given.dataset.key, given.student.name)
-    if held is not None:
-        if held.id != wanted:
-            LOG.info("teacher %s stays %s; `edkd teachers import --replace` changes it", held.name, held.id)
-        return
-    weights = checkpoint.load_weights(directory / "last.pt")
-    teachers.publish(
+    entry, published = teachers.publish(
         store(given),
         given.dataset.key,
         given.student.name,
-        weights,
-        id=wanted,
-        source=str(directory),
+        job.directory / "last.pt",
+        id=f"run:{job.run}",
+        source=str(job.directory),
         epochs=given.schedule.epochs,
         recipe=job.tags["recipe"],
-        test={name: last[name] for name in ("top1", "top5", "loss")},
-        num_classes=next(reversed(weights.values())).shape[0],
+        test={name: end["last"][name] for name in ("top1", "top5", "loss")},
+        num_classes=end["num_classes"],
         replace=False,
     )
+    if not published and entry.id != f"run:{job.run}":
+        LOG.info("%s stays %s; `edkd teachers import --replace` changes that", entry.path, entry.id)
 
 
 def _save_student(student: nn.Module, path: Path, job: Job, record: Mapping[str, Any]) -> None:

@@ -100,9 +100,10 @@ def publish(
 ) -> tuple[Entry, bool]:
     """Put a network into the store; returns the store's entry and whether it is this one, newly written.
 
-    ``weights`` is a state_dict, or any file that `checkpoint.load_weights` reads. A usable entry of the same ``id`` stays, and so does one of another ``id`` unless ``replace``. What is there but
-    cannot be used (damaged, or without a sidecar) is kept aside as ``<name>.pt.bak``. Safe for several processes.
-    Raises `EdkdError` if the file cannot be used or the store not be written.
+    ``weights`` is a state_dict, or any file that `checkpoint.load_weights` reads. A usable entry of the same ``id``
+    stays, and so does one of another ``id`` unless ``replace``. What is there but cannot be used (damaged, or without
+    a sidecar) is kept aside as ``<name>.pt.bak``. Safe for several processes. Raises `EdkdError` if the file cannot be
+    used or the store not be written.
     """
     path = _path(store, dataset, name)
     state = checkpoint.load_weights(weights) if isinstance(weights, Path) else weights
