@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup  ## teachers, 21 students and the table on real handwritten digits: minutes, no download, no GPU
 	$(RUN) launch.py -m experiment=demo distiller=kd,dkd,edkd pair=all hydra/launcher=local
-	$(RUN) -m analysis --dataset digits-8
+	$(RUN) -m analysis --dataset digits-8-100perclass
 
 test: setup lint  ## lint, types and all tests
 	$(RUN) -m pytest -n 2 --dist loadfile -q

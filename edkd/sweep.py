@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -113,7 +114,8 @@ def make_plan(
                 f"the sweep would train teacher {name} of {dataset} in several ways; "
                 f"train it first: python launch.py distiller=vanilla student={name}, with the values that it shall have"
             )
-    planned.teachers = _unique(job for jobs in wanted.values() for job in jobs)
+    # The largest first: with several processes, the last to start then waits for nobody.
+    planned.teachers = sorted(_unique(job for jobs in wanted.values() for job in jobs), key=_size, reverse=True)
     alone = {job.run for job in planned.teachers}
     planned.students = [job for job in _unique(planned.students) if job.run not in alone]
     return planned
@@ -213,6 +215,13 @@ def _threads_each(master: DictConfig, jobs: int) -> int | None:
     if "n_jobs" not in master.hydra.launcher and not str(master.hydra.launcher._target_).endswith("BasicLauncher"):
         return None
     return max(1, cores() // _parallel(master, jobs))
+
+
+def _size(job: Job) -> int:
+    """The number of parameters of the network that a job trains."""
+    with torch.device("meta"):
+        network = config.build(job.settings.student.model, "student.model", num_classes=10)
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _unique(jobs: Iterable[Job]) -> list[Job]:
