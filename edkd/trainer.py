@@ -115,6 +115,8 @@ class Progress:
         self.student.load_state_dict(state["student"])
         self.distiller.load_state_dict(state["distiller"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:  # the saved rate was loaded on the CPU
+            group["lr"] = group["lr"].to(next(self.student.parameters()).device)
         self.epoch = state["epoch"]
         self.best = state["best"]
 

@@ -1,0 +1,74 @@
+"""What the tests share: the real configuration, composed in this process and shrunk until a run takes a second."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from edkd import config, plan
+from edkd.app import resolve
+
+Compose = Callable[..., dict[str, Any]]
+MakeJob = Callable[..., plan.Job]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tests that run beside each other share the cores; sums over one thread are the same on every machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def compose() -> Compose:
+    """`compose(*overrides)`: the real conf/ with these overrides, resolved to plain values, without Hydra's node."""
+
+    def composed(*overrides: str) -> dict[str, Any]:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(version_base="1.3", config_dir=str(config.folder())):
+            return resolve(hydra_compose("config", overrides=list(overrides)))
+
+    return composed
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> list[str]:
+    """Overrides for a run of about a second: 200 digits of 8x8, 2 epochs, resnet8, all its files below `tmp_path`."""
+    return [
+        "dataset=digits",
+        "dataset.image_size=8",
+        "dataset.train_per_class=20",
+        "dataset.test_per_class=10",
+        "teacher=resnet8",
+        "student=resnet8",
+        "schedule=short",
+        "schedule.epochs=2",
+        "engine.device=cpu",
+        "engine.threads=1",
+        "tracking=journal",
+        f"output={tmp_path / 'outputs'}",
+    ]
+
+
+@pytest.fixture
+def make_job(compose: Compose, tiny: list[str]) -> MakeJob:
+    """`make_job(method, *overrides, teacher_id=...)`: a tiny run, planned and not yet started."""
+
+    def made(method: str, *overrides: str, teacher_id: str | None = None) -> plan.Job:
+        return plan.make_job(compose(*tiny, f"distiller={method}", *overrides), method, teacher_id)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def cifar100_root() -> Path:
+    """The folder that holds the real cifar-100-python/, named by EDKD_TEST_CIFAR100; the test is skipped without."""
+    root = os.environ.get("EDKD_TEST_CIFAR100")
+    if not root or not (Path(root) / "cifar-100-python" / "train").is_file():
+        pytest.skip("no CIFAR-100: EDKD_TEST_CIFAR100 names the folder that holds cifar-100-python/")
+    return Path(root)
