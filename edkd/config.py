@@ -17,6 +17,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from edkd.distillers.base import Distiller
 from edkd.errors import EdkdError
 from edkd.trainer import Schedule
 
@@ -130,13 +131,20 @@ def settings(config: Mapping[str, Any], method: str) -> Settings:
     known = {field.name for field in fields(Settings)} - {"method"}
     if surplus := sorted(set(config) - known - {"pairs"}):
         raise EdkdError(f"{surplus[0]}: not a key of the configuration; allowed: {', '.join(sorted(known))}")
+    if absent := sorted(known - set(config)):
+        raise EdkdError(f"{absent[0]} is missing from the configuration; see conf/config.yaml")
     dataset = typed(Dataset, config["dataset"], "dataset", surplus=True)
     check_call(dataset.source, "dataset.source", {})
     networks = {}
     for role in ("teacher", "student"):
         networks[role] = typed(Network, config[role], role, surplus=True)
         check_call(networks[role].model, f"{role}.model", {"num_classes": 2})
-    distiller = {"_target_": config["distiller"].get("_target_"), **check_call(config["distiller"], "distiller", {})}
+    method_class = target(config["distiller"], "distiller")
+    if not (inspect.isclass(method_class) and issubclass(method_class, Distiller)):
+        raise EdkdError(
+            f"distiller._target_: {config['distiller']['_target_']} is no subclass of edkd.distillers.Distiller"
+        )
+    distiller = {"_target_": config["distiller"]["_target_"], **check_call(config["distiller"], "distiller", {})}
     return Settings(
         seed=_natural(config["seed"], "seed"),
         teacher_seed=_natural(config["teacher_seed"], "teacher_seed"),
@@ -263,8 +271,9 @@ def convert(value: Any, hint: Any, where: str) -> Any:
             except EdkdError:
                 continue
     elif origin is Literal:
-        if value in arguments and not isinstance(value, bool):
-            return value
+        for option in arguments:
+            if type(option) is type(value) and option == value:  # True is no 1
+                return option
         raise EdkdError(f"{where}={value}: must be one of {', '.join(map(str, arguments))}")
     elif origin in (list, tuple, Sequence) and arguments:
         if isinstance(value, list | tuple):

@@ -23,6 +23,7 @@ def logging_to(file: Path, *, show: bool) -> Iterator[None]:
     if show:
         handlers.append(_printer())
     warnings = logging.getLogger("py.warnings")
+    level, propagate = LOG.level, LOG.propagate
     LOG.setLevel(logging.INFO)
     LOG.propagate = False
     logging.captureWarnings(True)
@@ -37,6 +38,8 @@ def logging_to(file: Path, *, show: bool) -> Iterator[None]:
             LOG.removeHandler(handler)
             warnings.removeHandler(handler)
             handler.close()
+        LOG.setLevel(level)
+        LOG.propagate = propagate
 
 
 def _printer() -> logging.Handler:

@@ -1,5 +1,6 @@
 """The composition root: from a configuration to a finished run. `launch.py` starts here."""
 
+import contextlib
 import functools
 import json
 import logging
@@ -92,8 +93,6 @@ def _run(job: Job, inputs: Inputs, *, sweep: str | None, show: bool) -> journal.
     before = journal.state(directory)
     book = journal.Journal(directory / journal.FILE)
     first = before.first_start
-    if first is not None and first["data_sha256"] != inputs.data_sha256:
-        raise EdkdError(f"the data changed since {directory} began: restore it, or move that directory away")
     # Sums over another number of threads differ in their last bits: a resumed run keeps the number it began with.
     threads = first["threads"] if first is not None else given.engine.threads
     threads = threads or cores()
@@ -107,12 +106,14 @@ def _run(job: Job, inputs: Inputs, *, sweep: str | None, show: bool) -> journal.
         )
     epoch = 0
     try:
+        if first is not None:
+            _check_unchanged(first, inputs, directory)
         progress, precision = _prepare(given, inputs, threads)
         saved = checkpoint.load(directory / "checkpoint.pt")
         if saved is not None:
             progress.restore(saved[0])
         epoch = progress.epoch
-        book.append(_start_record(job, inputs, sweep=sweep, threads=threads, resumed_from=epoch, before=before))
+        book.append(_start_record(job, inputs, sweep=sweep, threads=threads, resumed_from=epoch))
         LOG.info("%s%s", job.name, f", resumed after epoch {epoch}" if epoch else "")
         teacher = None
         if inputs.teacher is not None:
@@ -150,13 +151,25 @@ def _run(job: Job, inputs: Inputs, *, sweep: str | None, show: bool) -> journal.
         raise
     except Exception as error:
         LOG.error("%s failed after epoch %d", job.name, epoch, exc_info=not isinstance(error, EdkdError))
-        book.append({"event": "failure", "error": f"{type(error).__name__}: {error}", "epoch": epoch})
+        with contextlib.suppress(EdkdError):  # a full disk takes no record either: the error that matters is the first
+            book.append({"event": "failure", "error": f"{type(error).__name__}: {error}", "epoch": epoch})
         raise
     finally:
         if tracker is not None:
             tracker.notify()
             tracker.close()
     return journal.state(directory)
+
+
+def _check_unchanged(first: Mapping[str, Any], inputs: Inputs, directory: Path) -> None:
+    """A run continues only with the data and the teacher's weights that its first start names."""
+    if first["data_sha256"] != inputs.data_sha256:
+        raise EdkdError(f"the data changed since {directory} began: restore it, or move that directory away")
+    if inputs.taught_by is not None and first["teacher"]["sha256"] != inputs.taught_by["sha256"]:
+        raise EdkdError(
+            f"the weights of teacher {inputs.taught_by['id']} changed since {directory} began: "
+            "restore them, or move that directory away"
+        )
 
 
 def _prepare(given: Settings, inputs: Inputs, threads: int) -> tuple[Progress, Precision]:
@@ -176,9 +189,7 @@ def _prepare(given: Settings, inputs: Inputs, threads: int) -> tuple[Progress, P
     return Progress(student, distiller, optimizer), Precision(given.engine.precision, inputs.device)
 
 
-def _start_record(
-    job: Job, inputs: Inputs, *, sweep: str | None, threads: int, resumed_from: int, before: journal.RunState
-) -> dict[str, Any]:
+def _start_record(job: Job, inputs: Inputs, *, sweep: str | None, threads: int, resumed_from: int) -> dict[str, Any]:
     device = inputs.device
     return {
         "event": "start",

@@ -86,8 +86,17 @@ class OnlineTeacher:
     def __call__(self, images: Tensor, index: Tensor, view: Tensor) -> Prediction:
         """Predict for a batch of images [B, 3, H, W]."""
         with torch.no_grad(), self.precision.autocast():
-            prediction: Prediction = self.network(images, want_feats=self.want_feats)
-        return prediction._replace(logits=prediction.logits.float())
+            return in_fp32(self.network(images, want_feats=self.want_feats))
+
+
+def in_fp32(prediction: Prediction) -> Prediction:
+    """A prediction made under autocast as the methods get it: losses and their own modules are fp32."""
+    return Prediction(
+        logits=prediction.logits.float(),
+        feats=tuple(feat.float() for feat in prediction.feats),
+        preact_feats=tuple(feat.float() for feat in prediction.preact_feats),
+        pooled_feat=None if prediction.pooled_feat is None else prediction.pooled_feat.float(),
+    )
 
 
 @dataclass
@@ -193,32 +202,39 @@ def train_epoch(
         group["lr"].fill_(schedule.rate(epoch))
     student, distiller, optimizer = progress.student.train(), progress.distiller.train(), progress.optimizer
     meter, steps = Meter(device), math.ceil(count / schedule.batch_size)
+    sound, sound_steps = torch.tensor(True, device=device), torch.tensor(0, device=device)  # become one per loss
     with seeded(seed, epoch):
         for step in range(steps):
             part = slice(step * schedule.batch_size, (step + 1) * schedule.batch_size)
             index, view = order[part], views[part]
             images, target = data.augmented(index, view), data.targets(index)
             with precision.autocast():
-                prediction = student(images, want_feats=distiller.needs_feats)
-            prediction = prediction._replace(logits=prediction.logits.float())
+                prediction = in_fp32(student(images, want_feats=distiller.needs_feats))
             taught = teacher(images, index, view) if teacher is not None else None
             outcome = distiller(prediction, taught, Batch(index=index, target=target, epoch=epoch_tensor))
-            loss = torch.stack(list(outcome.losses.values())).sum()
+            losses = torch.stack(list(outcome.losses.values()))
+            loss = losses.sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             hits = (prediction.logits.detach().argmax(1) == target).float().mean() * 100
+            sound = sound & losses.detach().isfinite()
+            sound_steps = sound_steps + sound
             parts = {f"train/loss_{name}": value for name, value in outcome.losses.items()}
             meter.add(len(index), {"train/loss": loss, **parts, "train/top1": hits, **outcome.metrics})
             if on_step is not None:
                 on_step(step + 1, steps)
     metrics = meter.read()
-    for name, value in metrics.items():
-        if name.startswith("train/loss") and not math.isfinite(value):
-            raise EdkdError(
-                f"epoch {epoch}: {name} is {value}: training diverged; "
-                f"lower schedule.lr (now {schedule.lr}) or look at the method's weights"
-            )
+    if not math.isfinite(metrics["train/loss"]):
+        # Once the weights are spoilt, every loss is: the first one tells. None, if only their sum is too large.
+        counts = sound_steps.tolist()
+        first = min(counts)
+        guilty = [f"train/loss_{name}" for name, n in zip(outcome.losses, counts, strict=True) if n == first < steps]
+        where = f"epoch {epoch}, step {first + 1}" if guilty else f"epoch {epoch}"
+        raise EdkdError(
+            f"{where}: {', '.join(guilty) or 'train/loss'} is not finite: training diverged; "
+            f"lower schedule.lr (now {schedule.lr}) or look at the method's weights"
+        )
     return {**metrics, "lr": schedule.rate(epoch)}
 
 
