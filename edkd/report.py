@@ -7,9 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from edkd import journal, tracking
 from edkd.config import Tracking
@@ -43,20 +41,18 @@ class Planned(Protocol):
 
 def show_plan(planned: Planned, states: Mapping[str, RunState]) -> None:
     """Print what the sweep will do: every run with its state, then the numbers."""
-    out = Console(soft_wrap=True)
-    jobs = [*planned.teachers, *planned.students]
-    if len(jobs) <= LONG_PLAN:
-        table = Table("stage", "run", "state", box=None, pad_edge=False)
-        for job in jobs:
-            stage = "1 teacher" if job in planned.teachers else "2 student"
+    stages = [("1 teacher", job) for job in planned.teachers] + [("2 student", job) for job in planned.students]
+    if len(stages) <= LONG_PLAN:
+        width = max(len(job.name) for _, job in stages)
+        print(f"{'stage':<9}  {'run':<{width}}  state")
+        for stage, job in stages:
             state = states[job.run]
             done = f", after epoch {max(state.epochs)}" if state.status != "finished" and state.epochs else ""
-            table.add_row(stage, job.name, WORDS[state.status] + done)
-        out.print(table)
+            print(f"{stage}  {job.name:<{width}}  {WORDS[state.status]}{done}")
     counts = Counter(WORDS[states[job.run].status] for job in planned.students)
     numbers = ", ".join(f"{count} {word}" for word, count in counts.items())
     missing = sum(states[job.run].status != "finished" for job in planned.teachers)
-    out.print(f"sweep {planned.id}: {len(planned.students)} runs: {numbers}; teachers to train first: {missing}")
+    print(f"sweep {planned.id}: {len(planned.students)} runs: {numbers}; teachers to train first: {missing}")
 
 
 def show_summary(planned: Planned, outcome: Mapping[str, RunState]) -> int:
@@ -97,7 +93,7 @@ def watch(jobs: Sequence[Job], parallel: int) -> Iterator[None]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         view = _View(jobs, parallel, progress)
         thread = threading.Thread(target=view.follow, args=(stop,), daemon=True)
         thread.start()
@@ -113,9 +109,11 @@ class _View:
 
     def __init__(self, jobs: Sequence[Job], parallel: int, progress: Progress) -> None:
         self.jobs, self.parallel, self.progress = list(jobs), parallel, progress
+        # The time before the state: what is written in between is then told, not missed.
+        self.seen = {job.run: _changed(job) for job in jobs}
         self.states = {job.run: journal.tail_state(job.directory) for job in jobs}
-        self.seen = {job.run: 0.0 for job in jobs}
         self.done: set[str] = set()
+        self.failed: set[str] = set()  # since the watch began
         total = sum(job.settings.schedule.epochs for job in jobs)
         self.overall: TaskID = progress.add_task("", total=total, left="")
 
@@ -126,10 +124,9 @@ class _View:
 
     def refresh(self) -> None:
         for job in self.jobs:
-            path = job.directory / journal.FILE
-            with contextlib.suppress(OSError, EdkdError):
-                changed = path.stat().st_mtime
-                if job.run not in self.done and changed != self.seen[job.run]:
+            changed = _changed(job)
+            if job.run not in self.done and changed != self.seen[job.run]:
+                with contextlib.suppress(EdkdError):
                     self.states[job.run] = journal.tail_state(job.directory)
                     self.seen[job.run] = changed
                     self._tell(job)
@@ -158,6 +155,7 @@ class _View:
                 f"{job.name}: top-1 last {last:.2f} %, best {best:.2f} %, {state.end['seconds']:.0f} s", soft_wrap=True
             )
         elif state.status == "failed":
+            self.failed.add(job.run)
             console.print(f"{job.name}: failed: {state.error}", markup=False, soft_wrap=True)
 
     def seconds_left(self, epochs: Mapping[str, int]) -> float | None:
@@ -173,10 +171,18 @@ class _View:
             return None
         left = 0.0
         for job in self.jobs:
-            if job.run not in self.done:
+            if job.run not in self.done | self.failed:
                 costs = known.get(job.run) or known.get(job.settings.pair) or known[""]
                 left += (job.settings.schedule.epochs - epochs[job.run]) * sum(costs) / len(costs)
         return left / self.parallel
+
+
+def _changed(job: Job) -> float:
+    """When the job's journal was written to last; 0 where there is none."""
+    try:
+        return (job.directory / journal.FILE).stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _clock(seconds: float) -> str:

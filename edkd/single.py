@@ -6,7 +6,7 @@ from typing import Any
 from edkd import config, plan, teachers, tracking
 from edkd.console import LOG, console
 from edkd.errors import EdkdError
-from edkd.run import execute, pick_device, store
+from edkd.run import execute, gather, store
 
 
 def run_one(resolved: dict[str, Any], method: str) -> None:
@@ -14,9 +14,8 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
 
     Raises EdkdError for bad input, a missing teacher, or a tracking store that cannot be written.
     """
-    dry_run = bool(resolved.pop("dry_run", False))
+    dry_run = config.convert(resolved.pop("dry_run", False), bool, "dry_run")
     given = config.settings(resolved, method)
-    pick_device(given.engine.device)
     teacher_id = None
     if given.needs_teacher:
         entry = teachers.find(store(given), given.dataset.key, given.teacher.name)
@@ -26,8 +25,9 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
         teacher_id = entry.id
     job = plan.make_job(resolved, method, teacher_id)
     if dry_run:
-        console.print(f"would train {job.name} for {given.schedule.epochs} epochs, in {job.directory}")
+        console.print(f"would train {job.name} for {given.schedule.epochs} epochs, in {job.directory}", soft_wrap=True)
         return
+    gather(given, teacher_id)  # what is wrong with data, device or teacher is said before anything is written
     open_tracking(given.tracking)
     finished = execute(job, sweep=None, show=True)
     assert finished.end is not None

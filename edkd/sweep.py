@@ -19,13 +19,14 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from edkd import config, journal, plan, report, teachers
-from edkd.app import resolve
+from edkd.app import explain, resolve
 from edkd.console import LOG
 from edkd.errors import EdkdError
 from edkd.plan import Job
-from edkd.run import cores
+from edkd.run import cores, load_arrays, pick_device
 from edkd.single import check_strength, open_tracking
 
 
@@ -35,6 +36,7 @@ class Sweep:
 
     students: list[Job] = field(default_factory=list)
     teachers: list[Job] = field(default_factory=list)  # those that some student needs and the store lacks
+    asked: set[str] = field(default_factory=set)  # the runs that were asked for, some of which may be such teachers
 
     @property
     def jobs(self) -> list[Job]:
@@ -45,7 +47,7 @@ class Sweep:
     def id(self) -> str:
         """The same for the same jobs, so that a repeated command continues the same sweep."""
         key = self.students[0].settings.dataset.key
-        return f"{key}-{config.digest(sorted(job.run for job in self.students))[:8]}"
+        return f"{key}-{config.digest(sorted(self.asked))[:8]}"
 
 
 def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, launcher: Launcher) -> list[Any]:
@@ -62,8 +64,13 @@ def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, la
     report.show_plan(planned, states)
     if dry_run:
         return []
+    todo = [job for job in planned.jobs if states[job.run].status not in ("finished", "running")]
+    if _runs_here(master):
+        for given in {job.settings.dataset.key: job.settings for job in todo}.values():
+            pick_device(given.engine.device)
+            load_arrays(given)
     open_tracking(planned.students[0].settings.tracking)
-    _run(planned, states, master, launcher)
+    _run(planned, todo, master, launcher)
     return []
 
 
@@ -116,13 +123,13 @@ def make_plan(
             )
     # The largest first: with several processes, the last to start then waits for nobody.
     planned.teachers = sorted(_unique(job for jobs in wanted.values() for job in jobs), key=_size, reverse=True)
+    planned.asked = {job.run for job in planned.students}
     alone = {job.run for job in planned.teachers}
     planned.students = [job for job in _unique(planned.students) if job.run not in alone]
     return planned
 
 
-def _run(planned: Sweep, states: dict[str, journal.RunState], master: DictConfig, launcher: Launcher) -> None:
-    todo = [job for job in planned.jobs if states[job.run].status not in ("finished", "running")]
+def _run(planned: Sweep, todo: Sequence[Job], master: DictConfig, launcher: Launcher) -> None:
     threads = _threads_each(master, len(todo))
     files = {job.run: plan.freeze(job, sweep=planned.id, threads=threads) for job in todo}
     tracked = report.SweepTracking(planned.id, planned.jobs[0].settings.tracking)
@@ -148,25 +155,29 @@ def _orphan(job: Job, planned: Sweep, outcome: dict[str, journal.RunState]) -> b
 
 
 def _launch(jobs: Sequence[Job], files: dict[str, Path], launcher: Launcher) -> None:
-    """Launch jobs; launch again those that a dying neighbour took along, as long as that gets any further."""
+    """Launch jobs; launch again those that died or that a dying neighbour took along, while that gets any further."""
     first, before = 0, None
     while jobs and (now := [_marks(job) for job in jobs]) != before:
         before = now
         try:
             launcher.launch([[f"+frozen='{files[job.run].as_posix()}'"] for job in jobs], initial_job_idx=first)
         except Exception as error:
-            LOG.warning("the launcher stopped (%s: %s); looking at the journals", type(error).__name__, error)
+            reason = " ".join(str(error).split())[:200]
+            LOG.warning("the launcher stopped (%s: %s); looking at the journals", type(error).__name__, reason)
         first += len(jobs)
         jobs = [job for job in jobs if journal.tail_state(job.directory).status in ("new", "interrupted")]
 
 
-def _marks(job: Job) -> tuple[str, int]:
+def _marks(job: Job) -> tuple[str, str, int]:
     state = journal.tail_state(job.directory)
-    return job.run, max(state.epochs, default=0)
+    return job.run, state.status, max(state.epochs, default=0)
 
 
 def _compose(overrides: Sequence[str], master: DictConfig, loader: ConfigLoader) -> tuple[dict[str, Any], str]:
-    composed = loader.load_sweep_config(master, list(overrides))
+    try:
+        composed = loader.load_sweep_config(master, list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise EdkdError(explain(error, overrides)) from error
     return resolve(composed), composed.hydra.runtime.choices["distiller"]
 
 
@@ -191,7 +202,7 @@ class _TeacherRuns:
             try:
                 seed = _compose(asked, self.master, self.loader)[0]["teacher_seed"]
                 composed = _compose((*asked, f"seed={seed}"), self.master, self.loader)
-            except (EdkdError, HydraException) as error:
+            except EdkdError as error:
                 raise EdkdError(f"teacher {name} is not in the store, and cannot be trained: {error}") from error
             self.made[asked] = plan.make_job(*composed, teacher_id=None)
         return self.made[asked]
@@ -212,9 +223,13 @@ def _parallel(master: DictConfig, jobs: int) -> int:
 
 def _threads_each(master: DictConfig, jobs: int) -> int | None:
     """CPU threads of each job, so that jobs side by side share the cores; None where jobs run on other machines."""
-    if "n_jobs" not in master.hydra.launcher and not str(master.hydra.launcher._target_).endswith("BasicLauncher"):
-        return None
-    return max(1, cores() // _parallel(master, jobs))
+    return max(1, cores() // _parallel(master, jobs)) if _runs_here(master) else None
+
+
+def _runs_here(master: DictConfig) -> bool:
+    """Whether the launcher starts jobs on this machine, rather than handing them to a queue."""
+    launcher = master.hydra.launcher
+    return "n_jobs" in launcher or str(launcher._target_).endswith("BasicLauncher")
 
 
 def _size(job: Job) -> int:

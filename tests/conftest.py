@@ -1,12 +1,15 @@
 """What the tests share: the real configuration, composed in this process and shrunk until a run takes a second."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -66,9 +69,17 @@ def make_job(compose: Compose, tiny: list[str]) -> MakeJob:
 
 
 @pytest.fixture(scope="session")
-def cifar100_root() -> Path:
-    """The folder that holds the real cifar-100-python/, named by EDKD_TEST_CIFAR100; the test is skipped without."""
-    root = os.environ.get("EDKD_TEST_CIFAR100")
-    if not root or not (Path(root) / "cifar-100-python" / "train").is_file():
+def cifar100_root(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The folder that holds the real cifar-100-python/: EDKD_TEST_CIFAR100, else made from the parts in ../shared."""
+    named = os.environ.get("EDKD_TEST_CIFAR100")
+    if named:
+        return Path(named)
+    unpack = Path(__file__).parents[2] / "shared" / "data" / "cifar100" / "unpack.py"
+    if not unpack.is_file():
         pytest.skip("no CIFAR-100: EDKD_TEST_CIFAR100 names the folder that holds cifar-100-python/")
-    return Path(root)
+    base = tmp_path_factory.getbasetemp()
+    root = (base if worker_id == "master" else base.parent) / "cifar100"  # one for all workers
+    with FileLock(f"{root}.lock"):
+        if not (root / "cifar-100-python" / "meta").exists():
+            subprocess.run([sys.executable, str(unpack), str(root)], check=True, stdout=subprocess.DEVNULL)
+    return root

@@ -1,6 +1,5 @@
 import hashlib
 import io
-import os
 import pickle
 import socket
 import struct
@@ -22,7 +21,6 @@ from edkd.data import _torchvision, sources
 from edkd.errors import EdkdError
 
 CLASSES = ("apple", "aquarium_fish", "baby")
-REAL = os.environ.get("EDKD_TEST_CIFAR100", "")
 
 
 class Python2Pickler(pickle._Pickler):
@@ -290,9 +288,8 @@ def test_processes_that_share_a_folder_download_once(offer, small, tmp_path):
     assert len(requests) == 2, "torchvision asks twice for one download: where to, then for the file"
 
 
-@pytest.mark.skipif(not REAL, reason="EDKD_TEST_CIFAR100 does not name the folder of cifar-100-python")
-def test_the_real_cifar100(no_network):
-    arrays = sources.cifar100(root=REAL, download=False)
+def test_the_real_cifar100(no_network, cifar100_root):
+    arrays = sources.cifar100(root=str(cifar100_root), download=False)
     assert arrays.train.images.shape == (50_000, 32, 32, 3)
     assert arrays.test.images.shape == (10_000, 32, 32, 3)
     assert np.bincount(arrays.train.labels).tolist() == [500] * 100

@@ -1,0 +1,188 @@
+"""A run before it starts: what is frozen comes back as it was, or is refused."""
+
+import dataclasses
+import os
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from edkd import plan
+from edkd.errors import EdkdError
+
+
+def test_a_frozen_job_comes_back_as_it_was(make_job: Any) -> None:
+    job = make_job("edkd", "schedule.lr=1e-3", "seed=2", teacher_id="run:aaaa")
+    path = plan.freeze(job, sweep="grid-7", threads=None)
+    assert path == job.directory / "config.yaml"
+    thawed, sweep = plan.thaw(path)
+    assert sweep == "grid-7"
+    assert (thawed.run, thawed.name, thawed.directory) == (job.run, job.name, job.directory)
+    assert thawed.identity == job.identity
+    assert thawed.settings == job.settings
+    assert thawed.tags == job.tags
+    assert thawed.config == job.config
+
+
+def test_a_frozen_configuration_can_be_read_by_people(make_job: Any) -> None:
+    job = make_job("vanilla")
+    frozen = yaml.safe_load(plan.freeze(job, sweep=None, threads=None).read_text())
+    assert frozen["schedule"]["epochs"] == 2
+    assert frozen["run"] == {"hash": job.run, "method": "vanilla", "teacher_id": None, "sweep": None}
+
+
+@pytest.mark.parametrize(("own", "given", "expected"), [("null", 3, 3), ("2", 3, 2), ("null", None, None)])
+def test_the_threads_of_a_job(make_job: Any, own: str, given: int | None, expected: int | None) -> None:
+    job = make_job("vanilla", f"engine.threads={own}")
+    thawed, _ = plan.thaw(plan.freeze(job, sweep=None, threads=given))
+    assert thawed.settings.engine.threads == expected
+    assert thawed.run == job.run
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("schedule.lr", 0.5),
+        ("seed", 9),
+        ("run.teacher_id", "run:bbbb"),
+        ("run.method", "other"),
+        ("run.hash", "0" * 16),
+    ],
+)
+def test_a_frozen_configuration_that_was_changed_is_refused(make_job: Any, key: str, value: Any) -> None:
+    path = plan.freeze(make_job("kd", teacher_id="run:aaaa"), sweep=None, threads=None)
+    frozen = yaml.safe_load(path.read_text())
+    *parents, last = key.split(".")
+    node = frozen
+    for parent in parents:
+        node = node[parent]
+    node[last] = value
+    path.write_text(yaml.safe_dump(frozen))
+    with pytest.raises(EdkdError, match=f"^{path} was changed after planning: it now describes run "):
+        plan.thaw(path)
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "seed: [", "seed: 1", "run: 5", "run: {hash: x}"])
+def test_a_file_that_is_no_frozen_configuration_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(EdkdError, match=f"^{path} is not a frozen configuration of a run"):
+        plan.thaw(path)
+
+
+def test_a_frozen_configuration_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(EdkdError, match=f"^{tmp_path / 'config.yaml'} is not a frozen configuration of a run"):
+        plan.thaw(tmp_path / "config.yaml")
+
+
+def test_a_run_directory_that_cannot_be_made(make_job: Any, tmp_path: Path) -> None:
+    (tmp_path / "outputs").write_text("a file where the folder should be")
+    with pytest.raises(EdkdError, match=rf"^cannot write .*; output={tmp_path / 'outputs'} sets the folder$"):
+        plan.freeze(make_job("vanilla"), sweep=None, threads=None)
+
+
+def test_directories_have_readable_names_and_no_date(make_job: Any, tmp_path: Path) -> None:
+    job = make_job("dkd", "student=vgg8", "seed=1", teacher_id="run:aaaa")
+    expected = f"digits-8-20perclass-test10/resnet8-vgg8/dkd-s1-{job.run[:8]}"
+    assert job.name == expected
+    assert job.directory == tmp_path / "outputs" / "runs" / expected
+
+
+def test_a_job_without_a_teacher_forgets_the_id(make_job: Any) -> None:
+    assert make_job("vanilla", teacher_id="run:aaaa").run == make_job("vanilla").run
+
+
+def test_a_job_may_move_to_another_folder(make_job: Any) -> None:
+    job = make_job("vanilla")
+    moved = plan.make_job(job.config | {"output": "elsewhere"}, "vanilla", None)
+    assert (moved.run, moved.name) == (job.run, job.name)
+    assert moved.directory != job.directory
+
+
+# --- writing ---
+
+
+def test_a_text_is_written_whole_and_readable_by_others(tmp_path: Path) -> None:
+    path = tmp_path / "file.yaml"
+    plan.write_atomically(path, "old\n")
+    plan.write_atomically(path, "new ü\n")
+    assert path.read_text() == "new ü\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("fails", ["fsync", "replace", "encode"])
+def test_a_failed_write_leaves_the_old_text_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text("old\n")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    text = "new\n"
+    if fails == "fsync":
+        monkeypatch.setattr(os, "fsync", full)
+    elif fails == "replace":
+        monkeypatch.setattr(Path, "replace", full)
+    else:
+        text = "\udcff"  # cannot be encoded
+    with pytest.raises((OSError, UnicodeEncodeError)):
+        plan.write_atomically(path, text)
+    assert path.read_text() == "old\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# --- the version of the code ---
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", *identity, "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with one commit that holds the code."""
+    code = tmp_path / "checkout" / "edkd" / "plan.py"
+    code.parent.mkdir(parents=True)
+    code.write_text("one\n")
+    git(code.parents[1], "init", "-q")
+    git(code.parents[1], "add", ".")
+    git(code.parents[1], "commit", "-q", "-m", "one")
+    monkeypatch.setattr(plan, "__file__", str(code))
+    return code
+
+
+def test_the_commit_of_the_code_and_whether_it_was_changed(checkout: Path) -> None:
+    commit = git(checkout.parent, "rev-parse", "HEAD")
+    assert plan.code_version() == {"git_commit": commit, "git_dirty": "false"}
+    checkout.write_text("two\n")
+    assert plan.code_version() == {"git_commit": commit, "git_dirty": "true"}
+
+
+def test_code_that_git_does_not_know_has_no_version(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A package installed into an environment that lies inside somebody else's repository.
+    (checkout.parent / "installed.py").write_text("")
+    monkeypatch.setattr(plan, "__file__", str(checkout.parent / "installed.py"))
+    assert plan.code_version() == {}
+
+
+def test_code_outside_a_repository_or_without_git_has_no_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setattr(plan, "__file__", str(tmp_path / "plan.py"))
+    assert plan.code_version() == {}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert plan.code_version() == {}
+
+
+def test_a_job_cannot_be_altered(make_job: Any) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        make_job("vanilla").teacher_id = "run:bbbb"
