@@ -85,6 +85,8 @@ class Engine:
     channels_last: bool
     deterministic: bool
     threads: int | None
+    teacher_cache: bool
+    teacher_cache_gb: float
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edkd import checkpoint, config, console, journal, plan, teachers
 from edkd.config import Settings
 from edkd.data.arrays import Arrays, prepare
 from edkd.data.batches import DeviceData
+from edkd.data.views import n_views
 from edkd.errors import EdkdError
 from edkd.plan import Job
+from edkd.teacher_cache import CachedTeacher, Table
 from edkd.tracking import LiveTracker
-from edkd.trainer import OnlineTeacher, Precision, Progress, Splits, evaluate, fit, make_optimizer, seeded
+from edkd.trainer import (
+    OnlineTeacher,
+    Precision,
+    Progress,
+    Splits,
+    TeacherSource,
+    evaluate,
+    fit,
+    make_optimizer,
+    seeded,
+)
 
 LOG = logging.getLogger("edkd")
 
@@ -115,9 +127,10 @@ def _run(job: Job, inputs: Inputs, *, sweep: str | None, show: bool) -> journal.
         epoch = progress.epoch
         book.append(_start_record(job, inputs, sweep=sweep, threads=threads, resumed_from=epoch))
         LOG.info("%s%s", job.name, f", resumed after epoch {epoch}" if epoch else "")
+        splits = device_data(inputs.arrays, given, inputs.device)
         teacher = None
         if inputs.teacher is not None:
-            teacher = OnlineTeacher(inputs.teacher, want_feats=progress.distiller.needs_feats, precision=precision)
+            teacher = teacher_source(given, inputs, splits.train, precision, progress.distiller.needs_feats)
         with console.step_bar(show, given.schedule.epochs) as bar:
 
             def on_epoch(record: dict[str, Any], improved: bool) -> None:
@@ -138,7 +151,7 @@ def _run(job: Job, inputs: Inputs, *, sweep: str | None, show: bool) -> journal.
             fit(
                 progress,
                 teacher,
-                device_data(inputs.arrays, given, inputs.device),
+                splits,
                 given.schedule,
                 seed=given.seed,
                 precision=precision,
@@ -170,6 +183,49 @@ def _check_unchanged(first: Mapping[str, Any], inputs: Inputs, directory: Path) 
             f"the weights of teacher {inputs.taught_by['id']} changed since {directory} began: "
             "restore them, or move that directory away"
         )
+
+
+def teacher_source(
+    given: Settings, inputs: Inputs, data: DeviceData, precision: Precision, needs_feats: bool
+) -> TeacherSource:
+    """The teacher of a run: its cache where logits suffice and the table fits, else the network itself."""
+    assert inputs.teacher is not None
+    online = OnlineTeacher(inputs.teacher, want_feats=needs_feats, precision=precision)
+    if needs_feats or not given.engine.teacher_cache:
+        return online
+    views = n_views(data.padding, data.flip)
+    try:
+        table = open_table(given, inputs, rows=len(data) * views)
+    except OSError as error:
+        LOG.warning("no teacher cache: %s; the teacher runs in every step", error)
+        return online
+    if table is None:
+        return online
+
+    def compute(index: Tensor, view: Tensor) -> Tensor:
+        return online.raw(data.augmented(index, view)).logits
+
+    return CachedTeacher(table, compute, views=views, device=inputs.device)
+
+
+def open_table(given: Settings, inputs: Inputs, *, rows: int) -> Table | None:
+    """The cache file for a teacher on these data, in this precision; None where it would be too large."""
+    assert inputs.taught_by is not None
+    dtype = torch.bfloat16 if given.engine.precision == "bf16" else torch.float32
+    size = rows * (inputs.arrays.num_classes * dtype.itemsize + 8) / 1e9
+    if size > given.engine.teacher_cache_gb:
+        LOG.info("no teacher cache: %.1f GB, above engine.teacher_cache_gb=%g", size, given.engine.teacher_cache_gb)
+        return None
+    key = {
+        "teacher": inputs.taught_by["sha256"],
+        "data": inputs.data_sha256,
+        "normalisation": [given.dataset.mean, given.dataset.std],
+        "views": [given.dataset.padding, given.dataset.flip],
+        "computed": [inputs.device.type, given.engine.precision, given.engine.channels_last],
+    }
+    folder = store(given) / given.dataset.key
+    path = folder / f"{given.teacher.name}.{config.digest(key)}.logits"
+    return Table(path, key=key, rows=rows, classes=inputs.arrays.num_classes, dtype=dtype)
 
 
 def _prepare(given: Settings, inputs: Inputs, threads: int) -> tuple[Progress, Precision]:

@@ -57,6 +57,9 @@ class Schedule:
 class TeacherSource(Protocol):
     """Gives the frozen teacher's prediction for a batch; whether it computes or remembers is its own affair."""
 
+    def begin_epoch(self, views: Tensor) -> None:
+        """Prepare for an epoch in which training image i is seen as `views[i]`, int64 [N]."""
+
     def __call__(self, images: Tensor, index: Tensor, view: Tensor) -> Prediction:
         """Predict for `images` [B, 3, H, W], which are `view` [B] of training images `index` [B]."""
 
@@ -83,10 +86,25 @@ class OnlineTeacher:
         self.want_feats = want_feats
         self.precision = precision
 
+    def begin_epoch(self, views: Tensor) -> None:
+        """Nothing to prepare."""
+
     def __call__(self, images: Tensor, index: Tensor, view: Tensor) -> Prediction:
         """Predict for a batch of images [B, 3, H, W]."""
+        return in_fp32(self.raw(images))
+
+    def raw(self, images: Tensor) -> Prediction:
+        """The same in the precision in which the network computes.
+
+        An image's logits are the same bits whatever the batch around it, but in a batch of one, which is doubled.
+        """
+        alone = len(images) == 1
         with torch.no_grad(), self.precision.autocast():
-            return in_fp32(self.network(images, want_feats=self.want_feats))
+            made: Prediction = self.network(images.repeat(2, 1, 1, 1) if alone else images, want_feats=self.want_feats)
+        if not alone:
+            return made
+        feats, preact = (tuple(feat[:1] for feat in each) for each in (made.feats, made.preact_feats))
+        return Prediction(made.logits[:1], feats, preact, None if made.pooled_feat is None else made.pooled_feat[:1])
 
 
 def in_fp32(prediction: Prediction) -> Prediction:
@@ -196,7 +214,10 @@ def train_epoch(
     epoch = progress.epoch + 1
     device, count = precision.device, len(data)
     order = torch.from_numpy(epoch_order(seed, epoch, count)).to(device)
-    views = torch.from_numpy(epoch_views(seed, epoch, count, n_views(data.padding, data.flip))).to(device)[order]
+    by_image = torch.from_numpy(epoch_views(seed, epoch, count, n_views(data.padding, data.flip))).to(device)
+    if teacher is not None:
+        teacher.begin_epoch(by_image)
+    views = by_image[order]
     epoch_tensor = torch.tensor(float(epoch), device=device)
     for group in progress.optimizer.param_groups:
         group["lr"].fill_(schedule.rate(epoch))
