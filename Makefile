@@ -21,6 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup  ## teachers, 21 students and the table on real handwritten digits: minutes, no download, no GPU
 	$(RUN) launch.py -m experiment=demo distiller=kd,dkd,edkd pair=all hydra/launcher=local
 	$(RUN) -m analysis --dataset digits-8-100perclass
+	@echo "curves and parameters of every run: make ui, then http://127.0.0.1:5000"
 
 test: setup lint  ## lint, types and all tests
 	$(RUN) -m pytest -n 2 --dist loadfile -q

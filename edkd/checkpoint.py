@@ -78,6 +78,8 @@ def load(path: Path) -> tuple[dict[str, Any], Path] | None:
             continue
         if candidate != path:
             _log.warning("%s; continuing from %s", faults[0] if faults else f"{path} is missing", candidate)
+            with contextlib.suppress(OSError):  # or the next save would keep the damaged one instead of the whole one
+                path.replace(path.with_name(f"{path.name}.damaged"))
         return state, candidate
     if faults:
         raise EdkdError(
@@ -88,7 +90,13 @@ def load(path: Path) -> tuple[dict[str, Any], Path] | None:
 
 def save_weights(model_state: dict[str, Tensor], path: Path, **info: Any) -> None:
     """Write ``{"model": model_state, **info}`` as a plain `torch.save` file, atomically (`load_weights` reads it)."""
-    write_atomically(path, _serialise({"model": model_state, **info}))
+    write_atomically(path, weights_bytes(model_state, **info))
+
+
+def weights_bytes(model_state: dict[str, Tensor], **info: Any) -> memoryview:
+    """The content of such a file: tensors on the CPU and contiguous, so that any machine and program reads them."""
+    plain = {key: tensor.detach().cpu().contiguous() for key, tensor in model_state.items()}
+    return _serialise({"model": plain, **info})
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:

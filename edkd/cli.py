@@ -13,7 +13,13 @@ from edkd.errors import EdkdError
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `edkd` and `python -m edkd.cli`: exits with 0, or with 1 and one line after an error."""
     parser = _parser()
-    given = parser.parse_args(arguments)
+    # Overrides may stand anywhere among the options, which argparse alone does not allow below a subcommand.
+    given, surplus = parser.parse_known_args(arguments)
+    misplaced = [word for word in surplus if word.startswith("-") or "=" not in word or "overrides" not in given]
+    if misplaced:
+        parser.error(f"unrecognized arguments: {' '.join(misplaced)}")
+    if surplus:
+        given.overrides += surplus
     try:
         given.act(given)
     except EdkdError as error:
@@ -80,7 +86,11 @@ def _list_teachers(given: argparse.Namespace) -> None:
             f"no teachers in {given.output / 'teachers'}; sweeps train what they need, `edkd teachers import` adds more"
         )
     for entry in entries:
-        teachers.verify(entry)
+        try:
+            teachers.verify(entry)
+        except EdkdError as error:
+            print(f"{entry.dataset}/{entry.name}: {error}")
+            continue
         accuracy = f"top-1 {entry.test['top1']:.2f} %" if entry.test else "not measured"
         print(f"{entry.dataset}/{entry.name}: {accuracy}, {entry.id}, from {entry.source}")
 

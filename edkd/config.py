@@ -52,6 +52,9 @@ class Dataset:
             raise ValueError(f"mean and std need three numbers each, std above 0; got {self.mean} and {self.std}")
         if not 0 <= self.validation < 1:
             raise ValueError(f"validation must be at least 0 and below 1, not {self.validation}")
+        for name, count in {"train_per_class": self.train_per_class, "test_per_class": self.test_per_class}.items():
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be 1 or more, or null for all, not {count}")
         if self.padding < 0:
             raise ValueError(f"padding must be 0 or more, not {self.padding}")
 
@@ -308,6 +311,6 @@ def _words(hint: Any) -> str:
 
 def _natural(value: Any, where: str) -> int:
     number: int = convert(value, int, where)
-    if number < 0:
-        raise EdkdError(f"{where}={number}: must be 0 or more")
+    if not 0 <= number < 2**32:
+        raise EdkdError(f"{where}={number}: must be 0 or more, and below 2^32")
     return number

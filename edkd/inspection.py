@@ -5,8 +5,9 @@ from pathlib import Path
 
 from edkd import checkpoint, config, teachers
 from edkd.config import Settings
+from edkd.engine import pick_device, to_device
 from edkd.errors import EdkdError
-from edkd.run import device_data, load_arrays, pick_device, store, to_device
+from edkd.inputs import device_data, load_arrays, store
 from edkd.trainer import Precision, evaluate
 
 
@@ -32,7 +33,7 @@ def evaluate_network(given: Settings, file: Path | None) -> tuple[str, dict[str,
     else:
         assert weights is not None
         checkpoint.load_into(network, weights, str(file))
-    network = to_device(network, given, device)
+    network = to_device(network, given.engine, device)
     measured = evaluate(network, device_data(arrays, given, device).test, Precision(given.engine.precision, device))
     return str(file) if entry is None else f"teacher {entry.id}", measured
 

@@ -65,6 +65,10 @@ class Job:
 def make_job(resolved: Mapping[str, Any], method: str, teacher_id: str | None) -> Job:
     """A job from a resolved configuration; `teacher_id` names the weights that teach (None without a teacher)."""
     given = config.settings(resolved, method)
+    try:
+        config.build(given.distiller, "distiller")  # a value that the method refuses is told before anything starts
+    except (ValueError, TypeError) as error:
+        raise EdkdError(f"distiller: {error}") from error
     return Job(config=dict(resolved), settings=given, teacher_id=teacher_id if given.needs_teacher else None)
 
 
@@ -125,7 +129,7 @@ def code_version() -> dict[str, str]:
 
     try:
         tracked = git("ls-files", "--error-unmatch", Path(__file__).name)
-        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
     except (OSError, subprocess.SubprocessError):
         return {}
     return {"git_commit": commit, "git_dirty": str(bool(changes)).lower()} if tracked else {}

@@ -51,7 +51,7 @@ def show_plan(planned: Planned, states: Mapping[str, RunState]) -> None:
             print(f"{stage}  {job.name:<{width}}  {WORDS[state.status]}{done}")
     counts = Counter(WORDS[states[job.run].status] for job in planned.students)
     numbers = ", ".join(f"{count} {word}" for word, count in counts.items())
-    missing = sum(states[job.run].status != "finished" for job in planned.teachers)
+    missing = len(planned.teachers)
     print(f"sweep {planned.id}: {len(planned.students)} runs: {numbers}; teachers to train first: {missing}")
 
 
@@ -68,10 +68,11 @@ def show_summary(planned: Planned, outcome: Mapping[str, RunState]) -> int:
         elif state.status == "running":
             what = f"is running in another process ({_holder(state)})"
         elif job.teacher_id in failed_teachers:
-            what = f"not started: its teacher {job.settings.teacher.name} is missing"
+            what = f"not started: its teacher {job.settings.teacher.name} is not trained yet"
         else:
             what = f"vanished after epoch {max(state.epochs, default=0)}: its process died without a word"
-        print(f"  {job.name} {what}; see {job.directory / 'run.log'}")
+        log = job.directory / "run.log"
+        print(f"  {job.name} {what}" + (f"; see {log}" if log.exists() else ""))
     if lost:
         print("run the same command again to continue")
     return len(lost)
@@ -216,5 +217,5 @@ class SweepTracking:
     def _tolerant(self) -> Iterator[None]:
         try:
             yield
-        except EdkdError as error:
+        except Exception as error:  # whatever MLflow raises
             LOG.warning("%s; `edkd sync` brings MLflow up to date later", error)

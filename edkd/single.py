@@ -1,12 +1,12 @@
 """One run, started by hand."""
 
-from pathlib import Path
 from typing import Any
 
 from edkd import config, plan, teachers, tracking
 from edkd.console import LOG, console
 from edkd.errors import EdkdError
-from edkd.run import execute, gather, store
+from edkd.inputs import gather, store
+from edkd.run import execute
 
 
 def run_one(resolved: dict[str, Any], method: str) -> None:
@@ -16,6 +16,7 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
     """
     dry_run = config.convert(resolved.pop("dry_run", False), bool, "dry_run")
     given = config.settings(resolved, method)
+    config.build(given.distiller, "distiller")  # a value that the method refuses is an error now, not later
     teacher_id = None
     if given.needs_teacher:
         entry = teachers.find(store(given), given.dataset.key, given.teacher.name)
@@ -45,7 +46,7 @@ def check_strength(given: config.Settings, entry: teachers.Entry) -> None:
         return
     raise EdkdError(
         f"teacher {entry.name} of {entry.dataset} was trained for {entry.epochs} epochs, the student is to train "
-        f"{given.schedule.epochs}: remove {Path(entry.path)} to train it anew, or set allow_weak_teacher=true"
+        f"{given.schedule.epochs}: remove {entry.path} to train it anew, or set allow_weak_teacher=true"
     )
 
 

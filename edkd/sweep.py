@@ -16,6 +16,7 @@ import torch
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobStatus
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
@@ -24,9 +25,10 @@ from omegaconf.errors import OmegaConfBaseException
 from edkd import config, journal, plan, report, teachers
 from edkd.app import explain, resolve
 from edkd.console import LOG
+from edkd.engine import cores, pick_device
 from edkd.errors import EdkdError
+from edkd.inputs import load_arrays
 from edkd.plan import Job
-from edkd.run import cores, load_arrays, pick_device
 from edkd.single import check_strength, open_tracking
 
 
@@ -64,7 +66,9 @@ def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, la
     report.show_plan(planned, states)
     if dry_run:
         return []
-    todo = [job for job in planned.jobs if states[job.run].status not in ("finished", "running")]
+    # A teacher whose run is finished, but that is not in the store, is put there again by its job.
+    todo = [job for job in planned.teachers if states[job.run].status != "running"]
+    todo += [job for job in planned.students if states[job.run].status not in ("finished", "running")]
     if _runs_here(master):
         for given in {job.settings.dataset.key: job.settings for job in todo}.values():
             pick_device(given.engine.device)
@@ -101,14 +105,19 @@ def make_plan(
     planned = Sweep()
     wanted: dict[tuple[str, str], list[Job]] = {}
     training = _TeacherRuns(master, loader)
+    verified: set[Path] = set()
     for combination in combinations:
         resolved, method = _compose(combination, master, loader)
         given = config.settings(resolved, method)
+        config.build(given.distiller, "distiller")  # a value that the method refuses is an error now, not later
         teacher_id = None
         if given.needs_teacher:
             entry = teachers.find(Path(given.output) / "teachers", given.dataset.key, given.teacher.name)
             if entry is not None:
                 check_strength(given, entry)
+                if entry.path not in verified:
+                    teachers.verify(entry)
+                    verified.add(entry.path)
                 teacher_id = entry.id
             else:
                 job = training.job(given.teacher.name, combination, overrides)
@@ -160,12 +169,22 @@ def _launch(jobs: Sequence[Job], files: dict[str, Path], launcher: Launcher) -> 
     while jobs and (now := [_marks(job) for job in jobs]) != before:
         before = now
         try:
-            launcher.launch([[f"+frozen='{files[job.run].as_posix()}'"] for job in jobs], initial_job_idx=first)
+            ended = launcher.launch([[f"+frozen='{files[job.run].as_posix()}'"] for job in jobs], initial_job_idx=first)
+            for job, returned in zip(jobs, ended, strict=False):
+                if returned.status is JobStatus.FAILED:
+                    _note(job, returned._return_value)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             LOG.warning("the launcher stopped (%s: %s); looking at the journals", type(error).__name__, reason)
         first += len(jobs)
         jobs = [job for job in jobs if journal.tail_state(job.directory).status in ("new", "interrupted")]
+
+
+def _note(job: Job, error: Any) -> None:
+    """See that the journal has a job's error: one from before the job could open its journal is not there yet."""
+    if journal.tail_state(job.directory).status in ("new", "interrupted"):
+        line = str(error) if isinstance(error, EdkdError) else f"{type(error).__name__}: {error}"
+        journal.Journal(job.directory / journal.FILE).append({"event": "failure", "error": line})
 
 
 def _marks(job: Job) -> tuple[str, str, int]:

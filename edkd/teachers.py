@@ -58,16 +58,19 @@ class Entry:
 def find(store: Path, dataset: str, name: str) -> Entry | None:
     """The teacher as its sidecar describes it (the weights are not read), or None if there is none.
 
-    Raises `EdkdError` for a weights file without a sidecar, a sidecar without weights, or one that cannot be read.
+    A sidecar without weights is what remains of a teacher that was removed, or not wholly published: none. Raises
+    `EdkdError` for a weights file without a sidecar, or a sidecar that cannot be read.
     """
     path = _path(store, dataset, name)
-    try:
-        return _find(path, dataset, name)
-    except EdkdError:
+    found = None
+    with suppress(EdkdError):
+        found = _find(path, dataset, name)
+    if found is None and (path.exists() or path.with_suffix(".json").exists()):
         # Perhaps somebody is publishing it right now. In a store that we may not lock, the second look decides too.
         with suppress(EdkdError), _locked(path.parent):
             pass
         return _find(path, dataset, name)
+    return found
 
 
 def listing(store: Path) -> list[Entry]:
@@ -101,8 +104,8 @@ def publish(
     """Put a network into the store; returns the store's entry and whether it is this one, newly written.
 
     ``weights`` is a state_dict, or any file that `checkpoint.load_weights` reads. A usable entry of the same ``id``
-    stays, and so does one of another ``id`` unless ``replace``. What is there but cannot be used (damaged, or without
-    a sidecar) is kept aside as ``<name>.pt.bak``. Safe for several processes. Raises `EdkdError` if the file cannot be
+    stays, and so does one of another ``id`` unless ``replace``. Weights that were there and are replaced are kept as
+    ``<name>.pt.bak``. Safe for several processes. Raises `EdkdError` if the file cannot be
     used or the store not be written.
     """
     path = _path(store, dataset, name)
@@ -111,13 +114,13 @@ def publish(
         present = _usable(path, dataset, name)
         if present is not None and (present.id == id or not replace):
             return present, False
-        if present is None and path.exists():
+        if path.exists():
             path.replace(path.with_name(f"{path.name}.bak"))
-        checkpoint.save_weights(state, path)
+        data = checkpoint.weights_bytes(state)
         entry = Entry(
             name=name,
             dataset=dataset,
-            sha256=_sha256(path),
+            sha256=hashlib.sha256(data).hexdigest(),
             id=id,
             source=source,
             epochs=epochs,
@@ -127,7 +130,9 @@ def publish(
             added=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             path=path,
         )
+        # A kill between the two leaves a sidecar alone, which counts as no teacher.
         _write_sidecar(entry)
+        checkpoint.write_atomically(path, data)
     return entry, True
 
 
@@ -136,7 +141,7 @@ def verify(entry: Entry) -> None:
     if _sha256(entry.path) != entry.sha256:
         raise EdkdError(
             f"{entry.path} does not match its sidecar {entry.sidecar.name} (SHA-256); "
-            f"restore it, or delete both and import it again with {_IMPORT}"
+            f"restore it, or remove it, to have it trained again or to import it with {_IMPORT}"
         )
 
 
@@ -179,8 +184,8 @@ def missing(dataset: str, name: str, store: Path) -> EdkdError:
     known = [entry.name for entry in listing(store) if entry.dataset == dataset]
     return EdkdError(
         f"no teacher {name} for the data set {dataset} in {store} (there: {', '.join(known) or 'none'}); train it with "
-        f"`python launch.py distiller=vanilla student={name}` and this run's dataset options, or import one with "
-        f"`edkd teachers import {name} FILE --dataset {dataset}`"
+        f"`python launch.py distiller=vanilla student={name}`, or import one with `edkd teachers import {name} FILE`, "
+        "and this run's dataset options"
     )
 
 
@@ -204,7 +209,7 @@ def _find(path: Path, dataset: str, name: str) -> Entry | None:
     if not sidecar.exists():
         raise EdkdError(f"{path} has no sidecar {sidecar.name}, so its origin is unknown; add teachers with {_IMPORT}")
     if not path.exists():
-        raise EdkdError(f"{sidecar} has no weights file {path.name}; restore it, or import it again with {_IMPORT}")
+        return None
     try:
         found: dict[str, Any] = json.loads(sidecar.read_bytes())
         names = [each.name for each in dataclasses.fields(Entry) if each.name != "path"]

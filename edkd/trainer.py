@@ -22,7 +22,7 @@ from edkd.distillers.base import Batch, Distiller
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 
-EVALUATION_BATCH = 500
+EVALUATION_BATCH = {"cpu": 100, "cuda": 1000}  # images; on a CPU larger batches are slower and take gigabytes
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,14 @@ class Progress:
         self.student.load_state_dict(state["student"])
         self.distiller.load_state_dict(state["distiller"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:  # the saved rate was loaded on the CPU
-            group["lr"] = group["lr"].to(next(self.student.parameters()).device)
+        for group in self.optimizer.param_groups:
+            # The saved rate was loaded on the CPU; a saved buffer may have another memory layout than its parameter
+            # has now, and fused SGD walks both in the order in which they lie in memory.
+            group["lr"] = group["lr"].to(group["params"][0].device)
+            for parameter in group["params"]:
+                memory = self.optimizer.state[parameter]
+                if memory.get("momentum_buffer") is not None:
+                    memory["momentum_buffer"] = torch.empty_like(parameter).copy_(memory["momentum_buffer"])
         self.epoch = state["epoch"]
         self.best = state["best"]
 
@@ -166,10 +172,9 @@ def _stream(seed: int, epoch: int) -> int:
 
 
 @contextlib.contextmanager
-def seeded(seed: int, epoch: int) -> Any:
+def seeded(seed: int, epoch: int, device: torch.device) -> Any:
     """Torch's random numbers inside depend on (seed, epoch) alone; the state outside is left as it was."""
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(_stream(seed, epoch))
         yield
 
@@ -224,7 +229,7 @@ def train_epoch(
     student, distiller, optimizer = progress.student.train(), progress.distiller.train(), progress.optimizer
     meter, steps = Meter(device), math.ceil(count / schedule.batch_size)
     sound, sound_steps = torch.tensor(True, device=device), torch.tensor(0, device=device)  # become one per loss
-    with seeded(seed, epoch):
+    with seeded(seed, epoch, device):
         for step in range(steps):
             part = slice(step * schedule.batch_size, (step + 1) * schedule.batch_size)
             index, view = order[part], views[part]
@@ -267,8 +272,9 @@ def evaluate(network: nn.Module, data: DeviceData, precision: Precision) -> dict
     """
     network.eval()
     meter = Meter(precision.device)
-    for start in range(0, len(data), EVALUATION_BATCH):
-        index = torch.arange(start, min(start + EVALUATION_BATCH, len(data)), device=precision.device)
+    size = EVALUATION_BATCH[precision.device.type]
+    for start in range(0, len(data), size):
+        index = torch.arange(start, min(start + size, len(data)), device=precision.device)
         target = data.targets(index)
         with precision.autocast():
             logits = network(data.plain(index), want_feats=False).logits.float()
@@ -314,6 +320,8 @@ def fit(
         metrics = train_epoch(progress, teacher, data.train, schedule, seed=seed, precision=precision, on_step=on_step)
         trained = time.monotonic()
         test = evaluate(progress.student, data.test, precision)
+        if not math.isfinite(test["loss"]):
+            raise EdkdError(f"epoch {progress.epoch + 1}: test/loss is {test['loss']}: training diverged")
         metrics |= {f"test/{name}": value for name, value in test.items()}
         chooser, by = test, "test"
         if data.validation is not None:

@@ -180,6 +180,7 @@ def test_a_wrong_configuration(tiny: list[str], teacher: Path, here: Path, argum
             "distiller.beta: no such key in distiller=kd; allowed: _target_, ce_weight, kd_weight, temperature",
         ),
         ("schedule.epochs=1,many", "schedule.epochs=many: must be a whole number"),
+        ("distiller=kd,dkd distiller.temperature=4,0", "distiller.temperature is 0.0: it must be greater than 0"),
         ("schedule.lr=interval(0,1)", "schedule.lr=interval(0,1): only lists of values can be swept, such as "),
         ("seed=0,[", "seed=0,[ is no KEY=VALUE: "),
         ("hydra/launcher=lokal", "hydra/launcher=lokal: no such option, did you mean local?; allowed: basic, "),
@@ -358,7 +359,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny: list[str], here: Path) ->
     said = launch(*tiny, "distiller=vanilla", "schedule.lr=1e30")
     assert said.code == 1 and said.out == ""
     last = said.err.splitlines()[-1]
-    assert last.startswith("edkd: epoch 1: train/loss is ") and "lower schedule.lr (now 1e+30)" in last
+    assert (
+        last.startswith("edkd: epoch 1, step 2: train/loss_ce is not finite")
+        and "lower schedule.lr (now 1e+30)" in last
+    )
     (records,) = journals(here / "outputs").values()
-    assert records[-1]["event"] == "failure" and "epoch 1: train/loss" in records[-1]["error"]
+    assert records[-1]["event"] == "failure" and "epoch 1, step 2: train/loss_ce" in records[-1]["error"]
     assert not list((here / "outputs").rglob("*.pt"))

@@ -175,7 +175,7 @@ before = {entry.name: entry.read_bytes() for entry in path.parent.iterdir()}
 %s
 for write in (checkpoint.save, lambda state, path: checkpoint.save_weights(state, path.with_name("last.pt"))):
     try:
-        write({"epoch": 3, "weights": torch.zeros(1_000_000)}, path)
+        write({"epoch": torch.tensor(3), "weights": torch.zeros(1_000_000)}, path)
     except EdkdError as error:
         print(error)
 assert {entry.name: entry.read_bytes() for entry in path.parent.iterdir()} == before

@@ -113,10 +113,6 @@ def orphan_weights(entry: Entry) -> None:
     entry.sidecar.unlink()
 
 
-def orphan_sidecar(entry: Entry) -> None:
-    entry.path.unlink()
-
-
 def garbled_sidecar(entry: Entry) -> None:
     entry.sidecar.write_text('{"name": ')
 
@@ -135,7 +131,6 @@ def foreign_sidecar(entry: Entry) -> None:
 
 FAULTS = {
     orphan_weights: "has no sidecar resnet8.json",
-    orphan_sidecar: "has no weights file resnet8.pt",
     garbled_sidecar: "could not read the sidecar",
     sidecar_of_a_list: "could not read the sidecar",
     poor_sidecar: "could not read the sidecar .*'sha256'",
@@ -168,17 +163,27 @@ def test_half_a_teacher_is_an_error_that_publishing_mends(
     assert teachers.listing(tmp_path) == [again, good]
 
 
+def test_a_sidecar_alone_is_no_teacher_and_publishing_makes_it_one(tmp_path: Path) -> None:
+    entry, _ = published(tmp_path, network().state_dict())
+    entry.path.unlink()  # as a user does who wants it trained again, or a kill while publishing
+    assert teachers.find(tmp_path, "cifar100", "resnet8") is None
+    assert teachers.listing(tmp_path) == []
+    again, new = published(tmp_path, network().state_dict())
+    assert new
+    assert teachers.find(tmp_path, "cifar100", "resnet8") == again
+
+
 def test_a_reader_waits_for_a_publisher_between_its_two_files(tmp_path: Path) -> None:
     entry, _ = published(tmp_path, network().state_dict())
-    content = entry.sidecar.read_bytes()
-    entry.sidecar.unlink()
+    content = entry.path.read_bytes()
+    entry.path.unlink()
     inside = threading.Event()
 
     def publisher() -> None:
         with teachers._locked(entry.path.parent):
             inside.set()
             threading.Event().wait(0.2)
-            entry.sidecar.write_bytes(content)
+            entry.path.write_bytes(content)
 
     thread = threading.Thread(target=publisher)
     thread.start()
@@ -200,7 +205,7 @@ def test_a_changed_file_is_not_used(tmp_path: Path, change: str) -> None:
         checkpoint.save_weights(network().state_dict(), entry.path)
     model = network()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    changed = r"resnet8.pt does not match its sidecar resnet8.json \(SHA-256\); restore it, or delete both and import"
+    changed = r"resnet8.pt does not match its sidecar resnet8.json \(SHA-256\); restore it, or remove it"
     expected = "could not read .*resnet8.pt: No such file" if change == "gone" else changed
     with pytest.raises(EdkdError, match=expected):
         teachers.load(entry, model)
@@ -328,7 +333,7 @@ def test_the_error_for_a_missing_teacher_says_what_to_do(tmp_path: Path) -> None
         f"no teacher vgg13 for the data set cifar100 in {tmp_path} (there: resnet8); train it "
     )
     assert "`python launch.py distiller=vanilla student=vgg13`" in str(error)
-    assert str(error).endswith("`edkd teachers import vgg13 FILE --dataset cifar100`")
+    assert "`edkd teachers import vgg13 FILE`" in str(error)
     assert "(there: none)" in str(teachers.missing("digits", "vgg13", tmp_path))
 
 

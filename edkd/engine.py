@@ -1,0 +1,49 @@
+"""The machine a run computes on: device, threads, memory layout, determinism."""
+
+import os
+
+import torch
+from torch import nn
+
+from edkd.config import Engine
+from edkd.errors import EdkdError
+
+
+def set_up(engine: Engine, threads: int) -> None:
+    """Make this process compute as the engine asks; called before anything touches a GPU.
+
+    fp32 means fp32: convolutions and products on a GPU do not fall back to TF32's 10 bits.
+    """
+    torch.set_num_threads(threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when cuBLAS starts
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(engine.deterministic, warn_only=True)
+
+
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N`. Raises EdkdError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("not a device that edkd trains on")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise EdkdError(f"engine.device={name}: {reason}; allowed: auto, cpu, cuda, cuda:N") from error
+    return device
+
+
+def to_device(network: nn.Module, engine: Engine, device: torch.device) -> nn.Module:
+    """Move a network, in the memory layout that the engine asks for."""
+    layout = torch.channels_last if engine.channels_last else torch.contiguous_format
+    return network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
