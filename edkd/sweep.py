@@ -174,7 +174,7 @@ def _launch(jobs: Sequence[Job], files: dict[str, Path], launcher: Launcher) -> 
                 if returned.status is JobStatus.FAILED:
                     _note(job, returned._return_value)
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split())[:500]
             LOG.warning("the launcher stopped (%s: %s); looking at the journals", type(error).__name__, reason)
         first += len(jobs)
         jobs = [job for job in jobs if journal.tail_state(job.directory).status in ("new", "interrupted")]

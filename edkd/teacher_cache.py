@@ -26,7 +26,7 @@ from edkd.models.base import Prediction
 
 LOG = logging.getLogger("edkd.teacher_cache")
 HEADER = 4096  # bytes; entries begin on a page of their own
-CHUNK = 64  # (image, view) pairs that go through the teacher at a time, the last chunk padded
+CHUNK = 64  # (image, view) pairs that go through the teacher at a time
 
 Compute = Callable[[Tensor, Tensor], Tensor]
 """(image index [B], view [B]) -> logits [B, K] in the precision in which the teacher computes."""
@@ -136,9 +136,8 @@ class CachedTeacher:
             logits[torch.from_numpy(chunk[there])] = late[torch.from_numpy(there)]
             todo = chunk[~there]
             if len(todo):
-                padded = np.resize(todo, CHUNK)
-                asked = torch.from_numpy(padded).to(self.device)
-                answer = self.compute(asked, torch.from_numpy(view[padded]).to(self.device))[: len(todo)].cpu()
+                asked = torch.from_numpy(todo).to(self.device)
+                answer = self.compute(asked, torch.from_numpy(view[todo]).to(self.device)).cpu()
                 logits[torch.from_numpy(todo)] = answer.to(logits.dtype)
                 self.table.write(rows[todo], answer)
         if self.logits is None:

@@ -24,6 +24,8 @@ from edkd.models.base import Prediction
 
 EVALUATION_BATCH = {"cpu": 100, "cuda": 1000}  # images; on a CPU larger batches are slower and take gigabytes
 
+TEACHER_BATCH = 64  # images
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -96,15 +98,31 @@ class OnlineTeacher:
     def raw(self, images: Tensor) -> Prediction:
         """The same in the precision in which the network computes.
 
-        An image's logits are the same bits whatever the batch around it, but in a batch of one, which is doubled.
+        The network sees batches of one size, the last one filled up: kernels are chosen by the size of a batch, and
+        an image's logits are the same bits whatever is around it only among batches of one size.
         """
-        alone = len(images) == 1
+        parts = [self._fixed(images[start : start + TEACHER_BATCH]) for start in range(0, len(images), TEACHER_BATCH)]
+        if len(parts) == 1:
+            return parts[0]
+        pooled = None if parts[0].pooled_feat is None else torch.cat([part.pooled_feat for part in parts])  # type: ignore[misc]
+        return Prediction(
+            torch.cat([part.logits for part in parts]),
+            tuple(torch.cat(each) for each in zip(*(part.feats for part in parts), strict=True)),
+            tuple(torch.cat(each) for each in zip(*(part.preact_feats for part in parts), strict=True)),
+            pooled,
+        )
+
+    def _fixed(self, images: Tensor) -> Prediction:
+        count = len(images)
+        if count < TEACHER_BATCH:
+            images = images[torch.arange(TEACHER_BATCH, device=images.device) % count]
         with torch.no_grad(), self.precision.autocast():
-            made: Prediction = self.network(images.repeat(2, 1, 1, 1) if alone else images, want_feats=self.want_feats)
-        if not alone:
+            made: Prediction = self.network(images, want_feats=self.want_feats)
+        if count == TEACHER_BATCH:
             return made
-        feats, preact = (tuple(feat[:1] for feat in each) for each in (made.feats, made.preact_feats))
-        return Prediction(made.logits[:1], feats, preact, None if made.pooled_feat is None else made.pooled_feat[:1])
+        feats, preact = (tuple(feat[:count] for feat in each) for each in (made.feats, made.preact_feats))
+        pooled = None if made.pooled_feat is None else made.pooled_feat[:count]
+        return Prediction(made.logits[:count], feats, preact, pooled)
 
 
 def in_fp32(prediction: Prediction) -> Prediction:
