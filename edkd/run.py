@@ -32,11 +32,10 @@ def execute(job: Job, *, sweep: str | None, show: bool) -> journal.RunState:
     EdkdError for what the user can mend; the journal and the log have every error, once the run's directory exists.
     """
     directory, given = job.directory, job.settings
-    before = journal.tail_state(directory)
+    before = journal.state(directory)
     if before.status == "finished":
-        done = journal.state(directory)
-        _publish(job, done.end)
-        return done
+        _publish(job, before.end)
+        return before
     # Sums over another number of threads differ in their last bits: a resumed run keeps the number it began with.
     threads = before.first_start["threads"] if before.first_start is not None else given.engine.threads or cores()
     engine.set_up(given.engine, threads)

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from PIL import Image
 from test_plan import git
 
-from edkd import checkpoint, journal, models, plan, run, single, teachers, tracking
+from edkd import checkpoint, inputs, journal, models, plan, run, single, teachers, tracking
 from edkd.distillers import Batch, Distiller, Outcome
+from edkd.engine import to_device
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 from edkd.trainer import Precision, evaluate
@@ -116,8 +117,8 @@ def test_a_start_says_what_is_run_on_what(student: plan.Job, taught: plan.Job) -
     assert start["versions"]["python"] == sys.version.split()[0]
     assert (start["host"], start["threads"]) == (socket.gethostname(), 1)
     assert start["device"].startswith("cpu (")
-    assert start["data_sha256"] == run.load_arrays(student.settings)[1]
-    entry = teachers.find(run.store(student.settings), KEY, "resnet8")
+    assert start["data_sha256"] == inputs.load_arrays(student.settings)[1]
+    entry = teachers.find(inputs.store(student.settings), KEY, "resnet8")
     assert entry is not None
     last = events(taught, "end")[0]["last"]
     assert start["teacher"] == {"id": f"run:{taught.run}", "sha256": entry.sha256, "top1": pytest.approx(last["top1"])}
@@ -157,20 +158,20 @@ def test_the_saved_weights_have_the_accuracies_of_the_end(make_job: Any) -> None
     end = execute(job).end
     assert end is not None
     assert end["best"]["by"] == "validation"
-    data = run.device_data(run.load_arrays(job.settings)[0], job.settings, torch.device("cpu"))
+    data = inputs.device_data(inputs.load_arrays(job.settings)[0], job.settings, torch.device("cpu"))
     for name, file in (("last", "last.pt"), ("best", "best.pt")):
         saved = torch.load(job.directory / file, weights_only=True)
         assert (saved["student"], saved["run"], saved["epoch"]) == ("resnet8", job.run, end[name]["epoch"])
         network = models.resnet8(num_classes=10)
         network.load_state_dict(saved["model"])
-        network = run.to_device(network, job.settings, torch.device("cpu"))
+        network = to_device(network, job.settings.engine, torch.device("cpu"))
         found = evaluate(network, data.test, Precision("fp32", torch.device("cpu")))
         assert found == {metric: end[name][metric] for metric in found}
 
 
 def test_the_accuracy_of_a_teacher_is_measured_once(student: plan.Job, monkeypatch: pytest.MonkeyPatch) -> None:
     execute(student)
-    entry = teachers.find(run.store(student.settings), KEY, "resnet8")
+    entry = teachers.find(inputs.store(student.settings), KEY, "resnet8")
     assert entry is not None
     sha256 = events(student, "start")[0]["data_sha256"]
     assert entry.measured[sha256]["top1"] == events(student, "start")[0]["teacher"]["top1"]
@@ -178,8 +179,8 @@ def test_the_accuracy_of_a_teacher_is_measured_once(student: plan.Job, monkeypat
     def again(*_: Any) -> None:
         raise AssertionError("measured twice")
 
-    monkeypatch.setattr(run, "evaluate", again)
-    assert run.gather(student.settings, student.teacher_id).taught_by == events(student, "start")[0]["teacher"]
+    monkeypatch.setattr(inputs, "evaluate", again)
+    assert inputs.gather(student.settings, student.teacher_id).taught_by == events(student, "start")[0]["teacher"]
 
 
 def test_a_finished_run_is_left_alone(student: plan.Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +197,7 @@ def test_a_finished_run_is_left_alone(student: plan.Job, monkeypatch: pytest.Mon
 
 
 def test_a_network_trained_alone_becomes_a_teacher(taught: plan.Job) -> None:
-    entry = teachers.find(run.store(taught.settings), KEY, "resnet8")
+    entry = teachers.find(inputs.store(taught.settings), KEY, "resnet8")
     assert entry is not None
     assert (entry.id, entry.source, entry.epochs) == (f"run:{taught.run}", str(taught.directory), 2)
     assert entry.recipe == taught.tags["recipe"]
@@ -207,24 +208,25 @@ def test_a_network_trained_alone_becomes_a_teacher(taught: plan.Job) -> None:
 
 
 def test_a_teacher_is_not_replaced_by_a_later_run(taught: plan.Job, make_job: Any) -> None:
-    before = contents(run.store(taught.settings))
-    other = make_job("vanilla", "seed=1")
+    before = contents(inputs.store(taught.settings))
+    other = make_job("vanilla", "schedule.lr=0.02")
     execute(other)
-    assert contents(run.store(taught.settings)) == before
+    assert contents(inputs.store(taught.settings)) == before
     assert "edkd teachers import --replace" in (other.directory / "run.log").read_text()
 
 
 def test_a_teacher_that_was_removed_comes_back_from_its_finished_run(taught: plan.Job) -> None:
-    weights = (run.store(taught.settings) / KEY / "resnet8.pt").read_bytes()
-    shutil.rmtree(run.store(taught.settings))
+    weights = (inputs.store(taught.settings) / KEY / "resnet8.pt").read_bytes()
+    shutil.rmtree(inputs.store(taught.settings))
     execute(taught)
-    assert (run.store(taught.settings) / KEY / "resnet8.pt").read_bytes() == weights
+    assert (inputs.store(taught.settings) / KEY / "resnet8.pt").read_bytes() == weights
 
 
 def test_a_student_publishes_nothing(student: plan.Job) -> None:
-    before = {path.name for path in (run.store(student.settings) / KEY).iterdir()}
+    store = inputs.store(student.settings)
+    before = teachers.listing(store)
     execute(student)
-    assert {path.name for path in (run.store(student.settings) / KEY).iterdir()} == before
+    assert [(entry.name, entry.id) for entry in teachers.listing(store)] == [(entry.name, entry.id) for entry in before]
 
 
 def test_a_missing_teacher_is_an_error_that_says_what_to_do(make_job: Any, tmp_path: Path) -> None:
@@ -232,7 +234,7 @@ def test_a_missing_teacher_is_an_error_that_says_what_to_do(make_job: Any, tmp_p
         execute(make_job("kd", "student=vgg8", teacher_id="run:aaaa"))
     assert f"no teacher resnet8 for the data set {KEY}" in str(caught.value)
     assert "`python launch.py distiller=vanilla student=resnet8`" in str(caught.value)
-    assert f"`edkd teachers import resnet8 FILE --dataset {KEY}`" in str(caught.value)
+    assert "`edkd teachers import resnet8 FILE`" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -245,12 +247,12 @@ def test_a_teacher_that_is_not_the_planned_one(make_job: Any, taught: plan.Job) 
 
 def test_a_teacher_whose_weights_changed_since_the_run_began(student: plan.Job) -> None:
     interrupt(student, after=1)
-    path = run.store(student.settings) / KEY / "resnet8.pt"
+    path = inputs.store(student.settings) / KEY / "resnet8.pt"
     state = checkpoint.load_weights(path)
     state["fc.bias"] += 0.1
     path.unlink()
     teachers.publish(
-        run.store(student.settings),
+        inputs.store(student.settings),
         KEY,
         "resnet8",
         state,
@@ -291,7 +293,7 @@ def own_images(tmp_path: Path) -> Iterator[list[str]]:
             for number in range(count):
                 pixels = stream.integers(0, 256, (8, 8, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(root / split / name / f"{number}.png")
-    run._load_arrays.cache_clear()
+    inputs._load_arrays.cache_clear()
     yield [
         "dataset=folder",
         "dataset.name=own",
@@ -299,7 +301,7 @@ def own_images(tmp_path: Path) -> Iterator[list[str]]:
         "dataset.train_per_class=null",
         "dataset.test_per_class=null",
     ]
-    run._load_arrays.cache_clear()
+    inputs._load_arrays.cache_clear()
 
 
 def test_data_that_changed_since_the_run_began(make_job: Any, own_images: list[str], tmp_path: Path) -> None:
@@ -308,15 +310,15 @@ def test_data_that_changed_since_the_run_began(make_job: Any, own_images: list[s
     image = tmp_path / "images" / "train" / "star" / "0.png"
     original = image.read_bytes()
     Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(image)
-    run._load_arrays.cache_clear()
+    inputs._load_arrays.cache_clear()
     with pytest.raises(EdkdError, match=rf"^the data changed since {job.directory} began: restore it, or move"):
         execute(job)
     assert journal.state(job.directory).status == "failed"
     assert journal.state(job.directory).error == (
-        f"EdkdError: the data changed since {job.directory} began: restore it, or move that directory away"
+        f"the data changed since {job.directory} began: restore it, or move that directory away"
     )
     image.write_bytes(original)
-    run._load_arrays.cache_clear()
+    inputs._load_arrays.cache_clear()
     end = execute(job).end
     assert end is not None
     assert (end["last"]["epoch"], end["num_classes"], end["last"]["top5"]) == (2, 3, 100.0)
@@ -329,13 +331,15 @@ def test_a_device_that_is_not_there(make_job: Any, tmp_path: Path, device: str) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_real_cifar100(make_job: Any, cifar100_root: Path) -> None:
-    options = [f"dataset.root={cifar100_root}", "dataset.train_per_class=2", "dataset.test_per_class=1"]
+def test_real_cifar100(compose: Any, tiny: list[str], cifar100_root: Path) -> None:
+    options = [f"dataset.root={cifar100_root}", "dataset.download=false", "schedule.epochs=1", "distiller=vanilla"]
+    options += ["dataset.train_per_class=2", "dataset.test_per_class=1"]
+    others = [option for option in tiny if not option.startswith("dataset")]
     try:
-        job = make_job("vanilla", "dataset=cifar100", "+dataset.image_size=32", *options, "schedule.epochs=1")
+        job = plan.make_job(compose(*others, *options), "vanilla", None)
         end = execute(job).end
     finally:
-        run._load_arrays.cache_clear()
+        inputs._load_arrays.cache_clear()
     assert end is not None
     assert (end["num_classes"], job.settings.dataset.key) == (100, "cifar100-2perclass-test1")
     assert 0 <= end["last"]["top1"] <= end["last"]["top5"] <= 100
@@ -372,7 +376,7 @@ class Failing(Distiller):
     def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
         loss = F.cross_entropy(student.logits, batch.target)
         if batch.epoch > 1 and self.mode == "error":
-            raise ValueError("the second epoch\nis too much")
+            raise ValueError("the second epoch is too much")
         return Outcome({"ce": loss * float("nan") if batch.epoch > 1 and self.mode == "nan" else loss}, {})
 
 
@@ -388,8 +392,10 @@ def test_an_error_is_journalled_and_the_run_can_go_on(failing: plan.Job, monkeyp
     state = journal.state(failing.directory)
     assert state.status == "failed"
     assert state.failure is not None
-    assert (state.failure["error"], state.failure["epoch"]) == ("ValueError: the second epoch is too much", 1)
-    assert "Traceback" in (failing.directory / "run.log").read_text()
+    assert state.failure["error"] == "ValueError: the second epoch is too much"
+    assert [record["epoch"] for record in events(failing, "epoch")] == [1]
+    log = (failing.directory / "run.log").read_text()
+    assert f"ERROR {failing.name} failed: ValueError: the second epoch is too much\nTraceback" in log
     assert not (failing.directory / "last.pt").exists()
     monkeypatch.setattr(Failing, "mode", "none")
     assert execute(failing).status == "finished"
@@ -398,11 +404,11 @@ def test_an_error_is_journalled_and_the_run_can_go_on(failing: plan.Job, monkeyp
 
 def test_a_loss_that_is_not_finite(failing: plan.Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Failing, "mode", "nan")
-    with pytest.raises(EdkdError, match="^epoch 2, step 1: train/loss_ce is not finite"):
+    with pytest.raises(EdkdError, match=r"^epoch 2, step 1: train/loss_ce is not finite"):
         execute(failing)
     state = journal.state(failing.directory)
     assert state.error is not None
-    assert state.error.startswith("EdkdError: epoch 2, step 1: train/loss_ce is not finite")
+    assert state.error.startswith("epoch 2, step 1: train/loss_ce is not finite")
     assert "Traceback" not in (failing.directory / "run.log").read_text()
     saved = checkpoint.load(failing.directory / "checkpoint.pt")
     assert saved is not None
@@ -414,22 +420,27 @@ def test_an_interruption_is_journalled_and_the_run_goes_on(student: plan.Job) ->
     interrupt(student, after=1)
     state = journal.state(student.directory)
     assert state.status == "interrupted"
-    assert [record["epoch"] for record in events(student, "interrupted")] == [0]
+    assert [record["event"] for record in events(student, "start", "epoch", "interrupted")] == [
+        "start",
+        "epoch",
+        "interrupted",
+    ]
     assert state.holder is None
     assert execute(student).status == "finished"
     assert [record["resumed_from"] for record in events(student, "start")] == [0, 1]
 
 
 def test_a_resumed_run_keeps_its_number_of_threads(make_job: Any) -> None:
-    threads = torch.get_num_threads()
-    try:
-        interrupt(make_job("vanilla", "engine.threads=2"), after=1)
-        job = make_job("vanilla", "engine.threads=1")
+    # Planned, but at first kept from starting, so that the journal does not begin with the start.
+    job = make_job("kd", teacher_id=f"run:{make_job('vanilla').run}")
+    plan.freeze(job, sweep=None, threads=None)
+    with pytest.raises(EdkdError, match="no teacher resnet8"):
         execute(job)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(threads)
-    assert [record["threads"] for record in events(job, "start")] == [2, 2]
+    execute(make_job("vanilla"))
+    interrupt(job, after=1)
+    execute(make_job("kd", "engine.threads=2", teacher_id=job.teacher_id))
+    assert [record["threads"] for record in events(job, "start")] == [1, 1]
+    assert torch.get_num_threads() == 1
 
 
 def test_the_log_is_left_as_it_was(taught: plan.Job) -> None:
@@ -487,7 +498,7 @@ def test_a_dry_run_writes_nothing(
 @pytest.mark.usefixtures("taught")
 def test_a_teacher_that_was_trained_for_less_is_refused(compose: Any, tiny: list[str], tmp_path: Path) -> None:
     longer = [*tiny, "distiller=kd", "student=vgg8", "schedule.epochs=3"]
-    with pytest.raises(EdkdError, match="was trained for 2 epochs, the student is to train 3: remove .*resnet8.pt"):
+    with pytest.raises(EdkdError, match=r"was trained for 2 epochs, the student is to train 3: remove .*resnet8.pt"):
         single.run_one(compose(*longer), "kd")
     assert not (tmp_path / "outputs" / "runs" / KEY / "resnet8-vgg8").exists()
     single.run_one(compose(*longer, "allow_weak_teacher=true", "+dry_run=true"), "kd")
@@ -502,6 +513,6 @@ def test_a_run_by_hand_without_its_teacher(compose: Any, tiny: list[str], tmp_pa
 def test_a_tracking_file_that_cannot_be_written(compose: Any, tiny: list[str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     uri = f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}"
-    with pytest.raises(EdkdError, match="; or run with tracking=journal$"):
+    with pytest.raises(EdkdError, match=r"; or run with tracking=journal$"):
         single.run_one(compose(*tiny, "distiller=vanilla", "tracking=sqlite", f"tracking.uri={uri}"), "vanilla")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -19,7 +19,7 @@ import pytest
 
 from edkd import journal, tracking
 from edkd.errors import EdkdError
-from edkd.tracking import LiveTracker, SyncReport, live, store, sync, sync_all, sync_run
+from edkd.tracking import LiveTracker, SyncReport, live, load_runs, store, sync, sync_all, sync_run
 
 # MLflow 3.17 with SQLAlchemy 2.1, at its import
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
@@ -217,7 +217,8 @@ def test_live_epochs_cost_one_batch_each_and_end_up_as_if_synced_late(where, run
     live_run, late_run = only_run(where), only_run(late)
     differing = {key for key in live_run if live_run[key] != late_run[key]}
     assert differing == {"run_id", "tags"}
-    assert {key for key in live_run["tags"] if live_run["tags"][key] != late_run["tags"][key]} == {"mlflow.parentRunId"}
+    other = {key for key in live_run["tags"] if live_run["tags"][key] != late_run["tags"][key]}
+    assert other == {"mlflow.parentRunId", "edkd.directory"}
     for key in live_run["metrics"]:
         assert history(where, key) == history(late, key)
 
@@ -324,10 +325,22 @@ def test_a_run_that_was_deleted_in_mlflow_comes_back(where, run_dir):
 def test_twins_made_by_hosts_without_a_common_lock_become_one(where, run_dir):
     opened = store.open_store(**where)
     for at in (3, 2):
-        opened.client.create_run(opened.experiment_id, start_time=at, tags={"edkd.run": RUN})
+        tags = {"edkd.run": RUN, "edkd.directory": sync._identity(run_dir)}
+        opened.client.create_run(opened.experiment_id, start_time=at, tags=tags)
     write(run_dir, start(), *epochs(1))
     assert not sync_run(run_dir, **where).created
     assert only_run(where)["start_time"] == 2
+
+
+def test_two_people_who_train_one_configuration_keep_a_run_each(where, run_dir, tmp_path):
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    write(run_dir, start(), *epochs(2))
+    write(other, start(), *epochs(1))
+    for _ in range(2):
+        sync_run(run_dir, **where)
+        sync_run(other, **where)
+    assert sorted(len(history(where, "lr", run)) for run in load_runs(where["uri"], where["experiment"])) == [1, 2]
 
 
 def test_long_and_many_values_respect_the_limits_of_mlflow(where, run_dir, calls):

@@ -50,14 +50,14 @@ def splits(*, validation: bool = False) -> Splits:
 
 def progress(distiller: Distiller | None = None, *, seed: int = 0, student: nn.Module | None = None) -> Progress:
     if student is None:
-        with seeded(seed, 0):
+        with seeded(seed, 0, CPU):
             student = models.resnet8(num_classes=CLASSES)
     distiller = distiller or Vanilla()
     return Progress(student, distiller, trainer.make_optimizer(student, distiller, SCHEDULE, CPU))
 
 
 def teacher(*, want_feats: bool = False, precision: Precision = FP32) -> OnlineTeacher:
-    with seeded(99, 0):
+    with seeded(99, 0, CPU):
         return OnlineTeacher(models.resnet8(num_classes=CLASSES), want_feats=want_feats, precision=precision)
 
 
@@ -202,7 +202,7 @@ class Fixed(nn.Module):
 
 
 def test_evaluation_in_percent_over_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "EVALUATION_BATCH", 4)
+    monkeypatch.setitem(trainer.EVALUATION_BATCH, "cpu", 4)
     logits = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
     target = torch.arange(10) % 6
     logits[torch.arange(0, 10, 3), target[::3]] += 5
@@ -278,7 +278,7 @@ class Dropping(nn.Module):
 
 
 def dropping() -> Progress:
-    with seeded(0, 0):
+    with seeded(0, 0, CPU):
         return progress(student=Dropping())
 
 
@@ -453,7 +453,7 @@ class Connector(Distiller):
 
 
 def connecting() -> Progress:
-    with seeded(0, -1):
+    with seeded(0, -1, CPU):
         return progress(Connector())
 
 

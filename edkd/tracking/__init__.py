@@ -4,7 +4,8 @@ There is one way: bring MLflow up to date with what the journal in a run's direc
 goes it beside the training after each epoch, ``edkd sync`` goes it later for all runs (`sync_all`). What MLflow has
 already is read from MLflow, so that doing it twice, or from several processes at once, changes nothing. Tags of ours:
 
-- ``edkd.run``     the hash of the configuration: the identity of the run within its experiment
+- ``edkd.run``     the hash of the configuration
+- ``edkd.directory`` a hash of the run directory's path: two people, or output folders, may train one configuration
 - ``edkd.synced``  the last epoch that was logged, and a digest of all values up to it
 - ``edkd.state``   the status that was logged, and since when the run has it
 - ``edkd.sweep``   on the parent run of a sweep: which sweep

@@ -1,6 +1,7 @@
 """Bringing MLflow up to date with journals: every write about a run is here."""
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -94,7 +95,10 @@ def _sync(store: Store, run_dir: Path, story: Story) -> SyncReport:
     created = run is None
     if run is None:
         run = client.create_run(
-            store.experiment_id, start_time=story.started, run_name=story.name, tags={"edkd.run": story.run}
+            store.experiment_id,
+            start_time=story.started,
+            run_name=story.name,
+            tags={"edkd.run": story.run, "edkd.directory": _identity(run_dir)},
         )
     _write_note(store, run_dir, run.info.run_id)
     epochs_logged = _log_epochs(store, run, story)
@@ -118,7 +122,12 @@ def _find(store: Store, run_dir: Path, story: Story) -> "Run | None":
         else:
             if run.info.lifecycle_stage == "active" and run.data.tags.get("edkd.run") == story.run:
                 return run
-    return find_one(store, f"tags.`edkd.run` = '{story.run}'")
+    return find_one(store, f"tags.`edkd.run` = '{story.run}' AND tags.`edkd.directory` = '{_identity(run_dir)}'")
+
+
+def _identity(run_dir: Path) -> str:
+    """Names a run directory among all that log to one store; not its path, which may hold quotes and be long."""
+    return hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
 
 
 def _agrees(run: "Run", story: Story) -> bool:
