@@ -20,8 +20,7 @@ def set_up(engine: Engine, threads: int) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    # The same as use_deterministic_algorithms(…, warn_only=True), without its import of the compiler: 3 s a process.
-    torch.set_deterministic_debug_mode("warn" if engine.deterministic else "default")
+    torch.use_deterministic_algorithms(engine.deterministic, warn_only=True)
 
 
 def cores() -> int:

@@ -71,14 +71,14 @@ def metrics(records: list[dict[str, Any]]) -> dict[int, Mapping[str, float]]:
 
 def _call(function: Callable[[], None], *argv: str) -> Ended:
     out, err = io.StringIO(), io.StringIO()
-    deterministic = torch.get_deterministic_debug_mode()
+    deterministic = torch.are_deterministic_algorithms_enabled()
     code: Any = 0
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(sys, "argv", list(argv)))
         stack.enter_context(mock.patch.dict(os.environ))
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
-        stack.callback(torch.set_deterministic_debug_mode, deterministic)
+        stack.callback(torch.use_deterministic_algorithms, deterministic)
         GlobalHydra.instance().clear()
         try:
             function()

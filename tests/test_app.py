@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import pickle
 import socket
 from pathlib import Path
@@ -259,10 +260,10 @@ def test_no_teacher(tiny: list[str], here: Path) -> None:
 
 
 class Hostile:
-    """Pickled, it makes a file when it is loaded."""
+    """Pickled, it makes a folder when it is loaded."""
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return Path.touch, (Path("owned"),)  # type: ignore[return-value]
+        return os.mkdir, ("owned",)
 
 
 def truncate(weights: Path) -> None:
@@ -301,12 +302,12 @@ def bare(weights: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (truncate, "resnet8.pt does not match its sidecar resnet8.json (SHA-256); restore it, or delete both"),
-        (truncate_and_reseal, "resnet8.pt"),
-        (exchange, "teacher resnet8 ("),
-        (other_classes, "teacher resnet8 ("),
-        (poison, "resnet8.pt"),
-        (poison_with_torch, "resnet8.pt"),
+        (truncate, "resnet8.pt does not match its sidecar resnet8.json (SHA-256); restore it, or remove it"),
+        (truncate_and_reseal, "resnet8.pt is damaged or no file of PyTorch"),
+        (exchange, "resnet8.pt) does not fit the architecture ResNet: of 56 entries 36 unexpected (layer1.1."),
+        (other_classes, "resnet8.pt) does not fit the architecture ResNet: of 56 entries 2 of another shape (fc."),
+        (poison, "resnet8.pt is refused: holds Python objects, not only tensors"),
+        (poison_with_torch, "resnet8.pt is refused: holds Python objects, not only tensors (posix.mkdir)"),
         (bare, "resnet8.pt has no sidecar resnet8.json, so its origin is unknown"),
     ],
 )
@@ -346,6 +347,21 @@ def test_a_database_that_cannot_be_written(
     assert message.startswith(f"MLflow store {database} cannot be used (") and "tracking=journal" in message
     assert not (here / "outputs" / "runs").exists()
     assert not (here / "outputs" / "mlartifacts").exists()
+
+
+def test_a_server_that_is_away_does_not_stop_the_training(
+    tiny: list[str], here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        done = launch(*tiny, "distiller=vanilla", "tracking=server", f"tracking.uri={uri}")
+    assert done.code == 0, done
+    (before,) = [record.getMessage() for record in caplog.records]
+    assert before.startswith(f"MLflow store {uri} failed: ")
+    assert before.endswith("; training goes on, `edkd sync` brings MLflow up to date later")
+    assert done.err.count(f"tracking failed: MLflow store {uri} failed: ") == 1  # in the run's log
+    assert list(journals(here / "outputs")) == ["resnet8/vanilla-s0"]
 
 
 def test_an_output_folder_that_cannot_be_made(tiny: list[str], here: Path) -> None:

@@ -20,18 +20,31 @@ from commandline import REPOSITORY
 from edkd import checkpoint, journal, plan, run
 from edkd.errors import EdkdError
 
-EPOCHS = 7
+EPOCHS = 10
 KEY = "digits-8-20perclass-test10-val0.1"
 PARTIAL = ".checkpoint.pt.tmp"
+KILLED = -signal.SIGKILL
 
-# Starts launch.py again and again, each time in a process of its own, forked from one that has done the imports: a
-# process can then be killed as cheaply as it deserves. Reads {"argv", "log", "limit"} a line, says the pid, waits for
-# that process, says how it ended. `limit` is the largest file that the process may write.
+# Starts launch.py again and again, each time in a process of its own, forked from one that has done the imports: such
+# a process can be killed as cheaply as it deserves. Reads an order a line, says the pid, waits, says how it ended.
+# `limit` is the largest file that the process may write; `die` = [call, name, n] kills it when it is about to make the
+# n-th such call: to os.fsync, or to Path.replace for a file of that name.
 NURSERY = """
-import json, os, resource, runpy, signal, sys
-import hydra, hydra.core.plugins, joblib, sklearn.datasets, torch, PIL.Image
+import json, os, pathlib, resource, runpy, signal, sys
+import hydra, hydra.core.plugins, joblib, sklearn.datasets, torch._dynamo, torch._inductor, PIL.Image
 import edkd.app, edkd.plan, edkd.run, edkd.single
 hydra.core.plugins.Plugins.instance()
+
+def deadly(owner, call, name, left):
+    original = getattr(owner, call)
+    def called(first, *others):
+        nonlocal left
+        left -= name is None or first.name == name
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(first, *others)
+    setattr(owner, call, called)
+
 for line in sys.stdin:
     order = json.loads(line)
     pid = os.fork()
@@ -41,6 +54,8 @@ for line in sys.stdin:
             os.dup2(log, stream)
         if order["limit"]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], order["limit"]))
+        if order["die"]:
+            deadly({"fsync": os, "replace": pathlib.Path}[order["die"][0]], *order["die"])
         sys.argv = ["launch.py", *order["argv"]]
         code = 0
         try:
@@ -57,6 +72,8 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 
+Death = tuple[str, str | None, int]
+
 
 class Nursery:
     """Real processes of launch.py, one at a time."""
@@ -64,19 +81,20 @@ class Nursery:
     def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
         self.process, self.log = process, log
 
-    def start(self, *argv: str, limit: int = 0) -> int:
+    def start(self, *argv: str, limit: int = 0, die: Death | None = None) -> int:
         """Start one; its process id."""
         assert self.process.stdin is not None
-        print(json.dumps({"argv": argv, "log": str(self.log), "limit": limit}), file=self.process.stdin, flush=True)
+        order = {"argv": argv, "log": str(self.log), "limit": limit, "die": die}
+        print(json.dumps(order), file=self.process.stdin, flush=True)
         return self._number()
 
     def wait(self) -> int:
         """How it ended: its exit code, or minus the signal."""
         return self._number()
 
-    def run(self, *argv: str, limit: int = 0) -> int:
+    def run(self, *argv: str, limit: int = 0, die: Death | None = None) -> int:
         """Start one and wait for it."""
-        self.start(*argv, limit=limit)
+        self.start(*argv, limit=limit, die=die)
         return self.wait()
 
     def _number(self) -> int:
@@ -173,55 +191,66 @@ def events(folder: Path, *kinds: str) -> list[dict[str, Any]]:
 
 
 def wait_until(condition: Callable[[], bool], pid: int) -> None:
-    """Look often enough to see what lasts some milliseconds; give up when the process is gone."""
+    """Look every few milliseconds; give up when the process is gone."""
     until = time.monotonic() + 60
     while not condition() and time.monotonic() < until:
-        with contextlib.suppress(ProcessLookupError):
+        try:
             os.kill(pid, 0)
-            time.sleep(0.0005)
-            continue
-        return
+        except ProcessLookupError:
+            return
+        time.sleep(0.002)
+
+
+def lines(output: Path) -> int:
+    """How many records the student's journal has."""
+    folder = directory(output)
+    path = folder / journal.FILE if folder else None
+    return path.read_bytes().count(b"\n") if path and path.exists() else 0
+
+
+def killed_from_outside(nursery: Nursery, output: Path, *, epochs: int, delay: float) -> int:
+    """Start the student, and kill it so many seconds after it journalled so many epochs; how it ended."""
+    before = lines(output)
+    pid = nursery.start(*arguments(output, "distiller=edkd"))
+    if epochs:
+        wait_until(lambda: lines(output) > before + epochs, pid)  # a start, and the epochs
+    time.sleep(delay)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    return nursery.wait()
 
 
 def test_a_run_that_is_killed_again_and_again(nursery: Nursery, undisturbed: Path, output: Path) -> None:
-    chance, ends, torn = random.Random(7), [], 0
-    command = arguments(output, "distiller=edkd")
+    chance, command = random.Random(7), arguments(output, "distiller=edkd")
 
-    def lines() -> int:
-        folder = directory(output)
-        with contextlib.suppress(OSError):
-            return (folder / journal.FILE).read_bytes().count(b"\n") if folder else 0
-        return 0
-
-    def saving() -> bool:
-        folder = directory(output)
-        return folder is not None and (folder / PARTIAL).exists()
-
-    # Anywhere at all, just after an epoch was journalled, or in the middle of writing a checkpoint.
-    for moment in ["saving", "anywhere", "epoch", "saving", "epoch", "anywhere", "saving", "epoch", "epoch", "epoch"]:
-        before = lines()
-        pid = nursery.start(*command)
-        if moment == "anywhere":
-            time.sleep(chance.uniform(0.05, 2.0))
-        elif moment == "epoch":
-            wait_until(lambda seen=before: lines() >= seen + 2, pid)  # a start and an epoch
-            time.sleep(chance.uniform(0, 0.1))
-        else:
-            wait_until(saving, pid)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        ends.append(nursery.wait())
-        torn += saving()
-    assert nursery.run(*command) == 0, nursery.log.read_text()
-
-    assert ends.count(-signal.SIGKILL) >= 6
-    assert set(ends) <= {-signal.SIGKILL, 0}
-    assert torn >= 1
+    # Before its first checkpoint; with a new one written and not yet in place; with the old one moved, the new one not.
+    assert nursery.run(*command, die=("replace", PARTIAL, 1)) == KILLED
     folder = directory(output)
     assert folder is not None
-    starts = events(folder, "start")
-    assert len(starts) >= 5
-    assert len({record["resumed_from"] for record in starts}) >= 3
+    path = folder / "checkpoint.pt"
+    assert not path.exists()
+    assert nursery.run(*command, die=("replace", "checkpoint.pt", 1)) == KILLED
+    assert path.exists()
+    assert (folder / PARTIAL).exists()
+    assert nursery.run(*command, die=("replace", PARTIAL, 2)) == KILLED
+    assert not path.exists()
+    assert checkpoint.previous(path).exists()
+
+    # At moments that nobody chose: a call that the kernel waits for, any time after the start, any time after an epoch.
+    ends = [nursery.run(*command, die=("fsync", None, chance.randrange(3, 10)))]
+    ends.append(killed_from_outside(nursery, output, epochs=2, delay=chance.uniform(0, 0.05)))
+    ends.append(killed_from_outside(nursery, output, epochs=0, delay=chance.uniform(0, 0.7)))
+    ends.append(killed_from_outside(nursery, output, epochs=1, delay=chance.uniform(0, 0.05)))
+    assert set(ends) <= {KILLED, 0}  # a fast machine may be done by now
+    assert ends.count(KILLED) >= 2
+    # Trained to the end, but nothing handed over yet.
+    assert nursery.run(*command, die=("replace", ".last.pt.tmp", 1)) in (KILLED, 0)
+    assert nursery.run(*command) == 0, nursery.log.read_text()
+
+    resumed = [record["resumed_from"] for record in events(folder, "start")]
+    assert resumed[:4] == [0, 0, 1, 2]
+    assert resumed == sorted(resumed)
+    assert len(resumed) >= 5
     assert journal.is_held(folder) is None
     assert differences(results(output), results(undisturbed)) == []
 
@@ -233,16 +262,7 @@ def test_a_run_that_is_killed_again_and_again(nursery: Nursery, undisturbed: Pat
 def killed(nursery: Nursery, undisturbed: Path) -> Path:
     """An output folder with that teacher, and the student killed after some epochs, but not all."""
     output = Path(shutil.copytree(undisturbed.with_name("taught"), undisturbed.with_name("killed")))
-    pid = nursery.start(*arguments(output, "distiller=edkd"))
-
-    def enough() -> bool:
-        folder = directory(output)
-        last = journal.tail_state(folder).last_epoch if folder else None
-        return last is not None and last["epoch"] >= 3
-
-    wait_until(enough, pid)
-    os.kill(pid, signal.SIGKILL)
-    assert nursery.wait() == -signal.SIGKILL
+    assert nursery.run(*arguments(output, "distiller=edkd"), die=("replace", "checkpoint.pt", 4)) == KILLED
     return output
 
 
@@ -259,11 +279,6 @@ def job_of(output: Path) -> plan.Job:
     return plan.make_job(job.config | {"output": str(output)}, "edkd", job.teacher_id)
 
 
-def last_epoch(folder: Path) -> int:
-    record = journal.tail_state(folder).last_epoch
-    return record["epoch"] if record else 0
-
-
 def test_a_damaged_checkpoint_costs_one_epoch(nursery: Nursery, undisturbed: Path, halfway: Path) -> None:
     folder = directory(halfway)
     assert folder is not None
@@ -271,12 +286,12 @@ def test_a_damaged_checkpoint_costs_one_epoch(nursery: Nursery, undisturbed: Pat
     saved, kept = checkpoint.load(path), checkpoint.load(checkpoint.previous(path))
     assert saved is not None
     assert kept is not None
-    assert saved[0]["epoch"] == kept[0]["epoch"] + 1
+    assert (saved[0]["epoch"], kept[0]["epoch"]) == (4, 3)
     damaged = bytearray(path.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     path.write_bytes(damaged)
     assert nursery.run(*arguments(halfway, "distiller=edkd")) == 0, nursery.log.read_text()
-    assert [record["resumed_from"] for record in events(folder, "start")] == [0, kept[0]["epoch"]]
+    assert [record["resumed_from"] for record in events(folder, "start")] == [0, 3]
     log = (folder / "run.log").read_text()
     assert f"{path} is damaged (its checksum does not match); continuing from {checkpoint.previous(path)}" in log
     assert differences(results(halfway), results(undisturbed)) == []
@@ -297,8 +312,6 @@ def test_a_full_disk_while_a_checkpoint_is_saved(nursery: Nursery, undisturbed: 
     assert folder is not None
     path = folder / "checkpoint.pt"
     before = path.read_bytes()
-    resumed = checkpoint.load(path)
-    assert resumed is not None
     limit = len(before) - 1000  # more than the weights alone, less than the weights and the optimiser
     assert (folder / "best.pt").stat().st_size < limit
     assert nursery.run(*arguments(halfway, "distiller=edkd", "engine.teacher_cache=false"), limit=limit) == 1
@@ -312,7 +325,7 @@ def test_a_full_disk_while_a_checkpoint_is_saved(nursery: Nursery, undisturbed: 
     state = journal.state(folder)
     assert state.status == "failed"
     assert str(state.error).startswith(reason)
-    assert last_epoch(folder) == resumed[0]["epoch"] + 1  # trained and journalled, not saved: it is repeated
+    assert max(state.epochs) == 5  # trained and journalled, not saved: it is repeated
     assert nursery.run(*arguments(halfway, "distiller=edkd")) == 0, nursery.log.read_text()
     assert differences(results(halfway), results(undisturbed)) == []
 

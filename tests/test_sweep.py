@@ -231,6 +231,11 @@ def test_a_sweep_runs_to_its_end_and_is_not_run_again(tiny: list[str], here: Pat
     assert {found[f"resnet8-resnet8/{method}-s0"][0]["teacher"]["id"] for method in ("kd", "edkd")} == taught_by
     (name,) = {records[0]["sweep"] for records in found.values()}
     assert {path.name for path in here.iterdir()} == {"outputs"}
+    (log,) = (here / "outputs").glob("runs/*/*/edkd-*/run.log")
+    assert "epoch 2/2: train loss" in log.read_text()
+    below = {path.name for path in (here / "outputs").iterdir()}
+    assert below == {"runs", "teachers", "sweeps", "mlflow.db", "mlflow.db.lock", "mlartifacts"}
+    assert files(here / "outputs" / "sweeps") == set()  # for the files of launchers that queue
 
     second = swept(command)
     assert second.code == 0, second
