@@ -45,6 +45,9 @@ class Store(NamedTuple):
     experiment_id: str
 
 
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI then shows training runs, not language models
+
+
 def create_store(*, uri: str, experiment: str, artifacts: str | None) -> None:
     """Make sure that the MLflow store and the experiment exist.
 
@@ -141,7 +144,7 @@ def _experiment_id(client: "MlflowClient", uri: str, experiment: str, artifacts:
     found = client.get_experiment_by_name(experiment)
     if found is None:
         try:
-            return client.create_experiment(experiment, artifact_location=artifacts)
+            return client.create_experiment(experiment, artifact_location=artifacts, tags=_KIND)
         except MlflowException as error:  # another process was faster
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
