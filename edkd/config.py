@@ -150,6 +150,10 @@ def settings(config: Mapping[str, Any], method: str) -> Settings:
             f"distiller._target_: {config['distiller']['_target_']} is no subclass of edkd.distillers.Distiller"
         )
     distiller = {"_target_": config["distiller"]["_target_"], **check_call(config["distiller"], "distiller", {})}
+    try:
+        build(distiller, "distiller")  # a value that the method refuses is told now, not when its run starts
+    except (ValueError, TypeError) as error:
+        raise EdkdError(f"distiller: {' '.join(str(error).split())}; see conf/distiller") from error
     return Settings(
         seed=_natural(config["seed"], "seed"),
         teacher_seed=_natural(config["teacher_seed"], "teacher_seed"),

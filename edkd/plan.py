@@ -65,10 +65,6 @@ class Job:
 def make_job(resolved: Mapping[str, Any], method: str, teacher_id: str | None) -> Job:
     """A job from a resolved configuration; `teacher_id` names the weights that teach (None without a teacher)."""
     given = config.settings(resolved, method)
-    try:
-        config.build(given.distiller, "distiller")  # a value that the method refuses is told before anything starts
-    except (ValueError, TypeError) as error:
-        raise EdkdError(f"distiller: {error}") from error
     return Job(config=dict(resolved), settings=given, teacher_id=teacher_id if given.needs_teacher else None)
 
 

@@ -16,7 +16,6 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
     """
     dry_run = config.convert(resolved.pop("dry_run", False), bool, "dry_run")
     given = config.settings(resolved, method)
-    config.build(given.distiller, "distiller")  # a value that the method refuses is an error now, not later
     teacher_id = None
     if given.needs_teacher:
         entry = teachers.find(store(given), given.dataset.key, given.teacher.name)

@@ -109,7 +109,6 @@ def make_plan(
     for combination in combinations:
         resolved, method = _compose(combination, master, loader)
         given = config.settings(resolved, method)
-        config.build(given.distiller, "distiller")  # a value that the method refuses is an error now, not later
         teacher_id = None
         if given.needs_teacher:
             entry = teachers.find(Path(given.output) / "teachers", given.dataset.key, given.teacher.name)
