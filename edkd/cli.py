@@ -68,7 +68,7 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(given: argparse.Namespace) -> None:
-    from edkd.app import compose_settings
+    from edkd.compose import compose_settings
     from edkd.inspection import evaluate_network
 
     settings = compose_settings([f"dataset={given.dataset}", f"student={given.model}", *given.overrides])
@@ -96,7 +96,7 @@ def _list_teachers(given: argparse.Namespace) -> None:
 
 
 def _import_teacher(given: argparse.Namespace) -> None:
-    from edkd.app import compose_settings
+    from edkd.compose import compose_settings
     from edkd.inspection import import_teacher
 
     settings = compose_settings([f"dataset={given.dataset}", f"student={given.name}", *given.overrides])

@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from edkd import config, journal, plan, report, teachers
-from edkd.app import explain, resolve
+from edkd.compose import explain, resolve
 from edkd.console import LOG
 from edkd.engine import cores, pick_device
 from edkd.errors import EdkdError

@@ -15,7 +15,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from edkd import config, plan
-from edkd.app import resolve
+from edkd.compose import resolve
 
 Compose = Callable[..., dict[str, Any]]
 MakeJob = Callable[..., plan.Job]

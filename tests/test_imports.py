@@ -38,7 +38,7 @@ class Rule(NamedTuple):
 
 FOUNDATIONS = ("edkd.losses", "edkd.models", "edkd.data", "edkd.journal", "edkd.checkpoint", "edkd.errors")
 EVERYTHING = ("edkd", "hydra_plugins", "analysis", "launch")
-KNOW_HYDRA = ("edkd.app", "edkd.sweep", "hydra_plugins")
+KNOW_HYDRA = ("edkd.app", "edkd.compose", "edkd.sweep", "hydra_plugins")
 RULES = (
     *(Rule((module,), banned=EVERYTHING, allowed=("edkd.errors", module)) for module in FOUNDATIONS),
     Rule(
