@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from edkd import journal, tracking
 from edkd.config import Tracking
@@ -89,10 +90,11 @@ def watch(jobs: Sequence[Job], parallel: int) -> Iterator[None]:
     stop = threading.Event()
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        TextColumn("{task.percentage:>3.0f} %"),
+        BarColumn(bar_width=12),
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
+        # The names of what runs now take the rest of the line; on a narrow terminal they are cut, not the numbers.
+        TextColumn("{task.fields[active]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         view = _View(jobs, parallel, progress)
@@ -116,7 +118,7 @@ class _View:
         self.done: set[str] = set()
         self.failed: set[str] = set()  # since the watch began
         total = sum(job.settings.schedule.epochs for job in jobs)
-        self.overall: TaskID = progress.add_task("", total=total, left="")
+        self.overall: TaskID = progress.add_task("", total=total, left="", active="")
 
     def follow(self, stop: threading.Event) -> None:
         while not stop.wait(POLL):
@@ -139,8 +141,9 @@ class _View:
         self.progress.update(
             self.overall,
             completed=sum(epochs.values()),
-            description=f"{description}/{self.total} · {active}" if active else f"{description}/{self.total}",
-            left=f"about {_clock(left)} left" if left is not None else "",
+            description=f"{description}/{self.total}",
+            left=f"{_clock(left)} left" if left is not None else "",
+            active=active,
         )
 
     @property

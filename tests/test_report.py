@@ -168,12 +168,12 @@ def test_a_bar_on_a_terminal(planned: Sweep, screen: Any, monkeypatch: pytest.Mo
         append(job, {"event": "start"}, epoch(1))
         shown = threading.Event()
         for _ in range(1000):
-            if "about 00:01:10 left" in console.file.getvalue():
+            if "00:01:10 left" in console.file.getvalue():
                 break
             shown.wait(0.01)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())
-    assert "runs 0/4 · epochs 1/8 · resnet8 vanilla 1" in text
-    assert "12 %" in text and "about 00:01:10 left" in text  # 7 epochs of 10 seconds
+    assert "runs 0/4 · epochs 1/8 " in text
+    assert "00:01:10 left resnet8 vanilla 1" in text
 
 
 def test_no_bar_in_a_file(planned: Sweep, screen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
