@@ -61,6 +61,12 @@ def methods(runs: pd.DataFrame) -> tuple[str, ...]:
     return (*METHODS, *sorted(set(runs["distiller"][~runs["alone"]]) - set(METHODS)))
 
 
+def differences(rows: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """What is compared in pairs: EDKD with KD and DKD, and every method that is not of the published table with all."""
+    others = [row for row in rows if row not in METHODS]
+    return (*DIFFERENCES, *((other, method) for other in others for method in METHODS))
+
+
 def commits(runs: pd.DataFrame) -> list[str]:
     """The git commits of the runs, shortened, `+dirty` where the working tree had changes."""
     found = sorted(set(zip(runs["git_commit"], runs["git_dirty"])))
@@ -79,7 +85,7 @@ def long_table(runs: pd.DataFrame) -> pd.DataFrame:
     beside = literature.comparable(runs)
     rows = [_cell(group, kind, beside) for kind in KINDS for group in groups.values()]
     for kind in KINDS:
-        for first, second in DIFFERENCES:
+        for first, second in differences(methods(runs)):
             for pair in runs["pair"].unique():
                 if (pair, first) in groups and (pair, second) in groups:
                     rows += _difference(groups[pair, first], groups[pair, second], kind)
@@ -143,7 +149,8 @@ def grids(long: pd.DataFrame, shape: tuple[Pair, ...], rows: tuple[str, ...], *,
         gaps = part[part["quantity"] == "paired difference"]
         body = [
             (f"{label(a)} − {label(b)}", tuple(_entry(_find(gaps, pair.name, f"{a}-{b}"), "+") for pair in shape))
-            for a, b in DIFFERENCES
+            for a, b in differences(rows)
+            if (a, b) in DIFFERENCES or f"{a}-{b}" in set(gaps["method"])
         ]
         if not gaps.empty:
             made.append(Grid(f"Paired differences, {kind} epoch (points of top-1, same seeds)", shape, tuple(body)))

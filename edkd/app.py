@@ -24,6 +24,9 @@ def main() -> None:
     """Entry point of `launch.py`: exits with 0 if all that was asked for is done, 1 after an error, 130 interrupted."""
     # Hydra then raises instead of printing, so that every error is reported here and in the same way.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # Hydra's parser takes -m only before or after all overrides.
+    flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
+    sys.argv[1:] = flags[:1] + [argument for argument in sys.argv[1:] if argument not in flags]
     try:
         _compose_and_run()
     except KeyboardInterrupt:

@@ -91,6 +91,10 @@ class Engine:
     teacher_cache: bool
     teacher_cache_gb: float
 
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be 1 or more, or null for all cores, not {self.threads}")
+
 
 @dataclass(frozen=True)
 class Tracking:
@@ -99,6 +103,10 @@ class Tracking:
     uri: str | None
     artifacts: str | None
     experiment: str
+
+    def __post_init__(self) -> None:
+        if self.uri is not None and self.uri.startswith("sqlite:") and "?" in self.uri:
+            raise ValueError(f"uri={self.uri}: a SQLite file's path may hold no '?'; output=DIR sets another folder")
 
 
 @dataclass(frozen=True)
@@ -158,7 +166,7 @@ def settings(config: Mapping[str, Any], method: str) -> Settings:
         seed=_natural(config["seed"], "seed"),
         teacher_seed=_natural(config["teacher_seed"], "teacher_seed"),
         allow_weak_teacher=convert(config["allow_weak_teacher"], bool, "allow_weak_teacher"),
-        output=convert(config["output"], str, "output"),
+        output=_text(config["output"], "output"),
         dataset=dataset,
         teacher=networks["teacher"],
         student=networks["student"],
@@ -311,6 +319,13 @@ def _words(hint: Any) -> str:
     if origin in (list, tuple) and arguments:
         return f"a list, each of it {_words(arguments[0])}"
     return names.get(hint) or str(getattr(hint, "__name__", hint))
+
+
+def _text(value: Any, where: str) -> str:
+    text: str = convert(value, str, where)
+    if not text:
+        raise EdkdError(f"{where} is empty: it must name a folder")
+    return text
 
 
 def _natural(value: Any, where: str) -> int:

@@ -201,13 +201,17 @@ def _finish(job: Job, progress: Progress, book: journal.Journal, classes: int) -
 
 
 def _publish(job: Job, end: Mapping[str, Any] | None) -> None:
-    """Make a network that trained alone a teacher, unless the store has one of that name already.
+    """Make a network that trained alone a teacher, unless the store has one already that trained as long.
 
     Of several seeds only `teacher_seed` teaches, so that it does not depend on which of them is done first.
     """
     given = job.settings
     if given.needs_teacher or end is None or given.seed != given.teacher_seed:
         return
+    outgrown = False
+    with contextlib.suppress(EdkdError):  # what is there may be damaged; publishing mends that
+        held = teachers.find(store(given), given.dataset.key, given.student.name)
+        outgrown = held is not None and held.epochs is not None and held.epochs < given.schedule.epochs
     entry, published = teachers.publish(
         store(given),
         given.dataset.key,
@@ -219,10 +223,11 @@ def _publish(job: Job, end: Mapping[str, Any] | None) -> None:
         recipe=job.tags["recipe"],
         test={name: end["last"][name] for name in ("top1", "top5", "loss")},
         num_classes=end["num_classes"],
-        replace=False,
+        replace=outgrown,
     )
     if not published and entry.id != f"run:{job.run}":
-        LOG.info("%s stays %s; `edkd teachers import --replace` changes that", entry.path, entry.id)
+        how = f"edkd teachers import {given.student.name} {job.directory / 'last.pt'} --replace"
+        LOG.info("%s stays %s; `%s`, with this run's dataset options, changes that", entry.path, entry.id, how)
 
 
 def _save_student(student: nn.Module, path: Path, job: Job, record: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from edkd import config, plan, teachers, tracking
+from edkd import config, journal, plan, teachers, tracking
 from edkd.console import LOG, console
 from edkd.errors import EdkdError
 from edkd.inputs import gather, store
@@ -24,8 +24,13 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
         check_strength(given, entry)
         teacher_id = entry.id
     job = plan.make_job(resolved, method, teacher_id)
+    before = journal.tail_state(job.directory)
     if dry_run:
-        console.print(f"would train {job.name} for {given.schedule.epochs} epochs, in {job.directory}", soft_wrap=True)
+        done = max(before.epochs, default=0)
+        console.print(
+            f"would train {job.name} for {given.schedule.epochs} epochs, {done} of them done, in {job.directory}",
+            soft_wrap=True,
+        )
         return
     gather(given, teacher_id)  # what is wrong with data, device or teacher is said before anything is written
     open_tracking(given.tracking)
@@ -33,7 +38,7 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
     assert finished.end is not None
     last, best = finished.end["last"], finished.end["best"]
     print(
-        f"{job.name}\ntop-1 last {last['top1']:.2f} %, "
+        f"{job.name}{' (finished before)' if before.status == 'finished' else ''}\ntop-1 last {last['top1']:.2f} %, "
         f"best {best['top1']:.2f} % (epoch {best['epoch']}, chosen on the {best['by']} set)\n"
         f"in {job.directory}; `make table` for the table, `make ui` for the curves"
     )

@@ -184,8 +184,8 @@ def missing(dataset: str, name: str, store: Path) -> EdkdError:
     known = [entry.name for entry in listing(store) if entry.dataset == dataset]
     return EdkdError(
         f"no teacher {name} for the data set {dataset} in {store} (there: {', '.join(known) or 'none'}); train it with "
-        f"`python launch.py distiller=vanilla student={name}`, or import one with `edkd teachers import {name} FILE`, "
-        "and this run's dataset options"
+        f"this command and -m, which trains missing teachers first, or alone with `python launch.py distiller=vanilla "
+        f"student={name}` and this run's dataset options, or import one with `edkd teachers import {name} FILE`"
     )
 
 

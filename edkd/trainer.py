@@ -252,8 +252,16 @@ def train_epoch(
             part = slice(step * schedule.batch_size, (step + 1) * schedule.batch_size)
             index, view = order[part], views[part]
             images, target = data.augmented(index, view), data.targets(index)
-            with precision.autocast():
-                prediction = in_fp32(student(images, want_feats=distiller.needs_feats))
+            try:
+                with precision.autocast():
+                    prediction = in_fp32(student(images, want_feats=distiller.needs_feats))
+            except ValueError as error:
+                if len(index) > 1:
+                    raise
+                raise EdkdError(
+                    f"the last batch of {count} images has one alone, which batch norm cannot take here: "
+                    f"change schedule.batch_size (now {schedule.batch_size})"
+                ) from error
             taught = teacher(images, index, view) if teacher is not None else None
             outcome = distiller(prediction, taught, Batch(index=index, target=target, epoch=epoch_tensor))
             losses = torch.stack(list(outcome.losses.values()))

@@ -171,6 +171,13 @@ def test_paired_differences_by_hand(analyse):
     assert (row["n"], row["top1_mean"], row["seeds"], row["top1_values"]) == (2, 1.0, "1 2", "1.5000 0.5000")
 
 
+def test_a_method_of_the_users_is_compared_in_pairs_too(analyse):
+    _, text, _, _ = analyse([make("kd", seed=1, top1=70.0), make("mine", seed=1, top1=71.25)])
+    gaps = block(text, "Paired differences, last epoch")
+    (name,) = [name for name in gaps if name.lower().startswith("mine")]
+    assert name.endswith(" − KD") and gaps[name][3] == "+1.25 (n=1)"
+
+
 def test_students_alone_and_their_teachers(analyse):
     runs = [make(seed=1), make("vanilla", "vgg8", seed=1, top1=69.0), make("vanilla", "vgg8", seed=2, top1=71.0)]
     runs += [make("smooth", "vgg8", seed=1, top1=69.5)]  # a method of the user's that needs no teacher

@@ -65,7 +65,7 @@ def test_one_run(tiny: list[str], here: Path) -> None:
 
     before = files(here)
     again = launch(*tiny, "distiller=vanilla")
-    assert (again.code, again.out) == (0, done.out)
+    assert (again.code, again.out) == (0, done.out.replace("\n", " (finished before)\n", 1))
     assert journals(here / "outputs") == {"resnet8/vanilla-s0": records}
     assert files(here) == before
 
@@ -115,6 +115,12 @@ def test_a_dry_run_writes_nothing(tiny: list[str], here: Path) -> None:
     assert files(here) == set()
 
 
+def test_the_flag_of_a_sweep_may_stand_anywhere(tiny: list[str], here: Path) -> None:
+    done = launch(*tiny, "distiller=vanilla", "--multirun", "+dry_run=true")
+    assert done.code == 0, done
+    assert "1 runs: 1 new" in done.out
+
+
 def test_help_lists_groups_and_values() -> None:
     done = launch("--help")
     assert done.code == 0
@@ -131,6 +137,10 @@ def test_help_lists_groups_and_values() -> None:
         ("distiler=kd", "distiler: no such group or key, did you mean distiller?; allowed: allow_weak_teacher, "),
         ("pair=vgg13-vgg9", "pair=vgg13-vgg9: no such option, did you mean vgg13-vgg8?"),
         ("foo=1", "foo: no such group or key; allowed: "),
+        ("output=", "output is empty: it must name a folder"),
+        ("output=a?b tracking=sqlite", "tracking.uri=sqlite:///a?b/mlflow.db: a SQLite file's path may hold no '?'"),
+        ("engine.threads=0", "engine.threads must be 1 or more, or null for all cores, not 0; see conf/engine"),
+        ("schedule=null", "Config group override must be a string or a list. Got NoneType"),
         ("+foo=1", "foo: not a key of the configuration; allowed: "),
         (
             "distiller.temprature=2",
@@ -254,7 +264,7 @@ def test_own_images_that_are_missing_or_corrupt(here: Path) -> None:
 def test_no_teacher(tiny: list[str], here: Path) -> None:
     message = error(launch(*tiny, "distiller=kd"))
     assert message.startswith(f"no teacher resnet8 for the data set {DATA} in ")
-    assert "train it with `python launch.py distiller=vanilla student=resnet8`" in message
+    assert "`python launch.py distiller=vanilla student=resnet8`" in message
     assert "edkd teachers import resnet8 FILE" in message
     assert files(here) == set()
 

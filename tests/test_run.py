@@ -212,7 +212,28 @@ def test_a_teacher_is_not_replaced_by_a_later_run(taught: plan.Job, make_job: An
     other = make_job("vanilla", "schedule.lr=0.02")
     execute(other)
     assert contents(inputs.store(taught.settings)) == before
-    assert "edkd teachers import --replace" in (other.directory / "run.log").read_text()
+    how = f"edkd teachers import resnet8 {other.directory / 'last.pt'} --replace"
+    assert how in (other.directory / "run.log").read_text()
+
+
+def test_a_teacher_that_trained_longer_replaces_one_that_trained_less(taught: plan.Job, make_job: Any) -> None:
+    longer = make_job("vanilla", "schedule.epochs=3")
+    execute(longer)
+    entry = teachers.find(inputs.store(taught.settings), KEY, "resnet8")
+    assert entry is not None
+    assert (entry.id, entry.epochs) == (f"run:{longer.run}", 3)
+
+
+def test_only_the_teachers_seed_becomes_a_teacher(make_job: Any, tmp_path: Path) -> None:
+    execute(make_job("vanilla", "seed=1"))
+    assert teachers.listing(tmp_path / "outputs" / "teachers") == []
+
+
+def test_a_last_batch_of_one_that_batch_norm_cannot_take(make_job: Any) -> None:
+    job = make_job("vanilla", "student=vgg8", "schedule.batch_size=199")  # of 200 images
+    with pytest.raises(EdkdError, match="^the last batch of 200 images has one alone, .*: change schedule.batch_size"):
+        execute(job)
+    assert journal.state(job.directory).status == "failed"
 
 
 def test_a_teacher_that_was_removed_comes_back_from_its_finished_run(taught: plan.Job) -> None:
