@@ -63,6 +63,8 @@ class Table:
                     file.truncate(size)
                     os.fsync(file.fileno())
                 fresh.rename(path)
+        # Written with pwrite, which reports a full disk; a write into the mapping would end in SIGBUS instead.
+        self.file = os.open(path, os.O_RDWR)
         self.entries = np.memmap(path, dtype=self.entry, mode="r", offset=HEADER, shape=(rows,))
         self.writable = True
 
@@ -79,10 +81,7 @@ class Table:
         )
 
     def write(self, rows: npt.NDArray[np.int64], logits: Tensor) -> None:
-        """Store entries; when the disk is full or read-only the table stays as it is, which is said once.
-
-        Written with pwrite, which reports a full disk; a write into the mapping would end in SIGBUS instead.
-        """
+        """Store entries; when the disk is full or read-only the table stays as it is, which is said once."""
         if not self.writable:
             return
         raw = logits.to(self.torch_dtype).contiguous()
@@ -90,11 +89,10 @@ class Table:
         entries["logits"] = raw.view(_INTEGER[self.torch_dtype]).numpy().view(self.entry["logits"].base)
         entries["sum"] = self._sum(entries["logits"])
         try:
-            with self.path.open("r+b", buffering=0) as file:
-                for row, entry in zip(rows.tolist(), entries, strict=True):
-                    data, offset = entry.tobytes(), HEADER + row * self.entry.itemsize
-                    if os.pwrite(file.fileno(), data, offset) != len(data):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            for row, entry in zip(rows.tolist(), entries, strict=True):
+                data, offset = entry.tobytes(), HEADER + row * self.entry.itemsize
+                if os.pwrite(self.file, data, offset) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             self.writable = False
             LOG.warning("%s: %s; training goes on and computes what is missing", self.path, error.strerror)
@@ -103,6 +101,10 @@ class Table:
         """[B, K] -> a 64-bit checksum each, never 0: a hole in the file is no entry."""
         total: npt.NDArray[np.uint64] = (logits.astype(np.uint64) * self.multipliers).sum(axis=1, dtype=np.uint64)
         return total | np.uint64(1)
+
+    def close(self) -> None:
+        """Give the file descriptor back."""
+        os.close(self.file)
 
 
 _INTEGER = {
