@@ -4,10 +4,10 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 SQLITE = sqlite:///outputs/mlflow.db
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint table ui clean
+.PHONY: help setup demo test test-slurm lint table bench server ui clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.installed  ## make .venv with everything that the project and its tests need
 
@@ -26,13 +26,23 @@ demo: setup  ## teachers, 21 students and the table on real handwritten digits: 
 test: setup lint  ## lint, types and all tests
 	$(RUN) -m pytest -n 2 --dist loadfile -q
 
+test-slurm: setup  ## tests on a real SLURM that is booted here, minutes; as root it installs the packages by apt
+	$(RUN) tests/slurm/packages.py
+	$(RUN) -m pytest tests/slurm -q --timeout=900 --durations=0
+
 lint: setup  ## ruff and mypy alone
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-table: setup  ## rebuild outputs/table.md and .csv from MLflow
+table: setup  ## rebuild outputs/table.md and .csv from MLflow and analysis/results/
 	$(RUN) -m analysis $(ARGS)
+
+bench: setup  ## time per step against the plain loop; DATA=dir holds cifar-100-python/; ARGS=--quick
+	$(VENV)/bin/edkd bench $(if $(DATA),dataset.root=$(DATA)) $(ARGS)
+
+server: setup  ## an MLflow server over PostgreSQL (apt-get install postgresql) on 127.0.0.1:5000; ARGS=--help
+	$(VENV)/bin/edkd server $(ARGS)
 
 ui: setup  ## the MLflow UI on http://127.0.0.1:5000
 	$(VENV)/bin/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri $(SQLITE)

@@ -1,4 +1,4 @@
-"""`python -m analysis`: rebuild the benchmark table from the MLflow store."""
+"""`python -m analysis`: rebuild the benchmark table from the MLflow store and the packed results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build(options: argparse.Namespace) -> report.Report:
     """Read, choose and aggregate the runs that `options` ask for. Raises EdkdError."""
-    runs = load.choose(load.read(options.uri, options.experiment), dataset=options.dataset, recipe=options.recipe)
+    runs = load.read(options.uri, options.experiment, options.results)
+    runs = load.choose(runs, dataset=options.dataset, recipe=options.recipe)
     runs = load.of_columns(runs, pairs=options.pairs, known=literature.SEVEN)
     used = load.one_cell_each(runs, picked=dict(options.cell), latest=options.latest_cell)
     if used["alone"].all():
@@ -60,6 +61,8 @@ def _facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
     distilled = used[~used["alone"]]
     seeds = ", ".join(str(seed) for seed in sorted(distilled["seed"].unique()))
     counted = f"{len(distilled)} distilled students, {len(used) - len(distilled)} students alone"
+    if used["packed"].any():
+        counted += f"; {used['packed'].sum()} of them from packed journals"
     commits = ", ".join(tables.commits(used))
     return (
         f"data set: {dataset}, recipe: {recipe}",
@@ -71,6 +74,7 @@ def _facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
 def _command(options: argparse.Namespace, dataset: str, recipe: str) -> str:
     """The command that makes this very table again from the same store; a password in the URI stays out of it."""
     words = ["python", "-m", "analysis", "--uri", re.sub("//[^/@]*@", "//...@", options.uri)]
+    words += ["--results", str(options.results)] if options.results != load.RESULTS else []
     words += ["--experiment", options.experiment, "--dataset", dataset, "--recipe", recipe]
     words += ["--pairs", ",".join(options.pairs)] if options.pairs else []
     words += [word for (pair, method), cell in options.cell for word in ("--cell", f"{pair}:{method}={cell}")]
@@ -96,6 +100,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
     parser.add_argument("--uri", default="sqlite:///outputs/mlflow.db", help="MLflow store (default: %(default)s)")
     parser.add_argument("--experiment", default="edkd", help="MLflow experiment (default: %(default)s)")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=load.RESULTS,
+        metavar="DIR",
+        help="packed journals that count beside the store's runs (default: those that came with the code)",
+    )
     parser.add_argument("--dataset", metavar="KEY", help="data set of the table, where the store has several")
     parser.add_argument("--recipe", metavar="ID", help="recipe of the table, where the store has several")
     parser.add_argument("--pairs", type=_pairs, metavar="A,B", help="only these pairs, as columns in this order")

@@ -1,4 +1,4 @@
-"""From the MLflow store to the runs of one table: one row a run, one data set and recipe, one configuration a cell."""
+"""From the MLflow store and packed results to the runs of a table: one row a run, one configuration a cell."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 
 from edkd.errors import EdkdError
-from edkd.tracking import load_runs
+from edkd.tracking import load_packed, load_runs
 
 VANILLA = "vanilla"
+RESULTS = Path(__file__).parent / "results"  # packed journals, as `edkd results pack` makes them
 HOW_TO_RUN = "make some with: python launch.py -m distiller=kd,dkd,edkd pair=all"
 
 _TAGS = (
@@ -48,22 +49,37 @@ COLUMNS = (
     "teacher_top1",
     *_METRICS,
     "params",
+    "packed",
 )
 
 
-def read(uri: str, experiment: str) -> pd.DataFrame:
-    """Every training run of `experiment` in the MLflow store at `uri`; see `frame`.
+def read(uri: str, experiment: str, results: Path) -> pd.DataFrame:
+    """Every training run of `experiment` in the MLflow store at `uri`, and every one packed in `results`; see `frame`.
 
-    Raises EdkdError if the store is not there (it is never created) or holds no runs.
+    A run that is in both counts once. Raises EdkdError if the store is not there (it is never created) and nothing is
+    packed, if both hold no runs, or if a packed file is damaged.
     """
-    if uri.startswith("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///").split("?")[0])
-        if not path.is_file() or path.stat().st_size == 0:
-            raise EdkdError(f"no runs yet: there is no MLflow store at {path} (see --uri); {HOW_TO_RUN}")
-    runs = frame(load_runs(uri, experiment))
+    packed = load_packed(results)
+    path = Path(uri.removeprefix("sqlite:///").split("?")[0]) if uri.startswith("sqlite:///") else None
+    there = path is None or (path.is_file() and path.stat().st_size > 0)
+    if not there and not packed:
+        raise EdkdError(f"no runs yet: there is no MLflow store at {path} (see --uri); {HOW_TO_RUN}")
+    runs = frame(_united(load_runs(uri, experiment) if there else [], packed))
     if runs.empty:
         raise EdkdError(f"no runs in experiment {experiment!r} of the MLflow store; {HOW_TO_RUN}")
     return runs
+
+
+def _united(stored: Sequence[Mapping[str, Any]], packed: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Each run once. What is packed and finished is whole; MLflow may not have been told of the end."""
+    done = {_identity(run) for run in stored if run["status"] == "FINISHED"}
+    added = {_identity(run): {**run, "packed": True} for run in packed if _identity(run) not in done}
+    return [*(run for run in stored if _identity(run) not in added), *added.values()]
+
+
+def _identity(run: Mapping[str, Any]) -> tuple[Any, Any]:
+    """A run is what began at one time with one configuration."""
+    return run["tags"].get("config_hash"), run["start_time"]
 
 
 def frame(runs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -90,6 +106,7 @@ def _row(run: Mapping[str, Any]) -> dict[str, Any]:
         "teacher_top1": float(tags.get("teacher_top1") or params.get("teacher_top1") or nan),
         **{column: float(metrics.get(metric, nan)) for column, metric in _METRICS.items()},
         "params": {**params, "teacher_id": tags.get("teacher_id", "")},
+        "packed": bool(run.get("packed")),
     }
 
 
@@ -101,7 +118,8 @@ def finished(runs: pd.DataFrame) -> pd.Series:
 def choose(runs: pd.DataFrame, *, dataset: str | None, recipe: str | None) -> pd.DataFrame:
     """The runs of one data set and one recipe, finished or not.
 
-    None leaves that side open. Raises EdkdError, one line per choice, unless the distillation runs leave just one.
+    None leaves that side open. Raises EdkdError, one line per choice, unless the distillation runs leave just one;
+    of packed and other runs, the other ones decide.
     """
     distilled = runs[~runs["alone"] & finished(runs)]
     if distilled.empty:
@@ -114,6 +132,9 @@ def choose(runs: pd.DataFrame, *, dataset: str | None, recipe: str | None) -> pd
     if recipe is not None:
         fits = fits[fits["recipe"] == recipe]
     choices = fits.groupby(["dataset", "recipe"], sort=True)["started"].agg(["size", "max"])
+    own = fits[~fits["packed"]].drop_duplicates(["dataset", "recipe"])
+    if len(choices) > 1 and len(own) == 1:  # what the reader has run here, not what came with the code
+        choices = own.groupby(["dataset", "recipe"])["started"].agg(["size", "max"])
     if len(choices) == 1:
         ((dataset, recipe),) = choices.index
         return runs[(runs["dataset"] == dataset) & (runs["recipe"] == recipe)]

@@ -58,6 +58,9 @@ def task(composed: DictConfig) -> None:
     from edkd.single import run_one
 
     try:
+        launcher = HydraConfig.get().runtime.choices.get("hydra/launcher", "basic")
+        if launcher != "basic":
+            raise EdkdError(f"hydra/launcher={launcher} is for sweeps: add -m, also for one run")
         run_one(resolve(composed), HydraConfig.get().runtime.choices["distiller"])
     except EdkdError as error:  # told here, for Hydra would add a line of its own
         _tell(error)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from edkd import __version__
+from edkd import __version__, operations, result_commands
 from edkd.console import fail
 from edkd.errors import EdkdError
 
@@ -51,13 +51,71 @@ def _parser() -> argparse.ArgumentParser:
     importing.add_argument("--replace", action="store_true", help="replace the teacher of that name")
     _add_dataset(importing)
     importing.set_defaults(act=_import_teacher)
+    caching = teachers.add_parser("cache", help="compute teachers' logits ahead of the runs that will use them")
+    caching.add_argument("names", nargs="+", metavar="NAME", help="teachers, such as vgg13")
+    caching.add_argument("--seeds", nargs="+", default=[], metavar="N", help="of the runs; default 0")
+    caching.add_argument("--epochs", metavar="N", help="of the runs; default: the schedule's")
+    caching.add_argument("--all", action="store_true", help="every view of every image, whatever the seeds")
+    _add_dataset(caching)
+    caching.set_defaults(act=_cache_teachers)
+    precision = teachers.add_parser("precision", help="what half precision changes in what a teacher says")
+    precision.add_argument("name", metavar="NAME", help="teacher, such as vgg13")
+    precision.add_argument("--seeds", type=int, nargs="+", default=[], metavar="N", help="train KD students, too")
+    _add_dataset(precision)
+    precision.set_defaults(act=_teacher_precision)
+
+    operations.add_to(commands)
 
     sync = commands.add_parser("sync", help="bring MLflow up to date with the runs' journals")
     sync.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR")
     sync.add_argument("--uri", help="MLflow's tracking URI; default: DIR/mlflow.db")
     sync.add_argument("--experiment", default="edkd")
     sync.set_defaults(act=_sync)
+
+    _add_server(commands.add_parser("server", help="an MLflow server over PostgreSQL, for runs on several machines"))
+    result_commands.add_to(commands)
+    _add_bench(commands.add_parser("bench", help="how fast this machine trains, against the plain loop"))
     return parser
+
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
+    parser.description = "MLflow over a PostgreSQL of its own; everything lies in DIR/server. Ctrl-C stops both."
+    parser.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR")
+    parser.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1: this machine alone")
+    parser.add_argument("--port", type=int, default=5000)
+    parser.add_argument("--allowed-hosts", metavar="NAMES", help="comma-separated names by which others may reach it")
+    parser.add_argument("--workers", type=int, default=4, help="processes that answer; default 4")
+    parser.set_defaults(act=_server)
+
+
+def _server(given: argparse.Namespace) -> None:
+    from edkd.tracking.server import serve
+
+    ended = serve(
+        given.output / "server",
+        host=given.host,
+        port=given.port,
+        allowed_hosts=given.allowed_hosts,
+        workers=given.workers,
+    )
+    if ended:
+        raise EdkdError(f"the MLflow server ended with exit status {ended}; its own lines above say why")
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    names = {"pairs": "TEACHER-STUDENT,… (default: the seven)", "methods": "kd,dkd,edkd", "modes": "such as plain,warm"}
+    for name, words in names.items():
+        parser.add_argument(f"--{name}", type=lambda text: text.split(","), metavar="NAMES", help=words)
+    parser.add_argument("--repetitions", type=int, metavar="N", help="of each mode at most; the median counts")
+    parser.add_argument("--steps", type=int, metavar="N", help="of one repetition")
+    parser.add_argument("--seconds", type=float, metavar="S", help="for all steps; fewer repetitions keep to it")
+    parser.add_argument("--threads", type=int, metavar="N", help="on the CPU; default: all cores")
+    parser.add_argument("--quick", action="store_true", help="two minutes: EDKD alone, few repetitions")
+    parser.add_argument(
+        "--output", type=Path, default=Path("outputs/bench"), metavar="DIR", help="for CSV and Markdown"
+    )
+    _add_dataset(parser)
+    parser.set_defaults(act=_bench)
 
 
 def _add_dataset(parser: argparse.ArgumentParser) -> None:
@@ -105,6 +163,38 @@ def _import_teacher(given: argparse.Namespace) -> None:
     print(f"{entry.name} of {entry.dataset}: top-1 {entry.test['top1']:.2f} %, {entry.id}, in {entry.path}")
 
 
+def _cache_teachers(given: argparse.Namespace) -> None:
+    from edkd.compose import compose_settings
+    from edkd.teacher_filling import fill
+
+    # Names, seeds and overrides may follow each other in any order: an override is what has a "=".
+    words = [*given.names, *given.seeds, *given.overrides]
+    seeds = [word for word in given.seeds if "=" not in word]
+    seeds += [seed for word in words if word.startswith("seed=") for seed in word.removeprefix("seed=").split(",")]
+    for seed in seeds:
+        if not seed.isdecimal() or int(seed) >= 2**32:
+            raise EdkdError(f"seed {seed}: must be a whole number, 0 or more, and below 2^32; example: --seeds 0 1 2")
+    if given.all and (seeds or given.epochs):
+        raise EdkdError("--all means every view, whatever seeds and epochs would draw: leave those away, or --all")
+    overrides = [f"dataset={given.dataset}", *(word for word in words if "=" in word and not word.startswith("seed="))]
+    overrides += [f"schedule.epochs={given.epochs}"] if given.epochs else []
+    names = [word for word in given.names if "=" not in word]
+    if not names:
+        raise EdkdError("no teacher named; example: edkd teachers cache vgg13 --seeds 0 1 2")
+    tables = [compose_settings([*overrides, f"teacher={name}"]) for name in names]
+    fill(tables, None if given.all else [int(seed) for seed in dict.fromkeys(seeds)] or [0])
+
+
+def _teacher_precision(given: argparse.Namespace) -> None:
+    from edkd import config
+    from edkd.compose import compose_values
+    from edkd.teacher_precision import report
+
+    overrides = ["distiller=kd", f"dataset={given.dataset}", f"teacher={given.name}", *given.overrides]
+    for line in report(config.settings(compose_values(overrides), "kd"), given.seeds):
+        print(line, flush=True)
+
+
 def _sync(given: argparse.Namespace) -> None:
     from edkd import tracking
 
@@ -121,6 +211,14 @@ def _sync(given: argparse.Namespace) -> None:
             print(f"{result.run_dir}: {result.report.epochs_logged} epochs logged")
     if failed:
         raise EdkdError(f"{failed} runs could not be brought to {uri}")
+
+
+def _bench(given: argparse.Namespace) -> None:
+    from edkd.bench.main import Options, run
+
+    values = {name: value for name, value in vars(given).items() if name != "act"}
+    for path in run(Options(**values)):
+        print(path)
 
 
 if __name__ == "__main__":

@@ -101,10 +101,14 @@ def _first_line(error: BaseException) -> str:
 
 def compose_settings(overrides: list[str]) -> config.Settings:
     """The typed configuration that some overrides give, outside a run. Raises EdkdError for what does not fit."""
-    overrides = ["distiller=vanilla", *overrides]
+    return config.settings(compose_values(["distiller=vanilla", *overrides]), "vanilla")
+
+
+def compose_values(overrides: list[str]) -> dict[str, Any]:
+    """The resolved configuration that some overrides give, outside a run. Raises EdkdError for what does not fit."""
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(config.folder())):
-            return config.settings(resolve(compose("config", overrides=overrides)), "vanilla")
+            return resolve(compose("config", overrides=overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise EdkdError(explain(error, overrides)) from error

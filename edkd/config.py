@@ -5,6 +5,7 @@ Every value that goes into a constructor is checked against that constructor's t
 added by a user gets the same errors as ours.
 """
 
+import functools
 import hashlib
 import importlib
 import inspect
@@ -87,6 +88,8 @@ class Engine:
     precision: Literal["fp32", "bf16"]
     channels_last: bool
     deterministic: bool
+    capture: bool
+    cpu_kernels: bool
     threads: int | None
     teacher_cache: bool
     teacher_cache_gb: float
@@ -241,9 +244,7 @@ def check_call(node: Mapping[str, Any], where: str, extra: Mapping[str, Any]) ->
     """A node's values, converted to what its `_target_` declares; `extra` are arguments that the code gives itself."""
     found = target(node, where)
     given = {name: value for name, value in node.items() if name != "_target_"}
-    function = found.__init__ if inspect.isclass(found) else found
-    hints = typing.get_type_hints(function)
-    parameters = inspect.signature(found).parameters
+    hints, parameters = _declared(found)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     allowed = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for name in given:
@@ -256,11 +257,22 @@ def check_call(node: Mapping[str, Any], where: str, extra: Mapping[str, Any]) ->
     return {name: convert(value, hints.get(name, Any), f"{where}.{name}") for name, value in given.items()}
 
 
+@functools.cache
+def _declared(found: Any) -> tuple[dict[str, Any], Mapping[str, inspect.Parameter]]:
+    """The type hints and the parameters of a class or function."""
+    return _hints(found.__init__ if inspect.isclass(found) else found), inspect.signature(found).parameters
+
+
+@functools.cache
+def _hints(found: Any) -> dict[str, Any]:
+    return typing.get_type_hints(found)
+
+
 def typed(cls: type[T], values: Any, where: str, *, surplus: bool = False) -> T:
     """Make a dataclass of a node, each value checked; with `surplus`, keys that it does not declare are left out."""
     if not isinstance(values, Mapping):
         raise EdkdError(f"{where} must be a group of values, not {values!r}; see conf/{where}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     declared = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
     if not surplus and (unknown := sorted(set(values) - set(declared))):
         raise EdkdError(f"{where}.{unknown[0]}: no such value; allowed: {', '.join(declared)}")

@@ -3,8 +3,11 @@
 import contextlib
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -13,6 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 LOG = logging.getLogger("edkd")
 
 console = Console(stderr=True)
+
+TELL_EVERY = 10.0  # seconds between lines about a count, where there is no terminal
 
 
 @contextlib.contextmanager
@@ -71,7 +76,32 @@ def step_bar(show: bool, epochs: int) -> Iterator[Callable[[int, int, int], None
         yield update
 
 
-def fail(message: str) -> None:
-    """Print one line that says what went wrong, and exit with code 1."""
+@contextlib.contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how far a count has come, how fast, and the time left; yields `update(done)`.
+
+    A bar on a terminal; elsewhere a line whenever some seconds have passed.
+    """
+    rate_column = TextColumn("{task.fields[rate]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate_column, TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total, rate="")
+        began = told = time.monotonic()
+
+        def update(done: int) -> None:
+            nonlocal told
+            now = time.monotonic()
+            rate = done / max(now - began, 1e-9)
+            progress.update(task, completed=done, rate=f"{rate:,.0f}/s")
+            if not console.is_terminal and now - told > TELL_EVERY:
+                told = now
+                left = timedelta(seconds=round((total - done) / rate)) if rate else "unknown time"
+                print(f"{what}: {done:,} of {total:,}, {rate:,.0f}/s, {left} left", file=sys.stderr, flush=True)
+
+        yield update
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """Print one line that says what went wrong, and exit with `code`."""
     print(f"edkd: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(1)
+    raise SystemExit(code)

@@ -5,6 +5,7 @@ import os
 import torch
 from torch import nn
 
+from edkd import cpu, slurm
 from edkd.config import Engine
 from edkd.errors import EdkdError
 
@@ -15,6 +16,7 @@ def set_up(engine: Engine, threads: int) -> None:
     fp32 means fp32: convolutions and products on a GPU do not fall back to TF32's 10 bits.
     """
     torch.set_num_threads(threads)
+    cpu.keep_memory()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when cuBLAS starts
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -24,8 +26,9 @@ def set_up(engine: Engine, threads: int) -> None:
 
 
 def cores() -> int:
-    """The CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The CPU cores that this process may use: those it is bound to, and in a SLURM job no more than are its own."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(bound, slurm.cores() or bound)
 
 
 def pick_device(name: str) -> torch.device:
@@ -46,4 +49,6 @@ def pick_device(name: str) -> torch.device:
 def to_device(network: nn.Module, engine: Engine, device: torch.device) -> nn.Module:
     """Move a network, in the memory layout that the engine asks for."""
     layout = torch.channels_last if engine.channels_last else torch.contiguous_format
+    if device.type == "cpu" and engine.channels_last and engine.cpu_kernels:
+        cpu.use_products(network)
     return network.to(device=device, memory_format=layout)  # type: ignore[call-overload]

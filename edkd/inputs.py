@@ -1,8 +1,10 @@
 """What a run needs before its first step, found and verified: data and teacher."""
 
+import contextlib
 import functools
 import json
 import logging
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edkd import config, teachers
+from edkd import __version__, config, teachers
 from edkd.config import Settings
 from edkd.data.arrays import Arrays, prepare
 from edkd.data.batches import DeviceData
 from edkd.data.views import n_views
-from edkd.engine import pick_device, to_device
+from edkd.engine import cores, pick_device, set_up, to_device
 from edkd.errors import EdkdError
-from edkd.teacher_cache import CachedTeacher, Table
-from edkd.trainer import OnlineTeacher, Precision, Splits, TeacherSource, evaluate
+from edkd.teacher_cache import CachedTeacher, Resident
+from edkd.teacher_table import Table, entry_bytes
+from edkd.teaching import TEACHER_BATCH, OnlineTeacher, Precision, TeacherSource
+from edkd.trainer import Splits, evaluate
 
 LOG = logging.getLogger("edkd")
 
@@ -40,23 +44,43 @@ def gather(given: Settings, teacher_id: str | None) -> Inputs:
     device = pick_device(given.engine.device)
     if not given.needs_teacher:
         return Inputs(arrays, sha256, device, None, None)
-    entry = teachers.find(store(given), given.dataset.key, given.teacher.name)
-    if entry is None:
-        raise teachers.missing(given.dataset.key, given.teacher.name, store(given))
+    entry = find_teacher(given)
     if teacher_id is not None and entry.id != teacher_id:
         raise EdkdError(
             f"teacher {entry.name} in {entry.path.parent} is {entry.id}, but the run was planned with {teacher_id}: "
             "start the same command again to plan anew"
         )
-    network = config.build(given.teacher.model, "teacher.model", num_classes=arrays.num_classes)
-    teachers.load(entry, network)
-    network = to_device(network, given.engine, device)
+    network = load_teacher(given, entry, arrays.num_classes, device)
     measured = teachers.accuracy_for(entry, sha256)
     if measured is None:
         measured = {**evaluate(network, device_data(arrays, given, device).test, Precision("fp32", device))}
         teachers.record_accuracy(entry, measured, sha256)
     note = {"id": entry.id, "sha256": entry.sha256, "top1": measured["top1"]}
     return Inputs(arrays, sha256, device, network, note)
+
+
+def teacher_inputs(given: Settings) -> Inputs:
+    """Data and stored teacher of a configuration for other uses than a run, computing as its runs would."""
+    set_up(given.engine, given.engine.threads or cores())
+    entry = find_teacher(given)
+    arrays, sha256 = load_arrays(given)
+    device = pick_device(given.engine.device)
+    network = load_teacher(given, entry, arrays.num_classes, device)
+    return Inputs(arrays, sha256, device, network, {"id": entry.id, "sha256": entry.sha256})
+
+
+def find_teacher(given: Settings) -> teachers.Entry:
+    """The stored teacher of a configuration. Raises EdkdError if there is none."""
+    entry = teachers.find(store(given), given.dataset.key, given.teacher.name)
+    if entry is None:
+        raise teachers.missing(given.dataset.key, given.teacher.name, store(given))
+    return entry
+
+
+def load_teacher(given: Settings, entry: teachers.Entry, num_classes: int, device: torch.device) -> nn.Module:
+    """The verified network of a stored teacher, frozen, on the device. Raises EdkdError if the file does not fit."""
+    network = config.build(given.teacher.model, "teacher.model", num_classes=num_classes)
+    return to_device(teachers.load(entry, network), given.engine, device)
 
 
 def teacher_source(
@@ -67,14 +91,31 @@ def teacher_source(
     online = OnlineTeacher(inputs.teacher, want_feats=needs_feats, precision=precision)
     if needs_feats or not given.engine.teacher_cache:
         return online
-    views = n_views(data.padding, data.flip)
+    size = table_gb(inputs, data, online)
+    if size > given.engine.teacher_cache_gb:
+        LOG.info("no teacher cache: %.1f GB, above engine.teacher_cache_gb=%g", size, given.engine.teacher_cache_gb)
+        return online
     try:
-        table = open_table(given, inputs, rows=len(data) * views)
+        source = cached(given, inputs, data, online)
+        source.resident = Resident.where_it_fits(source.table, inputs.device)
+        return source
     except OSError as error:
         LOG.warning("no teacher cache: %s; the teacher runs in every step", error)
         return online
-    if table is None:
-        return online
+
+
+def cached(given: Settings, inputs: Inputs, data: DeviceData, online: OnlineTeacher) -> CachedTeacher:
+    """The teacher behind its table for these data. Raises OSError if the file can be neither opened nor made."""
+    assert inputs.taught_by is not None
+    views = n_views(data.padding, data.flip)
+    key = table_key(given, inputs.taught_by["sha256"], inputs.data_sha256, inputs.device)
+    table = Table(
+        store(given) / given.dataset.key / f"{given.teacher.name}.{config.digest(key)}.logits",
+        key=key,
+        rows=len(data) * views,
+        classes=inputs.arrays.num_classes,
+        dtype=_stored(online, data),
+    )
 
     def compute(index: Tensor, view: Tensor) -> Tensor:
         return online.raw(data.augmented(index, view)).logits
@@ -82,24 +123,52 @@ def teacher_source(
     return CachedTeacher(table, compute, views=views, device=inputs.device)
 
 
-def open_table(given: Settings, inputs: Inputs, *, rows: int) -> Table | None:
-    """The cache file for a teacher on these data, in this precision; None where it would be too large."""
-    assert inputs.taught_by is not None
-    dtype = torch.bfloat16 if given.engine.precision == "bf16" else torch.float32
-    size = rows * (inputs.arrays.num_classes * dtype.itemsize + 8) / 1e9
-    if size > given.engine.teacher_cache_gb:
-        LOG.info("no teacher cache: %.1f GB, above engine.teacher_cache_gb=%g", size, given.engine.teacher_cache_gb)
-        return None
-    key = {
-        "teacher": inputs.taught_by["sha256"],
-        "data": inputs.data_sha256,
+def table_key(given: Settings, teacher_sha256: str, data_sha256: str, device: torch.device) -> dict[str, Any]:
+    """All that the bits of a table depend on; its number of rows and of classes follows from that.
+
+    A CPU's matrix products add in an order that depends on the number of threads.
+    """
+    cuda = device.type == "cuda"
+    machine = [torch.cuda.get_device_name(device)] if cuda else [_cpu(), torch.get_num_threads()]
+    libraries = [torch.version.cuda, torch.backends.cudnn.version()] if cuda else []
+    return {
+        "teacher": teacher_sha256,
+        "model": given.teacher.model,
+        "data": data_sha256,
         "normalisation": [given.dataset.mean, given.dataset.std],
         "views": [given.dataset.padding, given.dataset.flip],
-        "computed": [inputs.device.type, given.engine.precision, given.engine.channels_last],
+        "engine": {name: value for name, value in vars(given.engine).items() if name not in _NEUTRAL},
+        "batch": TEACHER_BATCH,
+        "machine": [device.type, *machine],
+        "versions": [__version__, torch.__version__, *libraries],
     }
-    folder = store(given) / given.dataset.key
-    path = folder / f"{given.teacher.name}.{config.digest(key)}.logits"
-    return Table(path, key=key, rows=rows, classes=inputs.arrays.num_classes, dtype=dtype)
+
+
+_NEUTRAL = ("device", "threads", "teacher_cache", "teacher_cache_gb", "capture")  # no bit of a logit depends on them
+
+
+def table_gb(inputs: Inputs, data: DeviceData, online: OnlineTeacher) -> float:
+    """The size of a whole table, in gigabytes."""
+    rows = len(data) * n_views(data.padding, data.flip)
+    return rows * entry_bytes(inputs.arrays.num_classes, _stored(online, data)) / 1e9
+
+
+def _stored(online: OnlineTeacher, data: DeviceData) -> torch.dtype:
+    """The precision in which logits are stored: that in which the network computes them."""
+    if online.precision.name == "fp32":
+        return torch.float32
+    first = torch.zeros(1, dtype=torch.int64, device=online.precision.device)
+    return online.raw(data.plain(first)).logits.dtype  # autocast leaves a head that is fp32 by itself as it is
+
+
+@functools.lru_cache(maxsize=1)
+def _cpu() -> str:
+    """The model of this machine's CPU: libraries choose their kernels by it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def store(given: Settings) -> Path:

@@ -8,7 +8,8 @@ from edkd.config import Settings
 from edkd.engine import pick_device, to_device
 from edkd.errors import EdkdError
 from edkd.inputs import device_data, load_arrays, store
-from edkd.trainer import Precision, evaluate
+from edkd.teaching import Precision
+from edkd.trainer import evaluate
 
 
 def evaluate_network(given: Settings, file: Path | None) -> tuple[str, dict[str, float]]:

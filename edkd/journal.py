@@ -35,6 +35,10 @@ _BLOCK = 16 * 1024  # bytes read at a time from the end of a journal: some 30 ep
 _PATIENCE = 0.5  # seconds: longer than the instant for which `is_held` of another process takes the lock
 
 
+class HeldError(EdkdError):
+    """Another process holds the run directory."""
+
+
 class Journal:
     """A journal open for appending; the file appears with the first record."""
 
@@ -103,6 +107,7 @@ class RunState:
     start: Record | None = None  # the last start
     end: Record | None = None  # of a finished run
     failure: Record | None = None  # of a failed run
+    interruption: Record | None = None  # if the last that the run did was to stop as it was told
     error: str | None = None  # the failure's one line
     holder: Record | None = None  # who holds the run directory now
 
@@ -143,8 +148,8 @@ def tail_state(run_dir: Path) -> RunState:
 def hold(run_dir: Path) -> Iterator[None]:
     """Hold the run directory (made where absent) against every other process until the block ends.
 
-    The kernel drops the lock with the process, however it dies. Raises `EdkdError` that names the holder if another
-    process has the directory.
+    The kernel drops the lock with the process, however it dies. Raises `HeldError`, an `EdkdError` that names the
+    holder, if another process has the directory.
     """
     run_dir = Path(run_dir)
     try:
@@ -152,7 +157,7 @@ def hold(run_dir: Path) -> Iterator[None]:
         lock = FileLock(run_dir / LOCK, thread_local=False)
         lock.acquire(timeout=_PATIENCE, poll_interval=0.02)
     except Timeout:
-        raise EdkdError(f"run directory {run_dir} is in use by {_describe(_read_holder(run_dir))}") from None
+        raise HeldError(f"run directory {run_dir} is in use by {_describe(last_holder(run_dir))}") from None
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         raise EdkdError(f"could not lock the run directory {run_dir}: {_reason(error)}") from error
     try:
@@ -172,7 +177,7 @@ def is_held(run_dir: Path) -> Record | None:
     Does not disturb the holder: the lock is tried only where a holder left its note, and never waited for.
     """
     run_dir = Path(run_dir)
-    holder = _read_holder(run_dir)
+    holder = last_holder(run_dir)
     if holder is None:
         return None
     lock = FileLock(run_dir / LOCK, thread_local=False)
@@ -199,6 +204,7 @@ def _summarise(records: list[Record]) -> RunState:
     found = RunState(status="new")
     for record in records:
         event = record["event"]
+        found.interruption = record if event == "interrupted" else None
         if event == "epoch":
             found.epochs[record["epoch"]] = record
             found.last_epoch = record
@@ -233,10 +239,13 @@ def _tail(file: Any, start: int) -> list[Record]:
         lines = data.split(b"\n")[:-1]
         if position > start:
             lines = lines[1:]  # its beginning lies in the block before
-        records = [record for record in map(_parse, lines) if record is not None]
-        epochs = [number for number, record in enumerate(records) if record["event"] == "epoch"]
-        if epochs:
-            return records[epochs[-1] :]
+        records = []
+        for line in reversed(lines):  # an overview of many runs reads one record of each, not thirty
+            record = _parse(line)
+            if record is not None:
+                records.insert(0, record)
+                if record["event"] == "epoch":
+                    return records
     return records
 
 
@@ -306,9 +315,10 @@ def _write_holder(run_dir: Path) -> None:
         raise EdkdError(f"could not write {run_dir / HOLDER}: {_reason(error)}") from error
 
 
-def _read_holder(run_dir: Path) -> Record | None:
+def last_holder(run_dir: Path) -> Record | None:
+    """Who holds the run directory, or held it and died without taking its note along; as `is_held`."""
     try:
-        holder = json.loads((run_dir / HOLDER).read_bytes())
+        holder = json.loads((Path(run_dir) / HOLDER).read_bytes())
     except (OSError, ValueError):
         return None
     return holder if isinstance(holder, dict) else None

@@ -1,8 +1,8 @@
 """One run before it starts: its identity, its directory, and its configuration frozen into that directory."""
 
 import contextlib
+import functools
 import os
-import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,9 +11,13 @@ from typing import Any
 
 import yaml
 
-from edkd import config
+from edkd import code, config
 from edkd.config import Settings
 from edkd.errors import EdkdError
+
+# PyYAML's bindings to libyaml take a tenth of the time, but are not in every build of it.
+_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -24,17 +28,17 @@ class Job:
     settings: Settings
     teacher_id: str | None
 
-    @property
+    @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """See `config.identity`."""
         return config.identity(self.settings, self.teacher_id)
 
-    @property
+    @functools.cached_property
     def run(self) -> str:
         """The hash that names this run."""
         return config.digest(self.identity)
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """Readable, and unique by the hash at its end."""
         given = self.settings
@@ -68,17 +72,21 @@ def make_job(resolved: Mapping[str, Any], method: str, teacher_id: str | None) -
     return Job(config=dict(resolved), settings=given, teacher_id=teacher_id if given.needs_teacher else None)
 
 
-def freeze(job: Job, *, sweep: str | None, threads: int | None) -> Path:
+def freeze(job: Job, *, sweep: str | None, threads: int | None, planned_with: code.Code | None = None) -> Path:
     """Write the job's configuration into its directory, whole or not at all, and return the file.
 
-    What runs later is this file: changing conf/ afterwards does not change a job that waits.
+    What runs later is this file: changing conf/ afterwards does not change a job that waits. It names the code that
+    planned it, by default that on the disk now; changes that git does not have yet are saved beside it.
     """
+    known = planned_with or code.read()
     frozen = {**job.config, "engine": {**job.config["engine"], "threads": job.settings.engine.threads or threads}}
     frozen["run"] = {"hash": job.run, "method": job.settings.method, "teacher_id": job.teacher_id, "sweep": sweep}
+    frozen["run"]["code"] = known.version
     path = job.directory / "config.yaml"
     try:
         job.directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, yaml.safe_dump(frozen, sort_keys=False))
+        write_atomically(path, yaml.dump(frozen, Dumper=_DUMPER, sort_keys=False))
+        code.keep_changes(known, job.directory)
     except OSError as error:
         raise EdkdError(
             f"cannot write {path}: {error.strerror}; output={job.settings.output} sets the folder"
@@ -89,7 +97,7 @@ def freeze(job: Job, *, sweep: str | None, threads: int | None) -> Path:
 def thaw(path: Path) -> tuple[Job, str | None]:
     """The job that a frozen configuration describes, and the sweep that it belongs to."""
     try:
-        frozen = yaml.safe_load(path.read_text())
+        frozen = yaml.load(path.read_text(), Loader=_LOADER)
         about = frozen.pop("run")
         job = make_job(frozen, about["method"], about["teacher_id"])
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
@@ -115,17 +123,9 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
-def code_version() -> dict[str, str]:
-    """The git commit of the code that runs and whether the tree differed from it; empty outside a checkout."""
-
-    def git(*arguments: str) -> str:
-        folder = str(Path(__file__).parent)
-        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True, timeout=20)
-        return done.stdout.strip()
-
+def planned_code(run_dir: Path) -> dict[str, str]:
+    """The version of the code that planned a run; empty where git did not know it."""
     try:
-        tracked = git("ls-files", "--error-unmatch", Path(__file__).name)
-        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
-    except (OSError, subprocess.SubprocessError):
+        return dict(yaml.load((run_dir / "config.yaml").read_text(), Loader=_LOADER)["run"].get("code") or {})
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError):
         return {}
-    return {"git_commit": commit, "git_dirty": str(bool(changes)).lower()} if tracked else {}

@@ -56,8 +56,11 @@ def show_plan(planned: Planned, states: Mapping[str, RunState]) -> None:
     print(f"sweep {planned.id}: {len(planned.students)} runs: {numbers}; teachers to train first: {missing}")
 
 
-def show_summary(planned: Planned, outcome: Mapping[str, RunState]) -> int:
-    """Print what became of the sweep, each failure with its log, and return the number of runs that are not done."""
+def show_summary(planned: Planned, outcome: Mapping[str, RunState], known: Mapping[str, str] | None = None) -> int:
+    """Print what became of the sweep, each failure with its log, and return the number of runs that are not done.
+
+    `known` says of runs that vanished, by run, what the queue knows about them.
+    """
     jobs = [*planned.teachers, *planned.students]
     lost = [job for job in jobs if outcome[job.run].status != "finished"]
     print(f"sweep {planned.id}: {len(jobs) - len(lost)} of {len(jobs)} runs finished")
@@ -71,7 +74,8 @@ def show_summary(planned: Planned, outcome: Mapping[str, RunState]) -> int:
         elif job.teacher_id in failed_teachers:
             what = f"not started: its teacher {job.settings.teacher.name} is not trained yet"
         else:
-            what = f"vanished after epoch {max(state.epochs, default=0)}: its process died without a word"
+            why = (known or {}).get(job.run, "its process died without a word")
+            what = f"vanished after epoch {max(state.epochs, default=0)}: {why}"
         log = job.directory / "run.log"
         print(f"  {job.name} {what}" + (f"; see {log}" if log.exists() else ""))
     if lost:

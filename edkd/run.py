@@ -13,20 +13,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from edkd import __version__, checkpoint, config, console, engine, journal, plan, teachers
+from edkd import __version__, checkpoint, code, config, console, engine, journal, memory, plan, slurm, teachers
 from edkd.config import Settings
 from edkd.engine import cores, to_device
 from edkd.errors import EdkdError
 from edkd.inputs import Inputs, device_data, gather, store, teacher_source
 from edkd.plan import Job
+from edkd.stopping import Asked, SafePoints, Stopped
+from edkd.teaching import Precision
 from edkd.tracking import LiveTracker
-from edkd.trainer import Precision, Progress, fit, make_optimizer, seeded
+from edkd.trainer import Progress, fit, make_optimizer, seeded
 
 LOG = logging.getLogger("edkd")
 
 
-def execute(job: Job, *, sweep: str | None, show: bool) -> journal.RunState:
+def execute(job: Job, *, sweep: str | None, show: bool, stop_asked: Asked | None = None) -> journal.RunState:
     """Run a job to its end, from its last checkpoint where there is one; a finished run is left as it is.
+
+    `stop_asked` is asked at safe points, and ends the run there with `Stopped`; the same call continues it.
 
     Data and teacher of a run that was not planned by a sweep are found and verified before anything is written. Raises
     EdkdError for what the user can mend; the journal and the log have every error, once the run's directory exists.
@@ -42,13 +46,17 @@ def execute(job: Job, *, sweep: str | None, show: bool) -> journal.RunState:
     planned = (directory / "config.yaml").exists()
     inputs = None if planned else gather(given, job.teacher_id)
     with journal.hold(directory):
+        if journal.state(directory).status == "finished":  # by another process, since the look above
+            return journal.state(directory)
         if not planned:
             plan.freeze(job, sweep=sweep, threads=None)
         with console.logging_to(directory / "run.log", show=show):
-            return _journalled(job, inputs, sweep=sweep, threads=threads, show=show)
+            return _journalled(job, inputs, sweep=sweep, threads=threads, show=show, stop_asked=stop_asked)
 
 
-def _journalled(job: Job, inputs: Inputs | None, *, sweep: str | None, threads: int, show: bool) -> journal.RunState:
+def _journalled(
+    job: Job, inputs: Inputs | None, *, sweep: str | None, threads: int, show: bool, stop_asked: Asked | None
+) -> journal.RunState:
     """Run, and leave word of whatever ends the run."""
     book = journal.Journal(job.directory / journal.FILE)
     tracker = None
@@ -56,8 +64,8 @@ def _journalled(job: Job, inputs: Inputs | None, *, sweep: str | None, threads: 
     if where.uri is not None:
         tracker = LiveTracker(job.directory, uri=where.uri, experiment=where.experiment, artifacts=where.artifacts)
     try:
-        _run(job, inputs or gather(job.settings, job.teacher_id), book, tracker, sweep, threads, show)
-    except KeyboardInterrupt:
+        _run(job, inputs or gather(job.settings, job.teacher_id), book, tracker, sweep, threads, show, stop_asked)
+    except (KeyboardInterrupt, Stopped):
         book.append({"event": "interrupted"})
         raise
     except Exception as error:
@@ -82,6 +90,7 @@ def _run(
     sweep: str | None,
     threads: int,
     show: bool,
+    stop_asked: Asked | None,
 ) -> None:
     directory, given = job.directory, job.settings
     first = journal.state(directory).first_start
@@ -94,10 +103,12 @@ def _run(
     resumed = progress.epoch
     book.append(_start_record(job, inputs, sweep=sweep, threads=threads, resumed_from=resumed))
     LOG.info("%s%s", job.name, f", resumed after epoch {resumed}" if resumed else "")
+    memory.forget_peak(inputs.device)
     splits = device_data(inputs.arrays, given, inputs.device)
     teacher = None
     if inputs.teacher is not None:
         teacher = teacher_source(given, inputs, splits.train, precision, progress.distiller.needs_feats)
+    safe = SafePoints(stop_asked) if stop_asked is not None else None
     with console.step_bar(show, given.schedule.epochs) as bar:
 
         def on_epoch(record: dict[str, Any], improved: bool) -> None:
@@ -108,10 +119,14 @@ def _run(
             if tracker is not None:
                 tracker.notify()
             LOG.info("%s", describe(record, given.schedule.epochs))
+            if safe is not None and record["epoch"] < given.schedule.epochs:
+                safe.after_epoch(record)
 
         def on_step(done: int, steps: int) -> None:
             if bar is not None:
                 bar(progress.epoch + 1, done, steps)
+            if safe is not None:
+                safe.after_step(done, steps)
 
         fit(
             progress,
@@ -120,10 +135,11 @@ def _run(
             given.schedule,
             seed=given.seed,
             precision=precision,
+            capture=given.engine.capture,
             on_epoch=on_epoch,
-            on_step=on_step if bar is not None else None,
+            on_step=on_step if bar is not None or safe is not None else None,
         )
-    _finish(job, progress, book, inputs.arrays.num_classes)
+    _finish(job, progress, book, inputs)
 
 
 def _check_unchanged(first: Mapping[str, Any], inputs: Inputs, directory: Path) -> None:
@@ -149,7 +165,9 @@ def _prepare(given: Settings, inputs: Inputs) -> tuple[Progress, Precision]:
 
 
 def _start_record(job: Job, inputs: Inputs, *, sweep: str | None, threads: int, resumed_from: int) -> dict[str, Any]:
-    device = inputs.device
+    device, running = inputs.device, code.read()
+    code.keep_changes(running, job.directory)
+    planned_with = plan.planned_code(job.directory)
     return {
         "event": "start",
         "run": job.run,
@@ -157,7 +175,8 @@ def _start_record(job: Job, inputs: Inputs, *, sweep: str | None, threads: int, 
         "sweep": sweep,
         "resumed_from": resumed_from,
         "config": {key: value for key, value in job.config.items() if key != "teacher" or job.settings.needs_teacher},
-        "tags": {**job.tags, **plan.code_version()},
+        "tags": {**job.tags, **running.version},
+        "planned_with": planned_with if planned_with != running.version else None,  # a job may wait for days
         "versions": {
             "edkd": __version__,
             "python": platform.python_version(),
@@ -170,12 +189,13 @@ def _start_record(job: Job, inputs: Inputs, *, sweep: str | None, threads: int, 
         "pid": os.getpid(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "threads": threads,
+        "slurm": slurm.here(),
         "data_sha256": inputs.data_sha256,
         "teacher": inputs.taught_by,
     }
 
 
-def _finish(job: Job, progress: Progress, book: journal.Journal, classes: int) -> None:
+def _finish(job: Job, progress: Progress, book: journal.Journal, inputs: Inputs) -> None:
     """Save the last weights, hand a network trained alone to the teacher store, and close the journal."""
     done = journal.state(job.directory)
     last = done.epochs[progress.epoch]
@@ -189,7 +209,8 @@ def _finish(job: Job, progress: Progress, book: journal.Journal, classes: int) -
         "last": {"epoch": progress.epoch, **{name: metrics[f"test/{name}"] for name in ("top1", "top5", "loss")}},
         "best": best,
         "seconds": seconds,
-        "num_classes": classes,
+        "peak_memory_mb": memory.peak_mb(inputs.device),
+        "num_classes": inputs.arrays.num_classes,
     }
     # Before the journal's end, so that a finished network is never missing from the store.
     _publish(job, end)

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from edkd import config, journal, plan, teachers, tracking
+from edkd import config, estimate, journal, plan, teachers, tracking
 from edkd.console import LOG, console
+from edkd.engine import cores
 from edkd.errors import EdkdError
 from edkd.inputs import gather, store
 from edkd.run import execute
@@ -14,7 +15,7 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
 
     Raises EdkdError for bad input, a missing teacher, or a tracking store that cannot be written.
     """
-    dry_run = config.convert(resolved.pop("dry_run", False), bool, "dry_run")
+    dry_run = estimate.wanted(resolved.pop("dry_run", False))
     given = config.settings(resolved, method)
     teacher_id = None
     if given.needs_teacher:
@@ -25,12 +26,16 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
         teacher_id = entry.id
     job = plan.make_job(resolved, method, teacher_id)
     before = journal.tail_state(job.directory)
-    if dry_run:
+    if dry_run != "no":
         done = max(before.epochs, default=0)
         console.print(
             f"would train {job.name} for {given.schedule.epochs} epochs, {done} of them done, in {job.directory}",
             soft_wrap=True,
         )
+        found = estimate.estimate(
+            {"run": [job]}, {job.run: before}, here=True, parallel=1, threads=cores(), measure=dry_run == "measure"
+        )
+        console.print(found.line(), soft_wrap=True)
         return
     gather(given, teacher_id)  # what is wrong with data, device or teacher is said before anything is written
     open_tracking(given.tracking)

@@ -10,21 +10,20 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from edkd.data.batches import DeviceData
 from edkd.data.views import epoch_order, epoch_views, n_views
-from edkd.distillers.base import Batch, Distiller
+from edkd.distillers.base import Distiller
 from edkd.errors import EdkdError
-from edkd.models.base import Prediction
+from edkd.step import Meter, Step
+from edkd.teaching import Precision, TeacherSource
 
 EVALUATION_BATCH = {"cpu": 100, "cuda": 1000}  # images; on a CPU larger batches are slower and take gigabytes
-
-TEACHER_BATCH = 64  # images
 
 
 @dataclass(frozen=True)
@@ -54,85 +53,6 @@ class Schedule:
     def rate(self, epoch: int) -> float:
         """Learning rate of an epoch (from 1): `milestones: [150]` makes epoch 151 the first at the lower rate."""
         return self.lr * self.gamma ** sum(epoch > milestone for milestone in self.milestones)
-
-
-class TeacherSource(Protocol):
-    """Gives the frozen teacher's prediction for a batch; whether it computes or remembers is its own affair."""
-
-    def begin_epoch(self, views: Tensor) -> None:
-        """Prepare for an epoch in which training image i is seen as `views[i]`, int64 [N]."""
-
-    def __call__(self, images: Tensor, index: Tensor, view: Tensor) -> Prediction:
-        """Predict for `images` [B, 3, H, W], which are `view` [B] of training images `index` [B]."""
-
-
-@dataclass(frozen=True)
-class Precision:
-    """Compute precision of networks; losses, weights and optimiser state are fp32 whatever it is."""
-
-    name: str
-    device: torch.device
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The context that forward passes run in."""
-        if self.name == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return contextlib.nullcontext()
-
-
-class OnlineTeacher:
-    """The teacher network, run on every batch: eval mode, no gradient."""
-
-    def __init__(self, network: nn.Module, *, want_feats: bool, precision: Precision) -> None:
-        self.network = network.eval().requires_grad_(False)
-        self.want_feats = want_feats
-        self.precision = precision
-
-    def begin_epoch(self, views: Tensor) -> None:
-        """Nothing to prepare."""
-
-    def __call__(self, images: Tensor, index: Tensor, view: Tensor) -> Prediction:
-        """Predict for a batch of images [B, 3, H, W]."""
-        return in_fp32(self.raw(images))
-
-    def raw(self, images: Tensor) -> Prediction:
-        """The same in the precision in which the network computes.
-
-        The network sees batches of one size, the last one filled up: kernels are chosen by the size of a batch, and
-        an image's logits are the same bits whatever is around it only among batches of one size.
-        """
-        parts = [self._fixed(images[start : start + TEACHER_BATCH]) for start in range(0, len(images), TEACHER_BATCH)]
-        if len(parts) == 1:
-            return parts[0]
-        pooled = None if parts[0].pooled_feat is None else torch.cat([part.pooled_feat for part in parts])  # type: ignore[misc]
-        return Prediction(
-            torch.cat([part.logits for part in parts]),
-            tuple(torch.cat(each) for each in zip(*(part.feats for part in parts), strict=True)),
-            tuple(torch.cat(each) for each in zip(*(part.preact_feats for part in parts), strict=True)),
-            pooled,
-        )
-
-    def _fixed(self, images: Tensor) -> Prediction:
-        count = len(images)
-        if count < TEACHER_BATCH:
-            images = images[torch.arange(TEACHER_BATCH, device=images.device) % count]
-        with torch.no_grad(), self.precision.autocast():
-            made: Prediction = self.network(images, want_feats=self.want_feats)
-        if count == TEACHER_BATCH:
-            return made
-        feats, preact = (tuple(feat[:count] for feat in each) for each in (made.feats, made.preact_feats))
-        pooled = None if made.pooled_feat is None else made.pooled_feat[:count]
-        return Prediction(made.logits[:count], feats, preact, pooled)
-
-
-def in_fp32(prediction: Prediction) -> Prediction:
-    """A prediction made under autocast as the methods get it: losses and their own modules are fp32."""
-    return Prediction(
-        logits=prediction.logits.float(),
-        feats=tuple(feat.float() for feat in prediction.feats),
-        preact_feats=tuple(feat.float() for feat in prediction.preact_feats),
-        pooled_feat=None if prediction.pooled_feat is None else prediction.pooled_feat.float(),
-    )
 
 
 @dataclass
@@ -197,36 +117,34 @@ def seeded(seed: int, epoch: int, device: torch.device) -> Any:
         yield
 
 
-class Meter:
-    """Sums of per-image means, kept on the device in float64 until `read`."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.sums: dict[str, Tensor] = {}
-        self.images = 0
-
-    def add(self, count: int, values: dict[str, Tensor]) -> None:
-        """Add a batch of `count` images with these means (0-dim tensors)."""
-        for name, value in values.items():
-            if name not in self.sums:
-                self.sums[name] = torch.zeros((), dtype=torch.float64, device=self.device)
-            self.sums[name].add_(value.detach(), alpha=count)
-        self.images += count
-
-    def read(self) -> dict[str, float]:
-        """Means over all images; the only synchronisation with the device."""
-        stacked = torch.stack(list(self.sums.values())) / self.images
-        return dict(zip(self.sums, stacked.tolist(), strict=True))
-
-
-def train_epoch(
+def make_step(
     progress: Progress,
     teacher: TeacherSource | None,
     data: DeviceData,
     schedule: Schedule,
     *,
-    seed: int,
     precision: Precision,
+    capture: bool,
+) -> Step:
+    """The training step of a run, which serves all its epochs."""
+    return Step(
+        progress.student,
+        progress.distiller,
+        progress.optimizer,
+        teacher,
+        data,
+        batch_size=schedule.batch_size,
+        precision=precision,
+        capture=capture,
+    )
+
+
+def train_epoch(
+    progress: Progress,
+    step: Step,
+    schedule: Schedule,
+    *,
+    seed: int,
     on_step: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
     """Train epoch `progress.epoch + 1` and return its metrics (`train/…`, `lr`).
@@ -234,57 +152,31 @@ def train_epoch(
     The epoch's permutation and every image's view depend on (seed, epoch) only; the last, smaller batch is kept.
     `on_step(steps done, steps)` is called after each step. Raises EdkdError if a loss is not finite.
     """
-    epoch = progress.epoch + 1
-    device, count = precision.device, len(data)
+    epoch, data, device = progress.epoch + 1, step.data, step.precision.device
+    count = len(data)
     order = torch.from_numpy(epoch_order(seed, epoch, count)).to(device)
     by_image = torch.from_numpy(epoch_views(seed, epoch, count, n_views(data.padding, data.flip))).to(device)
-    if teacher is not None:
-        teacher.begin_epoch(by_image)
-    views = by_image[order]
-    epoch_tensor = torch.tensor(float(epoch), device=device)
+    if step.teacher is not None:
+        step.teacher.begin_epoch(by_image)
+    step.begin(order, by_image[order], epoch)
     for group in progress.optimizer.param_groups:
         group["lr"].fill_(schedule.rate(epoch))
-    student, distiller, optimizer = progress.student.train(), progress.distiller.train(), progress.optimizer
-    meter, steps = Meter(device), math.ceil(count / schedule.batch_size)
-    sound, sound_steps = torch.tensor(True, device=device), torch.tensor(0, device=device)  # become one per loss
+    progress.student.train()
+    progress.distiller.train()
+    steps = math.ceil(count / schedule.batch_size)
     with seeded(seed, epoch, device):
-        for step in range(steps):
-            part = slice(step * schedule.batch_size, (step + 1) * schedule.batch_size)
-            index, view = order[part], views[part]
-            images, target = data.augmented(index, view), data.targets(index)
-            try:
-                with precision.autocast():
-                    prediction = in_fp32(student(images, want_feats=distiller.needs_feats))
-            except ValueError as error:
-                if len(index) > 1:
-                    raise
-                raise EdkdError(
-                    f"the last batch of {count} images has one alone, which batch norm cannot take here: "
-                    f"change schedule.batch_size (now {schedule.batch_size})"
-                ) from error
-            taught = teacher(images, index, view) if teacher is not None else None
-            outcome = distiller(prediction, taught, Batch(index=index, target=target, epoch=epoch_tensor))
-            losses = torch.stack(list(outcome.losses.values()))
-            loss = losses.sum()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            hits = (prediction.logits.detach().argmax(1) == target).float().mean() * 100
-            sound = sound & losses.detach().isfinite()
-            sound_steps = sound_steps + sound
-            parts = {f"train/loss_{name}": value for name, value in outcome.losses.items()}
-            meter.add(len(index), {"train/loss": loss, **parts, "train/top1": hits, **outcome.metrics})
+        for number in range(steps):
+            step(min(schedule.batch_size, count - number * schedule.batch_size))
             if on_step is not None:
-                on_step(step + 1, steps)
-    metrics = meter.read()
+                on_step(number + 1, steps)
+    metrics = step.meter.read(count)
     if not math.isfinite(metrics["train/loss"]):
         # Once the weights are spoilt, every loss is: the first one tells. None, if only their sum is too large.
-        counts = sound_steps.tolist()
-        first = min(counts)
-        guilty = [f"train/loss_{name}" for name, n in zip(outcome.losses, counts, strict=True) if n == first < steps]
-        where = f"epoch {epoch}, step {first + 1}" if guilty else f"epoch {epoch}"
+        first, guilty = step.first_unsound(steps)
+        where = f"epoch {epoch}, step {first}" if guilty else f"epoch {epoch}"
+        named = ", ".join(f"train/loss_{name}" for name in guilty) or "train/loss"
         raise EdkdError(
-            f"{where}: {', '.join(guilty) or 'train/loss'} is not finite: training diverged; "
+            f"{where}: {named} is not finite: training diverged; "
             f"lower schedule.lr (now {schedule.lr}) or look at the method's weights"
         )
     return {**metrics, "lr": schedule.rate(epoch)}
@@ -313,7 +205,7 @@ def evaluate(network: nn.Module, data: DeviceData, precision: Precision) -> dict
                 "loss": F.cross_entropy(logits, target),
             },
         )
-    return meter.read()
+    return meter.read(len(data))
 
 
 @dataclass(frozen=True)
@@ -333,17 +225,19 @@ def fit(
     *,
     seed: int,
     precision: Precision,
+    capture: bool,
     on_epoch: Callable[[dict[str, Any], bool], None],
     on_step: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Train from `progress.epoch` to the end of the schedule.
+    """Train from `progress.epoch` to the end of the schedule. `capture`: see `Step`.
 
     After each epoch `on_epoch(record, improved)` gets the journal's epoch record and whether this is the best epoch so
     far (by validation accuracy where a part is held out, by test accuracy otherwise; the first of equals).
     """
+    step = make_step(progress, teacher, data.train, schedule, precision=precision, capture=capture)
     while progress.epoch < schedule.epochs:
         began = time.monotonic()
-        metrics = train_epoch(progress, teacher, data.train, schedule, seed=seed, precision=precision, on_step=on_step)
+        metrics = train_epoch(progress, step, schedule, seed=seed, on_step=on_step)
         trained = time.monotonic()
         test = evaluate(progress.student, data.test, precision)
         if not math.isfinite(test["loss"]):

@@ -19,6 +19,13 @@ from edkd.compose import resolve
 
 Compose = Callable[..., dict[str, Any]]
 MakeJob = Callable[..., plan.Job]
+SLURM = Path(__file__).resolve().parent / "slurm"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The tests on a real SLURM run only where they are named: `make test-slurm`."""
+    named = any(Path(argument).resolve().is_relative_to(SLURM) for argument in config.args)
+    return True if collection_path == SLURM and not named else None
 
 
 @pytest.fixture(scope="session", autouse=True)

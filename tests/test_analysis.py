@@ -46,6 +46,12 @@ def make(method="kd", pair=PAIR, seed=1, top1=70.0, **changes):
     }
 
 
+@pytest.fixture(autouse=True)
+def _no_packed_results(monkeypatch, tmp_path):
+    """Tables here are of these tests' own runs, whatever results the repository holds."""
+    monkeypatch.setattr(load, "RESULTS", tmp_path / "no results")
+
+
 @pytest.fixture
 def analyse(monkeypatch, tmp_path, capsys):
     """Run the command on the given runs: (exit code, table.md, table.csv as a frame, standard error)."""

@@ -181,7 +181,7 @@ def test_no_other_option_was_forgotten() -> None:
     assert options("engine") == ["default"]
     assert options("tracking") == ["journal", "server", "sqlite"]
     assert options("experiment") == ["cifar100_small", "demo"]
-    assert options("hydra/launcher") == ["local"]
+    assert options("hydra/launcher") == ["local", "slurm", "slurm_detached"]
 
 
 def test_an_experiment_can_be_changed_on_the_command_line(compose: Any) -> None:

@@ -10,9 +10,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = (
     "edkd",
+    "edkd/bench",
     "edkd/data",
     "edkd/distillers",
     "edkd/models",
+    "hydra_plugins/edkd_slurm",
     "hydra_plugins/edkd_sweeper",
     "analysis",
 )
@@ -38,7 +40,7 @@ class Rule(NamedTuple):
 
 FOUNDATIONS = ("edkd.losses", "edkd.models", "edkd.data", "edkd.journal", "edkd.checkpoint", "edkd.errors")
 EVERYTHING = ("edkd", "hydra_plugins", "analysis", "launch")
-KNOW_HYDRA = ("edkd.app", "edkd.compose", "edkd.sweep", "hydra_plugins")
+KNOW_HYDRA = ("edkd.app", "edkd.compose", "edkd.composer", "edkd.planning", "edkd.sweep", "hydra_plugins")
 RULES = (
     *(Rule((module,), banned=EVERYTHING, allowed=("edkd.errors", module)) for module in FOUNDATIONS),
     Rule(
@@ -48,6 +50,7 @@ RULES = (
     ),
     Rule(("edkd.trainer",), banned=("edkd.distillers",), allowed=("edkd.distillers.base",)),
     Rule(("edkd",), banned=("hydra_plugins", "analysis", "launch")),
+    Rule(EVERYTHING, banned=("edkd.bench",), but=("edkd.bench", "edkd.cli")),
     Rule(EVERYTHING, banned=("hydra", "omegaconf"), but=KNOW_HYDRA),
     Rule(EVERYTHING, banned=("mlflow",), but=("edkd.tracking",)),
     Rule(EVERYTHING, banned=("pandas",), but=("analysis",)),
@@ -63,6 +66,10 @@ LIGHT = (
     ("analysis", ("torch", "torchvision")),
     ("edkd.tracking", ("torch", "torchvision")),
     ("edkd.journal", ("torch", "torchvision")),
+    ("edkd.cli", ("torch", "torchvision", "mlflow")),
+    ("edkd.status", ("torch", "torchvision", "mlflow")),
+    ("edkd.selection", ("torch", "torchvision", "mlflow")),
+    ("edkd.board", ("torch", "torchvision", "mlflow")),
 )
 
 
@@ -180,6 +187,7 @@ def test_light_modules_load_nothing_heavy(light: str, heavy: tuple[str, ...], mo
         ("edkd.run", "from mlflow.tracking import MlflowClient"),
         ("edkd.teachers", "import hydra.utils"),
         ("edkd.tracking", "import pandas as pd"),
+        ("edkd.trainer", "from edkd.bench import plain"),
         ("edkd.run", "import analysis.load"),
         ("analysis.load", "import torch"),
         ("analysis.load", "from edkd.run import run"),

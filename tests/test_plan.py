@@ -3,14 +3,13 @@
 import dataclasses
 import os
 import stat
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from edkd import plan
+from edkd import code, plan
 from edkd.errors import EdkdError
 
 
@@ -31,6 +30,7 @@ def test_a_frozen_configuration_can_be_read_by_people(make_job: Any) -> None:
     job = make_job("vanilla")
     frozen = yaml.safe_load(plan.freeze(job, sweep=None, threads=None).read_text())
     assert frozen["schedule"]["epochs"] == 2
+    assert frozen["run"].pop("code") == code.read().version
     assert frozen["run"] == {"hash": job.run, "method": "vanilla", "teacher_id": None, "sweep": None}
 
 
@@ -135,52 +135,6 @@ def test_a_failed_write_leaves_the_old_text_and_nothing_else(
         plan.write_atomically(path, text)
     assert path.read_text() == "old\n"
     assert list(tmp_path.iterdir()) == [path]
-
-
-# --- the version of the code ---
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
-    done = subprocess.run(["git", *identity, "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
-@pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with one commit that holds the code."""
-    code = tmp_path / "checkout" / "edkd" / "plan.py"
-    code.parent.mkdir(parents=True)
-    code.write_text("one\n")
-    git(code.parents[1], "init", "-q")
-    git(code.parents[1], "add", ".")
-    git(code.parents[1], "commit", "-q", "-m", "one")
-    monkeypatch.setattr(plan, "__file__", str(code))
-    return code
-
-
-def test_the_commit_of_the_code_and_whether_it_was_changed(checkout: Path) -> None:
-    commit = git(checkout.parent, "rev-parse", "HEAD")
-    assert plan.code_version() == {"git_commit": commit, "git_dirty": "false"}
-    checkout.write_text("two\n")
-    assert plan.code_version() == {"git_commit": commit, "git_dirty": "true"}
-
-
-def test_code_that_git_does_not_know_has_no_version(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A package installed into an environment that lies inside somebody else's repository.
-    (checkout.parent / "installed.py").write_text("")
-    monkeypatch.setattr(plan, "__file__", str(checkout.parent / "installed.py"))
-    assert plan.code_version() == {}
-
-
-def test_code_outside_a_repository_or_without_git_has_no_version(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    monkeypatch.setattr(plan, "__file__", str(tmp_path / "plan.py"))
-    assert plan.code_version() == {}
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert plan.code_version() == {}
 
 
 def test_a_job_cannot_be_altered(make_job: Any) -> None:

@@ -14,7 +14,7 @@ from edkd import journal, report
 from edkd.config import Tracking
 from edkd.errors import EdkdError
 from edkd.journal import RunState
-from edkd.sweep import Sweep
+from edkd.planning import Sweep
 
 
 def epoch(number: int, train: float = 9.0, test: float = 1.0) -> dict[str, Any]:

@@ -15,14 +15,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from test_plan import git
+from test_code import git
 
-from edkd import checkpoint, inputs, journal, models, plan, run, single, teachers, tracking
+from edkd import checkpoint, code, inputs, journal, models, plan, run, single, teachers, tracking
 from edkd.distillers import Batch, Distiller, Outcome
 from edkd.engine import to_device
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
-from edkd.trainer import Precision, evaluate
+from edkd.teaching import Precision
+from edkd.trainer import evaluate
 
 KEY = "digits-8-20perclass-test10"
 
@@ -79,7 +80,8 @@ def interrupt(job: plan.Job, *, after: int) -> None:
 
 def test_the_files_of_a_run(student: plan.Job) -> None:
     execute(student)
-    assert {path.name for path in student.directory.iterdir()} - {"run.lock"} == {
+    some = {"run.lock", "code.diff"}  # the second where the tests run in a changed checkout
+    assert {path.name for path in student.directory.iterdir()} - some == {
         "config.yaml",
         "journal.jsonl",
         "run.log",
@@ -104,7 +106,7 @@ def test_a_start_says_what_is_run_on_what(student: plan.Job, taught: plan.Job) -
     (start,) = events(student, "start")
     assert set(start) == {
         *("event", "time", "run", "name", "sweep", "resumed_from", "config", "tags", "versions"),
-        *("host", "pid", "device", "threads", "data_sha256", "teacher"),
+        *("host", "pid", "device", "threads", "slurm", "planned_with", "data_sha256", "teacher"),
     }
     assert (start["run"], start["name"], start["sweep"], start["resumed_from"]) == (
         student.run,
@@ -130,8 +132,8 @@ def test_a_start_names_the_commit(student: plan.Job) -> None:
     execute(student)
     (start,) = events(student, "start")
     try:
-        commit = git(Path(plan.__file__).parent, "rev-parse", "HEAD")
-        git(Path(plan.__file__).parent, "ls-files", "--error-unmatch", plan.__file__)
+        commit = git(Path(code.__file__).parent, "rev-parse", "HEAD")
+        git(Path(code.__file__).parent, "ls-files", "--error-unmatch", code.__file__)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("the code under test is in no git checkout")
     assert start["tags"]["git_commit"] == commit
@@ -144,7 +146,7 @@ def test_epochs_and_end(student: plan.Job) -> None:
     assert all("edkd/beta_mean" in record["metrics"] for record in events(student, "epoch"))
     assert state.status == "finished"
     (end,) = events(student, "end")
-    assert set(end) == {"event", "time", "last", "best", "seconds", "num_classes"}
+    assert set(end) == {"event", "time", "last", "best", "seconds", "peak_memory_mb", "num_classes"}
     metrics = state.epochs[2]["metrics"]
     assert end["last"] == {"epoch": 2, **{name: metrics[f"test/{name}"] for name in ("top1", "top5", "loss")}}
     best = max((1, 2), key=lambda epoch: (state.epochs[epoch]["metrics"]["test/top1"], -epoch))

@@ -11,7 +11,7 @@ from commandline import REPOSITORY, Ended, error, files, journals, launch, metri
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from edkd import journal, report, sweep
+from edkd import journal, planning, report, sweep
 from edkd.errors import EdkdError
 
 SEVEN = ["a-b", "c-d", "e-f"]  # stands for the pairs of the table
@@ -128,13 +128,13 @@ def plan_of(ended: Ended) -> list[list[str]]:
 )
 def test_the_product_of_all_choices(arguments: str, expected: list[list[str]]) -> None:
     words = [arguments] if "'" in arguments else arguments.split()
-    assert sweep.expand(OverridesParser.create().parse_overrides(words), SEVEN) == expected
+    assert planning.expand(OverridesParser.create().parse_overrides(words), SEVEN) == expected
 
 
 def test_what_has_no_end_cannot_be_swept() -> None:
     overrides = OverridesParser.create().parse_overrides(["x=interval(0,1)"])
     with pytest.raises(EdkdError, match="only lists of values can be swept, such as x=1,2,3"):
-        sweep.expand(overrides, SEVEN)
+        planning.expand(overrides, SEVEN)
 
 
 # ---- planning
@@ -150,7 +150,9 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tiny: list[str], here: Path
         ["2", "resnet8-resnet8/dkd-s0", "new"],
         ["2", "resnet8-resnet8/dkd-s1", "new"],
     ]
-    assert done.out.splitlines()[-1].endswith(": 4 runs: 4 new; teachers to train first: 1")
+    numbers, estimate = done.out.splitlines()[-2:]
+    assert numbers.endswith(": 4 runs: 4 new; teachers to train first: 1")
+    assert estimate.startswith("estimate: none yet, no recorded step time for 2 of 2 networks")
     assert files(here) == set()
 
 
@@ -208,8 +210,8 @@ def test_a_network_that_can_only_teach_must_be_in_the_store(tiny: list[str], own
 
 def test_long_plans_are_told_in_numbers(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "LONG_PLAN", 2)
-    assert len(swept(tiny, "distiller=vanilla", "seed=range(2)", "+dry_run=true").out.splitlines()) == 4
-    (line,) = swept(tiny, "distiller=vanilla", "seed=range(3)", "+dry_run=true").out.splitlines()
+    assert len(swept(tiny, "distiller=vanilla", "seed=range(2)", "+dry_run=true").out.splitlines()) == 5
+    line, _ = swept(tiny, "distiller=vanilla", "seed=range(3)", "+dry_run=true").out.splitlines()
     assert line.endswith(": 3 runs: 3 new; teachers to train first: 0")
 
 
@@ -235,7 +237,7 @@ def test_a_sweep_runs_to_its_end_and_is_not_run_again(tiny: list[str], here: Pat
     assert "epoch 2/2: train loss" in log.read_text()
     below = {path.name for path in (here / "outputs").iterdir()}
     assert below == {"runs", "teachers", "sweeps", "mlflow.db", "mlflow.db.lock", "mlartifacts"}
-    assert files(here / "outputs" / "sweeps") == set()  # for the files of launchers that queue
+    assert files(here / "outputs" / "sweeps") == {f"{name}.json"}  # which runs it has
 
     second = swept(command)
     assert second.code == 0, second

@@ -1,9 +1,7 @@
-"""The teacher cache: exact, and unharmed by kills, twins, foreign files and full disks."""
+"""The teacher cache: each (image, view) computed at most once, and a run with it is the run without it."""
 
 import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from edkd import journal, models
+from edkd import config, journal, models
+from edkd.inputs import table_key
 from edkd.run import execute
-from edkd.teacher_cache import HEADER, CachedTeacher, Table
-from edkd.trainer import OnlineTeacher, Precision
+from edkd.teacher_cache import CachedTeacher, Resident, settle
+from edkd.teacher_table import Table
+from edkd.teaching import TEACHER_BATCH, OnlineTeacher, Precision
 
 VIEWS, IMAGES, CLASSES = 6, 150, 10
 CPU = torch.device("cpu")
+CUDA = pytest.param(torch.device("cuda"), marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
 
 
-def table(folder: Path, *, key: str = "a", dtype: torch.dtype = torch.float32) -> Table:
-    return Table(folder / "t.logits", key={"teacher": key}, rows=IMAGES * VIEWS, classes=CLASSES, dtype=dtype)
+def table(folder: Path, *, dtype: torch.dtype = torch.float32) -> Table:
+    return Table(folder / "t.logits", key={}, rows=IMAGES * VIEWS, classes=CLASSES, dtype=dtype)
 
 
 class Answers:
@@ -32,155 +33,198 @@ class Answers:
         self.asked: list[tuple[int, int]] = []
 
     def __call__(self, index: Tensor, view: Tensor) -> Tensor:
+        assert len(index) <= TEACHER_BATCH
         self.asked += list(zip(index.tolist(), view.tolist(), strict=True))
         return truth(index, view)
 
 
 def truth(index: Tensor, view: Tensor) -> Tensor:
-    return torch.sin((index * 31 + view * 7)[:, None] + torch.arange(CLASSES) * 0.7)
+    exact = torch.sin((index.cpu() * 31 + view.cpu() * 7)[:, None] + torch.arange(CLASSES) * 0.7)
+    return exact.to(index.device)
 
 
-def logits_of(source: CachedTeacher, views: Tensor) -> Tensor:
-    source.begin_epoch(views)
-    return source(torch.empty(0), torch.arange(IMAGES), views).logits
+def source(
+    folder: Path,
+    compute: Any,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+    resident: bool = False,
+) -> CachedTeacher:
+    made = table(folder, dtype=dtype)
+    kept = Resident(made.rows, made.width, device) if resident else None
+    return CachedTeacher(made, compute, views=VIEWS, device=device, resident=kept)
+
+
+def logits_of(teacher: CachedTeacher, views: Tensor) -> Tensor:
+    teacher.begin_epoch(views.to(teacher.device))
+    index = torch.arange(IMAGES, device=teacher.device)
+    return teacher(torch.empty(0), index, views).logits.cpu()
 
 
 def views(seed: int) -> Tensor:
     return torch.randint(VIEWS, (IMAGES,), generator=torch.Generator().manual_seed(seed))
 
 
-def test_every_pair_is_computed_at_most_once(tmp_path: Path) -> None:
+def right(seed: int) -> Tensor:
+    return truth(torch.arange(IMAGES), views(seed))
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA])
+@pytest.mark.parametrize("resident", [False, True])
+def test_every_pair_is_computed_at_most_once(tmp_path: Path, resident: bool, device: torch.device) -> None:
     first, second = Answers(), Answers()
     for answers in (first, second):
-        source = CachedTeacher(table(tmp_path), answers, views=VIEWS, device=CPU)
+        teacher = source(tmp_path, answers, resident=resident, device=device)
         for epoch in range(20):
-            assert torch.equal(logits_of(source, views(epoch)), truth(torch.arange(IMAGES), views(epoch)))
+            assert torch.equal(logits_of(teacher, views(epoch)), right(epoch))
     assert sorted(first.asked) == sorted({(i, int(v)) for e in range(20) for i, v in enumerate(views(e))})
     assert second.asked == []
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("resident", [False, True])
+def test_half_precision_is_stored_as_it_is_computed(tmp_path: Path, dtype: torch.dtype, resident: bool) -> None:
+    for _ in range(2):
+        teacher = source(tmp_path, lambda i, v: truth(i, v).to(dtype), dtype=dtype, resident=resident)
+        for seed in (0, 1, 0):
+            assert torch.equal(logits_of(teacher, views(seed)), right(seed).to(dtype).float())
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA])
+@pytest.mark.parametrize("resident", [False, True])
+def test_the_epochs_tensor_keeps_its_place(tmp_path: Path, resident: bool, device: torch.device) -> None:
+    """A captured CUDA graph reads it."""
+    teacher = source(tmp_path, truth, resident=resident, device=device)
+    places = set()
+    for epoch in range(4):
+        logits_of(teacher, views(epoch))
+        assert teacher.logits is not None
+        places.add(teacher.logits.data_ptr())
+    assert len(places) == 1
+
+
+def test_what_is_resident_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = source(tmp_path, truth, resident=True)
+    logits_of(teacher, views(0))
+    logits_of(teacher, views(1))
+    read: list[int] = []
+    real = teacher.table.read
+    monkeypatch.setattr(teacher.table, "read", lambda rows, out=None: read.extend(rows) or real(rows, out))
+    assert torch.equal(logits_of(teacher, views(0)), right(0))
+    assert read == []
+    mixed = torch.where(torch.arange(IMAGES) < 100, views(1), views(2))
+    logits_of(teacher, mixed)
+    assert all(row // VIEWS >= 100 for row in read) and read
+
+
+def test_a_table_is_resident_where_a_gpu_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = table(tmp_path)
+    assert Resident.where_it_fits(made, CPU) is None
+    size = made.rows * made.width * 8
+    for free, fits in ((4 * size - 1, False), (4 * size, True)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10 * free))
+        tried: list[Any] = []
+        monkeypatch.setattr(Resident, "__init__", lambda self, *where, tried=tried: tried.append(where))
+        assert (Resident.where_it_fits(made, torch.device("cuda")) is not None) == fits
+        assert tried == ([(made.rows, made.width, torch.device("cuda"))] if fits else [])
+
+    def taken(*_: Any) -> None:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(Resident, "__init__", taken)
+    assert Resident.where_it_fits(made, torch.device("cuda")) is None
+
+
 def test_what_another_process_wrote_meanwhile_is_not_computed_again(tmp_path: Path) -> None:
-    source = CachedTeacher(table(tmp_path), Answers(), views=VIEWS, device=CPU)
     other, answers = table(tmp_path), Answers()
 
     def compute(index: Tensor, view: Tensor) -> Tensor:
         everything = np.arange(IMAGES, dtype=np.int64) * VIEWS + views(0).numpy()
-        other.write(everything, truth(torch.arange(IMAGES), views(0)))
+        other.write(everything, other.encode(right(0)))
         return answers(index, view)
 
-    source.compute = compute
-    assert torch.equal(logits_of(source, views(0)), truth(torch.arange(IMAGES), views(0)))
-    assert len(answers.asked) == 64, "the first chunk alone"
+    assert torch.equal(logits_of(source(tmp_path, compute), views(0)), right(0))
+    assert len(answers.asked) == TEACHER_BATCH, "the first chunk alone"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_entries_come_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
-    rows = np.array([0, 5, IMAGES * VIEWS - 1], dtype=np.int64)
-    written = torch.randn(3, CLASSES).to(dtype)
-    written[0, :4] = torch.tensor([float("inf"), -0.0, float("nan"), 1e-40]).to(dtype)
-    table(tmp_path, dtype=dtype).write(rows, written)
-    read, there = table(tmp_path, dtype=dtype).read(np.array([0, 1, 5, IMAGES * VIEWS - 1], dtype=np.int64))
-    assert there.tolist() == [True, False, True, True]
-    assert read[[0, 2, 3]].view(torch.uint8).equal(written.view(torch.uint8))
-
-
-@pytest.mark.parametrize("byte", [0, 3, 17, 39])
-def test_an_entry_that_is_not_wholly_there_does_not_count(tmp_path: Path, byte: int) -> None:
+def test_settling_fills_batches_up_across_what_is_there(tmp_path: Path) -> None:
     made = table(tmp_path)
-    made.write(np.arange(4, dtype=np.int64), torch.randn(4, CLASSES))
-    offset = HEADER + 2 * made.entry.itemsize + made.entry.fields["logits"][1] + byte  # type: ignore[index]
-    with made.path.open("r+b") as file:
-        file.seek(offset)
-        old = file.read(1)
-        file.seek(offset)
-        file.write(bytes([old[0] ^ 0x40]))
-    assert made.read(np.arange(5, dtype=np.int64))[1].tolist() == [True, True, False, True, False]
-
-
-def test_logits_of_zero_are_an_entry_and_a_hole_is_none(tmp_path: Path) -> None:
-    made = table(tmp_path)
-    made.write(np.array([7], dtype=np.int64), torch.zeros(1, CLASSES))
-    assert made.read(np.array([7, 8], dtype=np.int64))[1].tolist() == [True, False]
-
-
-@pytest.mark.parametrize("fault", ["truncated", "foreign", "other teacher", "empty"])
-def test_a_file_that_is_not_ours_is_set_aside(tmp_path: Path, fault: str, caplog: pytest.LogCaptureFixture) -> None:
-    made = table(tmp_path, key="b" if fault == "other teacher" else "a")
-    made.write(np.array([0], dtype=np.int64), torch.randn(1, CLASSES))
-    if fault == "truncated":
-        os.truncate(made.path, made.path.stat().st_size - 1)
-    elif fault in ("foreign", "empty"):
-        made.path.write_bytes(b"" if fault == "empty" else os.urandom(made.path.stat().st_size))
-    bad = made.path.read_bytes()
-    with caplog.at_level(logging.WARNING, "edkd.teacher_cache"):
-        anew = table(tmp_path)
-    assert not anew.read(np.arange(10, dtype=np.int64))[1].any()
-    (aside,) = tmp_path.glob("t.logits.set-aside-*")
-    assert aside.read_bytes() == bad
-    assert len(caplog.messages) == 1
-
-
-def test_a_full_disk_is_said_once_and_costs_nothing_but_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    written = 0
-
-    def pwrite(file: int, data: bytes, offset: int) -> int:
-        nonlocal written
-        written += 1
-        if written > 10:
-            raise OSError(28, "No space left on device")
-        return real(file, data, offset)
-
-    real = os.pwrite
-    monkeypatch.setattr(os, "pwrite", pwrite)
-    answers = Answers()
-    source = CachedTeacher(table(tmp_path), answers, views=VIEWS, device=CPU)
-    with caplog.at_level(logging.WARNING, "edkd.teacher_cache"):
-        for _ in range(3):
-            assert torch.equal(logits_of(source, views(0)), truth(torch.arange(IMAGES), views(0)))
-    assert [m for m in caplog.messages if "No space left" in m] == caplog.messages
-    assert len(caplog.messages) == 1
-    assert written == 11
-    assert len(answers.asked) > IMAGES, "what was not kept is computed again"
-
-
-WRITER = """
-import sys, numpy as np, torch
-from pathlib import Path
-from edkd.teacher_cache import Table
-sys.path.insert(0, sys.argv[2])
-from test_teacher_cache import CLASSES, IMAGES, VIEWS, truth
-table = Table(Path(sys.argv[1]), key={"teacher": "a"}, rows=IMAGES * VIEWS, classes=CLASSES, dtype=torch.float32)
-print("ready", flush=True)
-for round in range(200):
-    for rows in np.random.default_rng(round).permutation(IMAGES * VIEWS).reshape(-1, 50):
-        table.write(rows, truth(torch.from_numpy(rows // VIEWS), torch.from_numpy(rows % VIEWS)))
-"""
-
-
-def test_writers_that_are_killed_leave_only_whole_entries(tmp_path: Path) -> None:
-    path = tmp_path / "t.logits"
-    command = [sys.executable, "-c", WRITER, str(path), str(Path(__file__).parent)]
-    writers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    for writer in writers:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "ready\n"
+    teacher = CachedTeacher(made, truth, views=VIEWS, device=CPU)
     rows = np.arange(IMAGES * VIEWS, dtype=np.int64)
-    expected = truth(torch.from_numpy(rows // VIEWS), torch.from_numpy(rows % VIEWS))
-    seen = 0
-    for _ in range(200):
-        logits, there = table(tmp_path).read(rows)
-        assert torch.equal(logits[torch.from_numpy(there)], expected[torch.from_numpy(there)])
-        seen = max(seen, int(there.sum()))
-        if seen == len(rows):
-            break
-    for writer in writers:
-        writer.kill()
-        writer.communicate()
-    logits, there = table(tmp_path).read(rows)
-    assert torch.equal(logits[torch.from_numpy(there)], expected[torch.from_numpy(there)])
-    assert there.sum() >= seen > 0
+    there = rows % 3 == 0
+    made.write(rows[there], teacher.answer(rows[there]))
+    done = list(settle(made, rows, teacher.answer, on_error=pytest.fail))
+    places = np.concatenate([part.places for part in done])
+    assert sorted(places) == rows.tolist()
+    assert sorted(np.concatenate([part.places for part in done if not part.computed])) == rows[there].tolist()
+    words = torch.cat([part.words for part in done])
+    assert torch.equal(made.decode(words), truth(torch.from_numpy(places // VIEWS), torch.from_numpy(places % VIEWS)))
+    sizes = [len(part.places) for part in done if part.computed]
+    assert sizes[:-1] == [TEACHER_BATCH] * (len(sizes) - 1)
+    assert made.read(rows)[1].all()
+
+
+@pytest.mark.parametrize("fault", ["disk full", "file gone and folder closed"])
+@pytest.mark.parametrize("resident", [False, True])
+def test_a_table_that_fails_is_said_once_and_costs_nothing_but_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str, resident: bool
+) -> None:
+    answers = Answers()
+    teacher = source(tmp_path / "store", answers, resident=resident)
+    logits_of(teacher, views(5))
+    if fault == "disk full":
+
+        def pwrite(file: int, data: bytes, offset: int) -> int:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "pwrite", pwrite)
+    else:
+        (tmp_path / "store" / "t.logits").unlink()
+        (tmp_path / "store" / "t.logits.lock").unlink()
+        (tmp_path / "store").rmdir()
+        (tmp_path / "store").write_text("not a folder")
+    with caplog.at_level(logging.WARNING, "edkd.teacher_cache"):
+        for seed in (0, 1, 0, 2):
+            assert torch.equal(logits_of(teacher, views(seed)), right(seed))
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].endswith("; training goes on and computes what is missing")
+    assert len(answers.asked) > len(set(answers.asked)) or resident, "what was not kept is computed again"
+
+
+def test_the_key_names_all_that_changes_bits(make_job: Any) -> None:
+    plain = make_job("kd", teacher_id="run:0")
+
+    def name(*overrides: str, teacher: str = "t", data: str = "d", threads: int = 1) -> str:
+        given = make_job("kd", *overrides, teacher_id="run:0").settings if overrides else plain.settings
+        torch.set_num_threads(threads)
+        key = table_key(given, teacher, data, CPU)
+        torch.set_num_threads(1)
+        return config.digest(key)
+
+    others = [
+        name(teacher="other"),
+        name(data="other"),
+        name(threads=2),
+        name("dataset.mean=[0.3,0.3,0.3]"),
+        name("dataset.std=[0.3,0.3,0.3]"),
+        name("dataset.padding=2"),
+        name("dataset.flip=true"),
+        name("engine.precision=bf16"),
+        name("engine.channels_last=false"),
+        name("engine.deterministic=false"),
+        name("engine.cpu_kernels=false"),
+        name("teacher=resnet14"),
+    ]
+    assert len({name(), *others}) == 1 + len(others)
+    same = [
+        name("seed=1"),
+        name("student=resnet14"),
+        name("schedule.epochs=9"),
+        name("distiller.temperature=2"),
+        name("engine.threads=null"),
+    ]
+    assert {*same, name()} == {name()}
 
 
 @pytest.mark.parametrize(
@@ -211,11 +255,18 @@ def run_of(make_job: Any, *overrides: str, teacher_id: str) -> tuple[dict[str, T
     return weights, metrics
 
 
-def test_a_run_with_the_cache_is_the_run_without_it_bit_for_bit(make_job: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_with_the_cache_is_the_run_without_it_bit_for_bit(make_job: Any, tmp_path: Path, precision: str) -> None:
     teacher = make_job("vanilla", "schedule.batch_size=33")
     execute(teacher, sweep=None, show=False)
     runs = [
-        run_of(make_job, "schedule.batch_size=33", f"engine.teacher_cache={cache}", teacher_id=f"run:{teacher.run}")
+        run_of(
+            make_job,
+            "schedule.batch_size=33",
+            f"engine.precision={precision}",
+            f"engine.teacher_cache={cache}",
+            teacher_id=f"run:{teacher.run}",
+        )
         for cache in ("false", "true", "true")  # without, cold, warm
     ]
     (file,) = (tmp_path / "outputs" / "teachers").rglob("*.logits")

@@ -23,7 +23,9 @@ from edkd.distillers.kd import KD
 from edkd.distillers.vanilla import Vanilla
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
-from edkd.trainer import OnlineTeacher, Precision, Progress, Schedule, Splits, evaluate, fit, seeded, train_epoch
+from edkd.step import Step
+from edkd.teaching import OnlineTeacher, Precision
+from edkd.trainer import Progress, Schedule, Splits, evaluate, fit, make_step, seeded, train_epoch
 
 CPU = torch.device("cpu")
 FP32, BF16 = Precision("fp32", CPU), Precision("bf16", CPU)
@@ -56,6 +58,10 @@ def progress(distiller: Distiller | None = None, *, seed: int = 0, student: nn.M
     return Progress(student, distiller, trainer.make_optimizer(student, distiller, SCHEDULE, CPU))
 
 
+def eager(made: Progress, data: DeviceData) -> Step:
+    return make_step(made, None, data, SCHEDULE, precision=FP32, capture=False)
+
+
 def teacher(*, want_feats: bool = False, precision: Precision = FP32) -> OnlineTeacher:
     with seeded(99, 0, CPU):
         return OnlineTeacher(models.resnet8(num_classes=CLASSES), want_feats=want_feats, precision=precision)
@@ -72,7 +78,8 @@ def edkd() -> Distiller:
 def trained(made: Progress, source: Any = None, **options: Any) -> list[tuple[dict[str, Any], bool]]:
     """Fit to the end; what `on_epoch` was told."""
     told: list[tuple[dict[str, Any], bool]] = []
-    arguments: dict[str, Any] = {"data": splits(), "schedule": SCHEDULE, "seed": 0, "precision": FP32} | options
+    arguments: dict[str, Any] = {"data": splits(), "schedule": SCHEDULE, "seed": 0, "precision": FP32}
+    arguments |= {"capture": False, **options}
     fit(
         made,
         source,
@@ -142,7 +149,7 @@ class Recorder(Distiller):
 
 def test_metrics_are_means_over_images_with_the_smaller_last_batch() -> None:
     made = progress(Recorder())
-    metrics = train_epoch(made, None, images(40), SCHEDULE, seed=0, precision=FP32)
+    metrics = train_epoch(made, eager(made, images(40)), SCHEDULE, seed=0)
     values = made.distiller.values
     assert [count for count, _, _ in values] == [16, 16, 8]
     assert metrics["train/loss_ce"] == pytest.approx(sum(n * ce for n, ce, _ in values) / 40, rel=1e-12)
@@ -156,7 +163,7 @@ def test_an_epoch_visits_every_image_once_in_the_order_and_view_of_seed_and_epoc
     augmented = data.augmented
     data.augmented = lambda index, view: used.append(view.clone()) or augmented(index, view)  # type: ignore[assignment]
     made.epoch = 4
-    train_epoch(made, None, data, SCHEDULE, seed=3, precision=FP32)
+    train_epoch(made, eager(made, data), SCHEDULE, seed=3)
     index = torch.cat([index for index, _, _ in made.distiller.seen])
     assert torch.equal(index, torch.from_numpy(epoch_order(3, 5, 40)))
     assert torch.equal(torch.cat(used), torch.from_numpy(epoch_views(3, 5, 40, n_views(1, False)))[index])
@@ -166,7 +173,8 @@ def test_an_epoch_visits_every_image_once_in_the_order_and_view_of_seed_and_epoc
 
 def test_steps_are_counted() -> None:
     told: list[tuple[int, int]] = []
-    train_epoch(progress(), None, images(40), SCHEDULE, seed=0, precision=FP32, on_step=lambda *step: told.append(step))
+    made = progress()
+    train_epoch(made, eager(made, images(40)), SCHEDULE, seed=0, on_step=lambda *step: told.append(step))
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -385,6 +393,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(values: dict[str, float], named
             SCHEDULE,
             seed=0,
             precision=FP32,
+            capture=False,
             on_epoch=lambda record, improved: told.append(record),
         )
     assert str(caught.value).startswith(named)

@@ -15,7 +15,7 @@ already is read from MLflow, so that doing it twice, or from several processes a
 """
 
 from edkd.tracking.live import LiveTracker
-from edkd.tracking.load import history, load_runs
+from edkd.tracking.load import history, load_packed, load_runs
 from edkd.tracking.store import create_store
 from edkd.tracking.sweeps import finish_sweep, start_sweep
 from edkd.tracking.sync import SyncReport, SyncResult, sync_all, sync_run
@@ -27,6 +27,7 @@ __all__ = [
     "create_store",
     "finish_sweep",
     "history",
+    "load_packed",
     "load_runs",
     "start_sweep",
     "sync_all",

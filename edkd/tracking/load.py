@@ -1,10 +1,13 @@
-"""Reading MLflow: what the analysis needs, as plain data."""
+"""Reading what was logged, in MLflow or in packed journals: what the analysis needs, as plain data."""
 
 import re
+from pathlib import Path
 from typing import Any
 
+from edkd import packed
 from edkd.errors import EdkdError
 from edkd.tracking.store import one_line, open_existing, redacted, search
+from edkd.tracking.story import tell
 
 
 def load_runs(uri: str, experiment: str, tags: dict[str, str] | None = None) -> list[dict[str, Any]]:
@@ -39,6 +42,37 @@ def load_runs(uri: str, experiment: str, tags: dict[str, str] | None = None) -> 
         }
         for run in runs
     ]
+
+
+def load_packed(folder: Path) -> list[dict[str, Any]]:
+    """All packed runs below a folder (see `edkd.packed`), told as `load_runs` tells those of MLflow; oldest first.
+
+    The `run_id` is the path in the folder, without its ending. Raises `EdkdError` for a file that is damaged.
+    """
+    runs = []
+    for path in packed.find(folder):
+        records = packed.read(path)
+        try:
+            story = tell(records, held=False)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise EdkdError(
+                f"a record of {path} lacks what it needs ({type(error).__name__}: {error}); restore or remove it"
+            ) from error
+        assert story is not None  # every packed run has a start
+        latest = story.epochs[-1].metrics if story.epochs else {}
+        runs.append(
+            {
+                "run_id": path.relative_to(folder).as_posix().removesuffix(packed.SUFFIX),
+                "name": story.name,
+                "status": story.status,
+                "tags": {**story.tags, "edkd.run": story.run},
+                "params": story.params,
+                "metrics": {**latest, **story.final},
+                "start_time": story.started,
+                "end_time": story.since,
+            }
+        )
+    return sorted(runs, key=lambda run: (run["start_time"], run["run_id"]))
 
 
 def history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from filelock import FileLock, Timeout
 
 from edkd.errors import EdkdError
+from edkd.tracking.mounts import network_filesystem
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -206,6 +207,13 @@ def _probe(path: Path) -> None:
 
     MLflow itself would try for minutes, and then show its stack.
     """
+    network = network_filesystem(path)
+    if network is not None:
+        raise EdkdError(
+            f"MLflow store {path} would be a SQLite file on a network file system ({network}), where it gets damaged: "
+            "tracking=server (see `edkd server --help`), tracking.uri=sqlite:////LOCAL/PATH, or tracking=journal and "
+            "`edkd sync` later"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)) as database:

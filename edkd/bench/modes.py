@@ -1,0 +1,176 @@
+"""The ways to train that are compared: made once for a cell, each repeats the same few steps from the same weights.
+
+`ready` and `run` alternate: only `run` is timed. Ours run the code of a real run, over an epoch cut to a few batches.
+"""
+
+import copy
+import shutil
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from edkd import config, engine
+from edkd.bench import plain
+from edkd.bench.workload import Workload, inputs, networks
+from edkd.config import Settings
+from edkd.engine import to_device
+from edkd.errors import EdkdError
+from edkd.inputs import device_data, teacher_source
+from edkd.step import Step
+from edkd.teaching import Precision
+from edkd.trainer import Progress, make_optimizer, make_step, seeded, train_epoch
+
+
+@dataclass(frozen=True)
+class Way:
+    """What distinguishes a mode of ours from the others."""
+
+    label: str
+    precision: Literal["fp32", "bf16"] = "fp32"
+    cache: str = "none"  # none: the teacher network in every step; cold: an empty table each time; warm: a full one
+    capture: bool = False
+
+
+PLAIN = "plain"
+WAYS = {
+    "online": Way("(b) ours, teacher online"),
+    "cold": Way("(c) cache cold", cache="cold"),
+    "warm": Way("(d) cache warm", cache="warm"),
+    "bf16": Way("(e) warm, bf16", precision="bf16", cache="warm"),
+    "captured": Way("(f) captured step", cache="warm", capture=True),
+    "captured_bf16": Way("(f) captured, bf16", precision="bf16", cache="warm", capture=True),
+}
+TOGETHER = "together"
+LABELS = {PLAIN: "(a) plain loop", **{name: way.label for name, way in WAYS.items()}, TOGETHER: "(f) side by side"}
+ON_CUDA = ("captured", "captured_bf16", TOGETHER)
+
+
+class Mode(Protocol):
+    """One way to train one cell."""
+
+    def fill(self) -> None:
+        """Bring about what the mode takes for granted, such as a full cache."""
+
+    def ready(self) -> None:
+        """Go back to the first weights, untimed."""
+
+    def run(self) -> dict[str, float]:
+        """Train for the steps of one repetition; what was measured meanwhile, as a progress line shows it."""
+
+
+def make(name: str, given: Settings, work: Workload) -> Mode:
+    """A mode by name."""
+    return Plain(given, work) if name == PLAIN else Ours(WAYS[name], given, work)
+
+
+def choose(asked: list[str] | None, device: torch.device) -> list[str]:
+    """The modes that were asked for, in the order of the table, or all that the device has. Raises EdkdError."""
+    possible = [name for name in LABELS if device.type == "cuda" or name not in ON_CUDA]
+    for name in asked or []:
+        if name not in LABELS:
+            raise EdkdError(f"--modes={name}: no such mode; allowed: {', '.join(LABELS)}")
+        if name not in possible:
+            raise EdkdError(f"--modes={name} needs a CUDA device; allowed here: {', '.join(possible)}")
+    return [name for name in possible if asked is None or name in asked]
+
+
+class Plain:
+    """The plain loop, with torch as it comes and cuDNN choosing its algorithms by trial."""
+
+    def __init__(self, given: Settings, work: Workload) -> None:
+        assert work.feed is not None
+        self.work, self.feed = work, work.feed
+        teacher, student = networks(given, work)
+        self.teacher, self.student = teacher.to(work.device), student.to(work.device)
+        self.schedule, self.loss = given.schedule, plain.loss_of(given.distiller)
+        self.first = _weights(self.student)
+        self.ready()
+
+    def fill(self) -> None:
+        """Nothing is taken for granted."""
+
+    def ready(self) -> None:
+        """See `Mode`. On a GPU the batches that the workers made in the pause are used up: they cost a run nothing."""
+        torch.set_num_threads(self.work.threads)
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = True  # torch's default
+        self.student.load_state_dict(self.first)
+        self.loop = plain.PlainLoop(
+            self.teacher,
+            self.student,
+            self.loss,
+            self.feed.batches,
+            lr=self.schedule.rate(1),
+            momentum=self.schedule.momentum,
+            weight_decay=self.schedule.weight_decay,
+            device=self.work.device,
+        )
+        if self.work.device.type == "cuda":
+            self.loop.train(self.feed.ready, epoch=1)
+
+    def run(self) -> dict[str, float]:
+        """See `Mode`."""
+        return self.loop.train(self.work.steps, epoch=1)
+
+
+class Ours:
+    """`trainer.train_epoch` over data on the device, with the teacher that a run of this configuration gets."""
+
+    def __init__(self, way: Way, given: Settings, work: Workload) -> None:
+        self.way, self.work = way, work
+        chosen = replace(given.engine, precision=way.precision, teacher_cache=way.cache != "none", capture=way.capture)
+        self.given = replace(given, engine=chosen, output=str(work.folder))
+        engine.set_up(self.given.engine, work.threads)
+        teacher, student = networks(given, work)
+        self.teacher = to_device(teacher, self.given.engine, work.device)
+        with seeded(given.seed, -1, work.device):
+            distiller = config.build(given.distiller, "distiller").to(work.device)
+        student = to_device(student, self.given.engine, work.device)
+        optimizer = make_optimizer(student, distiller, given.schedule, work.device)
+        self.progress = Progress(student, distiller, optimizer)
+        self.precision = Precision(way.precision, work.device)
+        self.first = _weights(student)
+        self.data = device_data(work.cut, self.given, work.device).train
+        self.step: Step | None = None
+
+    def fill(self) -> None:
+        """One epoch fills the cache; the table is shared by the methods of a pair, as between runs."""
+        self.ready()
+        self.run()
+
+    def ready(self) -> None:
+        """See `Mode`."""
+        engine.set_up(self.given.engine, self.work.threads)
+        self.progress.student.load_state_dict(self.first)
+        for memory in self.progress.optimizer.state.values():
+            memory["momentum_buffer"].zero_()
+        if self.step is None or self.way.cache == "cold":
+            self.step = self._step()
+
+    def run(self) -> dict[str, float]:
+        """See `Mode`. The progress is not moved on, so that each repetition is the same epoch, with the same views."""
+        assert self.step is not None
+        return train_epoch(self.progress, self.step, self.given.schedule, seed=self.given.seed)
+
+    def _step(self) -> Step:
+        given = self.given
+        if self.way.cache == "cold":
+            shutil.rmtree(self.work.folder / "cold", ignore_errors=True)
+            given = replace(given, output=str(self.work.folder / "cold"))
+        found = inputs(given, self.work, self.teacher)
+        needs_feats = self.progress.distiller.needs_feats
+        return make_step(
+            self.progress,
+            teacher_source(given, found, self.data, self.precision, needs_feats),
+            self.data,
+            given.schedule,
+            precision=self.precision,
+            capture=given.engine.capture,
+        )
+
+
+def _weights(network: nn.Module) -> dict[str, Tensor]:
+    return copy.deepcopy(network.state_dict())

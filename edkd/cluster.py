@@ -1,0 +1,226 @@
+"""A sweep on SLURM: hand all of its jobs to the queue at once, and wait for what becomes of them.
+
+    teachers: arrays of jobs -> students of each teacher: arrays that depend on that teacher's job alone
+
+Each run directory keeps a ticket, `slurm.json`, that names its job. So the launching process may go and come again:
+whoever gives the same command finds the jobs that wait or run, and submits only the others. What became of a run is
+told by its journal; the queue is asked only about those that are silent.
+"""
+
+import contextlib
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from filelock import FileLock
+
+from edkd import journal, plan, queue
+from edkd.cluster_job import journal_size
+from edkd.code import read as read_code
+from edkd.console import LOG, console
+from edkd.errors import EdkdError
+from edkd.plan import Job
+from edkd.report import Planned
+
+FILE = "slurm.json"
+LOOK = 1.0  # seconds between two looks at the journals; more where they are many
+SILENCE = 20.0  # seconds that a job must be gone from the queue, and its journal silent, until it counts as vanished
+NEWS = 90.0  # the same for a job that SLURM says has ended well: a network file system shows new files that late
+
+
+@runtime_checkable
+class Queue(Protocol):
+    """A launcher that hands jobs to a queue instead of running them."""
+
+    detached: bool
+    poll_s: float
+    threads: int | None
+
+    def submit(self, configs: Sequence[Path], after: str | None) -> Sequence[tuple[str, str]]:
+        """Submit the runs of some frozen configurations, to begin when job `after` has ended, however it did.
+
+        Returns the id and the log file of each job. Raises EdkdError if the queue refuses them.
+        """
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What a run directory keeps of the job that was submitted for it."""
+
+    job_id: str
+    submitted: float
+    sweep: str
+    log: str
+    journal_size: int = 0  # bytes in the journal at submission: what is written after them is this job's
+
+
+def read_ticket(run_dir: Path) -> Ticket | None:
+    """The ticket in a run directory; None where there is none."""
+    try:
+        return Ticket(**json.loads((Path(run_dir) / FILE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def queued(jobs: Sequence[Job]) -> dict[str, Ticket]:
+    """Of some jobs those that wait or run in the queue, by run."""
+    tickets = {job.run: ticket for job in jobs if (ticket := read_ticket(job.directory)) is not None}
+    known = queue.states(ticket.job_id for ticket in tickets.values())
+    if known is None:
+        raise EdkdError(
+            f"SLURM does not answer, and may still have {len(tickets)} of these runs in its queue: "
+            "`squeue` says why; the same command continues when it is back"
+        )
+    alive = {job.run: job for job in jobs if (t := tickets.get(job.run)) and known.get(t.job_id) in queue.ALIVE}
+    # A job that has just written its end is about to leave the queue.
+    return {run: tickets[run] for run, job in alive.items() if not _has_ended(job, tickets[run])}
+
+
+def run(planned: Planned, states: Mapping[str, journal.RunState], launcher: Queue) -> dict[str, str] | None:
+    """Submit what is neither finished nor in the queue already, and wait for all of it.
+
+    Returns of each run that vanished what is known about it; None from a launcher that does not wait. Raises EdkdError
+    if the queue refuses the jobs or does not answer; those that it has by then are found again by the same command.
+    """
+    if not shutil.which("sbatch"):
+        raise EdkdError(
+            "there is no sbatch on PATH: start this on a login node of the cluster, "
+            "or use another launcher, such as hydra/launcher=local"
+        )
+    every = [*planned.teachers, *planned.students]
+    output = Path(every[0].settings.output)
+    with _alone(output / "sweeps"):
+        tickets = queued([*planned.teachers, *(j for j in planned.students if states[j.run].status != "finished")])
+        adopted = len(tickets)
+        tickets |= _submit(planned, states, tickets, launcher)
+    _tell(planned, tickets, adopted, launcher.detached)
+    if launcher.detached:
+        return None
+    jobs = {job.run: job for job in every}
+    try:
+        return follow({run: (jobs[run], ticket) for run, ticket in tickets.items()}, launcher.poll_s)
+    except KeyboardInterrupt:
+        console.print("the jobs stay in SLURM's queue: `edkd status` shows them, the same command waits for them again")
+        raise
+
+
+def _submit(
+    planned: Planned, states: Mapping[str, journal.RunState], waiting: dict[str, Ticket], launcher: Queue
+) -> dict[str, Ticket]:
+    code, limit = read_code(), array_limit()
+    submitted: dict[str, Ticket] = {}
+
+    def send(jobs: Sequence[Job], after: str | None) -> None:
+        for first in range(0, len(jobs), limit):
+            part = jobs[first : first + limit]
+            files = [
+                plan.freeze(job, sweep=planned.id, threads=launcher.threads, planned_with=code).absolute()
+                for job in part
+            ]
+            sizes = [journal_size(job.directory) for job in part]
+            for job, size, (job_id, log) in zip(part, sizes, launcher.submit(files, after), strict=True):
+                ticket = Ticket(job_id, time.time(), planned.id, log, size)
+                plan.write_atomically(job.directory / FILE, json.dumps(asdict(ticket)) + "\n")
+                submitted[job.run] = ticket
+
+    # A teacher whose run is finished, but that is not in the store, is put there again by its job.
+    send([job for job in planned.teachers if job.run not in waiting and states[job.run].status != "running"], None)
+    trained_by = {f"run:{job.run}": (waiting | submitted).get(job.run) for job in planned.teachers}
+    students: dict[str | None, list[Job]] = {}
+    for job in planned.students:
+        if job.run in waiting or states[job.run].status in ("finished", "running"):
+            continue
+        teacher = trained_by.get(job.teacher_id or "")
+        if job.teacher_id not in trained_by or teacher is not None:  # else it is trained elsewhere, by nobody's job
+            students.setdefault(teacher.job_id if teacher else None, []).append(job)
+    for after, jobs in sorted(students.items(), key=lambda item: item[0] is not None):
+        send(jobs, after)
+    return submitted
+
+
+def array_limit() -> int:
+    """The largest number of jobs in one array, as the cluster is set up."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
+        shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=20, check=True)
+        for line in shown.stdout.splitlines():
+            name, _, value = line.partition("=")
+            if name.strip() == "MaxArraySize":
+                return max(1, int(value))
+    return 1001  # SLURM's own default
+
+
+def follow(watched: Mapping[str, tuple[Job, Ticket]], poll_s: float) -> dict[str, str]:
+    """Wait until each job has ended in truth; returns of those that vanished what is known, by run."""
+    waiting = dict(watched)
+    silent: dict[str, float] = {}
+    vanished: dict[str, str] = {}
+    away = False
+    next_poll = 0.0
+    while waiting:
+        now = time.monotonic()
+        known: Mapping[str, str] | None = None
+        if now >= next_poll:
+            # Before the journals: what a job wrote before it left the queue is then seen.
+            known = queue.states(ticket.job_id for _, ticket in waiting.values())
+            if (known is None) != away:
+                away = known is None
+                LOG.warning("SLURM does not answer; waiting for it" if away else "SLURM answers again")
+            next_poll = time.monotonic() + poll_s
+        for run, (job, ticket) in list(waiting.items()):
+            if _has_ended(job, ticket):
+                del waiting[run]
+            elif known is not None:
+                state = known.get(ticket.job_id)
+                if state in queue.ALIVE or journal.is_held(job.directory):
+                    silent.pop(run, None)
+                elif time.monotonic() - silent.setdefault(run, now) >= (NEWS if state == "COMPLETED" else SILENCE):
+                    vanished[run] = f"{state or 'gone from the queue'} (SLURM job {ticket.job_id}, {ticket.log})"
+                    console.print(f"{job.name}: vanished: {vanished[run]}", markup=False, soft_wrap=True)
+                    del waiting[run]
+        if waiting:
+            time.sleep(min(poll_s, max(LOOK, 0.01 * len(waiting))))
+    return vanished
+
+
+def _has_ended(job: Job, ticket: Ticket) -> bool:
+    with contextlib.suppress(EdkdError):
+        state = journal.tail_state(job.directory)
+        # A failure from before the submission is that of an earlier job.
+        return state.status == "finished" or (
+            state.status == "failed" and journal_size(job.directory) > ticket.journal_size
+        )
+    return False
+
+
+def _tell(planned: Planned, tickets: Mapping[str, Ticket], adopted: int, detached: bool) -> None:
+    new = len(tickets) - adopted
+    arrays = sorted({ticket.job_id.partition("_")[0] for ticket in tickets.values()}, key=int)
+    told = f"{new} jobs submitted to SLURM"
+    if adopted:
+        told += f", {adopted} were in its queue already"
+    print(f"{told}{': ' + ', '.join(arrays) if arrays else ''}", flush=True)
+    if detached:
+        print(
+            "not waiting for them; `edkd status` shows how they are; "
+            "the same command with hydra/launcher=slurm waits, and ends with the summary"
+        )
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two commands at once would submit the same jobs."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".submission.lock")
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        raise EdkdError(f"cannot write below {folder}: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()

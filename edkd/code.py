@@ -1,0 +1,70 @@
+"""Which code computes: the git commit, and what the tree had besides."""
+
+import contextlib
+import hashlib
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from edkd.checkpoint import write_atomically
+from edkd.errors import EdkdError
+
+LARGEST = 1_000_000  # characters of a diff that are kept
+
+FILE = "code.diff"
+
+
+@dataclass(frozen=True)
+class Code:
+    """The code of a checkout at one time; both parts are empty where git does not know it."""
+
+    version: dict[str, str]
+    """`git_commit`, and `git_dirty`: "true" if the tree differed from it."""
+    changes: str
+    """Of a dirty tree, `git diff HEAD`, then the names of files that git does not know."""
+
+
+def read() -> Code:
+    """The code as it lies on the disk now."""
+    try:
+        tracked = _git("ls-files", "--error-unmatch", Path(__file__).name)
+        commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+        if not tracked:
+            return Code({}, "")
+        version = {"git_commit": commit, "git_dirty": str(bool(changes)).lower()}
+        return Code(version, _diff(commit) if changes else "")
+    except (OSError, subprocess.SubprocessError):
+        return Code({}, "")
+
+
+def keep_changes(code: Code, run_dir: Path) -> None:
+    """Save what the tree had besides its commit as `code.diff` in a run directory.
+
+    A later attempt at the run that finds other changes adds a second file, named by its hash.
+    """
+    if not code.changes:
+        return
+    with contextlib.suppress(OSError, EdkdError):  # a full disk: the run itself will say so
+        first = run_dir / FILE
+        if first.exists() and first.read_text() != code.changes:
+            first = run_dir / f"code.{hashlib.sha256(code.changes.encode()).hexdigest()[:8]}.diff"
+        if not first.exists():
+            write_atomically(first, code.changes.encode())
+
+
+def _diff(commit: str) -> str:
+    top = _git("rev-parse", "--show-toplevel")
+    text = _git("diff", "HEAD", "--no-color", "--no-ext-diff", folder=top)
+    if len(text) > LARGEST:
+        text = f"{text[:LARGEST]}\n# cut off: the whole diff has {len(text)} characters"
+    unknown = _git("ls-files", "--others", "--exclude-standard", folder=top).splitlines()
+    names = "".join(f"# not in git: {name}\n" for name in unknown[:1000])
+    return f"# changes to {commit}\n{text}\n{names}"
+
+
+def _git(*arguments: str, folder: str | None = None) -> str:
+    where = folder or str(Path(__file__).parent)
+    done = subprocess.run(
+        ["git", "-C", where, *arguments], capture_output=True, text=True, errors="replace", check=True, timeout=20
+    )
+    return done.stdout.strip()

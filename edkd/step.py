@@ -1,0 +1,164 @@
+"""One training step, and the means over the steps of an epoch. On a GPU the whole step becomes one CUDA graph.
+
+A step reads everything that changes from tensors that stay where they are: the epoch's order and views, the position
+in them, the learning rate, the epoch's number, the teacher's logits. So it can be recorded once and replayed to the end
+of the run, without a word from Python between two steps.
+"""
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from edkd.data.batches import DeviceData
+from edkd.distillers.base import Batch, Distiller
+from edkd.errors import EdkdError
+from edkd.teaching import Precision, TeacherSource, in_fp32
+
+LOG = logging.getLogger("edkd")
+_EAGER_FIRST = 3  # steps before a recording: libraries choose algorithms, the optimiser makes its buffers
+
+
+class Meter:
+    """Sums of per-image means, kept on the device in float64 until `read`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, count: int, values: dict[str, Tensor]) -> None:
+        """Add a batch of `count` images with these means (0-dim tensors)."""
+        for name, value in values.items():
+            if name not in self.sums:
+                self.sums[name] = torch.zeros((), dtype=torch.float64, device=self.device)
+            self.sums[name].add_(value.detach(), alpha=count)
+
+    def read(self, images: int) -> dict[str, float]:
+        """Means over so many images; the only synchronisation with the device."""
+        stacked = torch.stack(list(self.sums.values())) / images
+        return dict(zip(self.sums, stacked.tolist(), strict=True))
+
+    def reset(self) -> None:
+        """Begin again, in the same tensors."""
+        for total in self.sums.values():
+            total.zero_()
+
+
+class Step:
+    """Trains on the next batch of an epoch: `begin` an epoch, then call it once for each batch.
+
+    capture: record a CUDA graph of the step after a few steps, and replay that from then on. Where a method or a
+    network does what a graph cannot hold (a read-back, a branch on a value), one line in the log says so, and steps go
+    on one by one. Without a GPU nothing is recorded.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        distiller: Distiller,
+        optimizer: torch.optim.Optimizer,
+        teacher: TeacherSource | None,
+        data: DeviceData,
+        *,
+        batch_size: int,
+        precision: Precision,
+        capture: bool,
+    ) -> None:
+        device = precision.device
+        self.student, self.distiller, self.optimizer, self.teacher = student, distiller, optimizer, teacher
+        self.data, self.precision = data, precision
+        self.capture = capture and device.type == "cuda"
+        self.meter = Meter(device)
+        self.loss_names: list[str] = []
+        self.order = torch.zeros(len(data), dtype=torch.int64, device=device)
+        self.views = torch.zeros_like(self.order)
+        self.position = torch.zeros((), dtype=torch.int64, device=device)
+        self.epoch = torch.zeros((), device=device)
+        self.offsets = torch.arange(batch_size, device=device)
+        self.sound: Tensor | None = None  # [losses]: whether each was finite so far
+        self.sound_steps: Tensor | None = None  # [losses]: for how many steps
+        self.eager_steps: dict[int, int] = {}
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by batch size: the last batch is smaller
+        self.stream = torch.cuda.Stream(device) if self.capture else None
+
+    def begin(self, order: Tensor, views: Tensor, epoch: int) -> None:
+        """Begin an epoch that visits images in this order, in these views (both int64 [N], by place in the order)."""
+        self.order.copy_(order)
+        self.views.copy_(views)
+        self.position.zero_()
+        self.epoch.fill_(float(epoch))
+        self.meter.reset()
+        if self.sound is not None and self.sound_steps is not None:
+            self.sound.fill_(True)
+            self.sound_steps.zero_()
+
+    def __call__(self, count: int) -> None:
+        """Train on the next `count` images of the epoch."""
+        if self.capture and count not in self.graphs and self.eager_steps.get(count, 0) >= _EAGER_FIRST:
+            self._record(count)
+        if count in self.graphs:
+            self.graphs[count].replay()
+            return
+        if self.stream is None:
+            self._train(count)
+        else:  # a graph cannot be recorded on the stream that is current here, nor follow work left on it
+            here = torch.cuda.current_stream(self.precision.device)
+            self.stream.wait_stream(here)
+            with torch.cuda.stream(self.stream):
+                self._train(count)
+            here.wait_stream(self.stream)
+        self.eager_steps[count] = self.eager_steps.get(count, 0) + 1
+
+    def _record(self, count: int) -> None:
+        graph = torch.cuda.CUDAGraph()
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                self._train(count)
+        except Exception as error:  # whatever a method does may fail here, and works without a graph
+            self.capture = False
+            self.optimizer.zero_grad(set_to_none=True)
+            reason = " ".join(str(error).split())[:200]
+            LOG.warning("no CUDA graph, steps run one by one: %s: %s", type(error).__name__, reason)
+            return
+        self.graphs[count] = graph
+
+    def _train(self, count: int) -> None:
+        where = self.position + self.offsets[:count]
+        index, view = self.order.index_select(0, where), self.views.index_select(0, where)
+        images, target = self.data.augmented(index, view), self.data.targets(index)
+        try:
+            with self.precision.autocast():
+                prediction = in_fp32(self.student(images, want_feats=self.distiller.needs_feats))
+        except ValueError as error:
+            if count > 1:
+                raise
+            raise EdkdError(
+                f"the last batch of {len(self.data)} images has one alone, which batch norm cannot take here: "
+                f"change schedule.batch_size (now {len(self.offsets)})"
+            ) from error
+        taught = self.teacher(images, index, view) if self.teacher is not None else None
+        outcome = self.distiller(prediction, taught, Batch(index=index, target=target, epoch=self.epoch))
+        losses = torch.stack(list(outcome.losses.values()))
+        loss = losses.sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        hits = (prediction.logits.detach().argmax(1) == target).float().mean() * 100
+        if self.sound is None or self.sound_steps is None:
+            self.loss_names = list(outcome.losses)
+            self.sound = torch.ones_like(losses, dtype=torch.bool)
+            self.sound_steps = torch.zeros_like(losses, dtype=torch.int64)
+        self.sound.logical_and_(losses.detach().isfinite())
+        self.sound_steps.add_(self.sound)
+        parts = {f"train/loss_{name}": value for name, value in outcome.losses.items()}
+        self.meter.add(count, {"train/loss": loss, **parts, "train/top1": hits, **outcome.metrics})
+        self.position.add_(count)
+
+    def first_unsound(self, steps: int) -> tuple[int, list[str]]:
+        """The first step of the epoch at which a loss was not finite, from 1, and which losses; (0, []) for none."""
+        assert self.sound_steps is not None
+        counts = self.sound_steps.tolist()
+        first = min(counts)
+        guilty = [name for name, n in zip(self.loss_names, counts, strict=True) if n == first < steps]
+        return (first + 1, guilty) if guilty else (0, [])

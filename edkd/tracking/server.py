@@ -1,0 +1,158 @@
+"""An MLflow server for several machines: MLflow over a PostgreSQL of its own, both below one folder.
+
+PostgreSQL listens on a Unix socket alone, which only this server's user can reach; MLflow listens on loopback unless
+told otherwise. Nothing is installed and no service of the machine is touched.
+"""
+
+import contextlib
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edkd.errors import EdkdError
+
+_DEBIAN = Path("/usr/lib/postgresql")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_PATIENCE = 60  # seconds for PostgreSQL to begin or to end
+_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+
+def serve(folder: Path, *, host: str, port: int, allowed_hosts: str | None, workers: int) -> int:
+    """Run both servers until one ends or a signal comes, and return MLflow's exit status (0 after a signal).
+
+    folder: holds `postgres/` (the database, made at first) and `mlartifacts/`. allowed_hosts: names under which clients
+    on other machines reach the server, comma-separated; MLflow refuses others. Raises EdkdError if PostgreSQL is not
+    installed or does not start.
+    """
+    if host not in _LOOPBACK and allowed_hosts is None:
+        raise EdkdError(
+            f"--host {host}: other machines will reach this server; say under which names, as in "
+            f"--allowed-hosts '{_hostname()},{_hostname()}:{port}' (there is no password: a trusted network only)"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", str(workers),
+        "--artifacts-destination", str((folder / "mlartifacts").resolve()),
+        *(["--allowed-hosts", allowed_hosts] if allowed_hosts else []),
+    ]  # fmt: skip
+    stopped = False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal stopped
+        stopped = True
+
+    with _database(folder.resolve() / "postgres") as store:
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        server = subprocess.Popen(
+            [*command, "--backend-store-uri", store], env={**_QUIET, **os.environ}, start_new_session=True
+        )
+        try:
+            name = host if host in _LOOPBACK else _hostname()
+            print(f"MLflow over PostgreSQL in {folder}; Ctrl-C stops both", flush=True)
+            print(f"for runs: tracking=server tracking.uri=http://{name}:{port}", flush=True)
+            while server.poll() is None and not stopped:
+                time.sleep(0.2)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            _end(server)
+    return 0 if stopped else server.returncode
+
+
+@contextlib.contextmanager
+def _database(home: Path) -> Iterator[str]:
+    """A PostgreSQL in `home`, made at first; yields its SQLAlchemy URI and stops it in the end."""
+    if importlib.util.find_spec("psycopg") is None:
+        raise EdkdError("the PostgreSQL driver is missing: pip install 'psycopg[binary]'")
+    user = _user()
+    initdb, postgres, ready = (_program(name) for name in ("initdb", "postgres", "pg_isready"))
+    with tempfile.TemporaryDirectory(prefix="edkd-postgres-", dir="/tmp") as sockets:  # a socket's path must be short
+        if user is not None:
+            shutil.chown(sockets, user)
+        if not (home / "PG_VERSION").is_file():
+            _make(home, initdb, user)
+        log = (home.parent / "postgres.log").open("ab")
+        process = subprocess.Popen(
+            [postgres, "-D", str(home), "-h", "", "-k", sockets],
+            stdout=log, stderr=log, cwd="/", start_new_session=True, **_as(user),
+        )  # fmt: skip
+        log.close()
+        try:
+            deadline = time.monotonic() + _PATIENCE
+            while subprocess.run([ready, "-q", "-h", sockets, "-U", "edkd"], check=False).returncode != 0:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise EdkdError(f"PostgreSQL does not start: see the end of {home.parent / 'postgres.log'}")
+                time.sleep(0.1)
+            yield f"postgresql+psycopg://edkd@/postgres?host={sockets}"
+        finally:
+            process.send_signal(signal.SIGINT)  # a fast shutdown: clients are sent away, data are written
+            process.wait(timeout=_PATIENCE)
+
+
+def _make(home: Path, initdb: str, user: str | None) -> None:
+    """Make the database, whole or not at all."""
+    fresh = home.with_name(f"{home.name}.new-{os.getpid()}")
+    fresh.mkdir(mode=0o700)
+    try:
+        if user is not None:
+            shutil.chown(fresh, user)
+        made = subprocess.run(
+            # The socket's folder is the lock: nobody but this user can enter it.
+            [initdb, "-D", str(fresh), "-U", "edkd", "-A", "trust", "-E", "UTF8"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False, cwd="/", **_as(user),
+        )  # fmt: skip
+        if made.returncode:
+            reason = " ".join(made.stderr.split())[-300:]
+            raise EdkdError(f"PostgreSQL's initdb failed in {home.parent}: {reason}")
+        fresh.rename(home)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _end(server: "subprocess.Popen[bytes]") -> None:
+    """Stop the MLflow server with its workers."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(timeout=10)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+
+
+def _program(name: str) -> str:
+    """A program of PostgreSQL, on PATH or where Debian keeps it (the newest version)."""
+    found = shutil.which(name)
+    if found is None:
+        kept = sorted(_DEBIAN.glob(f"*/bin/{name}"), key=lambda path: [int(n) for n in path.parts[-3].split(".")])
+        found = str(kept[-1]) if kept else None
+    if found is None:
+        raise EdkdError(f"PostgreSQL is not installed ({name} is missing): apt-get install postgresql")
+    return found
+
+
+def _user() -> str | None:
+    """Whom root has to become for PostgreSQL, which refuses root; None for anybody else."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(name).pw_name
+    raise EdkdError("PostgreSQL refuses to be run by root, and there is no user postgres: run this as another user")
+
+
+def _as(user: str | None) -> dict[str, Any]:
+    return {} if user is None else {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
+
+
+def _hostname() -> str:
+    return os.uname().nodename

@@ -1,0 +1,99 @@
+"""hydra-submitit-launcher's SLURM launcher for sweeps that are handed to the queue as a whole; see `edkd.cluster`.
+
+What it submits is not Hydra's composition, repeated on the node, but the configuration that the plan froze.
+"""
+
+import contextlib
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
+
+ROOT = Path(__file__).parents[2]
+
+
+class EdkdSlurmLauncher(SlurmLauncher):
+    """Takes all parameters of SlurmLauncher. `detached`: do not wait for the jobs; `poll_s`: how often to ask SLURM.
+
+    `python` is the command that starts Python in a job, by default the interpreter that runs here.
+    """
+
+    def __init__(self, *, detached: bool, poll_s: float, python: str | None, **params: Any) -> None:
+        super().__init__(**params)
+        self.detached, self.poll_s, self.python = detached, poll_s, python
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads of a job, as far as the launcher's parameters say."""
+        given = self.params.get("cpus_per_task")
+        return int(given) if given else None
+
+    def submit(self, configs: Sequence[Path], after: str | None) -> Sequence[tuple[str, str]]:
+        """See `edkd.cluster.Queue.submit`."""
+        import submitit
+
+        from edkd.cluster_job import FrozenRun
+        from edkd.errors import EdkdError
+
+        runs = [FrozenRun(config, signal_delay_s=self.params["signal_delay_s"]) for config in configs]
+        # What sbatch says on stderr is in submitit's exception too.
+        with _environment(), contextlib.redirect_stderr(io.StringIO()):
+            try:
+                executor = self._executor(after)
+                with executor.batch():
+                    jobs = [executor.submit(run) for run in runs]
+            except submitit.core.utils.FailedJobError as error:
+                raise EdkdError(f"SLURM refused the jobs: {_reason(error)}; see hydra.launcher") from error
+            except (RuntimeError, ValueError, AssertionError, OSError) as error:
+                raise EdkdError(f"hydra.launcher: {_line(error)}") from error
+        return [(job.job_id, str(job.paths.stderr)) for job in jobs]
+
+    def _executor(self, after: str | None) -> Any:
+        import submitit
+
+        given = {name: value for name, value in self.params.items() if value is not None}
+        if given["nodes"] * given["tasks_per_node"] != 1:
+            raise ValueError("a run is one process: nodes and tasks_per_node must be 1")
+        executor = submitit.AutoExecutor(
+            cluster="slurm",
+            folder=Path(given.pop("submitit_folder")).absolute(),
+            slurm_max_num_timeout=given.pop("max_num_timeout"),
+            **({"slurm_python": self.python} if self.python else {}),
+        )
+        if self.threads:  # since SLURM 22.05 srun does not take this over from sbatch
+            given["srun_args"] = [f"--cpus-per-task={self.threads}"]
+        if after is not None:
+            given["dependency"] = f"afterany:{after}"
+        common = BaseQueueConf.__dataclass_fields__
+        executor.update_parameters(**{n if n in common else f"slurm_{n}": value for n, value in given.items()})
+        return executor
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+    """The environment that jobs inherit: they find edkd, and nothing of a job from which this may be called."""
+    hidden = ["PYTHONPATH"]
+    if "SLURM_JOB_ID" in os.environ:
+        hidden += [n for n in os.environ if n.startswith(("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_"))]
+    before = {name: os.environ.pop(name) for name in hidden if name in os.environ and name != "SLURM_CONF"}
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [before.get("PYTHONPATH")])])
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONPATH"]
+        os.environ.update(before)
+
+
+def _reason(error: Exception) -> str:
+    """What sbatch said, out of submitit's report of it."""
+    said = re.findall(r"^sbatch: error: (.*)$", str(error), re.MULTILINE)
+    return "; ".join(line.removeprefix("Batch job submission failed: ") for line in said) or _line(error)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]

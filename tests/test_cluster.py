@@ -1,0 +1,331 @@
+"""Sweeps that are handed to SLURM: what is submitted, what is found again, what has ended."""
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from commandline import Ended, error, journals, launch, metrics
+from fake_slurm import FakeSlurm, fake_slurm
+
+from edkd import cluster, cluster_job, journal, plan
+from edkd.errors import EdkdError
+
+__all__ = ["fake_slurm"]  # a fixture
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "SILENCE", 0.3)
+
+
+def slurm(tiny: list[str], *arguments: str, launcher: str = "slurm_detached") -> Ended:
+    return launch("-m", *tiny, f"hydra/launcher={launcher}", "hydra.launcher.poll_s=0.1", *arguments)
+
+
+def tickets(output: Path) -> dict[str, dict[str, Any]]:
+    """The tickets below an output folder, by `<pair>/<method>-s<seed>`."""
+    found = {}
+    for path in sorted((output / "runs").glob("*/*/*/slurm.json")):
+        found[f"{path.parts[-3]}/{path.parts[-2].rpartition('-')[0]}"] = json.loads(path.read_text())
+    return found
+
+
+def flags(script: str) -> dict[str, str]:
+    """The options of sbatch that a script sets."""
+    lines = [line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")]
+    return {name: value for name, _, value in (line.partition("=") for line in lines)}
+
+
+# ---- submitting
+
+
+def test_both_stages_are_submitted_at_once_and_students_wait_for_their_own_teacher(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path
+) -> None:
+    done = slurm(tiny, "distiller=kd,dkd", "teacher=resnet8,resnet14", "hydra.launcher.array_parallelism=2")
+    assert (done.code, done.err) == (0, "")
+    assert "6 jobs submitted to SLURM: 1, 2, 3\n" in done.out and "`edkd status`" in done.out
+    teachers, first, second = map(flags, fake_slurm.scripts())
+    assert (teachers["array"], first["array"], second["array"]) == ("0-1%2",) * 3
+    assert "dependency" not in teachers
+    given = tickets(here / "outputs")
+    waits = {"1_0": "afterany:1_0", "1_1": "afterany:1_1"}
+    for teacher in ("resnet8", "resnet14"):
+        students = [given[f"{teacher}-resnet8/{method}-s0"]["job_id"].split("_")[0] for method in ("kd", "dkd")]
+        assert students[0] == students[1]
+        script = {"2": first, "3": second}[students[0]]
+        assert script["dependency"] == waits[given[f"{teacher}/vanilla-s0"]["job_id"]]
+
+
+def test_what_the_launcher_is_given_reaches_sbatch(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
+    options = [
+        *("partition=gpu", "account=lab", "qos=short", "constraint=a100", "gpus_per_node=2", "cpus_per_task=3"),
+        *("mem_gb=5", "timeout_min=30", "signal_delay_s=77", "setup=['module load x']", "python='container python'"),
+        "additional_parameters.mail-user=me@example.org",
+    ]
+    tiny = [each for each in tiny if not each.startswith("engine.threads")]
+    assert slurm(tiny, "distiller=vanilla", *(f"++hydra.launcher.{each}" for each in options)).code == 0
+    (script,) = fake_slurm.scripts()
+    found = flags(script)
+    expected = {
+        **{"partition": "gpu", "account": "lab", "qos": "short", "constraint": "a100", "gpus-per-node": "2"},
+        **{"cpus-per-task": "3", "mem": "5GB", "time": "30", "signal": "USR2@77", "requeue": "", "job-name": "edkd"},
+        "mail-user": "me@example.org",
+    }
+    assert {name: found.get(name) for name in expected} == expected
+    assert "array" not in found
+    assert "\nmodule load x\n" in script
+    assert " --cpus-per-task=3 container python -u -m submitit" in script
+    (config,) = (here / "outputs").rglob("config.yaml")
+    assert yaml.safe_load(config.read_text())["engine"]["threads"] == 3
+
+
+def test_arrays_are_no_larger_than_the_cluster_allows(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
+    fake_slurm.set("max_array_size", "2\n")
+    assert slurm(tiny, "distiller=vanilla", "seed=0,1,2,3,4").code == 0
+    assert [flags(script).get("array") for script in fake_slurm.scripts()] == ["0-1%2", "0-1%2", None]
+    assert [each["job_id"] for each in tickets(here / "outputs").values()] == ["1_0", "1_1", "2_0", "2_1", "3"]
+
+
+def test_a_ticket_names_the_job_and_its_log(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
+    began = time.time()
+    assert slurm(tiny, "distiller=vanilla").code == 0
+    (ticket,) = tickets(here / "outputs").values()
+    assert began < ticket.pop("submitted") < time.time()
+    (run,) = (here / "outputs").rglob("config.yaml")
+    assert ticket == {
+        "job_id": "1",
+        "sweep": yaml.safe_load(run.read_text())["run"]["sweep"],
+        "log": str(here / "outputs" / "sweeps" / "slurm" / "1_0_log.err"),
+        "journal_size": 0,
+    }
+
+
+def test_jobs_inherit_nothing_of_a_job_that_submits_them(
+    tiny: list[str], fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (fake_slurm.folder / "bin" / "sbatch").write_text(f"#!/bin/bash\nenv >{fake_slurm.folder}/env\necho job 1\n")
+    for name in ("SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "SLURM_CONF", "SBATCH_ACCOUNT"):
+        monkeypatch.setenv(name, "7")
+    assert slurm(tiny, "distiller=vanilla").code == 0
+    env = dict(line.split("=", 1) for line in (fake_slurm.folder / "env").read_text().splitlines() if "=" in line)
+    assert "SLURM_JOB_ID" not in env and "SLURM_CPUS_PER_TASK" not in env
+    assert (env["SLURM_CONF"], env["SBATCH_ACCOUNT"]) == ("7", "7")
+    assert str(Path(cluster.__file__).parents[1]) in env["PYTHONPATH"].split(":")
+
+
+def test_a_refusal_is_one_line(tiny: list[str], fake_slurm: FakeSlurm) -> None:
+    said = ("invalid partition specified: gpux", "Batch job submission failed: Invalid partition name specified")
+    fake_slurm.set("refuse", "".join(f"sbatch: error: {line}\n" for line in said))
+    done = slurm(tiny, "distiller=vanilla", "hydra.launcher.partition=gpux")
+    assert done.code == 1
+    assert done.err == (
+        "edkd: SLURM refused the jobs: invalid partition specified: gpux; Invalid partition name specified; "
+        "see hydra.launcher\n"
+    )
+
+
+def test_without_slurm_it_says_where_to_go(
+    tiny: list[str], fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    done = slurm(tiny, "distiller=vanilla")
+    assert done.code == 1
+    assert "there is no sbatch on PATH" in done.err and "hydra/launcher=local" in done.err
+
+
+def test_a_run_is_one_process(tiny: list[str], fake_slurm: FakeSlurm) -> None:
+    done = slurm(tiny, "distiller=vanilla", "hydra.launcher.nodes=2")
+    assert (done.code, fake_slurm.scripts()) == (1, [])
+    assert done.err == "edkd: hydra.launcher: a run is one process: nodes and tasks_per_node must be 1\n"
+
+
+# ---- coming again
+
+
+def test_jobs_in_the_queue_are_found_again_and_not_submitted_twice(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path
+) -> None:
+    assert slurm(tiny, "distiller=kd", "seed=0,1").code == 0
+    before = tickets(here / "outputs")
+    fake_slurm.queue(j1="RUNNING", j2_0="PENDING", j2_1="CANCELLED")
+    done = slurm(tiny, "distiller=kd", "seed=0,1,2")
+    assert "2 jobs submitted to SLURM, 2 were in its queue already: 1, 2, 3\n" in done.out
+    assert flags(fake_slurm.scripts()[2])["dependency"] == "afterany:1"
+    after = tickets(here / "outputs")
+    assert after.pop("resnet8-resnet8/kd-s2")["job_id"] == "3_1"
+    assert after.pop("resnet8-resnet8/kd-s1")["job_id"] == "3_0"
+    assert after == {name: before[name] for name in after}
+
+
+def test_what_may_still_be_queued_is_not_submitted_again_while_slurm_is_away(
+    tiny: list[str], fake_slurm: FakeSlurm
+) -> None:
+    assert slurm(tiny, "distiller=vanilla").code == 0
+    fake_slurm.set("away")
+    done = slurm(tiny, "distiller=vanilla")
+    assert done.code == 1 and "SLURM does not answer, and may still have 1 of these runs in its queue" in done.err
+    assert len(fake_slurm.scripts()) == 1
+    fake_slurm.clear("away")
+    assert slurm(tiny, "distiller=vanilla").code == 0
+    assert len(fake_slurm.scripts()) == 2
+
+
+def test_a_failed_run_is_submitted_again_though_its_job_is_still_leaving(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path
+) -> None:
+    assert slurm(tiny, "distiller=vanilla").code == 0
+    fake_slurm.queue(j1="COMPLETING")
+    (run,) = (path.parent for path in (here / "outputs").rglob("slurm.json"))
+    journal.Journal(run / journal.FILE).append({"event": "failure", "error": "no"})
+    assert "1 jobs submitted to SLURM: 2\n" in slurm(tiny, "distiller=vanilla").out
+
+
+def test_students_of_a_teacher_that_trains_elsewhere_are_not_submitted(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path
+) -> None:
+    assert slurm(tiny, "distiller=kd").code == 0
+    (teacher,) = (here / "outputs").glob("runs/*/resnet8/vanilla-*")
+    with journal.hold(teacher):
+        done = slurm(tiny, "distiller=kd", launcher="slurm")
+    assert done.code == 1 and len(fake_slurm.scripts()) == 2
+    assert "is running in another process" in done.out and "its teacher resnet8 is not trained yet" in done.out
+
+
+# ---- waiting
+
+
+def test_a_sweep_from_the_command_to_the_summary(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
+    fake_slurm.set("run")
+    fake_slurm.queue(j1="RUNNING", j2="PENDING")
+    done = slurm(tiny, "distiller=kd", "hydra.launcher.cpus_per_task=1", launcher="slurm")
+    assert done.code == 0, done
+    assert done.out.splitlines()[-1].endswith("2 of 2 runs finished")
+    found = journals(here / "outputs")
+    (start,) = [record for record in found["resnet8-resnet8/kd-s0"] if record["event"] == "start"]
+    assert start["slurm"] == {"job_id": "2", "node": "n1", "cuda_visible_devices": None, "restarts": 0}
+    elsewhere = here / "elsewhere"
+    assert launch("-m", *tiny, "distiller=kd", f"output={elsewhere}").code == 0
+    for name, records in journals(elsewhere).items():
+        assert metrics(found[name]) == metrics(records)
+
+
+def test_a_job_that_left_the_queue_without_a_word_has_vanished(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path
+) -> None:
+    fake_slurm.queue(j1_0="CANCELLED")
+    done = slurm(tiny, "distiller=vanilla", "seed=0,1", launcher="slurm")
+    assert done.code == 1
+    summary = [line for line in done.out.splitlines() if " vanished after epoch 0: " in line]
+    assert ["CANCELLED (SLURM job 1_0, " in summary[0], "gone from the queue (SLURM job 1_1, " in summary[1]] == [
+        True
+    ] * 2
+
+
+@pytest.fixture
+def watched(make_job: Any, fake_slurm: FakeSlurm) -> tuple[plan.Job, cluster.Ticket]:
+    job = make_job("vanilla")
+    plan.freeze(job, sweep=None, threads=None)
+    return job, cluster.Ticket("1", time.time(), "grid", "log", cluster_job.journal_size(job.directory))
+
+
+def follow(job: plan.Job, ticket: cluster.Ticket) -> tuple[threading.Thread, dict[str, str]]:
+    vanished: dict[str, str] = {}
+    thread = threading.Thread(
+        target=lambda: vanished.update(cluster.follow({job.run: (job, ticket)}, 0.05)), daemon=True
+    )
+    thread.start()
+    return thread, vanished
+
+
+def still_waiting(thread: threading.Thread) -> bool:
+    thread.join(1.0)  # more than three times SILENCE
+    return thread.is_alive()
+
+
+def test_nothing_vanishes_while_slurm_is_away_or_the_directory_is_held(
+    watched: tuple[plan.Job, cluster.Ticket], fake_slurm: FakeSlurm
+) -> None:
+    job, _ = watched
+    fake_slurm.set("away")
+    thread, vanished = follow(*watched)
+    assert still_waiting(thread)
+    with journal.hold(job.directory):
+        fake_slurm.clear("away")
+        assert still_waiting(thread)
+    thread.join(20)
+    assert vanished[job.run].startswith("gone from the queue")
+
+
+@pytest.mark.parametrize("state", ["PENDING", "REQUEUED", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED"])
+def test_a_job_that_slurm_will_run_has_not_vanished(
+    state: str, watched: tuple[plan.Job, cluster.Ticket], fake_slurm: FakeSlurm
+) -> None:
+    job, _ = watched
+    fake_slurm.queue(j1=state)
+    thread, vanished = follow(*watched)
+    assert still_waiting(thread)
+    journal.Journal(job.directory / journal.FILE).append({"event": "failure", "error": "no"})
+    thread.join(20)
+    assert (thread.is_alive(), vanished) == (False, {})
+
+
+def test_a_requeued_job_that_was_lost_for_a_moment_has_not_vanished(
+    watched: tuple[plan.Job, cluster.Ticket], fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "SILENCE", 2.0)
+    fake_slurm.queue(j1="NODE_FAIL")
+    thread, _ = follow(*watched)
+    assert still_waiting(thread)
+    fake_slurm.queue(j1="PENDING")
+    assert still_waiting(thread) and still_waiting(thread)
+    journal.Journal(watched[0].directory / journal.FILE).append({"event": "failure", "error": "no"})
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_the_failure_of_an_earlier_job_is_not_this_ones(make_job: Any, fake_slurm: FakeSlurm) -> None:
+    job = make_job("vanilla")
+    plan.freeze(job, sweep=None, threads=None)
+    book = journal.Journal(job.directory / journal.FILE)
+    book.append({"event": "failure", "error": "before"})
+    fake_slurm.queue(j1="PENDING")
+    thread, _ = follow(job, cluster.Ticket("1", 0.0, "grid", "log", cluster_job.journal_size(job.directory)))
+    assert still_waiting(thread)
+    book.append({"event": "failure", "error": "again"})
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"job_id": "1"}'])
+def test_a_damaged_ticket_is_none(text: str, here: Path) -> None:
+    (here / cluster.FILE).write_text(text)
+    assert cluster.read_ticket(here) is None
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(make_job: Any, here: Path) -> None:
+    (here / "sweeps").touch()
+    with pytest.raises(EdkdError, match="cannot write below .*sweeps"), cluster._alone(here / "sweeps"):
+        pass
+
+
+@pytest.mark.parametrize(("shown", "limit"), [("7", 7), ("0", 1), ("(null)", 1001)])
+def test_the_largest_array(shown: str, limit: int, fake_slurm: FakeSlurm) -> None:
+    fake_slurm.set("max_array_size", shown)
+    assert cluster.array_limit() == limit
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "local"])
+def test_a_launcher_without_a_sweep_is_refused(launcher: str, tiny: list[str], fake_slurm: FakeSlurm) -> None:
+    told = error(launch(*tiny, "distiller=vanilla", f"hydra/launcher={launcher}"))
+    assert told == f"hydra/launcher={launcher} is for sweeps: add -m, also for one run"
