@@ -1,8 +1,10 @@
 """What makes a step faster on a CPU: memory that is kept, and convolutions as matrix products where those are faster.
 
-oneDNN's convolutions come near the machine's matrix product for large maps, and stay far below it for deep, small ones
-(512 channels at 4×4: a half in fp32, a fifth in bf16) and for the weight gradient in bf16. `make bench` measures both.
-The mathematics is the same; sums run in another order, so last bits differ (engine.cpu_kernels=false: PyTorch's own).
+oneDNN's convolutions come near the machine's matrix product for large maps, and stay below it for deep, small ones and,
+in bf16, for the weight gradient. In fp32 that holds where MKL, which multiplies matrices for PyTorch, is at its best,
+on Intel's CPUs; on AMD's its products are slower than the convolutions. `edkd bench engine.cpu_kernels=false` shows
+what these kernels are worth on a machine. The mathematics is the same; sums run in another order, so last bits differ
+from PyTorch's own, and between such machines, as they do anyway.
 """
 
 import contextlib
@@ -13,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
+
+from edkd import machine
 
 _PRODUCT_PIXELS = 16  # maps of up to 4×4 pixels: the whole convolution as matrix products
 _PRODUCT_PIXELS_BF16 = 64  # maps of up to 8×8: in bf16, the weight gradient alone
@@ -25,7 +29,7 @@ def keep_memory() -> None:
     """Tell glibc's allocator to keep what is freed, instead of handing it back to the kernel after every tensor.
 
     A step allocates and frees the same hundreds of megabytes again and again; each return costs a page fault for every
-    4 kB when the memory is next touched: 24,000 a step for resnet8x4 at batch 64. Without glibc nothing happens.
+    4 kB when the memory is next touched. Without glibc nothing happens.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -34,25 +38,39 @@ def keep_memory() -> None:
         mallopt(_M_TOP_PAD, 64 << 20)
 
 
-def use_products(network: nn.Module) -> None:
-    """Let the network's convolutions run as matrix products where that is faster; names and weights stay."""
+def use_products(network: nn.Module, *, in_fp32: bool) -> None:
+    """Let the network's convolutions run as matrix products where that is faster; names and weights stay.
+
+    in_fp32: also outside of autocast; see `fast_products`.
+    """
     for module in network.modules():
         if type(module) is nn.Conv2d:
             module.__class__ = Convolution
+            module.in_fp32 = in_fp32  # type: ignore[assignment]
+
+
+def fast_products() -> bool:
+    """Whether products of fp32 matrices come near this CPU's arithmetic, which MKL sees to on those of its maker."""
+    return machine.cpu_vendor() == "GenuineIntel"
 
 
 class Convolution(nn.Conv2d):
     """A convolution that chooses its way of computing by its shape."""
 
+    in_fp32: bool
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H', W'], as `nn.Conv2d`."""
         if self.dilation != (1, 1) or self.padding_mode != "zeros":
             return super().forward(x)
+        half = torch.is_autocast_enabled("cpu")
         if self.groups > 1:
             return self._grouped(x)
+        if not (half or self.in_fp32):
+            return super().forward(x)
         if self.kernel_size == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0):
             return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
-        pixels, half = x.shape[2] * x.shape[3], torch.is_autocast_enabled("cpu")
+        pixels = x.shape[2] * x.shape[3]
         if (
             (self.kernel_size, self.stride, self.padding) == ((3, 3), (1, 1), (1, 1))
             and self.in_channels >= _PRODUCT_CHANNELS

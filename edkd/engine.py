@@ -50,5 +50,5 @@ def to_device(network: nn.Module, engine: Engine, device: torch.device) -> nn.Mo
     """Move a network, in the memory layout that the engine asks for."""
     layout = torch.channels_last if engine.channels_last else torch.contiguous_format
     if device.type == "cpu" and engine.channels_last and engine.cpu_kernels:
-        cpu.use_products(network)
+        cpu.use_products(network, in_fp32=cpu.fast_products())
     return network.to(device=device, memory_format=layout)  # type: ignore[call-overload]

@@ -6,7 +6,6 @@ side count each.
 """
 
 import json
-import platform
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,9 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
-
-from edkd import config, journal
+from edkd import config, journal, machine
 from edkd.config import Settings
 from edkd.engine import pick_device
 from edkd.errors import EdkdError
@@ -238,4 +235,4 @@ def _device(given: Settings) -> str:
         device = pick_device(given.engine.device)
     except EdkdError:
         return ""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
+    return machine.device_name(device)

@@ -1,10 +1,8 @@
 """What a run needs before its first step, found and verified: data and teacher."""
 
-import contextlib
 import functools
 import json
 import logging
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edkd import __version__, config, teachers
+from edkd import __version__, config, machine, teachers
 from edkd.config import Settings
 from edkd.data.arrays import Arrays, prepare
 from edkd.data.batches import DeviceData
@@ -129,7 +127,7 @@ def table_key(given: Settings, teacher_sha256: str, data_sha256: str, device: to
     A CPU's matrix products add in an order that depends on the number of threads.
     """
     cuda = device.type == "cuda"
-    machine = [torch.cuda.get_device_name(device)] if cuda else [_cpu(), torch.get_num_threads()]
+    computer = [machine.device_name(device)] if cuda else [machine.cpu_model(), torch.get_num_threads()]
     libraries = [torch.version.cuda, torch.backends.cudnn.version()] if cuda else []
     return {
         "teacher": teacher_sha256,
@@ -139,7 +137,7 @@ def table_key(given: Settings, teacher_sha256: str, data_sha256: str, device: to
         "views": [given.dataset.padding, given.dataset.flip],
         "engine": {name: value for name, value in vars(given.engine).items() if name not in _NEUTRAL},
         "batch": TEACHER_BATCH,
-        "machine": [device.type, *machine],
+        "machine": [device.type, *computer],
         "versions": [__version__, torch.__version__, *libraries],
     }
 
@@ -159,16 +157,6 @@ def _stored(online: OnlineTeacher, data: DeviceData) -> torch.dtype:
         return torch.float32
     first = torch.zeros(1, dtype=torch.int64, device=online.precision.device)
     return online.raw(data.plain(first)).logits.dtype  # autocast leaves a head that is fp32 by itself as it is
-
-
-@functools.lru_cache(maxsize=1)
-def _cpu() -> str:
-    """The model of this machine's CPU: libraries choose their kernels by it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def store(given: Settings) -> Path:

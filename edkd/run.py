@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from edkd import __version__, checkpoint, code, config, console, engine, journal, memory, plan, slurm, teachers
+from edkd import __version__, checkpoint, code, config, console, engine, journal, machine, memory, plan, slurm, teachers
 from edkd.config import Settings
 from edkd.engine import cores, to_device
 from edkd.errors import EdkdError
@@ -187,7 +187,7 @@ def _start_record(job: Job, inputs: Inputs, *, sweep: str | None, threads: int, 
         },
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "device": machine.device_name(device),
         "threads": threads,
         "slurm": slurm.here(),
         "data_sha256": inputs.data_sha256,

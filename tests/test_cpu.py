@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edkd import cpu, models
+from edkd import cpu, machine, models
 from edkd.cpu import Convolution
 
 
@@ -18,7 +18,7 @@ def both(x: Tensor, *, half: bool = False, **options: Any) -> list[tuple[Tensor,
     theirs = nn.Conv2d(x.shape[1], **options).to(x.dtype)
     ours = nn.Conv2d(x.shape[1], **options).to(x.dtype)
     ours.load_state_dict(theirs.state_dict())
-    cpu.use_products(ours)
+    cpu.use_products(ours, in_fp32=True)
     assert type(ours) is Convolution
     results = []
     for network in (theirs, ours):
@@ -64,6 +64,25 @@ def test_same_values_and_gradients_in_double_precision(
 
 
 @pytest.mark.parametrize(("channels", "side", "options"), SHAPES)
+def test_where_products_are_slow_fp32_is_left_to_pytorch(channels: int, side: int, options: dict[str, Any]) -> None:
+    torch.manual_seed(1)
+    x = torch.randn(3, channels, side, side).to(memory_format=torch.channels_last)
+    theirs = nn.Conv2d(channels, **options)
+    ours = nn.Conv2d(channels, **options)
+    ours.load_state_dict(theirs.state_dict())
+    cpu.use_products(ours, in_fp32=False)
+    made, expected = ours(x), theirs(x)
+    assert made.grad_fn.name() == expected.grad_fn.name()
+    assert torch.equal(made, expected)
+
+
+@pytest.mark.parametrize(("vendor", "fast"), [("GenuineIntel", True), ("AuthenticAMD", False), ("", False)])
+def test_whose_products_are_fast(monkeypatch: pytest.MonkeyPatch, vendor: str, fast: bool) -> None:
+    monkeypatch.setattr(machine, "cpu_vendor", lambda: vendor)
+    assert cpu.fast_products() is fast
+
+
+@pytest.mark.parametrize(("channels", "side", "options"), SHAPES)
 def test_bf16_is_as_near_as_bf16_is(channels: int, side: int, options: dict[str, Any]) -> None:
     torch.manual_seed(1)
     x = torch.randn(3, channels, side, side).to(memory_format=torch.channels_last)
@@ -82,7 +101,7 @@ def test_networks_keep_their_weights_and_predictions(name: str) -> None:
     names = list(network.state_dict())
     with torch.no_grad():
         before = network(x, want_feats=True)
-        cpu.use_products(network)
+        cpu.use_products(network, in_fp32=True)
         after = network(x, want_feats=True)
     assert list(network.state_dict()) == names
     torch.testing.assert_close(after.logits, before.logits, rtol=1e-4, atol=1e-4)
@@ -97,7 +116,7 @@ def test_every_network_trains(name: str, size: int, half: bool) -> None:
     """Also those that change a convolution's result in place."""
     torch.manual_seed(0)
     network = getattr(models, name)(num_classes=10).to(memory_format=torch.channels_last).train()
-    cpu.use_products(network)
+    cpu.use_products(network, in_fp32=True)
     x = torch.randn(4, 3, size, size).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", dtype=torch.bfloat16) if half else contextlib.nullcontext():
         logits = network(x, want_feats=False).logits
@@ -108,7 +127,7 @@ def test_every_network_trains(name: str, size: int, half: bool) -> None:
 
 def test_no_gradient_is_made_that_nobody_asked_for() -> None:
     layer = nn.Conv2d(64, 8, 3, padding=1)
-    cpu.use_products(layer)
+    cpu.use_products(layer, in_fp32=True)
     layer(torch.randn(2, 64, 4, 4)).sum().backward()
     layer.weight.requires_grad_(False)
     x = torch.randn(2, 64, 4, 4, requires_grad=True)

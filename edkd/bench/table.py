@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from edkd import __version__, checkpoint, code
+from edkd import __version__, checkpoint, code, machine
 from edkd.bench.modes import LABELS
 from edkd.bench.results import Cost, Target, Timing, by_pair, geometric_mean, ratios_of, targets
 from edkd.engine import cores
@@ -35,7 +35,7 @@ def about(device: torch.device, *, threads: int, described: str, steps: int) -> 
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
-        "cpu": _cpu(),
+        "cpu": machine.cpu_model(),
         "cores": cores(),
         "threads": threads,
         "data": described,
@@ -49,15 +49,6 @@ def about(device: torch.device, *, threads: int, described: str, steps: int) -> 
         "cuda": torch.version.cuda or "",
         "cudnn": torch.backends.cudnn.version() or "",
     }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def show(timings: Sequence[Timing], extra: Sequence[Cost], about: dict[str, Any], *, cuda: bool) -> None:
