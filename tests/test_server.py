@@ -1,5 +1,6 @@
 """MLflow over a PostgreSQL of its own, and the refusal of SQLite on a network."""
 
+import contextlib
 import shutil
 import signal
 import socket
@@ -67,11 +68,57 @@ def test_other_machines_need_a_name(tmp_path: Path, host: str, capsys: pytest.Ca
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("port", ["0", "-1", "65536", "99999999"])
+def test_a_port_that_there_is_not(tmp_path: Path, port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["server", "--output", str(tmp_path), "--port", port])
+    assert ended.value.code == 1
+    assert f"--port {port}: allowed: 1 to 65535" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_port_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["server", "--output", str(tmp_path), "--port", str(port)])
+    assert ended.value.code == 1
+    assert f"cannot listen on 127.0.0.1, port {port}: Address already in use" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_workers_no_server(tmp_path: Path) -> None:
+    with pytest.raises(EdkdError, match="--workers 0"):
+        server.serve(tmp_path / "server", host="127.0.0.1", port=5000, allowed_hosts=None, workers=0)
+
+
+def test_a_host_that_there_is_not(tmp_path: Path) -> None:
+    with pytest.raises(EdkdError, match="cannot listen on 256.1.1.1"):
+        server.serve(tmp_path / "server", host="256.1.1.1", port=5000, allowed_hosts="a", workers=1)
+
+
 def test_without_postgresql_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_DEBIAN", tmp_path / "absent")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EdkdError, match=r"^PostgreSQL is not installed \(initdb is missing\): apt-get install"):
-        server.serve(tmp_path / "server", host="127.0.0.1", port=1, allowed_hosts=None, workers=1)
+        server.serve(tmp_path / "server", host="127.0.0.1", port=free_port(), allowed_hosts=None, workers=1)
+
+
+@pytest.mark.parametrize(("program", "status"), [("true", 1), ("false", 1)])
+def test_a_server_that_ends_by_itself_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, status: int
+) -> None:
+    monkeypatch.setattr(server, "_database", lambda home: contextlib.nullcontext("sqlite://"))
+    monkeypatch.setattr(sys, "executable", shutil.which(program))
+    assert server.serve(tmp_path, host="127.0.0.1", port=free_port(), allowed_hosts=None, workers=1) == status
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 @pytest.fixture
@@ -101,9 +148,7 @@ def answers(process: "subprocess.Popen[str]", url: str) -> None:
 def test_a_server_keeps_its_runs_and_leaves_nothing_running(shared: Path) -> None:
     from mlflow import MlflowClient
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "edkd.cli", "server", "--output", str(shared), "--port", str(port)]
     for first in (True, False):

@@ -10,6 +10,7 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -27,17 +28,20 @@ _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SE
 
 
 def serve(folder: Path, *, host: str, port: int, allowed_hosts: str | None, workers: int) -> int:
-    """Run both servers until one ends or a signal comes, and return MLflow's exit status (0 after a signal).
+    """Run both servers until MLflow's ends or a signal comes; return 0 after a signal, else an exit status above 0.
 
     folder: holds `postgres/` (the database, made at first) and `mlartifacts/`. allowed_hosts: names under which clients
     on other machines reach the server, comma-separated; MLflow refuses others. Raises EdkdError if PostgreSQL is not
-    installed or does not start.
+    installed or does not start, and for an address that cannot be had.
     """
     if host not in _LOOPBACK and allowed_hosts is None:
         raise EdkdError(
             f"--host {host}: other machines will reach this server; say under which names, as in "
             f"--allowed-hosts '{_hostname()},{_hostname()}:{port}' (there is no password: a trusted network only)"
         )
+    if workers < 1:
+        raise EdkdError(f"--workers {workers}: one process at least has to answer")
+    _check_address(host, port)
     folder.mkdir(parents=True, exist_ok=True)
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", str(workers),
@@ -65,7 +69,22 @@ def serve(folder: Path, *, host: str, port: int, allowed_hosts: str | None, work
             for number, handler in before.items():
                 signal.signal(number, handler)
             _end(server)
-    return 0 if stopped else server.returncode
+    return 0 if stopped else server.returncode or 1
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raise EdkdError if nobody can listen there, which MLflow's own processes would say once each, and start anew."""
+    if not 1 <= port <= 65535:
+        raise EdkdError(f"--port {port}: allowed: 1 to 65535")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise EdkdError(
+            f"cannot listen on {host}, port {port}: {error.strerror}; --host and --port name another place"
+        ) from error
 
 
 @contextlib.contextmanager
