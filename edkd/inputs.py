@@ -1,4 +1,4 @@
-"""What a run needs before its first step, found and verified: data and teacher."""
+"""What a run needs before its first step: data and teacher, found and verified, and a student with its method."""
 
 import functools
 import json
@@ -20,7 +20,7 @@ from edkd.errors import EdkdError
 from edkd.teacher_cache import CachedTeacher, Resident
 from edkd.teacher_table import Table, entry_bytes
 from edkd.teaching import TEACHER_BATCH, OnlineTeacher, Precision, TeacherSource
-from edkd.trainer import Splits, evaluate
+from edkd.trainer import Progress, Splits, evaluate, make_optimizer, seeded
 
 LOG = logging.getLogger("edkd")
 
@@ -79,6 +79,19 @@ def load_teacher(given: Settings, entry: teachers.Entry, num_classes: int, devic
     """The verified network of a stored teacher, frozen, on the device. Raises EdkdError if the file does not fit."""
     network = config.build(given.teacher.model, "teacher.model", num_classes=num_classes)
     return to_device(teachers.load(entry, network), given.engine, device)
+
+
+def new_progress(given: Settings, num_classes: int, device: torch.device) -> Progress:
+    """Student, method and optimiser of a run before its first step.
+
+    The methods of one seed share initial weights; a method's own parameters come from another stream.
+    """
+    with seeded(given.seed, 0, device):
+        student = config.build(given.student.model, "student.model", num_classes=num_classes)
+    with seeded(given.seed, -1, device):
+        distiller = config.build(given.distiller, "distiller").to(device)
+    student = to_device(student, given.engine, device)
+    return Progress(student, distiller, make_optimizer(student, distiller, given.schedule, device))
 
 
 def teacher_source(

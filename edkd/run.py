@@ -13,16 +13,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from edkd import __version__, checkpoint, code, config, console, engine, journal, machine, memory, plan, slurm, teachers
-from edkd.config import Settings
-from edkd.engine import cores, to_device
+from edkd import __version__, checkpoint, code, console, engine, journal, machine, memory, plan, slurm, teachers
+from edkd.engine import cores
 from edkd.errors import EdkdError
-from edkd.inputs import Inputs, device_data, gather, store, teacher_source
+from edkd.inputs import Inputs, device_data, gather, new_progress, store, teacher_source
 from edkd.plan import Job
 from edkd.stopping import Asked, SafePoints, Stopped
 from edkd.teaching import Precision
 from edkd.tracking import LiveTracker
-from edkd.trainer import Progress, fit, make_optimizer, seeded
+from edkd.trainer import Progress, fit
 
 LOG = logging.getLogger("edkd")
 
@@ -96,7 +95,8 @@ def _run(
     first = journal.state(directory).first_start
     if first is not None:
         _check_unchanged(first, inputs, directory)
-    progress, precision = _prepare(given, inputs)
+    progress = new_progress(given, inputs.arrays.num_classes, inputs.device)
+    precision = Precision(given.engine.precision, inputs.device)
     saved = checkpoint.load(directory / "checkpoint.pt")
     if saved is not None:
         progress.restore(saved[0])
@@ -151,17 +151,6 @@ def _check_unchanged(first: Mapping[str, Any], inputs: Inputs, directory: Path) 
             f"the weights of teacher {inputs.taught_by['id']} changed since {directory} began: "
             "restore them, or move that directory away"
         )
-
-
-def _prepare(given: Settings, inputs: Inputs) -> tuple[Progress, Precision]:
-    # The methods of one seed share initial weights; a method's own parameters come from another stream.
-    with seeded(given.seed, 0, inputs.device):
-        student = config.build(given.student.model, "student.model", num_classes=inputs.arrays.num_classes)
-    with seeded(given.seed, -1, inputs.device):
-        distiller = config.build(given.distiller, "distiller")
-    student, distiller = to_device(student, given.engine, inputs.device), distiller.to(inputs.device)
-    optimizer = make_optimizer(student, distiller, given.schedule, inputs.device)
-    return Progress(student, distiller, optimizer), Precision(given.engine.precision, inputs.device)
 
 
 def _start_record(job: Job, inputs: Inputs, *, sweep: str | None, threads: int, resumed_from: int) -> dict[str, Any]:

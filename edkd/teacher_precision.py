@@ -9,15 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edkd import config
 from edkd.config import Settings
 from edkd.data.batches import DeviceData
 from edkd.data.views import epoch_views, n_views
-from edkd.engine import to_device
-from edkd.inputs import Inputs, device_data, teacher_inputs
+from edkd.inputs import Inputs, device_data, new_progress, teacher_inputs
 from edkd.models.base import Prediction
 from edkd.teaching import TEACHER_BATCH, OnlineTeacher, Precision, TeacherSource
-from edkd.trainer import Progress, Splits, fit, make_optimizer, seeded
+from edkd.trainer import Splits, fit
 
 TEMPERATURE = 4.0
 
@@ -127,12 +125,7 @@ def _students(
 
 
 def _train(given: Settings, inputs: Inputs, splits: Splits, teacher: TeacherSource) -> float:
-    with seeded(given.seed, 0, inputs.device):
-        student = config.build(given.student.model, "student.model", num_classes=inputs.arrays.num_classes)
-    with seeded(given.seed, -1, inputs.device):
-        distiller = config.build(given.distiller, "distiller").to(inputs.device)
-    student = to_device(student, given.engine, inputs.device)
-    progress = Progress(student, distiller, make_optimizer(student, distiller, given.schedule, inputs.device))
+    progress = new_progress(given, inputs.arrays.num_classes, inputs.device)
     top1: list[float] = []
 
     def on_epoch(record: dict[str, Any], improved: bool) -> None:

@@ -10,11 +10,10 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edkd import config, engine
 from edkd.config import Settings
@@ -23,11 +22,11 @@ from edkd.data.views import n_views
 from edkd.engine import cores, pick_device, to_device
 from edkd.errors import EdkdError
 from edkd.estimate import Kind
-from edkd.inputs import device_data, load_arrays
+from edkd.inputs import device_data, load_arrays, new_progress
 from edkd.models.base import Prediction
 from edkd.plan import Job
 from edkd.teaching import TEACHER_BATCH, OnlineTeacher, Precision, TeacherSource
-from edkd.trainer import EVALUATION_BATCH, Progress, Splits, evaluate, make_optimizer, make_step, train_epoch
+from edkd.trainer import EVALUATION_BATCH, Splits, evaluate, make_step, train_epoch
 
 WARM_UP = 5  # steps that do not count if there are more: buffers are made, on a GPU the step is recorded
 MOST_STEPS = 50
@@ -123,9 +122,8 @@ def time_student(given: Settings, shape: Shape, seconds: float) -> tuple[float, 
     batch = given.schedule.batch_size
     steps = max(2, min(MOST_STEPS, MOST_BYTES // (3 * shape.size**2 * batch)))
     data = _data(given, shape, steps * batch, device)
-    student = to_device(_network(given.student.model, "student.model", shape), given.engine, device)
-    distiller = config.build(given.distiller, "distiller").to(device)
-    progress = Progress(student, distiller, make_optimizer(student, distiller, given.schedule, device))
+    progress = new_progress(given, shape.classes, device)
+    distiller = progress.distiller
     teacher: TeacherSource | None = None
     if distiller.needs_teacher and (distiller.needs_feats or not given.engine.teacher_cache):
         teacher = _teacher(given, shape, precision, distiller.needs_feats)
@@ -147,7 +145,7 @@ def time_student(given: Settings, shape: Shape, seconds: float) -> tuple[float, 
     evaluations = []
     for _ in range(2 if time.monotonic() - marks[0] < seconds else 1):
         began = time.monotonic()
-        evaluate(student, data.test, precision)
+        evaluate(progress.student, data.test, precision)
         _wait(device)
         evaluations.append(time.monotonic() - began)
     return statistics.median(counted), evaluations[-1] / len(data.test), len(counted)
@@ -212,13 +210,9 @@ def _data(given: Settings, shape: Shape, images: int, device: torch.device) -> S
     return device_data(arrays, given, device)
 
 
-def _network(model: dict[str, Any], where: str, shape: Shape) -> nn.Module:
-    network: nn.Module = config.build(model, where, num_classes=shape.classes)
-    return network
-
-
 def _teacher(given: Settings, shape: Shape, precision: Precision, want_feats: bool) -> OnlineTeacher:
-    network = to_device(_network(given.teacher.model, "teacher.model", shape), given.engine, precision.device)
+    network = config.build(given.teacher.model, "teacher.model", num_classes=shape.classes)
+    network = to_device(network, given.engine, precision.device)
     return OnlineTeacher(network, want_feats=want_feats, precision=precision)
 
 

@@ -11,16 +11,16 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from edkd import config, engine
+from edkd import engine
 from edkd.bench import plain
 from edkd.bench.workload import Workload, inputs, networks
 from edkd.config import Settings
 from edkd.engine import to_device
 from edkd.errors import EdkdError
-from edkd.inputs import device_data, teacher_source
+from edkd.inputs import device_data, new_progress, teacher_source
 from edkd.step import Step
 from edkd.teaching import Precision
-from edkd.trainer import Progress, make_optimizer, make_step, seeded, train_epoch
+from edkd.trainer import make_step, train_epoch
 
 
 @dataclass(frozen=True)
@@ -124,15 +124,10 @@ class Ours:
         chosen = replace(given.engine, precision=way.precision, teacher_cache=way.cache != "none", capture=way.capture)
         self.given = replace(given, engine=chosen, output=str(work.folder))
         engine.set_up(self.given.engine, work.threads)
-        teacher, student = networks(given, work)
-        self.teacher = to_device(teacher, self.given.engine, work.device)
-        with seeded(given.seed, -1, work.device):
-            distiller = config.build(given.distiller, "distiller").to(work.device)
-        student = to_device(student, self.given.engine, work.device)
-        optimizer = make_optimizer(student, distiller, given.schedule, work.device)
-        self.progress = Progress(student, distiller, optimizer)
+        self.teacher = to_device(networks(given, work)[0], self.given.engine, work.device)
+        self.progress = new_progress(self.given, work.arrays.num_classes, work.device)
         self.precision = Precision(way.precision, work.device)
-        self.first = _weights(student)
+        self.first = _weights(self.progress.student)
         self.data = device_data(work.cut, self.given, work.device).train
         self.step: Step | None = None
 
