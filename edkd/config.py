@@ -88,6 +88,7 @@ class Engine:
     precision: Literal["fp32", "bf16"]
     channels_last: bool
     deterministic: bool
+    compile: bool
     capture: bool
     cpu_kernels: bool
     threads: int | None

@@ -1,6 +1,8 @@
 """The machine a run computes on: device, threads, memory layout, determinism."""
 
+import importlib.util
 import os
+import shutil
 
 import torch
 from torch import nn
@@ -44,6 +46,19 @@ def pick_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise EdkdError(f"engine.device={name}: {reason}; allowed: auto, cpu, cuda, cuda:N") from error
     return device
+
+
+def compile_network(network: nn.Module, device: torch.device) -> None:
+    """Have a network compiled by torch when it first runs; names and weights stay. Raises EdkdError without a compiler.
+
+    Each shape of a batch is compiled for itself: code that serves several would take the place of the first, and a
+    resumed run, which begins with that, would end with other bits.
+    """
+    if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise EdkdError("engine.compile=true needs a C++ compiler: g++, or the one that CXX names")
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise EdkdError("engine.compile=true needs triton on a GPU: pip install triton")
+    network.compile(dynamic=False)
 
 
 def to_device(network: nn.Module, engine: Engine, device: torch.device) -> nn.Module:

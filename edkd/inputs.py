@@ -15,7 +15,7 @@ from edkd.config import Settings
 from edkd.data.arrays import Arrays, prepare
 from edkd.data.batches import DeviceData
 from edkd.data.views import n_views
-from edkd.engine import cores, pick_device, set_up, to_device
+from edkd.engine import compile_network, cores, pick_device, set_up, to_device
 from edkd.errors import EdkdError
 from edkd.teacher_cache import CachedTeacher, Resident
 from edkd.teacher_table import Table, entry_bytes
@@ -91,6 +91,8 @@ def new_progress(given: Settings, num_classes: int, device: torch.device) -> Pro
     with seeded(given.seed, -1, device):
         distiller = config.build(given.distiller, "distiller").to(device)
     student = to_device(student, given.engine, device)
+    if given.engine.compile:
+        compile_network(student, device)
     return Progress(student, distiller, make_optimizer(student, distiller, given.schedule, device))
 
 
@@ -155,7 +157,7 @@ def table_key(given: Settings, teacher_sha256: str, data_sha256: str, device: to
     }
 
 
-_NEUTRAL = ("device", "threads", "teacher_cache", "teacher_cache_gb", "capture")  # no bit of a logit depends on them
+_NEUTRAL = ("device", "threads", "teacher_cache", "teacher_cache_gb", "compile", "capture")  # they change no logit
 
 
 def table_gb(inputs: Inputs, data: DeviceData, online: OnlineTeacher) -> float:

@@ -466,6 +466,35 @@ def test_a_resumed_run_keeps_its_number_of_threads(make_job: Any) -> None:
     assert torch.get_num_threads() == 1
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch's own making
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_compiled_student(make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    options = ("engine.compile=true", "student=resnet8")
+    whole, broken, eager = (
+        make_job("vanilla", *given, f"output={tmp_path / name}")
+        for name, given in (("whole", options), ("broken", options), ("eager", options[1:]))
+    )
+    assert whole.run == eager.run, "where and how a run is computed is not in its name"
+    metrics = [list(execute(job).epochs.values()) for job in (whole, eager)]
+    interrupt(broken, after=1)
+    metrics.append(list(execute(broken).epochs.values()))
+    compiled, plain, resumed = ([record["metrics"] for record in records] for records in metrics)
+    assert compiled == resumed, "bit for bit"
+    assert compiled[0]["train/loss"] == pytest.approx(plain[0]["train/loss"], rel=1e-3)
+    weights = [checkpoint.load_weights(job.directory / "last.pt") for job in (whole, eager)]
+    assert weights[0].keys() == weights[1].keys()
+
+
+def test_a_compiler_that_is_not_there(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        EdkdError, match=r"^engine.compile=true needs a C\+\+ compiler: g\+\+, or the one that CXX names$"
+    ):
+        execute(make_job("vanilla", "engine.compile=true"))
+
+
 def test_the_log_is_left_as_it_was(taught: plan.Job) -> None:
     log = logging.getLogger("edkd")
     assert (log.handlers, log.propagate, logging.getLogger("py.warnings").handlers) == ([], True, [])
