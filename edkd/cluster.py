@@ -19,7 +19,7 @@ from typing import Protocol, runtime_checkable
 
 from filelock import FileLock
 
-from edkd import journal, plan, queue
+from edkd import journal, lock, plan, queue
 from edkd.cluster_job import journal_size
 from edkd.code import read as read_code
 from edkd.console import LOG, console
@@ -176,7 +176,7 @@ def follow(watched: Mapping[str, tuple[Job, Ticket]], poll_s: float) -> dict[str
                 del waiting[run]
             elif known is not None:
                 state = known.get(ticket.job_id)
-                if state in queue.ALIVE or journal.is_held(job.directory):
+                if state in queue.ALIVE or lock.is_held(job.directory):
                     silent.pop(run, None)
                 elif time.monotonic() - silent.setdefault(run, now) >= (NEWS if state == "COMPLETED" else SILENCE):
                     vanished[run] = f"{state or 'gone from the queue'} (SLURM job {ticket.job_id}, {ticket.log})"
@@ -216,11 +216,11 @@ def _alone(folder: Path) -> Iterator[None]:
     """Two commands at once would submit the same jobs."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".submission.lock")
-        lock.acquire()
+        submission = FileLock(folder / ".submission.lock")
+        submission.acquire()
     except (OSError, NotImplementedError) as error:
         raise EdkdError(f"cannot write below {folder}: {error}") from error
     try:
         yield
     finally:
-        lock.release()
+        submission.release()

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from edkd import journal
+from edkd import journal, lock
 from edkd.errors import EdkdError
 from edkd.stopping import Stopped
 
@@ -95,7 +95,7 @@ class FrozenRun:
             try:
                 execute(job, sweep=sweep, show=True, stop_asked=warned.stop_asked)
                 return
-            except journal.HeldError as error:
+            except lock.HeldError as error:
                 # SLURM starts a job a second time if it loses sight of a node on which the first one lives. The run
                 # needs but one of them; should that die after all, this one continues.
                 if not told:

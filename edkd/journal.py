@@ -1,4 +1,4 @@
-"""The append-only record of a run, the truth about it, and the lock on its directory.
+"""The append-only record of a run, and the truth about it.
 
 A run directory holds ``journal.jsonl``: one JSON object a line, each with ``event`` and ``time`` (unix seconds):
 ``start``, ``epoch``, ``end``, ``failure``, ``interrupted``. A run that was resumed has several starts, and may repeat
@@ -9,34 +9,23 @@ A line counts once its newline is on the disk. What a crash left behind the last
 ignored by readers and cut off by the next append.
 """
 
-import contextlib
 import json
 import math
 import os
-import socket
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
+from edkd import lock
 from edkd.errors import EdkdError
 
 FILE = "journal.jsonl"
-LOCK = "run.lock"
-HOLDER = "holder.json"
 
 Record = dict[str, Any]
 Status = Literal["new", "running", "interrupted", "failed", "finished"]
 
 _BLOCK = 16 * 1024  # bytes read at a time from the end of a journal: some 30 epochs
-_PATIENCE = 0.5  # seconds: longer than the instant for which `is_held` of another process takes the lock
-
-
-class HeldError(EdkdError):
-    """Another process holds the run directory."""
 
 
 class Journal:
@@ -70,7 +59,7 @@ class Journal:
             if created:
                 _sync_directory(self.path.parent)
         except OSError as error:
-            raise EdkdError(f"could not write the journal {self.path}: {_reason(error)}") from error
+            raise EdkdError(f"could not write the journal {self.path}: {error.strerror or error}") from error
 
 
 def read(path: Path) -> list[Record]:
@@ -109,7 +98,7 @@ class RunState:
     failure: Record | None = None  # of a failed run
     interruption: Record | None = None  # if the last that the run did was to stop as it was told
     error: str | None = None  # the failure's one line
-    holder: Record | None = None  # who holds the run directory now
+    holder: lock.Holder | None = None  # who holds the run directory now
 
 
 def state(run_dir: Path) -> RunState:
@@ -118,8 +107,8 @@ def state(run_dir: Path) -> RunState:
     ``new`` has no record yet; ``failed`` and ``finished`` are as journalled; otherwise the run is ``running`` where a
     process holds its directory, and ``interrupted`` where none does.
     """
-    holder = is_held(run_dir)  # before the journal: a run that ends in between is then finished, not interrupted
-    return _with_holder(_summarise(read(Path(run_dir) / FILE)), holder or is_held(run_dir))
+    holder = lock.is_held(run_dir)  # before the journal: a run that ends in between is then finished, not interrupted
+    return _with_holder(_summarise(read(Path(run_dir) / FILE)), holder or lock.is_held(run_dir))
 
 
 def tail_state(run_dir: Path) -> RunState:
@@ -129,7 +118,7 @@ def tail_state(run_dir: Path) -> RunState:
     Damage in the middle of the file goes unnoticed.
     """
     path = Path(run_dir) / FILE
-    holder = is_held(run_dir)
+    holder = lock.is_held(run_dir)
     try:
         with path.open("rb") as file:
             line = file.readline()
@@ -140,60 +129,11 @@ def tail_state(run_dir: Path) -> RunState:
     except FileNotFoundError:
         return _with_holder(_summarise([]), holder)
     except OSError as error:
-        raise EdkdError(f"could not read the journal {path}: {_reason(error)}") from error
-    return _with_holder(_summarise([head, *records]), holder or is_held(run_dir))
+        raise EdkdError(f"could not read the journal {path}: {error.strerror or error}") from error
+    return _with_holder(_summarise([head, *records]), holder or lock.is_held(run_dir))
 
 
-@contextlib.contextmanager
-def hold(run_dir: Path) -> Iterator[None]:
-    """Hold the run directory (made where absent) against every other process until the block ends.
-
-    The kernel drops the lock with the process, however it dies. Raises `HeldError`, an `EdkdError` that names the
-    holder, if another process has the directory.
-    """
-    run_dir = Path(run_dir)
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(run_dir / LOCK, thread_local=False)
-        lock.acquire(timeout=_PATIENCE, poll_interval=0.02)
-    except Timeout:
-        raise HeldError(f"run directory {run_dir} is in use by {_describe(last_holder(run_dir))}") from None
-    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
-        raise EdkdError(f"could not lock the run directory {run_dir}: {_reason(error)}") from error
-    try:
-        _write_holder(run_dir)
-        yield
-    finally:
-        # The note goes first: a note without a lock would be read as a crashed holder, which is harmless, but the
-        # next holder's note must not be removed.
-        with contextlib.suppress(OSError):
-            (run_dir / HOLDER).unlink()
-        lock.release()
-
-
-def is_held(run_dir: Path) -> Record | None:
-    """The process that holds the run directory, as {"host", "pid", "since", "slurm_job_id"}; None where none does.
-
-    Does not disturb the holder: the lock is tried only where a holder left its note, and never waited for.
-    """
-    run_dir = Path(run_dir)
-    holder = last_holder(run_dir)
-    if holder is None:
-        return None
-    lock = FileLock(run_dir / LOCK, thread_local=False)
-    try:
-        lock.acquire(blocking=False)
-    except (
-        Timeout,
-        OSError,
-        NotImplementedError,
-    ):  # an OSError: somebody else's directory, where the note is all we can know
-        return holder
-    lock.release()
-    return None
-
-
-def _with_holder(found: RunState, holder: Record | None) -> RunState:
+def _with_holder(found: RunState, holder: lock.Holder | None) -> RunState:
     found.holder = holder
     if holder is not None and found.status != "finished":
         found.status = "running"
@@ -273,7 +213,7 @@ def _read_bytes(path: Path) -> bytes:
     except FileNotFoundError:
         return b""
     except OSError as error:
-        raise EdkdError(f"could not read the journal {path}: {_reason(error)}") from error
+        raise EdkdError(f"could not read the journal {path}: {error.strerror or error}") from error
 
 
 def _sound_size(data: bytes) -> int:
@@ -288,45 +228,9 @@ def _write_all(file: Any, data: bytes) -> None:
         data = data[file.write(data) :]
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
-
-
 def _sync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _write_holder(run_dir: Path) -> None:
-    holder = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "since": time.time(),
-        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
-    }
-    temporary = run_dir / f"{HOLDER}.tmp"
-    try:
-        temporary.write_text(json.dumps(holder) + "\n")
-        temporary.replace(run_dir / HOLDER)
-    except OSError as error:
-        raise EdkdError(f"could not write {run_dir / HOLDER}: {_reason(error)}") from error
-
-
-def last_holder(run_dir: Path) -> Record | None:
-    """Who holds the run directory, or held it and died without taking its note along; as `is_held`."""
-    try:
-        holder = json.loads((Path(run_dir) / HOLDER).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return holder if isinstance(holder, dict) else None
-
-
-def _describe(holder: Record | None) -> str:
-    if holder is None:
-        return "another process; wait for it or stop it"
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.get("since") or 0))
-    job = f" (SLURM job {holder['slurm_job_id']})" if holder.get("slurm_job_id") else ""
-    return f"pid {holder.get('pid')} on host {holder.get('host')} since {since}{job}; wait for it or stop it"

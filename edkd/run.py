@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from edkd import __version__, checkpoint, code, console, engine, journal, machine, memory, plan, slurm, teachers
+from edkd import __version__, checkpoint, code, console, engine, journal, lock, machine, memory, plan, slurm, teachers
 from edkd.engine import cores
 from edkd.errors import EdkdError
 from edkd.inputs import Inputs, device_data, gather, new_progress, store, teacher_source
@@ -44,7 +44,7 @@ def execute(job: Job, *, sweep: str | None, show: bool, stop_asked: Asked | None
     engine.set_up(given.engine, threads)
     planned = (directory / "config.yaml").exists()
     inputs = None if planned else gather(given, job.teacher_id)
-    with journal.hold(directory):
+    with lock.hold(directory):
         if journal.state(directory).status == "finished":  # by another process, since the look above
             return journal.state(directory)
         if not planned:

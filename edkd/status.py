@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from edkd import journal, queue
+from edkd import journal, lock, queue
 from edkd.errors import EdkdError
 from edkd.journal import RunState
 from edkd.queue import Entry
@@ -123,7 +123,7 @@ class _Facts:
             self.state = journal.tail_state(directory)
         except EdkdError as error:
             self.state, self.damage = RunState(status="failed"), str(error)
-        self.note = journal.last_holder(directory) if self.state.status == "interrupted" else None
+        self.note = lock.last_holder(directory) if self.state.status == "interrupted" else None
 
     @property
     def job(self) -> str | None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from commandline import REPOSITORY, error, files, journals, launch, metrics, python
 
-from edkd import checkpoint, journal, models, teachers
+from edkd import checkpoint, lock, models, teachers
 
 DATA = "digits-8-20perclass-test10"  # the key of the `tiny` data set
 RUN = f"runs/{DATA}"
@@ -336,7 +336,7 @@ def test_a_teacher_that_cannot_be_used(tiny: list[str], teacher: Path, here: Pat
 
 def test_a_run_that_another_process_trains(tiny: list[str], teacher: Path, here: Path, make_job: Any) -> None:
     directory = make_job("kd", teacher_id="file:0").directory
-    with journal.hold(directory):
+    with lock.hold(directory):
         before = files(here)
         message = error(launch(*tiny, "distiller=kd"))
         assert f"run directory {directory} is in use by pid " in message and "wait for it or stop it" in message

@@ -11,7 +11,7 @@ import yaml
 from commandline import Ended, error, journals, launch, metrics
 from fake_slurm import FakeSlurm, fake_slurm
 
-from edkd import cluster, cluster_job, journal, plan
+from edkd import cluster, cluster_job, journal, lock, plan
 from edkd.errors import EdkdError
 
 __all__ = ["fake_slurm"]  # a fixture
@@ -196,7 +196,7 @@ def test_students_of_a_teacher_that_trains_elsewhere_are_not_submitted(
 ) -> None:
     assert slurm(tiny, "distiller=kd").code == 0
     (teacher,) = (here / "outputs").glob("runs/*/resnet8/vanilla-*")
-    with journal.hold(teacher):
+    with lock.hold(teacher):
         done = slurm(tiny, "distiller=kd", launcher="slurm")
     assert done.code == 1 and len(fake_slurm.scripts()) == 2
     assert "is running in another process" in done.out and "its teacher resnet8 is not trained yet" in done.out
@@ -260,7 +260,7 @@ def test_nothing_vanishes_while_slurm_is_away_or_the_directory_is_held(
     fake_slurm.set("away")
     thread, vanished = follow(*watched)
     assert still_waiting(thread)
-    with journal.hold(job.directory):
+    with lock.hold(job.directory):
         fake_slurm.clear("away")
         assert still_waiting(thread)
     thread.join(20)

@@ -14,7 +14,7 @@ from commandline import metrics
 from fake_slurm import FakeSlurm, fake_slurm
 from submitit.core.utils import DelayedSubmission
 
-from edkd import cluster_job, engine, journal, plan, run, slurm, stopping
+from edkd import cluster_job, engine, journal, lock, plan, run, slurm, stopping
 from edkd.cluster_job import FrozenRun, Warned
 from edkd.stopping import SafePoints, Stopped
 
@@ -97,7 +97,7 @@ def test_a_warned_job_goes_back_into_the_queue_and_ends_with_the_same_numbers(
         assert "Traceback" not in said and "stopped on SLURM's warning" in said
         assert process.returncode == 255  # submitit's; SLURM has the job in the queue by now
         assert fake_slurm.requeued() == ["1"] * attempt
-        assert (events(job)[-1], journal.is_held(job.directory)) == ("interrupted", None)
+        assert (events(job)[-1], lock.is_held(job.directory)) == ("interrupted", None)
         process = start()  # from what submitit wrote down
     process.communicate(timeout=200)
     assert process.returncode == 0
@@ -257,7 +257,7 @@ def test_a_job_that_cannot_begin_tells_its_journal(make_job: Any, start: Start) 
 
 def test_a_twin_waits_for_the_one_that_has_the_directory(make_job: Any, start: Start) -> None:
     job = make_job("vanilla")
-    with journal.hold(job.directory):
+    with lock.hold(job.directory):
         process = start(frozen(job))
         assert process.stderr is not None
         line = next(line for line in process.stderr if not line.startswith("submitit"))
@@ -269,7 +269,7 @@ def test_a_twin_waits_for_the_one_that_has_the_directory(make_job: Any, start: S
 
 def test_a_twin_that_waits_makes_way_too(make_job: Any, start: Start, fake_slurm: FakeSlurm) -> None:
     job = make_job("vanilla")
-    with journal.hold(job.directory):
+    with lock.hold(job.directory):
         process = start(frozen(job))
         assert process.stderr is not None
         next(line for line in process.stderr if line.startswith("waiting"))
@@ -283,14 +283,14 @@ def test_a_run_that_another_finished_in_the_meantime_is_left_as_it_is(
     make_job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job("vanilla")
-    hold = journal.hold
+    hold = lock.hold
 
     def late(directory: Path) -> Any:
-        monkeypatch.setattr(journal, "hold", hold)
+        monkeypatch.setattr(lock, "hold", hold)
         run.execute(job, sweep=None, show=False)
         return hold(directory)
 
-    monkeypatch.setattr(journal, "hold", late)
+    monkeypatch.setattr(lock, "hold", late)
     assert run.execute(job, sweep=None, show=False).status == "finished"
     assert events(job) == ["start", "end"]
 

@@ -38,11 +38,12 @@ class Rule(NamedTuple):
     """Modules under `where` that the rule does not speak of."""
 
 
-FOUNDATIONS = ("edkd.losses", "edkd.models", "edkd.data", "edkd.journal", "edkd.checkpoint", "edkd.errors")
+FOUNDATIONS = ("edkd.losses", "edkd.models", "edkd.data", "edkd.lock", "edkd.checkpoint", "edkd.errors")
 EVERYTHING = ("edkd", "hydra_plugins", "analysis", "launch")
 KNOW_HYDRA = ("edkd.app", "edkd.compose", "edkd.composer", "edkd.planning", "edkd.sweep", "hydra_plugins")
 RULES = (
     *(Rule((module,), banned=EVERYTHING, allowed=("edkd.errors", module)) for module in FOUNDATIONS),
+    Rule(("edkd.journal",), banned=EVERYTHING, allowed=("edkd.errors", "edkd.lock")),
     Rule(
         ("edkd.distillers",),
         banned=EVERYTHING,
@@ -176,6 +177,7 @@ def test_light_modules_load_nothing_heavy(light: str, heavy: tuple[str, ...], mo
     ("module", "source"),
     [
         ("edkd.losses", "from edkd.models.base import Prediction"),
+        ("edkd.lock", "from edkd import journal"),
         ("edkd.models.resnet", "import edkd.losses"),
         ("edkd.models.resnet", "from .. import losses"),
         ("edkd.data.batches", "def f():\n    from edkd import trainer"),

@@ -1,8 +1,7 @@
-"""The journal survives what crashes leave behind, and the lock keeps two processes out of one run directory."""
+"""The journal survives what crashes leave behind, and tells what has become of a run."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edkd import journal
+from edkd import journal, lock
 from edkd.errors import EdkdError
 from edkd.journal import Journal
 
@@ -32,30 +31,6 @@ def written(run_dir: Path, *records: journal.Record) -> Path:
     for record in records:
         log.append(record)
     return run_dir
-
-
-def hold_elsewhere(run_dir: Path, **environment: str) -> subprocess.Popen[str]:
-    """Another process that holds the directory until it is killed or its input closes."""
-    program = (
-        "import sys; from pathlib import Path; from edkd import journal\n"
-        "with journal.hold(Path(sys.argv[1])):\n"
-        "    print('held', flush=True)\n"
-        "    sys.stdin.read()\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(run_dir)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(journal.__file__).parents[1])} | environment,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    return process
-
-
-def finish(process: subprocess.Popen[str]) -> None:
-    process.communicate(timeout=20)
 
 
 def test_records_come_back_in_order_with_a_time(tmp_path: Path) -> None:
@@ -191,6 +166,16 @@ def test_state_follows_the_events(tmp_path: Path) -> None:
     assert status() == ("finished", "finished")
 
 
+def test_a_run_whose_directory_is_held_is_running(tmp_path: Path) -> None:
+    with lock.hold(tmp_path):
+        assert journal.state(tmp_path).status == journal.tail_state(tmp_path).status == "running"
+        written(tmp_path, START, epoch(1))
+        assert journal.state(tmp_path).holder == lock.is_held(tmp_path) is not None
+        assert journal.state(tmp_path).status == journal.tail_state(tmp_path).status == "running"
+    assert journal.state(tmp_path).holder is None
+    assert journal.state(tmp_path).status == journal.tail_state(tmp_path).status == "interrupted"
+
+
 def test_state_of_a_resumed_run(tmp_path: Path) -> None:
     written(
         tmp_path, START, epoch(1), epoch(2), START | {"attempt": 2}, epoch(2, lr=0.5), {"event": "end", "seconds": 3}
@@ -227,81 +212,3 @@ def test_an_overview_of_a_thousand_runs_is_quick(tmp_path: Path) -> None:
     states = [journal.tail_state(tmp_path) for _ in range(1000)]
     assert time.process_time() - began < 2.0
     assert all(state.status == "finished" and state.last_epoch for state in states)
-
-
-def test_a_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    assert journal.is_held(run_dir) is None
-    process = hold_elsewhere(run_dir, SLURM_JOB_ID="4711")
-    try:
-        message = rf"{run_dir} is in use by pid {process.pid} on host \S+ since 20.* \(SLURM job 4711\); wait for it or"
-        with pytest.raises(EdkdError, match=message), journal.hold(run_dir):
-            raise AssertionError("two holders")
-        holder = journal.is_held(run_dir)
-        assert holder is not None and holder["pid"] == process.pid
-        assert journal.state(run_dir).status == journal.tail_state(run_dir).status == "running"
-        written(run_dir, START, epoch(1))
-        assert journal.state(run_dir).holder == holder
-        assert journal.state(run_dir).status == journal.tail_state(run_dir).status == "running"
-    finally:
-        finish(process)
-    assert journal.is_held(run_dir) is None
-    assert not (run_dir / journal.HOLDER).exists()
-    assert journal.tail_state(run_dir).status == "interrupted"
-    with journal.hold(run_dir):
-        assert journal.is_held(run_dir) is not None
-
-
-def test_the_lock_dies_with_a_killed_process(tmp_path: Path) -> None:
-    process = hold_elsewhere(tmp_path)
-    process.send_signal(signal.SIGKILL)
-    finish(process)
-    assert (tmp_path / journal.HOLDER).exists()
-    assert journal.is_held(tmp_path) is None
-    with journal.hold(tmp_path):
-        holder = journal.is_held(tmp_path)
-        assert holder is not None and holder["pid"] == os.getpid()
-        with pytest.raises(EdkdError, match=f"in use by pid {os.getpid()} "), journal.hold(tmp_path):
-            raise AssertionError("two holders")
-
-
-def test_looking_does_not_keep_a_holder_out(tmp_path: Path) -> None:
-    """While another process asks as fast as it can, every attempt to hold the directory succeeds."""
-    program = (
-        "import sys; from pathlib import Path; from edkd import journal\n"
-        "print('asking', flush=True)\n"
-        "while True: journal.is_held(Path(sys.argv[1]))\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)],
-        stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(Path(journal.__file__).parents[1])},
-    )
-    try:
-        assert process.stdout is not None
-        process.stdout.readline()
-        for _ in range(50):
-            # The note of a crashed holder: with it there, every question tries the lock.
-            (tmp_path / journal.HOLDER).write_text('{"pid": 1, "host": "gone", "since": 0}')
-            time.sleep(0.001)
-            with journal.hold(tmp_path):
-                pass
-    finally:
-        process.kill()
-        process.communicate(timeout=20)
-
-
-def test_the_lock_is_released_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), journal.hold(tmp_path):
-        raise ZeroDivisionError
-    with journal.hold(tmp_path):
-        pass
-
-
-def test_a_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(EdkdError, match=r"could not lock the run directory .*: Not a directory"),
-        journal.hold(tmp_path / "file" / "run"),
-    ):
-        raise AssertionError("held")

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from edkd import journal, report
+from edkd import journal, lock, report
 from edkd.config import Tracking
 from edkd.errors import EdkdError
 from edkd.journal import RunState
@@ -164,7 +164,7 @@ def test_a_bar_on_a_terminal(planned: Sweep, screen: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(report, "POLL", 0.01)
     console = screen(terminal=True)
     job = planned.jobs[0]
-    with report.watch(planned.jobs, parallel=1), journal.hold(job.directory):
+    with report.watch(planned.jobs, parallel=1), lock.hold(job.directory):
         append(job, {"event": "start"}, epoch(1))
         shown = threading.Event()
         for _ in range(1000):

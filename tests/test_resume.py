@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from commandline import REPOSITORY
 
-from edkd import checkpoint, journal, plan, run
+from edkd import checkpoint, journal, lock, plan, run
 from edkd.errors import EdkdError
 
 EPOCHS = 10
@@ -251,7 +251,7 @@ def test_a_run_that_is_killed_again_and_again(nursery: Nursery, undisturbed: Pat
     assert resumed[:4] == [0, 0, 1, 2]
     assert resumed == sorted(resumed)
     assert len(resumed) >= 5
-    assert journal.is_held(folder) is None
+    assert lock.is_held(folder) is None
     assert differences(results(output), results(undisturbed)) == []
 
 
@@ -343,4 +343,4 @@ def test_a_disk_too_full_for_the_journal_too(halfway: Path, monkeypatch: pytest.
     monkeypatch.setattr(journal.Journal, "append", full)
     with pytest.raises(EdkdError, match=r"could not write the journal .*: epoch$"):  # the first error, not the last
         run.execute(job_of(halfway), sweep=None, show=False)
-    assert journal.is_held(folder) is None
+    assert lock.is_held(folder) is None

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from commandline import REPOSITORY, Ended, edkd, error, journals, launch, metrics, python
 
-from edkd import journal, logs, retry, roster, selection, status
+from edkd import journal, lock, logs, retry, roster, selection, status
 from edkd.errors import EdkdError
 
 METHOD = '''
@@ -336,7 +336,7 @@ def test_following_until_the_run_has_ended(logged: Path, monkeypatch: pytest.Mon
     book.append({"event": "start", "config": {}})
 
     def train() -> None:
-        with journal.hold(logged):
+        with lock.hold(logged):
             started.set()
             with (logged / "run.log").open("a") as file:
                 for number in range(50, 60):

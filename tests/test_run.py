@@ -373,7 +373,8 @@ def test_real_cifar100(compose: Any, tiny: list[str], cifar100_root: Path) -> No
 
 def test_a_directory_that_another_process_holds(student: plan.Job) -> None:
     holding = (
-        "import sys, edkd.journal as j\nwith j.hold(sys.argv[1]):\n    print('held', flush=True)\n    sys.stdin.read()"
+        "import sys; from edkd import lock\n"
+        "with lock.hold(sys.argv[1]):\n    print('held', flush=True)\n    sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", holding, str(student.directory)],

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from commandline import REPOSITORY, Ended, edkd
 
-from edkd import board, journal, plan, roster, selection, status
+from edkd import board, journal, lock, plan, roster, selection, status
 from edkd.bench.many_runs import KINDS, SWEEP, make_runs
 from edkd.errors import EdkdError
 from edkd.journal import Journal, Record
@@ -72,7 +72,7 @@ def submitted(run_dir: Path, job: str = "12_3", **values: Any) -> None:
 def died(run_dir: Path, job: str | None = None, since: float | None = None) -> None:
     """Leave the note of a process that held the directory and was killed."""
     note = {"host": "n7", "pid": 4242, "since": since or time.time(), "slurm_job_id": job}
-    (run_dir / journal.HOLDER).write_text(json.dumps(note))
+    (run_dir / lock.HOLDER).write_text(json.dumps(note))
 
 
 def seen(run_dir: Path, ask: Slurm | None = None) -> RunView:
@@ -118,7 +118,7 @@ def test_a_failed_run_tells_the_first_line_of_its_error(run_dir: Path) -> None:
 
 
 def test_a_running_run_and_its_time_left(run_dir: Path) -> None:
-    with journal.hold(run_dir):
+    with lock.hold(run_dir):
         written(run_dir, START, epoch(1))
         view = seen(run_dir)
     assert (view.state, view.epoch, view.images_per_second, view.seconds) == ("running", 1, 950.4, None)
@@ -127,7 +127,7 @@ def test_a_running_run_and_its_time_left(run_dir: Path) -> None:
 
 
 def test_no_time_left_is_known_before_the_first_epoch(run_dir: Path) -> None:
-    with journal.hold(run_dir):
+    with lock.hold(run_dir):
         written(run_dir, START)
         assert (seen(run_dir).state, seen(run_dir).seconds_left, seen(run_dir).epochs) == ("running", None, 4)
 
@@ -354,7 +354,7 @@ def test_the_table_ends_with_what_needs_attention(many: Path) -> None:
 
 
 def test_a_running_row(run_dir: Path) -> None:
-    with journal.hold(run_dir):
+    with lock.hold(run_dir):
         written(run_dir, START, epoch(1))
         done = shown("--output", str(run_dir.parents[3]))
     (row,) = rows(done)

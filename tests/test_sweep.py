@@ -11,7 +11,7 @@ from commandline import REPOSITORY, Ended, error, files, journals, launch, metri
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from edkd import journal, planning, report, sweep
+from edkd import journal, lock, planning, report, sweep
 from edkd.errors import EdkdError
 
 SEVEN = ["a-b", "c-d", "e-f"]  # stands for the pairs of the table
@@ -331,7 +331,7 @@ def test_a_stored_teacher_is_used_and_a_weak_one_refused(tiny: list[str], here: 
 
 def test_runs_of_another_process_are_left_to_it(tiny: list[str], here: Path, make_job: Any) -> None:
     running, other = make_job("vanilla", "seed=1"), make_job("vanilla", "seed=2")
-    with journal.hold(running.directory):
+    with lock.hold(running.directory):
         done = swept(tiny, "distiller=vanilla", "seed=1,2")
     assert done.code == 1
     assert plan_of(done) == [

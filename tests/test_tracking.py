@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from edkd import journal, tracking
+from edkd import lock, tracking
 from edkd.errors import EdkdError
 from edkd.tracking import LiveTracker, SyncReport, live, load_runs, store, sync, sync_all, sync_run
 
@@ -199,7 +199,7 @@ def test_syncing_again_changes_nothing(where, run_dir):
 
 
 def test_live_epochs_cost_one_batch_each_and_end_up_as_if_synced_late(where, run_dir, tmp_path, calls):
-    with journal.hold(run_dir):
+    with lock.hold(run_dir):
         write(run_dir, start())
         sync_run(run_dir, **where)
         for number in (1, 2, 3):
@@ -229,7 +229,7 @@ def test_a_failed_run_is_resumed_and_finishes_without_duplicates(where, run_dir)
     failed = only_run(where)
     assert (failed["status"], failed["end_time"]) == ("FAILED", 1_500_000)
     assert failed["tags"]["error"] == FAILURE["error"]
-    with journal.hold(run_dir):
+    with lock.hold(run_dir):
         resumed = start(at=1600.0, host="node8", config={"seed": 0, "output": "elsewhere"}, resumed_from=2)
         write(run_dir, resumed, epoch(3, at=1610.0), epoch(4, at=1620.0))
         assert sync_run(run_dir, **where) == SyncReport(created=False, epochs_logged=1, ended=False)
@@ -259,12 +259,12 @@ def test_a_run_that_ends_once_more_repeats_no_value(where, run_dir):
 
 def test_a_run_without_a_last_word_runs_where_held_and_was_killed_where_not(where, run_dir):
     write(run_dir, start(), *epochs(2))
-    with journal.hold(run_dir):
+    with lock.hold(run_dir):
         sync_run(run_dir, **where)
         assert only_run(where)["status"] == "RUNNING"
     assert sync_run(run_dir, **where).ended
     assert (only_run(where)["status"], only_run(where)["end_time"]) == ("KILLED", 1_002_000)
-    with journal.hold(run_dir):
+    with lock.hold(run_dir):
         write(run_dir, start(at=1100.0))
         sync_run(run_dir, **where)
         assert only_run(where)["status"] == "RUNNING"
@@ -618,7 +618,7 @@ def test_the_password_of_a_server_stays_out_of_messages(run_dir):
 
 
 def test_the_live_tracker_follows_the_journal(where, run_dir):
-    with journal.hold(run_dir):
+    with lock.hold(run_dir):
         write(run_dir, start())
         tracker = LiveTracker(run_dir, **where)
         for number in (1, 2, 3):
@@ -646,7 +646,7 @@ def warnings_of(caplog):
 
 
 def test_a_dead_server_costs_the_training_nothing_but_one_warning(run_dir, caplog, where):
-    with journal.hold(run_dir):
+    with lock.hold(run_dir):
         write(run_dir, start())
         began = time.monotonic()
         tracker = LiveTracker(run_dir, uri="http://127.0.0.1:9", experiment="edkd", artifacts=None)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from filelock import FileLock
 
-from edkd import journal
+from edkd import journal, lock
 from edkd.errors import EdkdError
 from edkd.tracking.store import PATIENCE, Store, create_store, find_one, one_line, open_store, redacted
 from edkd.tracking.story import Epoch, Story, tell
@@ -81,9 +81,9 @@ def sync_all(runs_root: Path, *, uri: str, experiment: str, artifacts: str | Non
 
 def _read(run_dir: Path) -> Story | None:
     # Asked before and after: a run that ends while its journal is read is not one that was killed.
-    held = journal.is_held(run_dir)
+    held = lock.is_held(run_dir)
     records = journal.read(run_dir / journal.FILE)
-    return tell(records, held=(held or journal.is_held(run_dir)) is not None)
+    return tell(records, held=(held or lock.is_held(run_dir)) is not None)
 
 
 def _sync(store: Store, run_dir: Path, story: Story) -> SyncReport:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from edkd import journal
+from edkd import journal, lock
 from slurm.lab import Command
 from slurm.processes import PATIENCE, wait_for
 
@@ -49,7 +49,7 @@ def epochs_since_start(run: Path) -> int:
 
 def process_of(run: Path) -> int:
     """The process that holds a run's directory."""
-    holder = journal.is_held(run)
+    holder = lock.is_held(run)
     assert holder is not None, f"nobody holds {run}"
     return int(holder["pid"])
 

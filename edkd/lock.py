@@ -1,0 +1,107 @@
+"""The lock on a run directory: one process at a time, and who it is.
+
+A held directory has ``run.lock``, which the kernel locks, and ``holder.json``, the holder's note about itself: a JSON
+object {"host", "pid", "since" (unix seconds), "slurm_job_id"}.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from edkd.errors import EdkdError
+
+FILE = "run.lock"
+HOLDER = "holder.json"
+
+Holder = dict[str, Any]
+
+_PATIENCE = 0.5  # seconds: longer than the instant for which `is_held` of another process takes the lock
+
+
+class HeldError(EdkdError):
+    """Another process holds the run directory."""
+
+
+@contextlib.contextmanager
+def hold(run_dir: Path) -> Iterator[None]:
+    """Hold the run directory (made where absent) against every other process until the block ends.
+
+    The kernel drops the lock with the process, however it dies. Raises `HeldError`, an `EdkdError` that names the
+    holder, if another process has the directory.
+    """
+    run_dir = Path(run_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(run_dir / FILE, thread_local=False)
+        lock.acquire(timeout=_PATIENCE, poll_interval=0.02)
+    except Timeout:
+        raise HeldError(f"run directory {run_dir} is in use by {_describe(last_holder(run_dir))}") from None
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+        reason = getattr(error, "strerror", None) or error
+        raise EdkdError(f"could not lock the run directory {run_dir}: {reason}") from error
+    try:
+        _write_holder(run_dir)
+        yield
+    finally:
+        # The note goes first: a note without a lock would be read as a crashed holder, which is harmless, but the
+        # next holder's note must not be removed.
+        with contextlib.suppress(OSError):
+            (run_dir / HOLDER).unlink()
+        lock.release()
+
+
+def is_held(run_dir: Path) -> Holder | None:
+    """The process that holds the run directory, as {"host", "pid", "since", "slurm_job_id"}; None where none does.
+
+    Does not disturb the holder: the lock is tried only where a holder left its note, and never waited for.
+    """
+    run_dir = Path(run_dir)
+    holder = last_holder(run_dir)
+    if holder is None:
+        return None
+    lock = FileLock(run_dir / FILE, thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except (Timeout, OSError, NotImplementedError):
+        return holder  # an OSError: somebody else's directory, where the note is all we can know
+    lock.release()
+    return None
+
+
+def last_holder(run_dir: Path) -> Holder | None:
+    """Who holds the run directory, or held it and died without taking its note along; as `is_held`."""
+    try:
+        holder = json.loads((Path(run_dir) / HOLDER).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return holder if isinstance(holder, dict) else None
+
+
+def _write_holder(run_dir: Path) -> None:
+    holder = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": time.time(),
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+    }
+    temporary = run_dir / f"{HOLDER}.tmp"
+    try:
+        temporary.write_text(json.dumps(holder) + "\n")
+        temporary.replace(run_dir / HOLDER)
+    except OSError as error:
+        raise EdkdError(f"could not write {run_dir / HOLDER}: {error.strerror or error}") from error
+
+
+def _describe(holder: Holder | None) -> str:
+    if holder is None:
+        return "another process; wait for it or stop it"
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.get("since") or 0))
+    job = f" (SLURM job {holder['slurm_job_id']})" if holder.get("slurm_job_id") else ""
+    return f"pid {holder.get('pid')} on host {holder.get('host')} since {since}{job}; wait for it or stop it"
