@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from edkd import config, journal, machine
+from edkd import journal, machine
+from edkd.building import target
 from edkd.config import Settings
 from edkd.engine import pick_device
 from edkd.errors import EdkdError
@@ -47,7 +48,7 @@ class Kind(NamedTuple):
 
 def kind_of(dataset: str, values: Mapping[str, Any]) -> Kind:
     """The kind of a run from its configuration. Raises EdkdError, KeyError or TypeError for one that is not ours."""
-    method = config.target(values["distiller"], "distiller")
+    method = target(values["distiller"], "distiller")
     mode: Literal["alone", "remembered", "online"] = "alone"
     if method.needs_teacher:
         mode = "online" if method.needs_feats or not values["engine"]["teacher_cache"] else "remembered"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edkd import __version__, config, machine, teachers
+from edkd.building import build
 from edkd.config import Settings
 from edkd.data.arrays import Arrays, prepare
 from edkd.data.batches import DeviceData
@@ -77,7 +78,7 @@ def find_teacher(given: Settings) -> teachers.Entry:
 
 def load_teacher(given: Settings, entry: teachers.Entry, num_classes: int, device: torch.device) -> nn.Module:
     """The verified network of a stored teacher, frozen, on the device. Raises EdkdError if the file does not fit."""
-    network = config.build(given.teacher.model, "teacher.model", num_classes=num_classes)
+    network = build(given.teacher.model, "teacher.model", num_classes=num_classes)
     return to_device(teachers.load(entry, network), given.engine, device)
 
 
@@ -87,9 +88,9 @@ def new_progress(given: Settings, num_classes: int, device: torch.device) -> Pro
     The methods of one seed share initial weights; a method's own parameters come from another stream.
     """
     with seeded(given.seed, 0, device):
-        student = config.build(given.student.model, "student.model", num_classes=num_classes)
+        student = build(given.student.model, "student.model", num_classes=num_classes)
     with seeded(given.seed, -1, device):
-        distiller = config.build(given.distiller, "distiller").to(device)
+        distiller = build(given.distiller, "distiller").to(device)
     student = to_device(student, given.engine, device)
     if given.engine.compile:
         compile_network(student, device)
@@ -190,7 +191,7 @@ _PREPARED = ("train_per_class", "test_per_class", "validation", "validation_seed
 
 @functools.lru_cache(maxsize=1)
 def _load_arrays(source: str, arguments: str) -> tuple[Arrays, str]:
-    arrays = prepare(config.build(json.loads(source), "dataset.source"), **json.loads(arguments))
+    arrays = prepare(build(json.loads(source), "dataset.source"), **json.loads(arguments))
     return arrays, arrays.fingerprint()
 
 

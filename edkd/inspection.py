@@ -3,7 +3,8 @@
 import hashlib
 from pathlib import Path
 
-from edkd import checkpoint, config, teachers
+from edkd import checkpoint, teachers
+from edkd.building import build
 from edkd.config import Settings
 from edkd.engine import pick_device, to_device
 from edkd.errors import EdkdError
@@ -28,7 +29,7 @@ def evaluate_network(given: Settings, file: Path | None) -> tuple[str, dict[str,
     weights = checkpoint.load_weights(file) if file is not None else None
     arrays, _ = load_arrays(given)
     device = pick_device(given.engine.device)
-    network = config.build(given.student.model, "student.model", num_classes=arrays.num_classes)
+    network = build(given.student.model, "student.model", num_classes=arrays.num_classes)
     if entry is not None:
         teachers.load(entry, network)
     else:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from torch.overrides import TorchFunctionMode
 
 from edkd import config, teachers
+from edkd.building import build
 from edkd.composer import Composer, files_read_once
 from edkd.errors import EdkdError
 from edkd.plan import Job, make_job
@@ -162,7 +163,7 @@ def all_pairs(master: DictConfig, loader: ConfigLoader) -> list[str]:
 def _size(job: Job) -> int:
     """The number of parameters of the network that a job trains."""
     with torch.device("meta"), _Undrawn():
-        network = config.build(job.settings.student.model, "student.model", num_classes=10)
+        network = build(job.settings.student.model, "student.model", num_classes=10)
     return sum(parameter.numel() for parameter in network.parameters())
 
 

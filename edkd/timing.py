@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edkd import config, engine
+from edkd import engine
+from edkd.building import build
 from edkd.config import Settings
 from edkd.data.arrays import Arrays, Split, prepare
 from edkd.data.views import n_views
@@ -211,7 +212,7 @@ def _data(given: Settings, shape: Shape, images: int, device: torch.device) -> S
 
 
 def _teacher(given: Settings, shape: Shape, precision: Precision, want_feats: bool) -> OnlineTeacher:
-    network = config.build(given.teacher.model, "teacher.model", num_classes=shape.classes)
+    network = build(given.teacher.model, "teacher.model", num_classes=shape.classes)
     network = to_device(network, given.engine, precision.device)
     return OnlineTeacher(network, want_feats=want_feats, precision=precision)
 

@@ -11,12 +11,12 @@ import torch
 from commandline import Ended, edkd, error
 from torch import Tensor
 
-from edkd import config
+from edkd import building
 from edkd.bench import costs, floor, plain, results, table, turns, workload
 from edkd.bench.modes import WAYS, Ours, Plain
 from edkd.bench.results import Timing
 from edkd.bench.workload import Workload
-from edkd.config import Settings
+from edkd.config import Network, Settings
 from edkd.data.views import epoch_order, epoch_views, n_views
 from edkd.distillers.base import Batch
 from edkd.errors import EdkdError
@@ -73,7 +73,7 @@ def test_the_plain_losses_are_ours(method: str, epoch: int) -> None:
 
     theirs = plain.loss_of(distiller)(logits[0], teacher, target, epoch)
     batch = Batch(torch.arange(64), target, torch.tensor(float(epoch)))
-    outcome = config.build(distiller, "distiller")(Prediction(logits[1]), Prediction(teacher), batch)
+    outcome = building.build(distiller, "distiller")(Prediction(logits[1]), Prediction(teacher), batch)
     ours = torch.stack(list(outcome.losses.values())).sum()
 
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
@@ -342,7 +342,7 @@ def test_runs_side_by_side(hosts: Callable[[], turns.Host], tmp_path: Path) -> N
 @pytest.mark.slow
 def test_a_process_that_fails_says_why(hosts: Callable[[], turns.Host]) -> None:
     host = hosts()
-    broken = replace(given("kd"), student=config.Network("x", {"_target_": "edkd.models.x"}))
+    broken = replace(given("kd"), student=Network("x", {"_target_": "edkd.models.x"}))
     with pytest.raises(EdkdError, match=r"^student.model._target_: cannot import edkd.models.x"):
         turns.Away(host, "warm", broken)
     host.process.kill()

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from edkd import config, models
+from edkd import building, config, models
 
 TABLE = [
     "resnet32x4-resnet8x4",
@@ -67,7 +67,7 @@ def test_every_network_composes(compose: Any, name: str) -> None:
     given = config.settings(compose(f"teacher={name}", f"student={name}"), "edkd")
     for network in (given.teacher, given.student):
         assert network.name == name
-        assert config.target(network.model, "model") is getattr(models, name)
+        assert building.target(network.model, "model") is getattr(models, name)
     assert given.schedule.lr == (0.01 if name in SLOW else 0.05)
 
 

@@ -12,7 +12,7 @@ from commandline import Ended, edkd, error, files, journals
 
 from analysis import literature
 from analysis.__main__ import main as analyse
-from edkd import config, family, packed, teachers
+from edkd import building, family, packed, teachers
 from edkd.budget import Budget
 from edkd.compose import compose_values
 from edkd.family_plan import FAMILIES, METHODS, Family
@@ -46,7 +46,7 @@ def of_vgg13(*arguments: str, data: list[str] = TINY) -> Ended:
 
 def put(name: str, top1: float | None, *, dataset: str = "cifar100") -> None:
     """A teacher in the store that says how good it is."""
-    network = config.build(compose_values([f"teacher={name}"])["teacher"]["model"], "teacher.model", num_classes=10)
+    network = building.build(compose_values([f"teacher={name}"])["teacher"]["model"], "teacher.model", num_classes=10)
     test: teachers.Accuracy | None = None if top1 is None else {"top1": top1, "top5": 90.0, "loss": 1.0}
     teachers.publish(
         Path("outputs/teachers"), dataset, name, network.state_dict(),

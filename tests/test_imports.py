@@ -38,7 +38,15 @@ class Rule(NamedTuple):
     """Modules under `where` that the rule does not speak of."""
 
 
-FOUNDATIONS = ("edkd.losses", "edkd.models", "edkd.data", "edkd.lock", "edkd.checkpoint", "edkd.errors")
+FOUNDATIONS = (
+    "edkd.losses",
+    "edkd.models",
+    "edkd.data",
+    "edkd.building",
+    "edkd.lock",
+    "edkd.checkpoint",
+    "edkd.errors",
+)
 EVERYTHING = ("edkd", "hydra_plugins", "analysis", "launch")
 KNOW_HYDRA = ("edkd.app", "edkd.compose", "edkd.composer", "edkd.planning", "edkd.sweep", "hydra_plugins")
 RULES = (
@@ -178,6 +186,7 @@ def test_light_modules_load_nothing_heavy(light: str, heavy: tuple[str, ...], mo
     [
         ("edkd.losses", "from edkd.models.base import Prediction"),
         ("edkd.lock", "from edkd import journal"),
+        ("edkd.building", "from edkd import config"),
         ("edkd.models.resnet", "import edkd.losses"),
         ("edkd.models.resnet", "from .. import losses"),
         ("edkd.data.batches", "def f():\n    from edkd import trainer"),

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from edkd import config
 from edkd.bench.measure import seconds
+from edkd.building import build
 from edkd.config import Settings
 
 TRIES = 5
@@ -25,7 +25,7 @@ def operations(given: Settings, *, batch: int, classes: int, size: int) -> dict[
     they are what a perfect implementation could hide.
     """
     with torch.device("meta"):
-        network = config.build(given.student.model, "student.model", num_classes=classes).train()
+        network = build(given.student.model, "student.model", num_classes=classes).train()
         images = torch.empty(batch, 3, size, size)
     with FlopCounterMode(display=False) as counter:
         network(images, want_feats=False).logits.sum().backward()

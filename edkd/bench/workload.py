@@ -11,6 +11,7 @@ from torch import nn
 
 from edkd import config
 from edkd.bench import plain
+from edkd.building import build
 from edkd.compose import compose_settings
 from edkd.config import Settings
 from edkd.data.arrays import Arrays, Split
@@ -149,5 +150,5 @@ def networks(given: Settings, work: Workload) -> tuple[nn.Module, nn.Module]:
     made = []
     for role, network in (("teacher", given.teacher), ("student", given.student)):
         with seeded(given.seed, 0, work.device):
-            made.append(config.build(network.model, f"{role}.model", num_classes=work.arrays.num_classes))
+            made.append(build(network.model, f"{role}.model", num_classes=work.arrays.num_classes))
     return made[0], made[1]
