@@ -15,13 +15,10 @@ import contextlib
 import hashlib
 import io
 import logging
-import os
 import pickle
 import re
-import shutil
 import struct
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edkd import files
 from edkd.errors import EdkdError
 
 MAGIC = b"EDKDCKP1"
@@ -53,7 +51,7 @@ def save(state: dict[str, Any], path: Path) -> None:
     path = Path(path)
     payload = _serialise(state)
     header = _HEADER.pack(MAGIC, len(payload), hashlib.sha256(payload).digest())
-    with _replacing(path, header, payload):
+    with files.replacing(path, header, payload):
         # A kill between the two renames leaves no current checkpoint, but a whole previous one, which `load` takes.
         if path.exists():
             path.replace(previous(path))
@@ -90,19 +88,13 @@ def load(path: Path) -> tuple[dict[str, Any], Path] | None:
 
 def save_weights(model_state: dict[str, Tensor], path: Path, **info: Any) -> None:
     """Write ``{"model": model_state, **info}`` as a plain `torch.save` file, atomically (`load_weights` reads it)."""
-    write_atomically(path, weights_bytes(model_state, **info))
+    files.write_bytes(path, weights_bytes(model_state, **info))
 
 
 def weights_bytes(model_state: dict[str, Tensor], **info: Any) -> memoryview:
     """The content of such a file: tensors on the CPU and contiguous, so that any machine and program reads them."""
     plain = {key: tensor.detach().cpu().contiguous() for key, tensor in model_state.items()}
     return _serialise({"model": plain, **info})
-
-
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write a file so that ``path`` holds the old bytes or the new ones, whatever happens. Raises `EdkdError`."""
-    with _replacing(Path(path), data):
-        pass
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -243,44 +235,3 @@ def _serialise(state: Any) -> memoryview:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getbuffer()
-
-
-@contextlib.contextmanager
-def _replacing(path: Path, *parts: bytes | memoryview) -> Iterator[None]:
-    """Write ``parts`` beside ``path``, run the block, then rename; on a failure nothing but the error remains.
-
-    One writer of a path at a time: what a killed one left is overwritten by the next.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                for part in parts:
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())
-            yield
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-        _sync_directory(path.parent)
-    except OSError as error:
-        raise EdkdError(f"could not save {path}: {error.strerror or error}{_free(path.parent)}") from error
-
-
-def _free(folder: Path) -> str:
-    try:
-        return f" ({shutil.disk_usage(folder).free / 2**20:.1f} MiB free on that disk)"
-    except OSError:
-        return ""
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,7 +19,7 @@ from typing import Protocol, runtime_checkable
 
 from filelock import FileLock
 
-from edkd import journal, lock, plan, queue
+from edkd import files, journal, lock, plan, queue
 from edkd.cluster_job import journal_size
 from edkd.code import read as read_code
 from edkd.console import LOG, console
@@ -118,14 +118,14 @@ def _submit(
     def send(jobs: Sequence[Job], after: str | None) -> None:
         for first in range(0, len(jobs), limit):
             part = jobs[first : first + limit]
-            files = [
+            frozen = [
                 plan.freeze(job, sweep=planned.id, threads=launcher.threads, planned_with=code).absolute()
                 for job in part
             ]
             sizes = [journal_size(job.directory) for job in part]
-            for job, size, (job_id, log) in zip(part, sizes, launcher.submit(files, after), strict=True):
+            for job, size, (job_id, log) in zip(part, sizes, launcher.submit(frozen, after), strict=True):
                 ticket = Ticket(job_id, time.time(), planned.id, log, size)
-                plan.write_atomically(job.directory / FILE, json.dumps(asdict(ticket)) + "\n")
+                files.write_text(job.directory / FILE, json.dumps(asdict(ticket)) + "\n")
                 submitted[job.run] = ticket
 
     # A teacher whose run is finished, but that is not in the store, is put there again by its job.

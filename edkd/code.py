@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from edkd.checkpoint import write_atomically
+from edkd import files
 from edkd.errors import EdkdError
 
 LARGEST = 1_000_000  # characters of a diff that are kept
@@ -49,7 +49,7 @@ def keep_changes(code: Code, run_dir: Path) -> None:
         if first.exists() and first.read_text() != code.changes:
             first = run_dir / f"code.{hashlib.sha256(code.changes.encode()).hexdigest()[:8]}.diff"
         if not first.exists():
-            write_atomically(first, code.changes.encode())
+            files.write_bytes(first, code.changes.encode())
 
 
 def _diff(commit: str) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from edkd import lock
+from edkd import files, lock
 from edkd.errors import EdkdError
 
 FILE = "journal.jsonl"
@@ -57,7 +57,7 @@ class Journal:
                     file.truncate(size)
                     raise
             if created:
-                _sync_directory(self.path.parent)
+                files.sync_directory(self.path.parent)
         except OSError as error:
             raise EdkdError(f"could not write the journal {self.path}: {error.strerror or error}") from error
 
@@ -226,11 +226,3 @@ def _sound_size(data: bytes) -> int:
 def _write_all(file: Any, data: bytes) -> None:
     while data:
         data = data[file.write(data) :]
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

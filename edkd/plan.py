@@ -1,9 +1,6 @@
 """One run before it starts: its identity, its directory, and its configuration frozen into that directory."""
 
-import contextlib
 import functools
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from edkd import code, config
+from edkd import code, config, files
 from edkd.config import Settings
 from edkd.errors import EdkdError
 
@@ -85,7 +82,7 @@ def freeze(job: Job, *, sweep: str | None, threads: int | None, planned_with: co
     path = job.directory / "config.yaml"
     try:
         job.directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, yaml.dump(frozen, Dumper=_DUMPER, sort_keys=False))
+        files.write_text(path, yaml.dump(frozen, Dumper=_DUMPER, sort_keys=False))
         code.keep_changes(known, job.directory)
     except OSError as error:
         raise EdkdError(
@@ -105,22 +102,6 @@ def thaw(path: Path) -> tuple[Job, str | None]:
     if job.run != about["hash"]:
         raise EdkdError(f"{path} was changed after planning: it now describes run {job.run}, not {about['hash']}")
     return job, about["sweep"]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file so that a reader sees the old content or the new, never a part."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
 
 
 def planned_code(run_dir: Path) -> dict[str, str]:

@@ -9,8 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edkd import journal, packed, status
-from edkd.checkpoint import write_atomically
+from edkd import files, journal, packed, status
 from edkd.errors import EdkdError
 from edkd.journal import Record
 
@@ -121,7 +120,7 @@ def _write(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EdkdError(f"cannot write {path}: {error.strerror}; name another folder") from error
-    write_atomically(path, data)
+    files.write_bytes(path, data)
 
 
 def _stem(path: Path) -> str:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from edkd import files
 from edkd.errors import EdkdError
 
 FOLDER = "sweeps"
@@ -18,12 +19,10 @@ def record(output: Path, sweep: str, names: Iterable[str]) -> None:
 
     Raises EdkdError if that cannot be written.
     """
-    from edkd.plan import write_atomically  # here, for reading is done without torch
-
     path = Path(output) / FOLDER / f"{sweep}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps({"sweep": sweep, "time": time.time(), "runs": list(names)}, indent=1) + "\n")
+        files.write_text(path, json.dumps({"sweep": sweep, "time": time.time(), "runs": list(names)}, indent=1) + "\n")
     except OSError as error:
         raise EdkdError(f"cannot write {path}: {error.strerror}; output={output} sets the folder") from error
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from edkd import checkpoint
+from edkd import checkpoint, files
 from edkd.errors import EdkdError
 
 Accuracy = dict[str, float | None]  # "top1" and "top5" in percent, "loss"; None where not finite
@@ -132,7 +132,7 @@ def publish(
         )
         # A kill between the two leaves a sidecar alone, which counts as no teacher.
         _write_sidecar(entry)
-        checkpoint.write_atomically(path, data)
+        files.write_bytes(path, data)
     return entry, True
 
 
@@ -235,7 +235,7 @@ def _usable(path: Path, dataset: str, name: str) -> Entry | None:
 
 def _write_sidecar(entry: Entry) -> None:
     content = {key: value for key, value in dataclasses.asdict(entry).items() if key != "path"}
-    checkpoint.write_atomically(entry.sidecar, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+    files.write_bytes(entry.sidecar, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 def _finite(test: Accuracy) -> Accuracy:

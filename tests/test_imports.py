@@ -43,15 +43,16 @@ FOUNDATIONS = (
     "edkd.models",
     "edkd.data",
     "edkd.building",
+    "edkd.files",
     "edkd.lock",
-    "edkd.checkpoint",
     "edkd.errors",
 )
 EVERYTHING = ("edkd", "hydra_plugins", "analysis", "launch")
 KNOW_HYDRA = ("edkd.app", "edkd.compose", "edkd.composer", "edkd.planning", "edkd.sweep", "hydra_plugins")
 RULES = (
     *(Rule((module,), banned=EVERYTHING, allowed=("edkd.errors", module)) for module in FOUNDATIONS),
-    Rule(("edkd.journal",), banned=EVERYTHING, allowed=("edkd.errors", "edkd.lock")),
+    Rule(("edkd.journal",), banned=EVERYTHING, allowed=("edkd.errors", "edkd.files", "edkd.lock")),
+    Rule(("edkd.checkpoint",), banned=EVERYTHING, allowed=("edkd.errors", "edkd.files")),
     Rule(
         ("edkd.distillers",),
         banned=EVERYTHING,
@@ -77,6 +78,7 @@ LIGHT = (
     ("edkd.journal", ("torch", "torchvision")),
     ("edkd.cli", ("torch", "torchvision", "mlflow")),
     ("edkd.status", ("torch", "torchvision", "mlflow")),
+    ("edkd.roster", ("torch", "torchvision", "mlflow")),
     ("edkd.selection", ("torch", "torchvision", "mlflow")),
     ("edkd.board", ("torch", "torchvision", "mlflow")),
 )
@@ -186,6 +188,7 @@ def test_light_modules_load_nothing_heavy(light: str, heavy: tuple[str, ...], mo
     [
         ("edkd.losses", "from edkd.models.base import Prediction"),
         ("edkd.lock", "from edkd import journal"),
+        ("edkd.checkpoint", "from edkd import journal"),
         ("edkd.building", "from edkd import config"),
         ("edkd.models.resnet", "import edkd.losses"),
         ("edkd.models.resnet", "from .. import losses"),

@@ -1,8 +1,6 @@
 """A run before it starts: what is frozen comes back as it was, or is refused."""
 
 import dataclasses
-import os
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -100,41 +98,6 @@ def test_a_job_may_move_to_another_folder(make_job: Any) -> None:
     moved = plan.make_job(job.config | {"output": "elsewhere"}, "vanilla", None)
     assert (moved.run, moved.name) == (job.run, job.name)
     assert moved.directory != job.directory
-
-
-# --- writing ---
-
-
-def test_a_text_is_written_whole_and_readable_by_others(tmp_path: Path) -> None:
-    path = tmp_path / "file.yaml"
-    plan.write_atomically(path, "old\n")
-    plan.write_atomically(path, "new ü\n")
-    assert path.read_text() == "new ü\n"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("fails", ["fsync", "replace", "encode"])
-def test_a_failed_write_leaves_the_old_text_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
-) -> None:
-    path = tmp_path / "file.yaml"
-    path.write_text("old\n")
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    text = "new\n"
-    if fails == "fsync":
-        monkeypatch.setattr(os, "fsync", full)
-    elif fails == "replace":
-        monkeypatch.setattr(Path, "replace", full)
-    else:
-        text = "\udcff"  # cannot be encoded
-    with pytest.raises((OSError, UnicodeEncodeError)):
-        plan.write_atomically(path, text)
-    assert path.read_text() == "old\n"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_job_cannot_be_altered(make_job: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from edkd import __version__, checkpoint, code, machine
+from edkd import __version__, code, files, machine
 from edkd.bench.modes import LABELS
 from edkd.bench.results import Cost, Target, Timing, by_pair, geometric_mean, ratios_of, targets
 from edkd.engine import cores
@@ -82,13 +82,13 @@ def write(
     """Write `<folder>/<device>-<date>.csv`, `….costs.csv` and `….md`; returns them. Raises EdkdError."""
     device = "".join(letter if letter.isalnum() else "-" for letter in str(about["device"])).lower()
     stem = f"{device}-{about['date'][:19].replace(':', '').replace('-', '')}"
-    files = [folder / f"{stem}.csv", folder / f"{stem}.costs.csv", folder / f"{stem}.md"]
+    made = [folder / f"{stem}.csv", folder / f"{stem}.costs.csv", folder / f"{stem}.md"]
     rows = ({**row(timing), **about} for timing in timings)
     measured = ({"name": c.name, "value": f"{c.value:.6g}", "unit": c.unit, "note": c.note, **about} for c in extra)
-    checkpoint.write_atomically(files[0], _csv((*COLUMNS, *ABOUT), rows))
-    checkpoint.write_atomically(files[1], _csv(("name", "value", "unit", "note", *ABOUT), measured))
-    checkpoint.write_atomically(files[2], markdown(timings, extra, about, cuda=cuda).encode())
-    return files
+    files.write_bytes(made[0], _csv((*COLUMNS, *ABOUT), rows))
+    files.write_bytes(made[1], _csv(("name", "value", "unit", "note", *ABOUT), measured))
+    files.write_bytes(made[2], markdown(timings, extra, about, cuda=cuda).encode())
+    return made
 
 
 def row(timing: Timing) -> dict[str, Any]:

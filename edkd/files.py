@@ -1,0 +1,77 @@
+"""Writing files in one piece: whoever reads one finds the old content or the new, never a part of it."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from edkd.errors import EdkdError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file that everybody may read, into a folder that is there.
+
+    Several processes may write the same path at once. Raises `OSError`, for the caller knows what would help.
+    """
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    with _exchanged(Path(name), path, "w", text):
+        Path(name).chmod(0o644)
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write a file of any size; its folder is made where absent. Otherwise as `replacing`."""
+    with replacing(path, data):
+        pass
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *parts: bytes | memoryview) -> Iterator[None]:
+    """Write ``parts`` beside ``path``, run the block, then rename; on a failure nothing but the error remains.
+
+    One writer of a path at a time: what a killed one left is overwritten by the next. When it returns, the file is on
+    the disk under its name. Raises `EdkdError` for an `OSError`, one of the block included.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _exchanged(path.with_name(f".{path.name}.tmp"), path, "wb", *parts):
+            yield
+        sync_directory(path.parent)
+    except OSError as error:
+        raise EdkdError(f"could not save {path}: {error.strerror or error}{_free(path.parent)}") from error
+
+
+def sync_directory(path: Path) -> None:
+    """Return when the names in a folder are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _exchanged(temporary: Path, path: Path, mode: str, *parts: str | bytes | memoryview) -> Iterator[None]:
+    """Fill ``temporary``, run the block, then make it ``path``; whatever fails, ``temporary`` is gone."""
+    try:
+        with temporary.open(mode) as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        yield
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f" ({shutil.disk_usage(folder).free / 2**20:.1f} MiB free on that disk)"
+    except OSError:
+        return ""
