@@ -125,7 +125,7 @@ def _submit(
             sizes = [journal_size(job.directory) for job in part]
             for job, size, (job_id, log) in zip(part, sizes, launcher.submit(frozen, after), strict=True):
                 ticket = Ticket(job_id, time.time(), planned.id, log, size)
-                files.write_text(job.directory / FILE, json.dumps(asdict(ticket)) + "\n")
+                _keep(ticket, job.directory)
                 submitted[job.run] = ticket
 
     # A teacher whose run is finished, but that is not in the store, is put there again by its job.
@@ -141,6 +141,16 @@ def _submit(
     for after, jobs in sorted(students.items(), key=lambda item: item[0] is not None):
         send(jobs, after)
     return submitted
+
+
+def _keep(ticket: Ticket, run_dir: Path) -> None:
+    try:
+        files.write_text(run_dir / FILE, json.dumps(asdict(ticket)) + "\n")
+    except OSError as error:
+        raise EdkdError(
+            f"cannot write {run_dir / FILE}: {error.strerror}; SLURM has job {ticket.job_id} for this run: "
+            "`scancel` it, or let it run, before the same command is given again"
+        ) from error
 
 
 def array_limit() -> int:

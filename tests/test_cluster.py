@@ -1,5 +1,6 @@
 """Sweeps that are handed to SLURM: what is submitted, what is found again, what has ended."""
 
+import errno
 import json
 import threading
 import time
@@ -11,7 +12,7 @@ import yaml
 from commandline import Ended, error, journals, launch, metrics
 from fake_slurm import FakeSlurm, fake_slurm
 
-from edkd import cluster, cluster_job, journal, lock, plan
+from edkd import cluster, cluster_job, files, journal, lock, plan
 from edkd.errors import EdkdError
 
 __all__ = ["fake_slurm"]  # a fixture
@@ -133,6 +134,22 @@ def test_a_refusal_is_one_line(tiny: list[str], fake_slurm: FakeSlurm) -> None:
         "edkd: SLURM refused the jobs: invalid partition specified: gpux; Invalid partition name specified; "
         "see hydra.launcher\n"
     )
+
+
+def test_a_ticket_that_cannot_be_written_names_the_job(
+    tiny: list[str], fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = files.write_text
+
+    def full(path: Path, text: str) -> None:
+        if path.name == "slurm.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, text)
+
+    monkeypatch.setattr(files, "write_text", full)
+    done = slurm(tiny, "distiller=vanilla", "student=resnet8")
+    assert done.code == 1
+    assert "slurm.json: No space left on device; SLURM has job 1 for this run" in done.err
 
 
 def test_without_slurm_it_says_where_to_go(
