@@ -121,9 +121,10 @@ def tail_state(run_dir: Path) -> RunState:
     holder = lock.is_held(run_dir)
     try:
         with path.open("rb") as file:
-            line = file.readline()
-            head = _parse(line) if line.endswith(b"\n") else None
-            if head is None:  # nothing yet, or damage: the careful reader says which
+            # The first start, with what the run is; failures may come before it, such as that of its teacher.
+            heads = (_parse(line) if line.endswith(b"\n") else None for line in file)
+            head = next((record for record in heads if record is None or record["event"] == "start"), None)
+            if head is None:  # nothing of it yet, or damage: the careful reader says which
                 return state(run_dir)
             records = _tail(file, start=file.tell())
     except FileNotFoundError:

@@ -105,6 +105,17 @@ def test_every_cut_of_a_journal_can_be_read_and_continued(tmp_path: Path) -> Non
         assert journal.tail_state(tmp_path).status == "finished"
 
 
+def test_what_a_run_is_stands_in_its_first_start_whatever_failed_before(tmp_path: Path) -> None:
+    started = START | {"config": {"schedule": {"epochs": 9}}}
+    failures = [{"event": "failure", "error": f"no teacher, {number}"} for number in range(2)]
+    written(tmp_path, *failures)
+    assert journal.tail_state(tmp_path) == journal.state(tmp_path)
+    written(tmp_path, started, epoch(1), epoch(2))
+    found, whole = journal.tail_state(tmp_path), journal.state(tmp_path)
+    assert (found.status, found.epochs_total, found.run) == ("interrupted", 9, whole.run)
+    assert (found.first_start, found.last_epoch) == (whole.first_start, whole.last_epoch)
+
+
 def test_damage_in_the_middle_is_an_error_that_names_the_line(tmp_path: Path) -> None:
     path = written(tmp_path, START, epoch(1), epoch(2)) / journal.FILE
     lines = path.read_bytes().splitlines(keepends=True)
