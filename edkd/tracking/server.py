@@ -43,6 +43,8 @@ def serve(folder: Path, *, host: str, port: int, allowed_hosts: str | None, work
         raise EdkdError(f"--workers {workers}: one process at least has to answer")
     _check_address(host, port)
     folder.mkdir(parents=True, exist_ok=True)
+    if allowed_hosts is not None:  # MLflow refuses all others, this machine's own name for itself included
+        allowed_hosts = ",".join([allowed_hosts, *(n for name in _LOOPBACK[:2] for n in (name, f"{name}:{port}"))])
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", str(workers),
         "--artifacts-destination", str((folder / "mlartifacts").resolve()),
@@ -60,11 +62,12 @@ def serve(folder: Path, *, host: str, port: int, allowed_hosts: str | None, work
             [*command, "--backend-store-uri", store], env={**_QUIET, **os.environ}, start_new_session=True
         )
         try:
-            name = host if host in _LOOPBACK else _hostname()
-            print(f"MLflow over PostgreSQL in {folder}; Ctrl-C stops both", flush=True)
-            print(f"for runs: tracking=server tracking.uri=http://{name}:{port}", flush=True)
-            while server.poll() is None and not stopped:
-                time.sleep(0.2)
+            with _ended_with_this_process(server, signal.SIGTERM):
+                name = host if host in _LOOPBACK else _hostname()
+                print(f"MLflow over PostgreSQL in {folder}; Ctrl-C stops both", flush=True)
+                print(f"for runs: tracking=server tracking.uri=http://{name}:{port}", flush=True)
+                while server.poll() is None and not stopped:
+                    time.sleep(0.2)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -106,15 +109,42 @@ def _database(home: Path) -> Iterator[str]:
         )  # fmt: skip
         log.close()
         try:
-            deadline = time.monotonic() + _PATIENCE
-            while subprocess.run([ready, "-q", "-h", sockets, "-U", "edkd"], check=False).returncode != 0:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise EdkdError(f"PostgreSQL does not start: see the end of {home.parent / 'postgres.log'}")
-                time.sleep(0.1)
-            yield f"postgresql+psycopg://edkd@/postgres?host={sockets}"
+            with _ended_with_this_process(process, signal.SIGINT, Path(sockets)):
+                deadline = time.monotonic() + _PATIENCE
+                while subprocess.run([ready, "-q", "-h", sockets, "-U", "edkd"], check=False).returncode != 0:
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        raise EdkdError(f"PostgreSQL does not start: see the end of {home.parent / 'postgres.log'}")
+                    time.sleep(0.1)
+                yield f"postgresql+psycopg://edkd@/postgres?host={sockets}"
         finally:
             process.send_signal(signal.SIGINT)  # a fast shutdown: clients are sent away, data are written
             process.wait(timeout=_PATIENCE)
+
+
+_WATCH = """
+import os, shutil, signal, sys
+sys.stdin.read()
+try:
+    os.killpg(int(sys.argv[1]), int(sys.argv[2]))
+except ProcessLookupError:
+    pass
+for folder in sys.argv[3:]:
+    shutil.rmtree(folder, ignore_errors=True)
+"""
+
+
+@contextlib.contextmanager
+def _ended_with_this_process(
+    process: "subprocess.Popen[bytes]", number: signal.Signals, *folders: Path
+) -> Iterator[None]:
+    """Should this process be killed inside, another sends the signal to that one's group, and removes the folders."""
+    watch = [sys.executable, "-c", _WATCH, str(process.pid), str(int(number)), *map(str, folders)]
+    watcher = subprocess.Popen(watch, stdin=subprocess.PIPE, start_new_session=True)  # its end: that of this process
+    try:
+        yield
+    finally:
+        watcher.kill()
+        watcher.communicate()
 
 
 def _make(home: Path, initdb: str, user: str | None) -> None:
