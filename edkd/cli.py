@@ -1,7 +1,9 @@
 """The `edkd` command: what is done with runs and teachers besides training them."""
 
 import argparse
+import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,11 +23,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if surplus:
         given.overrides += surplus
     try:
-        given.act(given)
+        try:
+            given.act(given)
+        finally:
+            sys.stdout.flush()
     except EdkdError as error:
         fail(str(error))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except BrokenPipeError:  # whoever reads the output, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would fail again as it ends
+        raise SystemExit(141) from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -203,14 +211,31 @@ def _sync(given: argparse.Namespace) -> None:
     uri = given.uri or f"sqlite:///{given.output / 'mlflow.db'}"
     artifacts = None if given.uri else str(given.output / "mlartifacts")
     failed = 0
-    for result in tracking.sync_all(given.output / "runs", uri=uri, experiment=given.experiment, artifacts=artifacts):
+    place = {"uri": uri, "experiment": given.experiment, "artifacts": artifacts}
+    for result in tracking.sync_all(given.output / "runs", **place):
         if result.report is None:
             failed += 1
             print(f"{result.run_dir}: {result.error}", file=sys.stderr)
         elif result.report.created or result.report.epochs_logged or result.report.ended:
             print(f"{result.run_dir}: {result.report.epochs_logged} epochs logged")
+    for sweep, status in tracking.settle_sweeps(_ended_sweeps(given.output), **place).items():
+        print(f"sweep {sweep}: {status}")
     if failed:
         raise EdkdError(f"{failed} runs could not be brought to {uri}")
+
+
+def _ended_sweeps(output: Path) -> dict[str, Counter[str]]:
+    """Of sweeps of which no run waits or runs: how many runs there are in each of a journal's states."""
+    from edkd import roster, status
+
+    words = {"done": "finished", "failed": "failed", "vanished": "interrupted", "new": "new"}
+    states = {view.name: view.state for view in status.look(status.find_runs(output))}
+    sweeps = {
+        sweep: [states.get(name, "new") for name in roster.runs_of(output, sweep)] for sweep in roster.known(output)
+    }
+    return {
+        sweep: Counter(words[state] for state in found) for sweep, found in sweeps.items() if words.keys() >= set(found)
+    }
 
 
 def _bench(given: argparse.Namespace) -> None:

@@ -16,7 +16,6 @@ from edkd.console import LOG, console
 from edkd.errors import EdkdError
 from edkd.journal import RunState
 from edkd.plan import Job
-from edkd.tracking.story import Status
 
 WORDS = {
     "new": "new",
@@ -215,10 +214,7 @@ class SweepTracking:
         counts = Counter(state.status for state in outcome)
         if self.where.uri is not None:
             with self._tolerant():
-                status: Status = "FINISHED" if set(counts) <= {"finished"} else "FAILED"
-                tracking.finish_sweep(
-                    self.sweep, **self.place, status=status, counts={str(word): count for word, count in counts.items()}
-                )
+                tracking.finish_sweep(self.sweep, **self.place, counts={str(word): n for word, n in counts.items()})
 
     @contextlib.contextmanager
     def _tolerant(self) -> Iterator[None]:

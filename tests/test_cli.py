@@ -3,14 +3,17 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from commandline import Ended, edkd, error, files, journals, launch, python
+from mlflow import MlflowClient
 
-from edkd import __version__, checkpoint, teachers, tracking
+from edkd import __version__, checkpoint, lock, teachers, tracking
 
 KEY = "digits-8-20perclass-test10"
 DATA = ["dataset.image_size=8", "dataset.train_per_class=20", "dataset.test_per_class=10", "engine.device=cpu"]
@@ -179,7 +182,8 @@ def test_what_cannot_become_a_teacher(output: Path) -> None:
 def test_sync_brings_mlflow_up_to_date_once(output: Path) -> None:
     first = edkd("sync")
     assert (first.code, first.err) == (0, "")
-    assert sorted(line.rpartition(": ")[2] for line in first.out.splitlines()) == ["2 epochs logged"] * 2
+    said = sorted(line.rpartition(": ")[2] for line in first.out.splitlines())
+    assert said == ["2 epochs logged", "2 epochs logged", "FINISHED"], "the runs, and their sweep"
     runs = tracking.load_runs(f"sqlite:///{output / 'mlflow.db'}", "edkd")
     expected = {records[0]["run"]: records[-1]["last"]["top1"] for records in journals(output).values()}
     assert {run["tags"]["edkd.run"]: run["metrics"]["last/top1"] for run in runs} == expected
@@ -187,6 +191,37 @@ def test_sync_brings_mlflow_up_to_date_once(output: Path) -> None:
     second = edkd("sync")
     assert second == Ended(0, "", "")
     assert tracking.load_runs(f"sqlite:///{output / 'mlflow.db'}", "edkd") == runs
+
+
+def test_sync_leaves_a_sweep_that_goes_on_alone(output: Path) -> None:
+    (output / "sweeps").mkdir(exist_ok=True)
+    (sweep,) = {record["sweep"] for records in journals(output).values() for record in records if "sweep" in record}
+    store = f"sqlite:///{output / 'mlflow.db'}"
+
+    def status() -> str:
+        client = MlflowClient(store)
+        (parent,) = client.search_runs(["1"], f"tags.`edkd.sweep` = '{sweep}'")
+        return str(parent.info.status)
+
+    run = run_file(output, "kd", "journal.jsonl")
+    whole = run.read_bytes()
+    run.write_bytes(b"".join(whole.splitlines(keepends=True)[:2]))
+    with lock.hold(run.parent):
+        assert edkd("sync").code == 0
+        assert status() == "RUNNING"
+    assert edkd("sync").out.endswith(f"sweep {sweep}: FAILED\n")
+    assert status() == "FAILED"
+    run.write_bytes(whole)
+    assert edkd("sync").out.endswith(f"sweep {sweep}: FINISHED\n")
+
+
+def test_a_reader_who_has_enough_ends_the_command_quietly(output: Path) -> None:
+    command = [sys.executable, "-m", "edkd.cli", "status", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (141, b"")
 
 
 def test_what_cannot_be_synced(output: Path) -> None:

@@ -416,12 +416,35 @@ def test_a_sweep_is_the_parent_of_its_runs(where, tmp_path):
     sync_all(tmp_path / "runs", **where)
     runs = tracking.load_runs(where["uri"], "edkd")  # the parent is not among them
     assert [run["tags"]["mlflow.parentRunId"] for run in runs] == [parent, parent]
-    tracking.finish_sweep("nightly", **where, status="FAILED", counts={"finished": 2, "failed": 1})
+    tracking.finish_sweep("nightly", **where, counts={"finished": 2, "failed": 1})
     run = client(where).get_run(parent)
     assert (run.info.status, run.info.run_name) == ("FAILED", "sweep nightly")
     assert {"runs.finished": "2", "runs.failed": "1", "edkd.sweep": "nightly"}.items() <= run.data.tags.items()
     assert tracking.start_sweep("nightly", **where) == parent
     assert client(where).get_run(parent).info.status == "RUNNING"
+
+
+def test_sweeps_that_ended_unseen_are_settled(where):
+    parents = {name: tracking.start_sweep(name, **where) for name in ("good", "bad", "mended", "going")}
+    tracking.finish_sweep("mended", **where, counts={"finished": 1, "failed": 1})
+    outcomes = {
+        "good": {"finished": 2},
+        "bad": {"finished": 1, "new": 1},
+        "mended": {"finished": 2},
+        "unseen": {"new": 1},
+    }
+    assert tracking.settle_sweeps(outcomes, **where) == {"good": "FINISHED", "bad": "FAILED", "mended": "FINISHED"}
+    runs = {name: client(where).get_run(run_id) for name, run_id in parents.items()}
+    assert {name: run.info.status for name, run in runs.items()} == {
+        "good": "FINISHED",
+        "bad": "FAILED",
+        "mended": "FINISHED",
+        "going": "RUNNING",
+    }
+    counted = {key: value for key, value in runs["mended"].data.tags.items() if key.startswith("runs.")}
+    assert counted == {"runs.finished": "2"}
+    assert tracking.settle_sweeps(outcomes, **where) == {}
+    assert len(rows(where)["runs"]) == 4, "no parent is made for a sweep that nothing was logged of"
 
 
 def test_who_starts_a_sweep_at_the_same_moment_gets_the_same_parent(where, monkeypatch):

@@ -17,7 +17,7 @@ already is read from MLflow, so that doing it twice, or from several processes a
 from edkd.tracking.live import LiveTracker
 from edkd.tracking.load import history, load_packed, load_runs
 from edkd.tracking.store import create_store
-from edkd.tracking.sweeps import finish_sweep, start_sweep
+from edkd.tracking.sweeps import finish_sweep, settle_sweeps, start_sweep
 from edkd.tracking.sync import SyncReport, SyncResult, sync_all, sync_run
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "history",
     "load_packed",
     "load_runs",
+    "settle_sweeps",
     "start_sweep",
     "sync_all",
     "sync_run",
