@@ -1,5 +1,6 @@
 """Hydra's side of the command line: compose, hand over, and say in one line what was wrong."""
 
+import argparse
 import os
 import sys
 import traceback
@@ -24,9 +25,7 @@ def main() -> None:
     """Entry point of `launch.py`: exits with 0 if all that was asked for is done, 1 after an error, 130 interrupted."""
     # Hydra then raises instead of printing, so that every error is reported here and in the same way.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # Hydra's parser takes -m only before or after all overrides.
-    flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
-    sys.argv[1:] = flags[:1] + [argument for argument in sys.argv[1:] if argument not in flags]
+    sys.argv[1:] = _sorted(sys.argv[1:])
     try:
         _compose_and_run()
     except KeyboardInterrupt:
@@ -38,6 +37,17 @@ def main() -> None:
         if f"{os.sep}hydra{os.sep}" not in traceback.extract_tb(error.__traceback__)[-1].filename:
             raise
         _tell(error)
+
+
+def _sorted(arguments: list[str]) -> list[str]:
+    """Options before overrides, for Hydra's parser takes no option between two overrides; and what may be added is."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--config-dir", "-cd")
+    given, others = parser.parse_known_args(arguments)
+    options = ["--multirun"] * given.multirun + (["--config-dir", given.config_dir] if given.config_dir else [])
+    free = "hydra.launcher.additional_parameters"
+    return [*options, *(f"++{word}" if word.startswith((f"{free}.", f"{free}=")) else word for word in others)]
 
 
 def _tell(error: Exception) -> None:

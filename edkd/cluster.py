@@ -41,6 +41,9 @@ class Queue(Protocol):
     poll_s: float
     threads: int | None
 
+    def check(self) -> None:
+        """Raise EdkdError for parameters that make no sense."""
+
     def submit(self, configs: Sequence[Path], after: str | None) -> Sequence[tuple[str, str]]:
         """Submit the runs of some frozen configurations, to begin when job `after` has ended, however it did.
 
@@ -217,7 +220,7 @@ def _tell(planned: Planned, tickets: Mapping[str, Ticket], adopted: int, detache
     if detached:
         print(
             "not waiting for them; `edkd status` shows how they are; "
-            "the same command with hydra/launcher=slurm waits, and ends with the summary"
+            "the same command with hydra.launcher.detached=false waits, and ends with the summary"
         )
 
 

@@ -53,7 +53,7 @@ class FrozenRun:
                 self._execute(warned)
                 return
             except Stopped:
-                print("stopped on SLURM's warning; the job goes back into the queue", file=sys.stderr)
+                print("stopped on SLURM's warning; asking SLURM to queue the job again", file=sys.stderr)
             except EdkdError as error:
                 note(str(error))
                 print(f"edkd: {error}", file=sys.stderr)

@@ -43,7 +43,9 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         given = text.split("'")[1]
         return f"{given}: several values are a sweep: add -m"
     if isinstance(error, OverrideParseException):
-        return f"{error.override} is no KEY=VALUE: {text}"
+        key, equals, value = error.override.partition("=")
+        quotes = f"; if that is the value, it needs quotes of its own: \"{key}='{value}'\"" if equals and value else ""
+        return f"{error.override} is no KEY=VALUE: {text}{quotes}"
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
         text = f"{text}: {_first_line(error.__cause__)}"
     return text
@@ -54,7 +56,8 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     GlobalHydra.instance().clear()
     folder = config.folder()
     groups = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in ("hydra", "tweak"))
-    chosen = [override for override in overrides if override.partition("=")[0] in groups and "," not in override]
+    choosing = [*groups, "hydra/launcher"]
+    chosen = [override for override in overrides if override.partition("=")[0] in choosing and "," not in override]
     with initialize_config_dir(version_base="1.3", config_dir=str(folder)):
         try:
             composed = compose("config", overrides=[*chosen, *_own_options()], return_hydra_config=True)
@@ -96,7 +99,9 @@ def _guess(name: str, options: Sequence[str]) -> str:
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def compose_settings(overrides: list[str]) -> config.Settings:

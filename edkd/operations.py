@@ -67,6 +67,9 @@ def add_to(commands: Any) -> None:
     again.add_argument("--all", action="store_true", help="also what is planned and never began")
     again.add_argument("--dry-run", action="store_true", help="print what would be launched, and stop")
     again.add_argument(
+        "--config-dir", "-cd", metavar="DIR", help="a folder of your own beside conf/, with the launcher"
+    )
+    again.add_argument(
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
@@ -137,7 +140,8 @@ def _retry(given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="edkd-") as folder:
         file = Path(folder) / "retry.json"
         file.write_text(json.dumps([str(path) for path in chosen]))
-        _launch(file, given.output, [*given.overrides, *(["+dry_run=true"] if given.dry_run else [])])
+        options = ["--config-dir", given.config_dir] if given.config_dir else []
+        _launch(file, given.output, [*options, *given.overrides, *(["+dry_run=true"] if given.dry_run else [])])
 
 
 def _launch(file: Path, output: Path, overrides: Sequence[str]) -> None:

@@ -32,6 +32,8 @@ def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, la
     Exits with code 1 after the summary if a job failed. Raises EdkdError for what is wrong with the command itself,
     before anything is launched or written.
     """
+    if isinstance(launcher, cluster.Queue):
+        launcher.check()
     overrides = OverridesParser.create(loader).parse_overrides(list(arguments))
     dry_run = estimate.wanted(next((o.value() for o in overrides if key_of(o) == "dry_run"), False))
     again = next((Path(str(o.value())) for o in overrides if key_of(o) == "retry"), None)
@@ -79,8 +81,8 @@ def _show_estimate(
 
 
 def _queue(planned: Sweep, states: Mapping[str, journal.RunState], launcher: cluster.Queue) -> None:
+    # Its parent run is made by the first job that logs: there may be none, or none for hours.
     tracked = report.SweepTracking(planned.id, planned.jobs[0].settings.tracking)
-    tracked.start()
     with report.watch(planned.jobs, parallel=len(planned.jobs)):
         vanished = cluster.run(planned, states, launcher)
     if vanished is None:

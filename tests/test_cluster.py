@@ -136,6 +136,87 @@ def test_a_refusal_is_one_line(tiny: list[str], fake_slurm: FakeSlurm) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("timeout_min=0", "hydra.launcher.timeout_min=0: must be at least 1"),
+        ("timeout_min=-3", "hydra.launcher.timeout_min=-3: must be at least 1"),
+        ("timeout_min=2", "hydra.launcher.signal_delay_s=120: SLURM would warn a job of 120 s (timeout_min=2)"),
+        ("signal_delay_s=0", "hydra.launcher.signal_delay_s=0: must be at least 1"),
+        ("poll_s=-1", "hydra.launcher.poll_s=-1.0: must be at least 0.1"),
+        ("array_parallelism=0", "hydra.launcher.array_parallelism=0: must be at least 1"),
+        ("max_num_timeout=-1", "hydra.launcher.max_num_timeout=-1: must be at least 0"),
+        ("cpus_per_task=0", "hydra.launcher.cpus_per_task=0: must be at least 1"),
+        ("gpus_per_node=-1", "hydra.launcher.gpus_per_node=-1: must be at least 0"),
+        ("mem_gb=0", "hydra.launcher.mem_gb=0: must be at least 1"),
+        ("name=''", "hydra.launcher.name is empty"),
+        ("nodes=2", "hydra.launcher: a run is one process: nodes and tasks_per_node must be 1"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [(), ("+dry_run=true",)])
+def test_a_value_that_makes_no_sense_is_refused_before_anything_is_planned(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path, given: str, said: str, dry_run: tuple[str, ...]
+) -> None:
+    before = set(here.iterdir())
+    told = error(launch("-m", *tiny, "distiller=vanilla", "hydra/launcher=slurm", f"hydra.launcher.{given}", *dry_run))
+    assert told.startswith(said)
+    assert fake_slurm.scripts() == [] and set(here.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            "hydra.launcher.partitoin=main",
+            "no such key in hydra.launcher, did you mean partition?; allowed: _target_, account, ",
+        ),
+        ("+hydra.launcher.partitoin=main", "hydra.launcher.partitoin: no such key; allowed: account, "),
+        ("hydra.launcher.exclude=n[1-2]", "it needs quotes of its own: \"hydra.launcher.exclude='n[1-2]'\""),
+    ],
+)
+def test_a_key_that_there_is_not(tiny: list[str], fake_slurm: FakeSlurm, given: str, said: str) -> None:
+    assert said in error(launch("-m", *tiny, "distiller=vanilla", "hydra/launcher=slurm", given))
+    assert fake_slurm.scripts() == []
+
+
+def test_a_launcher_file_of_ones_own(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
+    folder = here / "myconf" / "hydra" / "launcher"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("defaults: [slurm_detached, _self_]\npartition: gpu\nsetup: ['module load x']\n")
+    given = [*tiny, "distiller=vanilla", "--config-dir", "myconf", "hydra/launcher=mine"]  # options among overrides
+    done = launch(*given, "-m", "hydra.launcher.timeout_min=30")
+    assert (done.code, done.err) == (0, "")
+    (script,) = fake_slurm.scripts()
+    assert flags(script)["partition"] == "gpu" and "module load x" in script
+    (folder / "bad.yaml").write_text("defaults: [slurm, _self_]\npartitoin: gpu\n")
+    told = error(launch("-m", *tiny, "distiller=vanilla", "--config-dir=myconf", "hydra/launcher=bad"))
+    assert "'hydra/launcher/bad'" in told and "partitoin" in told
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "absent"),
+    [
+        (["mail-user=ann@example.org"], {"mail-user": "ann@example.org"}, {"no-requeue"}),
+        (["requeue=false"], {"no-requeue": ""}, {"requeue"}),
+        (["requeue=null"], {}, {"requeue", "no-requeue"}),
+    ],
+)
+def test_any_other_option_of_sbatch(
+    tiny: list[str], fake_slurm: FakeSlurm, given: list[str], expected: dict[str, str], absent: set[str]
+) -> None:
+    more = [f"hydra.launcher.additional_parameters.{each}" for each in given]
+    assert slurm(tiny, "distiller=vanilla", *more).code == 0
+    found = flags(fake_slurm.scripts()[0])
+    assert expected.items() <= found.items()
+    assert not absent & found.keys()
+
+
+def test_options_of_sbatch_as_one_value(tiny: list[str], fake_slurm: FakeSlurm) -> None:
+    assert slurm(tiny, "distiller=vanilla", "hydra.launcher.additional_parameters={comment: hi}").code == 0
+    found = flags(fake_slurm.scripts()[0])
+    assert found["comment"] == "hi"
+
+
 def test_a_ticket_that_cannot_be_written_names_the_job(
     tiny: list[str], fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:

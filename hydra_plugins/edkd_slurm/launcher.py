@@ -7,14 +7,27 @@ import contextlib
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 
+from hydra_plugins.edkd_slurm import EdkdSlurmConf
+
 ROOT = Path(__file__).parents[2]
+_LEAST = {
+    "timeout_min": 1,
+    "signal_delay_s": 1,
+    "poll_s": 0.1,
+    "array_parallelism": 1,
+    "max_num_timeout": 0,
+    "cpus_per_task": 1,
+    "gpus_per_node": 0,
+    "mem_gb": 1,
+}
 
 
 class EdkdSlurmLauncher(SlurmLauncher):
@@ -26,6 +39,30 @@ class EdkdSlurmLauncher(SlurmLauncher):
     def __init__(self, *, detached: bool, poll_s: float, python: str | None, **params: Any) -> None:
         super().__init__(**params)
         self.detached, self.poll_s, self.python = detached, poll_s, python
+
+    def check(self) -> None:
+        """Raise EdkdError for a key that there is not or a value that makes no sense, before anything is submitted."""
+        from edkd.errors import EdkdError
+
+        known = {field.name for field in fields(EdkdSlurmConf)} - {"_target_"}
+        given = {**self.params, "poll_s": self.poll_s}
+        for name in given:
+            if name not in known:
+                raise EdkdError(f"hydra.launcher.{name}: no such key; allowed: {', '.join(sorted(known))}")
+        for name, least in _LEAST.items():
+            value = given.get(name)
+            if value is not None and not value >= least:
+                raise EdkdError(f"hydra.launcher.{name}={value}: must be at least {least:g}")
+        if not given["name"]:
+            raise EdkdError("hydra.launcher.name is empty: a job needs a name, such as edkd")
+        if given["nodes"] * given["tasks_per_node"] != 1:
+            raise EdkdError("hydra.launcher: a run is one process: nodes and tasks_per_node must be 1")
+        delay, walltime = given["signal_delay_s"], 60 * given["timeout_min"]
+        if delay >= walltime:
+            raise EdkdError(
+                f"hydra.launcher.signal_delay_s={delay}: SLURM would warn a job of {walltime} s (timeout_min="
+                f"{given['timeout_min']}) as it starts, and it would stop again; choose a part of that"
+            )
 
     @property
     def threads(self) -> int | None:
@@ -57,8 +94,7 @@ class EdkdSlurmLauncher(SlurmLauncher):
         import submitit
 
         given = {name: value for name, value in self.params.items() if value is not None}
-        if given["nodes"] * given["tasks_per_node"] != 1:
-            raise ValueError("a run is one process: nodes and tasks_per_node must be 1")
+        given["additional_parameters"] = _options(given.get("additional_parameters") or {})
         executor = submitit.AutoExecutor(
             cluster="slurm",
             folder=Path(given.pop("submitit_folder")).absolute(),
@@ -72,6 +108,12 @@ class EdkdSlurmLauncher(SlurmLauncher):
         common = BaseQueueConf.__dataclass_fields__
         executor.update_parameters(**{n if n in common else f"slurm_{n}": value for n, value in given.items()})
         return executor
+
+
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of sbatch: true is a flag; false and null are none, but for `requeue`, whose opposite has a name."""
+    made = {name: value for name, value in given.items() if value is not None and value is not False}
+    return made if given.get("requeue") is not False else {**made, "no-requeue": True}
 
 
 @contextlib.contextmanager
