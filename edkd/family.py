@@ -45,7 +45,7 @@ class Options:
         if self.name not in FAMILIES:
             raise EdkdError(f"no family {self.name}; there are: {', '.join(FAMILIES)}")
         if self.minutes is not None and not self.minutes > 0:
-            raise EdkdError(f"--minutes {self.minutes}: must be above 0")
+            raise EdkdError(f"--minutes {self.minutes:g}: must be above 0")
         if self.jobs < 1:
             raise EdkdError(f"--jobs {self.jobs}: must be 1 or more")
         if self.measure and not self.dry_run:
@@ -63,6 +63,8 @@ def run(options: Options) -> int:
     budget = Budget(options.minutes)
     family = Family(options.name, options.overrides, options.jobs)
     if options.dry_run:
+        if options.pack is not None:  # which the command itself would take over
+            family.elsewhere = results.finished(options.pack) - _missing(family)
         _show(family, measure=options.measure)
         return 0
     with stopping_kindly():
@@ -99,10 +101,14 @@ def _unpack(family: Family, options: Options) -> None:
     """Take what was packed elsewhere as done; not the teacher's own run, if its weights are not here."""
     if options.pack is None:
         return
-    missing = {family.teacher.run} if family.entry() is None else set()
-    count = results.unpack(options.pack, family.output, without=missing)
+    count = results.unpack(options.pack, family.output, without=_missing(family))
     if count:
         print(f"{count} finished runs taken over from {options.pack}", flush=True)
+
+
+def _missing(family: Family) -> set[str]:
+    """The teacher's own run, if its weights are not here: a packed journal brings none."""
+    return {family.teacher.run} if family.entry() is None else set()
 
 
 def _pack(family: Family, options: Options) -> None:

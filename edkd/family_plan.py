@@ -38,7 +38,8 @@ class Family:
     def __init__(self, name: str, overrides: Sequence[str], jobs: int) -> None:
         self.name, self.jobs = name, jobs
         seeds = [word.removeprefix("seed=") for word in overrides if word.startswith("seed=")]
-        self.seeds = seeds[-1].split(",") if seeds else ["0"]
+        self.seeds = list(dict.fromkeys(seeds[-1].split(","))) if seeds else ["0"]
+        self.elsewhere: set[str] = set()  # runs that count as finished, for a plan
         self.overrides = [word for word in overrides if not word.startswith("seed=")]
         if not any(word.startswith("tracking=") for word in self.overrides):
             self.overrides.append("tracking=journal")
@@ -66,7 +67,11 @@ class Family:
     def states(self) -> dict[str, RunState]:
         """Of all runs, by run; the teacher's own only as long as the store lacks it."""
         every = [*([self.teacher] if self.entry() is None else []), *self.students]
-        return {job.run: journal.tail_state(job.directory) for job in every}
+        found = {job.run: journal.tail_state(job.directory) for job in every}
+        return {
+            run: RunState("finished") if state.status == "new" and run in self.elsewhere else state
+            for run, state in found.items()
+        }
 
     @property
     def threads(self) -> int:

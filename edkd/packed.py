@@ -21,8 +21,8 @@ SUFFIX = ".jsonl.gz"
 
 _MACHINE = ("host", "pid", "slurm")  # of a start
 _PLACES = ("output", "tracking")  # of its configuration
-# An absolute path: what begins with a slash that ends no word, as in cpu/x86 or http://.
-_ABSOLUTE = re.compile(r"(?<![\w.:/])(?:/[^/\s'\",;:]+)+/?")
+# An absolute path: what begins with a slash that ends no word, as in cpu/x86 or http://, nor a path cut before.
+_ABSOLUTE = re.compile(r"(?<![\w.:/…])(?:/[^/\s'\",;:]+)+/?")
 
 
 def compact(records: Iterable[Record]) -> list[Record]:

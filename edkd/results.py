@@ -83,6 +83,12 @@ def unpack(folder: Path, output: Path, *, without: Collection[str] = ()) -> int:
     return count
 
 
+def finished(folder: Path) -> set[str]:
+    """The hashes of the finished runs below a folder of packed ones. Raises EdkdError for a damaged file."""
+    packs = (packed.read(path) for path in packed.find(folder))
+    return {str(records[0]["run"]) for records in packs if records[-1]["event"] == "end"}
+
+
 class _UnfinishedError(EdkdError):
     """A run is not done yet."""
 

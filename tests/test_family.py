@@ -104,6 +104,11 @@ def test_stopped_in_the_middle_of_the_students_and_called_again(
     assert "6 distilled students, 2 students alone; 8 of them from packed" in Path("outputs/table.md").read_text()
 
     # Elsewhere, with what was packed and nothing else, the teacher alone is left.
+    planned = of_vgg13("--dry-run", "--pack", "packed", "output=elsewhere")
+    assert planned.out.startswith(
+        f"family vgg13 on {KEY}: 8 of 9 runs finished\n[1/1] train the teacher vgg13, 2 epochs"
+    )
+    assert not Path("elsewhere").exists()
     elsewhere = of_vgg13("--minutes", "0.0001", "--pack", "packed", "output=elsewhere")
     assert elsewhere.code == 3
     assert elsewhere.out.startswith("8 finished runs taken over from packed\n[1/1] train the teacher vgg13, 2 epochs\n")
@@ -142,7 +147,7 @@ def test_no_time_at_all() -> None:
 
 
 def test_a_dry_run_writes_nothing() -> None:
-    done = of_vgg13("--dry-run", "--jobs", "3", "seed=0,1", "tracking=sqlite")
+    done = of_vgg13("--dry-run", "--jobs", "3", "seed=0,1,0", "tracking=sqlite")
     assert done.code == 0
     lines = done.out.splitlines()
     assert lines[0] == f"family vgg13 on {KEY}: 0 of 17 runs finished"
@@ -183,7 +188,7 @@ def test_the_families_are_the_seven_pairs_and_the_mislabelled_one() -> None:
     ("arguments", "said"),
     [
         (["vgg8"], "no family vgg8; there are: vgg13, wrn_40_2, resnet32x4, resnet50"),
-        (["vgg13", "--minutes", "0"], "--minutes 0.0: must be above 0"),
+        (["vgg13", "--minutes", "0"], "--minutes 0: must be above 0"),
         (["vgg13", "--jobs", "0"], "--jobs 0: must be 1 or more"),
         (["vgg13", "--measure"], "--measure times steps for --dry-run"),
         (["vgg13", "pair=vgg13-vgg8"], "pair=vgg13-vgg8: a family is trained as it is; --jobs"),

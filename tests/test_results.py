@@ -162,7 +162,9 @@ def test_what_is_kept_and_what_is_not(output: Path) -> None:
     ],
 )
 def test_absolute_paths_lose_their_folders(said: str, kept: str) -> None:
-    assert packed.compact([start("kd") | {"device": said}])[0]["device"] == kept
+    once = packed.compact([start("kd") | {"device": said}])
+    assert once[0]["device"] == kept
+    assert packed.compact(once) == once, "what was unpacked elsewhere is packed again as it was"
 
 
 def test_the_same_journals_give_the_same_bytes(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +227,8 @@ def test_unpacked_runs_count_as_done(output: Path) -> None:
     assert results.unpack(Path("packed"), Path("elsewhere"), without={run_of("dkd")}) == 0
     assert results.unpack(Path("packed"), output) == 0, "what is there stays"
     assert results.unpack(Path("nowhere"), output) == 0
+    assert results.finished(Path("packed")) == {run_of("kd"), run_of("dkd")}
+    assert results.finished(Path("nowhere")) == set()
 
 
 # ---- the table
