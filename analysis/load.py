@@ -13,7 +13,9 @@ from edkd.tracking import load_packed, load_runs
 
 VANILLA = "vanilla"
 RESULTS = Path(__file__).parent / "results"  # packed journals, as `edkd results pack` makes them
-HOW_TO_RUN = "make some with: python launch.py -m distiller=kd,dkd,edkd pair=all"
+HOW_TO_RUN = (
+    "make some with: python launch.py -m distiller=kd,dkd,edkd pair=all; `edkd sync` reads in those of tracking=journal"
+)
 
 _TAGS = (
     "pair",

@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     caching.set_defaults(act=_cache_teachers)
     precision = teachers.add_parser("precision", help="what half precision changes in what a teacher says")
     precision.add_argument("name", metavar="NAME", help="teacher, such as vgg13")
-    precision.add_argument("--seeds", type=int, nargs="+", default=[], metavar="N", help="train KD students, too")
+    precision.add_argument("--seeds", nargs="+", default=[], metavar="N", help="train KD students, too")
     _add_dataset(precision)
     precision.set_defaults(act=_teacher_precision)
 
@@ -177,11 +177,7 @@ def _cache_teachers(given: argparse.Namespace) -> None:
 
     # Names, seeds and overrides may follow each other in any order: an override is what has a "=".
     words = [*given.names, *given.seeds, *given.overrides]
-    seeds = [word for word in given.seeds if "=" not in word]
-    seeds += [seed for word in words if word.startswith("seed=") for seed in word.removeprefix("seed=").split(",")]
-    for seed in seeds:
-        if not seed.isdecimal() or int(seed) >= 2**32:
-            raise EdkdError(f"seed {seed}: must be a whole number, 0 or more, and below 2^32; example: --seeds 0 1 2")
+    seeds = _seeds([*given.seeds, *(word for word in words if word.startswith("seed="))])
     if given.all and (seeds or given.epochs):
         raise EdkdError("--all means every view, whatever seeds and epochs would draw: leave those away, or --all")
     overrides = [f"dataset={given.dataset}", *(word for word in words if "=" in word and not word.startswith("seed="))]
@@ -190,7 +186,17 @@ def _cache_teachers(given: argparse.Namespace) -> None:
     if not names:
         raise EdkdError("no teacher named; example: edkd teachers cache vgg13 --seeds 0 1 2")
     tables = [compose_settings([*overrides, f"teacher={name}"]) for name in names]
-    fill(tables, None if given.all else [int(seed) for seed in dict.fromkeys(seeds)] or [0])
+    fill(tables, None if given.all else seeds or [0])
+
+
+def _seeds(words: Sequence[str]) -> list[int]:
+    """The seeds among some words, each once: numbers, or as in seed=0,1; other KEY=VALUEs are passed over."""
+    named = [word.removeprefix("seed=") for word in words if "=" not in word or word.startswith("seed=")]
+    seeds = [seed for name in named for seed in name.split(",")]
+    for seed in seeds:
+        if not seed.isdecimal() or int(seed) >= 2**32:
+            raise EdkdError(f"seed {seed}: must be a whole number, 0 or more, and below 2^32; example: --seeds 0 1 2")
+    return [int(seed) for seed in dict.fromkeys(seeds)]
 
 
 def _teacher_precision(given: argparse.Namespace) -> None:
@@ -198,8 +204,10 @@ def _teacher_precision(given: argparse.Namespace) -> None:
     from edkd.compose import compose_values
     from edkd.teacher_precision import report
 
-    overrides = ["distiller=kd", f"dataset={given.dataset}", f"teacher={given.name}", *given.overrides]
-    for line in report(config.settings(compose_values(overrides), "kd"), given.seeds):
+    # Seeds and overrides may follow each other in any order: an override is what has a "=".
+    words = [*given.overrides, *(word for word in given.seeds if "=" in word)]
+    overrides = ["distiller=kd", f"dataset={given.dataset}", f"teacher={given.name}", *words]
+    for line in report(config.settings(compose_values(overrides), "kd"), _seeds(given.seeds)):
         print(line, flush=True)
 
 

@@ -90,6 +90,8 @@ class Engine:
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be 1 or more, or null for all cores, not {self.threads}")
+        if not self.teacher_cache_gb >= 0:
+            raise ValueError(f"teacher_cache_gb must be 0 or more, not {self.teacher_cache_gb}")
 
 
 @dataclass(frozen=True)

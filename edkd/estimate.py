@@ -44,6 +44,7 @@ class Kind(NamedTuple):
     dataset: str  # key
     batch_size: int
     precision: str
+    compiled: bool
 
 
 def kind_of(dataset: str, values: Mapping[str, Any]) -> Kind:
@@ -59,6 +60,7 @@ def kind_of(dataset: str, values: Mapping[str, Any]) -> Kind:
         dataset=dataset,
         batch_size=values["schedule"]["batch_size"],
         precision=values["engine"]["precision"],
+        compiled=bool(values["engine"].get("compile", False)),
     )
 
 

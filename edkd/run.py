@@ -103,6 +103,8 @@ def _run(
     resumed = progress.epoch
     book.append(_start_record(job, inputs, sweep=sweep, threads=threads, resumed_from=resumed))
     LOG.info("%s%s", job.name, f", resumed after epoch {resumed}" if resumed else "")
+    if threads > cores():
+        LOG.warning("%d threads share %d CPU cores, which may be very slow: see engine.threads", threads, cores())
     memory.forget_peak(inputs.device)
     splits = device_data(inputs.arrays, given, inputs.device)
     teacher = None

@@ -45,7 +45,8 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
     print(
         f"{job.name}{' (finished before)' if before.status == 'finished' else ''}\ntop-1 last {last['top1']:.2f} %, "
         f"best {best['top1']:.2f} % (epoch {best['epoch']}, chosen on the {best['by']} set)\n"
-        f"in {job.directory}; `make table` for the table, `make ui` for the curves"
+        f"in {job.directory}; {'' if given.tracking.uri else '`edkd sync` for MLflow, then '}"
+        "`make table` for the table, `make ui` for the curves"
     )
 
 

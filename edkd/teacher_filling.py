@@ -113,8 +113,8 @@ def _fill(name: str, source: CachedTeacher, images: int, wanted: Wanted) -> None
 
     def give_up(error: OSError) -> None:
         raise EdkdError(
-            f"{table.path}: {error.strerror or error}; what was computed ({computed:,}) stays valid: "
-            "make room, and the same command continues"
+            f"{table.path}: {error.strerror or error}; what was computed ({computed:,}) stays valid, "
+            "and the same command continues where that is mended"
         ) from error
 
     began = time.monotonic()

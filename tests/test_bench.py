@@ -192,7 +192,7 @@ def test_geometric_means() -> None:
 def test_targets() -> None:
     times = {"p": {"plain": 1.0, "warm": 0.25, "bf16": 0.1, "cold": 0.9}}
     times["q"] = {"plain": 1.0, "warm": 0.1, "bf16": 0.2, "cold": 1.1}
-    timings = [timing(mode, [took], pair) for pair, modes in times.items() for mode, took in modes.items()]
+    timings = [timing(mode, [took] * 3, pair) for pair, modes in times.items() for mode, took in modes.items()]
     results.compare(timings)
     found = {target.name: target for target in results.targets(timings, cuda=False)}
     assert found["plain loop / cache warm, fp32, geometric mean"].value == pytest.approx(40**0.5)
@@ -200,12 +200,14 @@ def test_targets() -> None:
     assert found["plain loop / cache warm, better of fp32 and bf16, geometric mean"].value == pytest.approx(10)
     assert [target.met for target in found.values()] == [True, True, True, True, False]
     assert found["plain loop / cache cold, worst cell (q, kd)"].value == pytest.approx(1 / 1.1)
+    timings[0].seconds.pop()
+    assert {target.met for target in results.targets(timings, cuda=False)} == {None}, "too few to judge by"
 
 
 def test_targets_of_a_gpu() -> None:
     timings = [
-        timing("plain", [0.02], "resnet32x4-resnet8x4", "edkd"),
-        timing("captured", [0.001], "resnet32x4-resnet8x4", "edkd"),
+        timing("plain", [0.02] * 3, "resnet32x4-resnet8x4", "edkd"),
+        timing("captured", [0.001] * 3, "resnet32x4-resnet8x4", "edkd"),
     ]
     results.compare(timings)
     speed, minutes = results.targets(timings, cuda=True)

@@ -496,6 +496,13 @@ def test_a_compiler_that_is_not_there(make_job: Any, monkeypatch: pytest.MonkeyP
         execute(make_job("vanilla", "engine.compile=true"))
 
 
+def test_more_threads_than_cores_are_a_warning(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job("vanilla", "engine.threads=2")
+    monkeypatch.setattr(run, "cores", lambda: 1)
+    execute(job)
+    assert "WARNING 2 threads share 1 CPU cores" in (job.directory / "run.log").read_text()
+
+
 def test_the_log_is_left_as_it_was(taught: plan.Job) -> None:
     log = logging.getLogger("edkd")
     assert (log.handlers, log.propagate, logging.getLogger("py.warnings").handlers) == ([], True, [])

@@ -45,7 +45,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_report(output: Path) -> None:
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     values = [*DATA, "student=resnet8", "schedule=short", "schedule.epochs=1", "engine.threads=1", f"output={output}"]
-    done = edkd("teachers", "precision", "resnet8", "-d", "digits", *values, "--seeds", "0", "1")
+    done = edkd("teachers", "precision", "resnet8", "-d", "digits", "--seeds", "0", "1", "0", *values)
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith("resnet8 of digits-8-20perclass-test10: 200 training images in the views of epoch 1 of ")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.out.splitlines() if line[0] == "|"]
@@ -73,6 +73,8 @@ def test_the_report(output: Path) -> None:
 
 def test_what_cannot_be_compared(output: Path) -> None:
     values = ["-d", "digits", *DATA, f"output={output}"]
+    told = error(edkd("teachers", "precision", "resnet8", *values, "--seeds", "0", "-1"))
+    assert told.startswith("seed -1: must be a whole number")
     assert error(edkd("teachers", "precision", "resnet9", *values)).startswith("teacher=resnet9: no such option")
     assert error(edkd("teachers", "precision", "vgg8", *values)).startswith(
         "no teacher vgg8 for the data set digits-8-"

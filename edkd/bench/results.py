@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+LEAST = 3  # repetitions, for a verdict
 STEPS_PER_EPOCH = 782  # of 64 images: CIFAR-100
 
 
@@ -59,10 +60,13 @@ class Target:
     value: float
     at_least: bool
     unit: str = ""
+    repetitions: int = LEAST  # behind the value
 
     @property
-    def met(self) -> bool:
-        """Whether it is reached."""
+    def met(self) -> bool | None:
+        """Whether it is reached; None where too few repetitions say so."""
+        if self.repetitions < LEAST:
+            return None
         return self.value >= self.goal if self.at_least else self.value <= self.goal
 
 
@@ -117,20 +121,27 @@ def by_pair(ratios: dict[tuple[str, str], float]) -> dict[str, float]:
 def targets(timings: Sequence[Timing], *, cuda: bool) -> list[Target]:
     """The targets that these timings speak of, in the order of the design."""
     found: list[Target] = []
+    repetitions = min((len(timing.seconds) for timing in timings), default=0)
 
     def speed(name: str, ratios: dict[tuple[str, str], float], mean: float, worst: float | None) -> None:
         if ratios:
-            found.append(Target(f"{name}, geometric mean", mean, geometric_mean(list(ratios.values())), True, "x"))
+            found.append(
+                Target(f"{name}, geometric mean", mean, geometric_mean(list(ratios.values())), True, "x", repetitions)
+            )
             if worst is not None:
                 pair, value = min(by_pair(ratios).items(), key=lambda item: item[1])
-                found.append(Target(f"{name}, worst pair ({pair})", worst, value, True, "x"))
+                found.append(Target(f"{name}, worst pair ({pair})", worst, value, True, "x", repetitions))
 
     if cuda:
         speed("plain loop / captured step", ratios_of(timings, "captured"), 15.0, None)
         for timing in timings:
             if (timing.pair, timing.method, timing.mode) == ("resnet32x4-resnet8x4", "edkd", "captured"):
                 minutes = timing.ms / 1000 * STEPS_PER_EPOCH * 240 / 60
-                found.append(Target("steps of 240 epochs of resnet32x4-resnet8x4, EDKD", 3.0, minutes, False, " min"))
+                found.append(
+                    Target(
+                        "steps of 240 epochs of resnet32x4-resnet8x4, EDKD", 3.0, minutes, False, " min", repetitions
+                    )
+                )
     else:
         speed("plain loop / cache warm, fp32", ratios_of(timings, "warm"), 5.0, 2.0)
         if any(timing.mode == "bf16" for timing in timings):
@@ -138,5 +149,7 @@ def targets(timings: Sequence[Timing], *, cuda: bool) -> list[Target]:
     cold = ratios_of(timings, "cold")
     if cold:
         (pair, method), value = min(cold.items(), key=lambda item: item[1])
-        found.append(Target(f"plain loop / cache cold, worst cell ({pair}, {method})", 1.0, value, True, "x"))
+        found.append(
+            Target(f"plain loop / cache cold, worst cell ({pair}, {method})", 1.0, value, True, "x", repetitions)
+        )
     return found

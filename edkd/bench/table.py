@@ -138,7 +138,7 @@ def _targets(timings: Sequence[Timing], extra: Sequence[Cost], *, cuda: bool) ->
 
 def _sentence(target: Target) -> str:
     bound = "at least" if target.at_least else "at most"
-    word = "met" if target.met else "MISSED"
+    word = {True: "met", False: "MISSED", None: "not judged by fewer than 3 repetitions"}[target.met]
     return f"{target.name}: {target.value:.2f}{target.unit}; {bound} {target.goal:g}: {word}"
 
 
