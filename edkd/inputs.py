@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edkd import __version__, config, machine, teachers
+from edkd import __version__, config, journal, machine, plan, teachers
 from edkd.building import build
 from edkd.config import Settings
 from edkd.data.arrays import Arrays, prepare
@@ -43,7 +43,7 @@ def gather(given: Settings, teacher_id: str | None) -> Inputs:
     device = pick_device(given.engine.device)
     if not given.needs_teacher:
         return Inputs(arrays, sha256, device, None, None)
-    entry = find_teacher(given)
+    entry = find_teacher(given, trained_by=plan.training_run(teacher_id))
     if teacher_id is not None and entry.id != teacher_id:
         raise EdkdError(
             f"teacher {entry.name} in {entry.path.parent} is {entry.id}, but the run was planned with {teacher_id}: "
@@ -68,12 +68,35 @@ def teacher_inputs(given: Settings) -> Inputs:
     return Inputs(arrays, sha256, device, network, {"id": entry.id, "sha256": entry.sha256})
 
 
-def find_teacher(given: Settings) -> teachers.Entry:
-    """The stored teacher of a configuration. Raises EdkdError if there is none."""
+def find_teacher(given: Settings, trained_by: str = "") -> teachers.Entry:
+    """The stored teacher of a configuration, as run `trained_by` was to train it where that is known.
+
+    Raises EdkdError if there is none, with what became of that run.
+    """
     entry = teachers.find(store(given), given.dataset.key, given.teacher.name)
     if entry is None:
-        raise teachers.missing(given.dataset.key, given.teacher.name, store(given))
+        directory = plan.directory_of(trained_by, given) if trained_by else None
+        if directory is None:
+            raise teachers.missing(given.dataset.key, given.teacher.name, store(given))
+        raise EdkdError(
+            f"teacher {given.teacher.name} is not in {store(given)}: its run {directory} {_fate(directory)}; "
+            "`edkd retry`, or the same command again, trains it first"
+        )
     return entry
+
+
+def _fate(directory: Path) -> str:
+    """What became of the run that was to train a teacher, as the end of a sentence."""
+    state = journal.tail_state(directory)
+    if state.status == "failed":
+        return f"failed ({next(iter((state.error or '').splitlines()), 'without a word')})"
+    reached = f"after epoch {max(state.epochs)}" if state.epochs else "before its first epoch was over"
+    return {
+        "new": "never began",
+        "interrupted": f"was stopped {reached}",
+        "running": "is not done yet",
+        "finished": "is finished, but its network was removed from there",
+    }[state.status]
 
 
 def load_teacher(given: Settings, entry: teachers.Entry, num_classes: int, device: torch.device) -> nn.Module:

@@ -104,6 +104,19 @@ def thaw(path: Path) -> tuple[Job, str | None]:
     return job, about["sweep"]
 
 
+def training_run(teacher_id: str | None) -> str:
+    """The hash of the run that trains a teacher; empty for one that was imported, and for none."""
+    kind, _, value = (teacher_id or "").partition(":")
+    return value if kind == "run" else ""
+
+
+def directory_of(run: str, given: Settings) -> Path | None:
+    """The directory of a run of the same data set in the same output folder, by its hash; None where there is none."""
+    folder = Path(given.output) / "runs" / given.dataset.key
+    found = sorted(folder.glob(f"*/*-{run[:8]}/config.yaml"))
+    return found[0].parent if found else None
+
+
 def planned_code(run_dir: Path) -> dict[str, str]:
     """The version of the code that planned a run; empty where git did not know it."""
     try:

@@ -38,7 +38,7 @@ def choose(views: Sequence[RunView], everything: Sequence[RunView], *, new: bool
     chosen = {view.directory: view for view in views if view.state in (*RETRIED, *(("new",) if new else ()))}
     hashes = {view.hash for view in chosen.values()}
     for view in everything:
-        if view.state == "new" and _teacher_hash(status.about(view.directory).get("teacher_id"))[:8] in hashes:
+        if view.state == "new" and plan.training_run(status.about(view.directory).get("teacher_id"))[:8] in hashes:
             chosen.setdefault(view.directory, view)
     return list(chosen)
 
@@ -59,7 +59,7 @@ def planned(file: Path) -> Retry:
     result = Retry()
     for directory in directories:
         _thaw(directory, jobs, result)
-    taught_by = {_teacher_hash(job.teacher_id) for job in jobs.values()}
+    taught_by = {plan.training_run(job.teacher_id) for job in jobs.values()}
     for job in list(jobs.values()):
         missing = _missing_teacher(job)
         if missing is not None and missing not in jobs:
@@ -83,7 +83,7 @@ def _thaw(directory: Path, jobs: dict[str, Job], result: Retry) -> None:
 
 def _missing_teacher(job: Job) -> str | None:
     """The hash of the run that is to teach a student, if the store has no such teacher yet."""
-    wanted = _teacher_hash(job.teacher_id)
+    wanted = plan.training_run(job.teacher_id)
     if not wanted:
         return None
     given = job.settings
@@ -92,17 +92,12 @@ def _missing_teacher(job: Job) -> str | None:
 
 
 def _teacher_directory(student: Job, wanted: str) -> Path:
-    given = student.settings
-    folder = Path(given.output) / "runs" / given.dataset.key
-    found = sorted(folder.glob(f"*/*-{wanted[:8]}/config.yaml"))
-    if not found:
+    found = plan.directory_of(wanted, student.settings)
+    if found is None:
+        given = student.settings
         raise EdkdError(
             f"{student.name} is to be taught by run {wanted} of {given.teacher.name}, which is neither in "
-            f"{Path(given.output) / 'teachers'} nor in {folder}: give the sweep's own command again"
+            f"{Path(given.output) / 'teachers'} nor in {Path(given.output) / 'runs' / given.dataset.key}: "
+            "give the sweep's own command again"
         )
-    return found[0].parent
-
-
-def _teacher_hash(teacher_id: str | None) -> str:
-    kind, _, value = (teacher_id or "").partition(":")
-    return value if kind == "run" else ""
+    return found

@@ -327,6 +327,31 @@ def own_images(tmp_path: Path) -> Iterator[list[str]]:
     inputs._load_arrays.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("records", "fate"),
+    [
+        ([], "never began"),
+        ([{"event": "start"}], "was stopped before its first epoch was over"),
+        ([{"event": "start"}, {"event": "epoch", "epoch": 1}], "was stopped after epoch 1"),
+        ([{"event": "failure", "error": "loss_ce is nan\nat once"}], "failed (loss_ce is nan)"),
+        ([{"event": "start"}, {"event": "end"}], "is finished, but its network was removed from there"),
+    ],
+)
+def test_a_student_names_what_became_of_its_teacher(make_job: Any, records: list[dict[str, Any]], fate: str) -> None:
+    teacher = make_job("vanilla")
+    plan.freeze(teacher, sweep="grid-1", threads=None)
+    for record in records:
+        journal.Journal(teacher.directory / journal.FILE).append(record)
+    job = make_job("kd", teacher_id=f"run:{teacher.run}")
+    plan.freeze(job, sweep="grid-1", threads=None)
+    with pytest.raises(EdkdError, match="resnet8"):
+        execute(job)
+    assert journal.state(job.directory).error == (
+        f"teacher resnet8 is not in {inputs.store(job.settings)}: its run {teacher.directory} {fate}; "
+        "`edkd retry`, or the same command again, trains it first"
+    )
+
+
 def test_data_that_changed_since_the_run_began(make_job: Any, own_images: list[str], tmp_path: Path) -> None:
     job = make_job("vanilla", *own_images)
     interrupt(job, after=1)
