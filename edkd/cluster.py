@@ -88,7 +88,8 @@ def run(planned: Planned, states: Mapping[str, journal.RunState], launcher: Queu
     """Submit what is neither finished nor in the queue already, and wait for all of it.
 
     Returns of each run that vanished what is known about it; None from a launcher that does not wait. Raises EdkdError
-    if the queue refuses the jobs or does not answer; those that it has by then are found again by the same command.
+    if the queue refuses the jobs or does not answer; those that it has by then are found again by the same command, and
+    of those that it refused nothing stays that was not there before.
     """
     if not shutil.which("sbatch"):
         raise EdkdError(
@@ -121,12 +122,18 @@ def _submit(
     def send(jobs: Sequence[Job], after: str | None) -> None:
         for first in range(0, len(jobs), limit):
             part = jobs[first : first + limit]
-            frozen = [
-                plan.freeze(job, sweep=planned.id, threads=launcher.threads, planned_with=code).absolute()
-                for job in part
-            ]
-            sizes = [journal_size(job.directory) for job in part]
-            for job, size, (job_id, log) in zip(part, sizes, launcher.submit(frozen, after), strict=True):
+            made = [folder for job in part for folder in plan.absent(job)]
+            try:
+                frozen = [
+                    plan.freeze(job, sweep=planned.id, threads=launcher.threads, planned_with=code).absolute()
+                    for job in part
+                ]
+                sizes = [journal_size(job.directory) for job in part]
+                accepted = launcher.submit(frozen, after)
+            except EdkdError:
+                plan.unmake(made)
+                raise
+            for job, size, (job_id, log) in zip(part, sizes, accepted, strict=True):
                 ticket = Ticket(job_id, time.time(), planned.id, log, size)
                 _keep(ticket, job.directory)
                 submitted[job.run] = ticket

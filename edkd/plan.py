@@ -1,7 +1,8 @@
 """One run before it starts: its identity, its directory, and its configuration frozen into that directory."""
 
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from edkd.errors import EdkdError
 # PyYAML's bindings to libyaml take a tenth of the time, but are not in every build of it.
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_FROZEN = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def freeze(job: Job, *, sweep: str | None, threads: int | None, planned_with: co
     frozen = {**job.config, "engine": {**job.config["engine"], "threads": job.settings.engine.threads or threads}}
     frozen["run"] = {"hash": job.run, "method": job.settings.method, "teacher_id": job.teacher_id, "sweep": sweep}
     frozen["run"]["code"] = known.version
-    path = job.directory / "config.yaml"
+    path = job.directory / _FROZEN
     try:
         job.directory.mkdir(parents=True, exist_ok=True)
         files.write_text(path, yaml.dump(frozen, Dumper=_DUMPER, sort_keys=False))
@@ -89,6 +91,22 @@ def freeze(job: Job, *, sweep: str | None, threads: int | None, planned_with: co
             f"cannot write {path}: {error.strerror}; output={job.settings.output} sets the folder"
         ) from error
     return path
+
+
+def absent(job: Job) -> list[Path]:
+    """The run's directory and the folders around it, as far as `freeze` will make them."""
+    return [folder for folder in (job.directory, *job.directory.parents[:3]) if not folder.exists()]
+
+
+def unmake(folders: Iterable[Path]) -> None:
+    """Remove folders that `freeze` has made, with what it wrote; one with anything else in it by now stays as it is."""
+    for folder in sorted({*folders}, key=lambda folder: len(folder.parts), reverse=True):
+        with contextlib.suppress(OSError):
+            held = list(folder.iterdir())
+            if {path.name for path in held} <= {_FROZEN, code.FILE}:
+                for path in held:
+                    path.unlink()
+                folder.rmdir()
 
 
 def thaw(path: Path) -> tuple[Job, str | None]:
@@ -113,13 +131,13 @@ def training_run(teacher_id: str | None) -> str:
 def directory_of(run: str, given: Settings) -> Path | None:
     """The directory of a run of the same data set in the same output folder, by its hash; None where there is none."""
     folder = Path(given.output) / "runs" / given.dataset.key
-    found = sorted(folder.glob(f"*/*-{run[:8]}/config.yaml"))
+    found = sorted(folder.glob(f"*/*-{run[:8]}/{_FROZEN}"))
     return found[0].parent if found else None
 
 
 def planned_code(run_dir: Path) -> dict[str, str]:
     """The version of the code that planned a run; empty where git did not know it."""
     try:
-        return dict(yaml.load((run_dir / "config.yaml").read_text(), Loader=_LOADER)["run"].get("code") or {})
+        return dict(yaml.load((run_dir / _FROZEN).read_text(), Loader=_LOADER)["run"].get("code") or {})
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError):
         return {}

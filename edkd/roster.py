@@ -3,6 +3,7 @@
 <output>/sweeps/<id>.json     {"sweep", "time", "runs": [<dataset>/<pair>/<run>, ...]}, teachers first
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Iterable
@@ -25,6 +26,12 @@ def record(output: Path, sweep: str, names: Iterable[str]) -> None:
         files.write_text(path, json.dumps({"sweep": sweep, "time": time.time(), "runs": list(names)}, indent=1) + "\n")
     except OSError as error:
         raise EdkdError(f"cannot write {path}: {error.strerror}; output={output} sets the folder") from error
+
+
+def forget(output: Path, sweep: str) -> None:
+    """Remove the record of a sweep of which there is nothing."""
+    with contextlib.suppress(OSError):
+        (Path(output) / FOLDER / f"{sweep}.json").unlink()
 
 
 def runs_of(output: Path, sweep: str) -> list[str]:

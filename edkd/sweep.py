@@ -55,10 +55,18 @@ def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, la
             pick_device(given.engine.device)
             load_arrays(given)
     open_tracking(planned.students[0].settings.tracking)
+    output = Path(planned.students[0].settings.output)
+    recorded = again is not None or planned.id in roster.known(output)
     if again is None:  # else the sweep has more runs than these
-        roster.record(Path(planned.students[0].settings.output), planned.id, [job.name for job in planned.jobs])
+        roster.record(output, planned.id, [job.name for job in planned.jobs])
     if isinstance(launcher, cluster.Queue):
-        _queue(planned, states, launcher)
+        try:
+            _queue(planned, states, launcher)
+        except EdkdError:
+            tickets = map(cluster.read_ticket, [job.directory for job in planned.jobs])
+            if not recorded and not any(ticket is not None and ticket.sweep == planned.id for ticket in tickets):
+                roster.forget(output, planned.id)  # nothing of it was submitted
+            raise
     else:
         _run(planned, todo, master, launcher)
     return []

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from commandline import Ended, error, journals, launch, metrics
+from commandline import Ended, edkd, error, journals, launch, metrics
 from fake_slurm import FakeSlurm, fake_slurm
 
 from edkd import cluster, cluster_job, files, journal, lock, plan
@@ -215,6 +215,59 @@ def test_options_of_sbatch_as_one_value(tiny: list[str], fake_slurm: FakeSlurm) 
     assert slurm(tiny, "distiller=vanilla", "hydra.launcher.additional_parameters={comment: hi}").code == 0
     found = flags(fake_slurm.scripts()[0])
     assert found["comment"] == "hi"
+
+
+def contents(folder: Path) -> set[Path]:
+    """All that is there, but for what submitit and MLflow keep, and locks."""
+    return {
+        path
+        for path in folder.rglob("*")
+        if not path.is_relative_to(folder / "sweeps" / "slurm") and path.suffix not in (".lock", ".db")
+    }
+
+
+def test_of_what_slurm_refuses_nothing_stays(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
+    fake_slurm.set("refuse", "sbatch: error: no\n")
+    for _ in range(2):
+        assert slurm(tiny, "distiller=kd").code == 1
+        assert contents(here / "outputs") <= {here / "outputs" / "sweeps"}
+    assert edkd("status").err.startswith("edkd: no runs in outputs/runs")
+
+
+def test_what_was_there_before_stays_though_slurm_refuses_it(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path
+) -> None:
+    assert slurm(tiny, "distiller=vanilla").code == 0
+    (run,) = (path.parent for path in (here / "outputs").rglob("slurm.json"))
+    journal.Journal(run / journal.FILE).append({"event": "failure", "error": "no"})
+    before = contents(here / "outputs")
+    fake_slurm.set("refuse", "sbatch: error: no\n")
+    assert slurm(tiny, "distiller=vanilla", "seed=0,1").code == 1
+    assert contents(here / "outputs") - before == set(), "a new seed and a new sweep: both are gone again"
+    assert before <= contents(here / "outputs")
+    assert slurm(tiny, "distiller=vanilla").code == 1
+    assert contents(here / "outputs") == before
+
+
+def test_what_slurm_took_before_it_refused_the_rest_stays(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
+    sbatch = fake_slurm.folder / "bin" / "sbatch"
+    sbatch.write_text(sbatch.read_text() + f"\necho 'sbatch: error: enough' >{fake_slurm.folder}/refuse\n")
+    assert slurm(tiny, "distiller=kd,dkd").code == 1
+    assert set(tickets(here / "outputs")) == {"resnet8/vanilla-s0"}
+    assert [path.parent.parent.name for path in (here / "outputs").rglob("config.yaml")] == ["resnet8"]
+    assert len(list((here / "outputs" / "sweeps").glob("*.json"))) == 1
+
+
+def test_a_directory_that_somebody_else_uses_by_now_is_not_removed(make_job: Any) -> None:
+    job, other = make_job("vanilla"), make_job("vanilla", "seed=1")
+    made = [*plan.absent(job), *plan.absent(other)]
+    for each in (job, other):
+        plan.freeze(each, sweep=None, threads=None)
+    journal.Journal(job.directory / journal.FILE).append({"event": "start"})
+    plan.unmake(made)
+    assert {"config.yaml", "journal.jsonl"} <= {path.name for path in job.directory.iterdir()}
+    assert not other.directory.exists()
+    assert plan.absent(job) == []
 
 
 def test_a_ticket_that_cannot_be_written_names_the_job(
