@@ -70,23 +70,62 @@ def read_ticket(run_dir: Path) -> Ticket | None:
         return None
 
 
-def queued(jobs: Sequence[Job]) -> dict[str, Ticket]:
-    """Of some jobs those that wait or run in the queue, by run."""
+@dataclass(frozen=True)
+class Answer:
+    """What SLURM said about the jobs of some runs."""
+
+    tickets: dict[str, Ticket]
+    """By run."""
+    entries: dict[str, queue.Entry] | None
+    """By job; None where SLURM did not answer."""
+
+
+def ask(planned: Planned, states: Mapping[str, journal.RunState], before: Answer | None = None) -> Answer:
+    """Ask SLURM about the runs of a sweep that it may have. It is not asked again what it has said before."""
+    jobs = [*planned.teachers, *(job for job in planned.students if states[job.run].status != "finished")]
     tickets = {job.run: ticket for job in jobs if (ticket := read_ticket(job.directory)) is not None}
-    known = queue.states(ticket.job_id for ticket in tickets.values())
+    if before is not None and before.tickets == tickets:
+        return before
+    return Answer(tickets, queue.look_up(ticket.job_id for ticket in tickets.values()))
+
+
+def whereabouts(
+    planned: Planned, states: Mapping[str, journal.RunState], answer: Answer | None
+) -> dict[str, tuple[str, str]]:
+    """Of runs that SLURM has what they do there, wait or run, and the job; without an answer those that run."""
+    found = {}
+    for job in (*planned.teachers, *planned.students):
+        status, holder = states[job.run].status, states[job.run].holder or {}
+        if status == "finished" or (ticket := read_ticket(job.directory)) is None:
+            continue
+        entry = (answer.entries or {}).get(ticket.job_id) if answer is not None else None
+        if status == "running":
+            if holder.get("slurm_job_id"):
+                found[job.run] = "running", ticket.job_id
+        elif entry is not None and entry.state in queue.ALIVE and not _has_ended(job, ticket):
+            found[job.run] = "waiting" if entry.state in queue.QUEUED else "running", ticket.job_id
+    return found
+
+
+def _queued(jobs: Sequence[Job], answer: Answer) -> dict[str, Ticket]:
+    """Of some jobs those that wait or run in the queue, by run."""
+    tickets, known = answer.tickets, answer.entries
     if known is None:
         raise EdkdError(
             f"SLURM does not answer, and may still have {len(tickets)} of these runs in its queue: "
             "`squeue` says why; the same command continues when it is back"
         )
-    alive = {job.run: job for job in jobs if (t := tickets.get(job.run)) and known.get(t.job_id) in queue.ALIVE}
+    alive = {run for run, ticket in tickets.items() if (e := known.get(ticket.job_id)) and e.state in queue.ALIVE}
     # A job that has just written its end is about to leave the queue.
-    return {run: tickets[run] for run, job in alive.items() if not _has_ended(job, tickets[run])}
+    return {job.run: tickets[job.run] for job in jobs if job.run in alive and not _has_ended(job, tickets[job.run])}
 
 
-def run(planned: Planned, states: Mapping[str, journal.RunState], launcher: Queue) -> dict[str, str] | None:
+def run(
+    planned: Planned, states: Mapping[str, journal.RunState], launcher: Queue, answer: Answer | None = None
+) -> dict[str, str] | None:
     """Submit what is neither finished nor in the queue already, and wait for all of it.
 
+    `answer` is what SLURM said when this was planned: it is asked anew if others have submitted runs of it since.
     Returns of each run that vanished what is known about it; None from a launcher that does not wait. Raises EdkdError
     if the queue refuses the jobs or does not answer; those that it has by then are found again by the same command, and
     of those that it refused nothing stays that was not there before.
@@ -99,7 +138,7 @@ def run(planned: Planned, states: Mapping[str, journal.RunState], launcher: Queu
     every = [*planned.teachers, *planned.students]
     output = Path(every[0].settings.output)
     with _alone(output / "sweeps"):
-        tickets = queued([*planned.teachers, *(j for j in planned.students if states[j.run].status != "finished")])
+        tickets = _queued(every, ask(planned, states, answer))
         adopted = len(tickets)
         tickets |= _submit(planned, states, tickets, launcher)
     _tell(planned, tickets, adopted, launcher.detached)

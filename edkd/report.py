@@ -39,8 +39,15 @@ class Planned(Protocol):
         """Names the sweep."""
 
 
-def show_plan(planned: Planned, states: Mapping[str, RunState]) -> None:
-    """Print what the sweep will do: every run with its state, then the numbers."""
+def show_plan(
+    planned: Planned, states: Mapping[str, RunState], in_slurm: Mapping[str, tuple[str, str]] | None = None
+) -> None:
+    """Print what the sweep will do: every run with its state, then the numbers.
+
+    `in_slurm` tells of runs that SLURM has, by run, whether they are waiting or running there, and in which job.
+    """
+    there = in_slurm or {}
+    words = {run: f"{there[run][0]} in SLURM" if run in there else WORDS[state.status] for run, state in states.items()}
     stages = [("1 teacher", job) for job in planned.teachers] + [("2 student", job) for job in planned.students]
     if len(stages) <= LONG_PLAN:
         width = max(len(job.name) for _, job in stages)
@@ -48,8 +55,9 @@ def show_plan(planned: Planned, states: Mapping[str, RunState]) -> None:
         for stage, job in stages:
             state = states[job.run]
             done = f", after epoch {max(state.epochs)}" if state.status != "finished" and state.epochs else ""
-            print(f"{stage}  {job.name:<{width}}  {WORDS[state.status]}{done}")
-    counts = Counter(WORDS[states[job.run].status] for job in planned.students)
+            which = f" (job {there[job.run][1]})" if job.run in there else ""
+            print(f"{stage}  {job.name:<{width}}  {words[job.run]}{which}{done}")
+    counts = Counter(words[job.run] for job in planned.students)
     numbers = ", ".join(f"{count} {word}" for word, count in counts.items())
     missing = len(planned.teachers)
     print(f"sweep {planned.id}: {len(planned.students)} runs: {numbers}; teachers to train first: {missing}")

@@ -43,7 +43,8 @@ def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, la
     else:
         planned = make_plan(expand(overrides, all_pairs(master, loader)), overrides, master, loader)
     states = {job.run: journal.tail_state(job.directory) for job in planned.jobs}
-    report.show_plan(planned, states)
+    answer = cluster.ask(planned, states) if isinstance(launcher, cluster.Queue) else None
+    report.show_plan(planned, states, cluster.whereabouts(planned, states, answer))
     _show_estimate(planned, states, master, measure=dry_run == "measure")
     if dry_run != "no":
         return []
@@ -61,7 +62,7 @@ def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, la
         roster.record(output, planned.id, [job.name for job in planned.jobs])
     if isinstance(launcher, cluster.Queue):
         try:
-            _queue(planned, states, launcher)
+            _queue(planned, states, launcher, answer)
         except EdkdError:
             tickets = map(cluster.read_ticket, [job.directory for job in planned.jobs])
             if not recorded and not any(ticket is not None and ticket.sweep == planned.id for ticket in tickets):
@@ -88,11 +89,13 @@ def _show_estimate(
         print(found.line())
 
 
-def _queue(planned: Sweep, states: Mapping[str, journal.RunState], launcher: cluster.Queue) -> None:
+def _queue(
+    planned: Sweep, states: Mapping[str, journal.RunState], launcher: cluster.Queue, answer: cluster.Answer | None
+) -> None:
     # Its parent run is made by the first job that logs: there may be none, or none for hours.
     tracked = report.SweepTracking(planned.id, planned.jobs[0].settings.tracking)
     with report.watch(planned.jobs, parallel=len(planned.jobs)):
-        vanished = cluster.run(planned, states, launcher)
+        vanished = cluster.run(planned, states, launcher, answer)
     if vanished is None:
         return
     outcome = {job.run: journal.tail_state(job.directory) for job in planned.jobs}

@@ -319,6 +319,50 @@ def test_jobs_in_the_queue_are_found_again_and_not_submitted_twice(
     assert after == {name: before[name] for name in after}
 
 
+def test_the_plan_says_what_is_in_the_queue_and_slurm_is_asked_once(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path
+) -> None:
+    squeue = fake_slurm.folder / "bin" / "squeue"
+    squeue.write_text(squeue.read_text() + f"\necho >>{fake_slurm.folder}/squeues\n")
+
+    def planned(done: Ended) -> list[str]:
+        return [
+            line.split("  ")[-1].strip()
+            for line in done.out.splitlines()
+            if line.startswith(("1 teacher", "2 student"))
+        ]
+
+    assert planned(slurm(tiny, "distiller=kd", "seed=0,1")) == ["new"] * 3
+    assert not (fake_slurm.folder / "squeues").exists(), "there was nothing to ask"
+    fake_slurm.queue(j1="RUNNING", j2_0="PENDING", j2_1="CANCELLED")
+    again = slurm(tiny, "distiller=kd", "seed=0,1")
+    assert planned(again) == ["running in SLURM (job 1)", "waiting in SLURM (job 2_0)", "new"]
+    assert "2 runs: 1 waiting in SLURM, 1 new; teachers to train first: 1" in again.out
+    assert "1 jobs submitted to SLURM, 2 were in its queue already" in again.out
+    assert len((fake_slurm.folder / "squeues").read_text().splitlines()) == 1
+    fake_slurm.set("away")
+    assert planned(slurm(tiny, "distiller=kd", "seed=0,1")) == ["new"] * 3
+    assert len((fake_slurm.folder / "squeues").read_text().splitlines()) == 1
+    fake_slurm.clear("away")
+    assert planned(launch("-m", *tiny, "distiller=kd", "+dry_run=true")) == ["new"] * 2
+    assert len((fake_slurm.folder / "squeues").read_text().splitlines()) == 1, "it is no business of another launcher"
+
+
+def test_a_run_that_a_job_of_slurms_holds_runs_there(make_job: Any, tiny: list[str], fake_slurm: FakeSlurm) -> None:
+    job = make_job("vanilla")
+    plan.freeze(job, sweep=None, threads=None)
+    cluster._keep(cluster.Ticket("7_3", time.time(), "grid", "log"), job.directory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_JOB_ID", "10")
+        holding = lock.hold(job.directory)
+        holding.__enter__()
+    try:
+        shown = launch("-m", *tiny, "distiller=vanilla", "+dry_run=true").out
+    finally:
+        holding.__exit__(None, None, None)
+    assert "  running in SLURM (job 7_3)\n" in shown
+
+
 def test_what_may_still_be_queued_is_not_submitted_again_while_slurm_is_away(
     tiny: list[str], fake_slurm: FakeSlurm
 ) -> None:
