@@ -12,6 +12,7 @@ import json
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -203,9 +204,20 @@ def _keep(ticket: Ticket, run_dir: Path) -> None:
 
 
 def array_limit() -> int:
-    """The largest number of jobs in one array, as the cluster is set up."""
+    """The largest number of jobs in one array, as the cluster is set up.
+
+    This is the first question to SLURM of a sweep's first command. sbatch would try for longer, and in silence.
+    """
     with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
-        shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=20, check=True)
+        asked = ["scontrol", "show", "config"]
+        try:
+            shown = subprocess.run(asked, capture_output=True, text=True, timeout=queue.PATIENCE, check=True)
+        except subprocess.TimeoutExpired:
+            LOG.warning("SLURM has not answered for %.0f seconds; trying to submit all the same", queue.PATIENCE)
+            raise
+        except subprocess.CalledProcessError as error:
+            LOG.warning("scontrol: %s; trying to submit all the same", " ".join(error.stderr.split()))
+            raise
         for line in shown.stdout.splitlines():
             name, _, value = line.partition("=")
             if name.strip() == "MaxArraySize":
@@ -219,22 +231,26 @@ def follow(watched: Mapping[str, tuple[Job, Ticket]], poll_s: float) -> dict[str
     silent: dict[str, float] = {}
     vanished: dict[str, str] = {}
     away = False
+    told: frozenset[str] = frozenset()
     next_poll = 0.0
     while waiting:
         now = time.monotonic()
-        known: Mapping[str, str] | None = None
+        known: Mapping[str, queue.Entry] | None = None
         if now >= next_poll:
             # Before the journals: what a job wrote before it left the queue is then seen.
-            known = queue.states(ticket.job_id for _, ticket in waiting.values())
+            known = queue.look_up(ticket.job_id for _, ticket in waiting.values())
             if (known is None) != away:
                 away = known is None
                 LOG.warning("SLURM does not answer; waiting for it" if away else "SLURM answers again")
+            if known is not None:
+                told = _tell_reasons(known, told)
             next_poll = time.monotonic() + poll_s
         for run, (job, ticket) in list(waiting.items()):
             if _has_ended(job, ticket):
                 del waiting[run]
             elif known is not None:
-                state = known.get(ticket.job_id)
+                entry = known.get(ticket.job_id)
+                state = entry.state if entry is not None else None
                 if state in queue.ALIVE or lock.is_held(job.directory):
                     silent.pop(run, None)
                 elif time.monotonic() - silent.setdefault(run, now) >= (NEWS if state == "COMPLETED" else SILENCE):
@@ -244,6 +260,17 @@ def follow(watched: Mapping[str, tuple[Job, Ticket]], poll_s: float) -> dict[str
         if waiting:
             time.sleep(min(poll_s, max(LOOK, 0.01 * len(waiting))))
     return vanished
+
+
+def _tell_reasons(known: Mapping[str, queue.Entry], told: frozenset[str]) -> frozenset[str]:
+    """Say why jobs wait if there is a reason that was not `told`; returns the reasons that were told last."""
+    reasons = Counter(entry.where for entry in known.values() if entry.state in queue.QUEUED and entry.where)
+    if reasons.keys() <= told:
+        return told
+    each = ", ".join(f"{reason} ({count})" if len(reasons) > 1 else reason for reason, count in reasons.most_common())
+    count = reasons.total()
+    console.print(f"SLURM: {count} {'run waits' if count == 1 else 'runs wait'}: {each}", markup=False, soft_wrap=True)
+    return frozenset(reasons)
 
 
 def _has_ended(job: Job, ticket: Ticket) -> bool:

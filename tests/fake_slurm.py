@@ -34,6 +34,8 @@ COMMANDS = {
         cat {folder}/queue""",
     "scontrol": """
         echo "$*" >>{folder}/asked
+        [ -e {folder}/slow ] && exec sleep 60
+        [ -e {folder}/away ] && echo 'Unable to contact slurm controller' >&2 && exit 1
         [ "$1" = requeue ] && [ -e {folder}/no_requeue ] && echo 'Requested operation is disabled' >&2 && exit 1
         echo "MaxArraySize            = $(cat {folder}/max_array_size)" """,
 }
@@ -64,12 +66,13 @@ class FakeSlurm:
         return [line.removeprefix("requeue ") for line in lines if line.startswith("requeue ")]
 
     def queue(self, **jobs: str) -> None:
-        """Let the queue know these jobs, and no others: `queue(j1_0="RUNNING")` is job 1_0."""
-        lines = [f"{name.removeprefix('j')}|{state}|None|n1\n" for name, state in jobs.items()]
+        """Let the queue know these jobs, and no others: `queue(j1_0="RUNNING", j1_1="PENDING Priority")`."""
+        words = {name.removeprefix("j"): [*state.split(), "None"][:2] for name, state in jobs.items()}
+        lines = [f"{job}|{state}|{reason}|n1\n" for job, (state, reason) in words.items()]
         (self.folder / "queue").write_text("".join(lines))
 
     def set(self, name: str, text: str = "") -> None:
-        """`refuse` (with what sbatch says), `away`, `run`, `no_requeue`, `max_array_size`."""
+        """`refuse` (with what sbatch says), `away`, `slow` (to scontrol), `run`, `no_requeue`, `max_array_size`."""
         (self.folder / name).write_text(text)
 
     def clear(self, name: str) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 from commandline import Ended, edkd, error, journals, launch, metrics
 from fake_slurm import FakeSlurm, fake_slurm
 
-from edkd import cluster, cluster_job, files, journal, lock, plan
+from edkd import cluster, cluster_job, files, journal, lock, plan, queue
 from edkd.errors import EdkdError
 
 __all__ = ["fake_slurm"]  # a fixture
@@ -487,6 +488,61 @@ def test_a_requeued_job_that_was_lost_for_a_moment_has_not_vanished(
     journal.Journal(watched[0].directory / journal.FILE).append({"event": "failure", "error": "no"})
     thread.join(20)
     assert not thread.is_alive()
+
+
+def test_why_jobs_wait_is_told_when_it_is_news(fake_slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
+    queues = [
+        {"j1_0": "PENDING", "j1_1": "PENDING", "j1_2": "PENDING"},
+        {"j1_0": "PENDING PartitionConfig", "j1_1": "PENDING PartitionConfig", "j1_2": "PENDING PartitionConfig"},
+        {"j1_0": "PENDING PartitionConfig", "j1_1": "RUNNING", "j1_2": "COMPLETED"},
+        {"j1_0": "PENDING Resources", "j1_1": "PENDING Priority", "j1_2": "PENDING Priority"},
+        {"j1_0": "RUNNING", "j1_1": "PENDING Priority", "j1_2": "PENDING Priority"},
+        {"j1_0": "RUNNING", "j1_1": "PENDING Resources", "j1_2": "RUNNING"},
+        {"j1_0": "RUNNING", "j1_1": "PENDING ReqNodeNotAvail", "j1_2": "RUNNING"},
+    ]
+    told: frozenset[str] = frozenset()
+    for state in queues:
+        fake_slurm.queue(**state)
+        for _ in range(2):
+            known = queue.look_up(["1_0", "1_1", "1_2"])
+            assert known is not None
+            told = cluster._tell_reasons(known, told)
+    assert capsys.readouterr().err.splitlines() == [
+        "SLURM: 3 runs wait: PartitionConfig",
+        "SLURM: 3 runs wait: Priority (2), Resources (1)",
+        "SLURM: 1 run waits: ReqNodeNotAvail",
+    ]
+
+
+def test_the_command_that_waits_says_why(
+    tiny: list[str], fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_slurm.queue(j1="PENDING PartitionDown")
+    monkeypatch.setattr(cluster, "_has_ended", lambda job, ticket: "SLURM: " in sys.stderr.getvalue())  # type: ignore[attr-defined]
+    done = slurm(tiny, "distiller=vanilla", launcher="slurm")
+    assert done.err == "SLURM: 1 run waits: PartitionDown\n"
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("slow", "SLURM has not answered for 0 seconds; trying to submit all the same"),
+        ("away", "scontrol: Unable to contact slurm controller; trying to submit all the same"),
+    ],
+)
+def test_a_controller_that_does_not_answer_is_told_before_sbatch_is_tried(
+    tiny: list[str],
+    fake_slurm: FakeSlurm,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    how: str,
+    told: str,
+) -> None:
+    fake_slurm.set(how)
+    monkeypatch.setattr(queue, "PATIENCE", 0.2)
+    assert slurm(tiny, "distiller=vanilla").code == 0
+    assert [record.getMessage() for record in caplog.records] == [told]
+    assert len(fake_slurm.scripts()) == 1
 
 
 def test_the_failure_of_an_earlier_job_is_not_this_ones(make_job: Any, fake_slurm: FakeSlurm) -> None:
