@@ -20,7 +20,7 @@ from typing import Protocol, runtime_checkable
 
 from filelock import FileLock
 
-from edkd import files, journal, lock, plan, queue
+from edkd import files, journal, lock, plan, queue, slurm
 from edkd.cluster_job import journal_size
 from edkd.code import read as read_code
 from edkd.console import LOG, console
@@ -254,7 +254,10 @@ def follow(watched: Mapping[str, tuple[Job, Ticket]], poll_s: float) -> dict[str
                 if state in queue.ALIVE or lock.is_held(job.directory):
                     silent.pop(run, None)
                 elif time.monotonic() - silent.setdefault(run, now) >= (NEWS if state == "COMPLETED" else SILENCE):
+                    began = journal_size(job.directory) > ticket.journal_size
+                    words = "" if began else slurm.last_words(Path(ticket.log))
                     vanished[run] = f"{state or 'gone from the queue'} (SLURM job {ticket.job_id}, {ticket.log})"
+                    vanished[run] += f": {words}" if words else ""
                     console.print(f"{job.name}: vanished: {vanished[run]}", markup=False, soft_wrap=True)
                     del waiting[run]
         if waiting:

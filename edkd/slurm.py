@@ -1,7 +1,13 @@
-"""What SLURM tells a process about its own job, by environment variables."""
+"""What SLURM tells a process about its own job, by environment variables, and others of a job that never began."""
 
 import os
+import re
+from pathlib import Path
 from typing import Any
+
+_SPEAKER = re.compile(r"^(slurmstepd\S*: error: |\S*/slurm_script: )")
+_LONGEST = 150  # characters of a line that is not ours
+_END = 4096  # bytes at the end of a log that are looked at
 
 
 def job_id() -> str | None:
@@ -32,3 +38,20 @@ def cores() -> int | None:
         if value.isdigit():
             return max(1, int(value))
     return None
+
+
+def last_words(log: Path) -> str:
+    """The last line of a job's log that tells something, cut short; empty where there is none.
+
+    What srun adds, that a task has exited, follows the reason.
+    """
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _END))
+            lines = [" ".join(line.split()) for line in file.read().decode(errors="replace").splitlines()]
+    except OSError:
+        return ""
+    told = [line for line in lines if line]
+    line = next((each for each in reversed(told) if not each.startswith("srun:")), told[-1] if told else "")
+    line = _SPEAKER.sub("", line)
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"

@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from edkd import journal, lock, queue
+from edkd import journal, lock, queue, slurm
 from edkd.errors import EdkdError
 from edkd.journal import RunState
 from edkd.queue import Entry
@@ -205,12 +205,16 @@ def _judge(facts: _Facts, entry: Entry | None, *, reached: bool) -> tuple[State,
         return "failed", known.error or "without a word"
     if known.status == "new" and facts.submission is None:
         return "new", ""
+    words = "" if facts.grown or facts.submission is None else slurm.last_words(Path(facts.submission.get("log") or ""))
+    said = f": {words}" if words else ""
     if entry is not None and entry.state != "COMPLETED":
-        return "vanished", entry.state
+        return "vanished", entry.state + said
     if known.interruption is not None:
         return "vanished", str(known.interruption.get("reason") or "interrupted")
     if facts.job is not None:
-        return "vanished", "job ended without a word in the journal" if entry else "job gone from SLURM's queue"
+        return "vanished", (
+            "job ended without a word in the journal" if entry else "job gone from SLURM's queue"
+        ) + said
     if facts.note is not None:
         return "vanished", f"process gone: {facts.note.get('pid')} on {facts.note.get('host')}"
     return "vanished", "process gone"

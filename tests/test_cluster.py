@@ -14,6 +14,7 @@ from commandline import Ended, edkd, error, journals, launch, metrics
 from fake_slurm import FakeSlurm, fake_slurm
 
 from edkd import cluster, cluster_job, files, journal, lock, plan, queue
+from edkd import slurm as slurm_words
 from edkd.errors import EdkdError
 
 __all__ = ["fake_slurm"]  # a fixture
@@ -426,6 +427,50 @@ def test_a_job_that_left_the_queue_without_a_word_has_vanished(
     assert ["CANCELLED (SLURM job 1_0, " in summary[0], "gone from the queue (SLURM job 1_1, " in summary[1]] == [
         True
     ] * 2
+
+
+NO_PYTHON = """\
+slurmstepd: error: execve(): /nonexistent/python: No such file or directory
+srun: error: n1: task 0: Exited with exit code 2
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        (NO_PYTHON, "execve(): /nonexistent/python: No such file or directory"),
+        ("slurmstepd-n1: error: execve(): x: Permission denied\n", "execve(): x: Permission denied"),
+        (
+            "/var/spool/n1/job00002/slurm_script: line 19: module: command not found\n",
+            "line 19: module: command not found",
+        ),
+        ("srun: error: Unable to create step\n", "srun: error: Unable to create step"),
+        ("x" * 10_000 + "\n", "x" * 150 + "…"),
+        ("\n", ""),
+        (None, ""),
+    ],
+)
+def test_the_last_words_of_a_job(here: Path, log: str | None, words: str) -> None:
+    if log is not None:
+        (here / "log").write_text(log)
+    assert slurm_words.last_words(here / "log") == words
+
+
+def test_a_job_that_vanished_before_its_run_began_leaves_its_last_words(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path
+) -> None:
+    log = here / "outputs" / "sweeps" / "slurm" / "1_0_log.err"
+    log.parent.mkdir(parents=True)
+    log.write_text(NO_PYTHON)
+    fake_slurm.queue(j1="FAILED")
+    done = slurm(tiny, "distiller=vanilla", launcher="slurm")
+    told = f": FAILED (SLURM job 1, {log}): execve(): /nonexistent/python: No such file or directory\n"
+    assert f" vanished after epoch 0{told}" in done.out
+    assert f": vanished{told}" in done.err
+    shown = edkd("status").out
+    assert shown.splitlines()[0].split()[-1] == "run"
+    assert "FAILED: execve(): /nonexistent/python: No such file or directory\n" in shown
 
 
 @pytest.fixture
