@@ -8,6 +8,7 @@ next safe point with its files closed and its directory free, and only then subm
 
 import contextlib
 import os
+import platform
 import signal
 import sys
 import threading
@@ -24,6 +25,7 @@ from edkd.stopping import Stopped
 WARNING = signal.SIGUSR2
 FINISH_EPOCH = 0.5  # part of the time between the warning and the end in which an epoch may still be finished
 LAST_MOMENT = 0.75  # part of that time after which a run that has met no safe point is broken off where it is
+_NO_GPU = ("", "-1", "NoDevFiles")  # CUDA_VISIBLE_DEVICES of a job without; the last is SLURM's word
 PATIENCE = 2.0  # seconds between two looks at a run directory that another process holds
 
 
@@ -81,15 +83,12 @@ class FrozenRun:
         return submitit.helpers.DelayedSubmission(self)
 
     def _execute(self, warned: "Warned") -> None:
-        import torch
-
         from edkd import plan
         from edkd.run import execute
 
         job, sweep = plan.thaw(self.config)
-        gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if gpus and not torch.cuda.is_available():
-            print(f"SLURM gave this job GPU {gpus}, but torch finds none: it computes on the CPU", file=sys.stderr)
+        if job.settings.engine.device == "auto":
+            _check_gpu()
         told = False
         while True:
             try:
@@ -104,6 +103,19 @@ class FrozenRun:
             if warned.at is not None:
                 raise Stopped
             time.sleep(PATIENCE)
+
+
+def _check_gpu() -> None:
+    """Raise EdkdError where SLURM gave the job a GPU that torch does not find: on the CPU it would take days."""
+    import torch
+
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if gpus not in _NO_GPU and not torch.cuda.is_available():
+        raise EdkdError(
+            f"SLURM gave this job a GPU (CUDA_VISIBLE_DEVICES={gpus}), but torch {torch.__version__} finds none on "
+            f"{platform.node()}: a build of torch without CUDA, or a driver that is too old or away? "
+            "hydra.launcher.gpus_per_node=0 engine.device=cpu computes on CPUs"
+        )
 
 
 def journal_size(run_dir: Path) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from commandline import metrics
 from fake_slurm import FakeSlurm, fake_slurm
 from submitit.core.utils import DelayedSubmission
@@ -250,6 +251,29 @@ def test_a_job_that_cannot_begin_tells_its_journal(make_job: Any, start: Start) 
     assert process.returncode == 1
     assert next(record["error"] for record in journal.read(book(job))) == "earlier"
     assert "was changed after planning" in str(journal.state(job.directory).error)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "failed"),
+    [("auto", "0", True), ("auto", "", False), ("auto", "NoDevFiles", False), ("cpu", "0", False)],
+)
+def test_a_gpu_that_torch_does_not_find_fails_a_job_unless_the_cpu_is_asked_for(
+    make_job: Any, here: Path, monkeypatch: pytest.MonkeyPatch, device: str, gpus: str, failed: bool
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    job = make_job("vanilla", f"engine.device={device}")
+    frozen_run = FrozenRun(frozen(job), signal_delay_s=60.0)
+    if not failed:
+        frozen_run()
+        assert journal.state(job.directory).status == "finished"
+        return
+    with pytest.raises(SystemExit) as ended:
+        frozen_run()
+    assert ended.value.code == 1
+    error = str(journal.state(job.directory).error)
+    assert error.startswith("SLURM gave this job a GPU (CUDA_VISIBLE_DEVICES=0), but torch ")
+    assert "hydra.launcher.gpus_per_node=0 engine.device=cpu" in error and "\n" not in error
 
 
 # ---- twins
