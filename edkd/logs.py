@@ -1,6 +1,7 @@
 """The end of a run's log, and of its SLURM job's where that may say more."""
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import BinaryIO
@@ -25,7 +26,8 @@ def show(run_dir: Path, lines: int) -> None:
     (view,) = status.look([run_dir])
     found = [path for path in (run_dir / LOG, *_of_job(view)) if path.is_file() and path.stat().st_size]
     if not found:
-        raise EdkdError(f"no log yet: {view.name} is {view.state}{f' ({view.why})' if view.why else ''}")
+        verb = "" if view.state in ("failed", "vanished") else "is "
+        raise EdkdError(f"no log yet: {view.name} {verb}{view.state}{f' ({view.why})' if view.why else ''}")
     for path in found:
         if len(found) > 1:
             print(f"==> {path} <==")
@@ -36,7 +38,11 @@ def show(run_dir: Path, lines: int) -> None:
 def follow(run_dir: Path, lines: int) -> None:
     """Print the end of a run's log and what is added to it until the run is done, failed or vanished."""
     path = run_dir / LOG
-    while not path.exists() and _goes_on(run_dir):
+    looks = 0
+    while not path.exists() and (looks % _LOOK != 0 or _goes_on(run_dir)):
+        if looks == 0:
+            _say(run_dir, lines)
+        looks += 1
         time.sleep(POLL)
     if not path.exists():
         return show(run_dir, lines)
@@ -50,6 +56,14 @@ def follow(run_dir: Path, lines: int) -> None:
                 return None
             looks += 1
             time.sleep(POLL)
+
+
+def _say(run_dir: Path, lines: int) -> None:
+    """What there is to say of a run that has no log of its own yet."""
+    try:
+        show(run_dir, lines)
+    except EdkdError as error:
+        print(f"{error}; following it", file=sys.stderr, flush=True)
 
 
 def _goes_on(run_dir: Path) -> bool:

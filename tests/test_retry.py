@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -351,6 +352,31 @@ def test_following_until_the_run_has_ended(logged: Path, monkeypatch: pytest.Mon
     done = edkd("logs", "-f", "kd-s0", "-n", "1000")
     trainer.join()
     assert (done.code, done.out) == (0, "".join(f"line {number}\n" for number in range(60)))
+
+
+def test_following_a_run_that_waits_begins_with_a_word(logged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book = journal.Journal(logged / journal.FILE)
+    naps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 25:
+            book.append({"event": "failure", "error": "no"})
+
+    monkeypatch.setattr(logs, "time", SimpleNamespace(sleep=sleep))
+    (logged / "run.log").unlink()
+    done = edkd("logs", "-f", "kd-s0")
+    run = "digits-8/vgg13-vgg8/kd-s0-0123abcd"
+    assert done.err == f"no log yet: {run} is new; following it\nedkd: no log yet: {run} failed (no)\n"
+    assert (done.code, len(naps)) == (1, 40), "the run is looked at, and so SLURM asked, every twenty naps"
+
+
+def test_a_run_that_vanished_without_a_log(logged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    (logged / "run.log").unlink()
+    journal.Journal(logged / journal.FILE).append({"event": "start", "config": {}})
+    told = error(edkd("logs", "-f", "kd-s0"))
+    assert told == "no log yet: digits-8/vgg13-vgg8/kd-s0-0123abcd vanished (process gone)"
 
 
 def test_a_name_is_looked_for_before_a_hash(logged: Path) -> None:
