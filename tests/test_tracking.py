@@ -633,8 +633,7 @@ def test_the_password_of_a_server_stays_out_of_messages(run_dir):
     write(run_dir, start())
     with pytest.raises(EdkdError, match=r"MLflow store http://127\.0\.0\.1:9 failed") as refusal:
         sync_run(run_dir, uri="http://me:secret@127.0.0.1:9", experiment="edkd", artifacts=None)
-    assert "secret" not in str(refusal.value)
-    assert "\n" not in str(refusal.value)
+    assert str(refusal.value) == "MLflow store http://127.0.0.1:9 failed: Connection refused"
 
 
 # Beside the training

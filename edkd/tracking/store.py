@@ -86,7 +86,7 @@ def one_line(uri: str) -> Iterator[None]:
     except Exception as error:
         if not _is_foreign(error):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = _cause(error) or " ".join(str(error).split()) or type(error).__name__
         if len(reason) > _LONGEST:
             reason = f"{reason[:_LONGEST]}…"
         raise EdkdError(f"MLflow store {redacted(uri)} failed: {redacted(reason)}") from error
@@ -227,6 +227,16 @@ def _probe(path: Path) -> None:
             f"MLflow store {path} cannot be used ({reason}): it has to be a writable SQLite file in a writable folder; "
             "tracking.uri names another, tracking=journal does without"
         ) from error
+
+
+def _cause(error: BaseException) -> str:
+    """Why a server could not be reached, out of the layers of a request that each tell all of it; else empty."""
+    layers = [error]
+    while (inner := layers[-1].__cause__ or layers[-1].__context__) is not None:
+        layers.append(inner)
+    root = layers[-1]
+    requested = any(type(layer).__module__.partition(".")[0] in ("requests", "urllib3") for layer in layers)
+    return (root.strerror or str(root)) if requested and isinstance(root, OSError) else ""
 
 
 def _is_foreign(error: Exception) -> bool:
