@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edkd.status import STATES, RunView
+from edkd.wording import counted
 
 STYLES = {
     "done": "green",
@@ -82,7 +83,7 @@ def summary(views: Sequence[RunView]) -> str:
     """The number of runs in each state, in one line."""
     counts = Counter(view.state for view in views)
     numbers = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    return f"{len(views)} runs{': ' if numbers else ''}{numbers}"
+    return f"{counted(len(views), 'run')}{': ' if numbers else ''}{numbers}"
 
 
 def clock(seconds: float) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from edkd import __version__, operations, result_commands
 from edkd.console import fail
 from edkd.errors import EdkdError
+from edkd.wording import counted
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -229,7 +230,7 @@ def _sync(given: argparse.Namespace) -> None:
     for sweep, status in tracking.settle_sweeps(_ended_sweeps(given.output), **place).items():
         print(f"sweep {sweep}: {status}")
     if failed:
-        raise EdkdError(f"{failed} runs could not be brought to {uri}")
+        raise EdkdError(f"{counted(failed, 'run')} could not be brought to {uri}")
 
 
 def _ended_sweeps(output: Path) -> dict[str, Counter[str]]:

@@ -27,6 +27,7 @@ from edkd.console import LOG, console
 from edkd.errors import EdkdError
 from edkd.plan import Job
 from edkd.report import Planned
+from edkd.wording import counted
 
 FILE = "slurm.json"
 LOOK = 1.0  # seconds between two looks at the journals; more where they are many
@@ -272,7 +273,9 @@ def _tell_reasons(known: Mapping[str, queue.Entry], told: frozenset[str]) -> fro
         return told
     each = ", ".join(f"{reason} ({count})" if len(reasons) > 1 else reason for reason, count in reasons.most_common())
     count = reasons.total()
-    console.print(f"SLURM: {count} {'run waits' if count == 1 else 'runs wait'}: {each}", markup=False, soft_wrap=True)
+    console.print(
+        f"SLURM: {counted(count, 'run')} {'waits' if count == 1 else 'wait'}: {each}", markup=False, soft_wrap=True
+    )
     return frozenset(reasons)
 
 
@@ -289,9 +292,9 @@ def _has_ended(job: Job, ticket: Ticket) -> bool:
 def _tell(planned: Planned, tickets: Mapping[str, Ticket], adopted: int, detached: bool) -> None:
     new = len(tickets) - adopted
     arrays = sorted({ticket.job_id.partition("_")[0] for ticket in tickets.values()}, key=int)
-    told = f"{new} jobs submitted to SLURM"
+    told = f"{counted(new, 'job')} submitted to SLURM"
     if adopted:
-        told += f", {adopted} were in its queue already"
+        told += f", {adopted} {'was' if adopted == 1 else 'were'} in its queue already"
     print(f"{told}{': ' + ', '.join(arrays) if arrays else ''}", flush=True)
     if detached:
         print(

@@ -16,6 +16,7 @@ from edkd.console import LOG, console
 from edkd.errors import EdkdError
 from edkd.journal import RunState
 from edkd.plan import Job
+from edkd.wording import counted
 
 WORDS = {
     "new": "new",
@@ -60,7 +61,7 @@ def show_plan(
     counts = Counter(words[job.run] for job in planned.students)
     numbers = ", ".join(f"{count} {word}" for word, count in counts.items())
     missing = len(planned.teachers)
-    print(f"sweep {planned.id}: {len(planned.students)} runs: {numbers}; teachers to train first: {missing}")
+    print(f"sweep {planned.id}: {counted(len(planned.students), 'run')}: {numbers}; teachers to train first: {missing}")
 
 
 def show_summary(planned: Planned, outcome: Mapping[str, RunState], known: Mapping[str, str] | None = None) -> int:

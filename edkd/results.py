@@ -12,6 +12,7 @@ from pathlib import Path
 from edkd import files, journal, packed, status
 from edkd.errors import EdkdError
 from edkd.journal import Record
+from edkd.wording import counted
 
 
 @dataclass
@@ -26,13 +27,17 @@ class Packing:
 
     def reasons(self) -> list[str]:
         """Why runs were left out."""
-        others = [f"{count} runs of {key}: another data set" for key, count in sorted(self.elsewhere.items())]
+        others = [
+            f"{counted(count, 'run')} of {key}: another data set" for key, count in sorted(self.elsewhere.items())
+        ]
         return [*self.unfinished, *self.refused, *others]
 
     def line(self, to: Path) -> str:
         """In numbers."""
         left_out = len(self.unfinished) + len(self.refused) + sum(self.elsewhere.values())
-        return f"{len(self.written)} runs packed, {self.unchanged} there already, {left_out} left out; in {to}"
+        return (
+            f"{counted(len(self.written), 'run')} packed, {self.unchanged} there already, {left_out} left out; in {to}"
+        )
 
 
 def pack(output: Path, to: Path, *, dataset: str, everything: bool) -> Packing:

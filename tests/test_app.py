@@ -119,7 +119,7 @@ def test_a_dry_run_writes_nothing(tiny: list[str], here: Path) -> None:
 def test_the_flag_of_a_sweep_may_stand_anywhere(tiny: list[str], here: Path) -> None:
     done = launch(*tiny, "distiller=vanilla", "--multirun", "+dry_run=true")
     assert done.code == 0, done
-    assert "1 runs: 1 new" in done.out
+    assert "1 run: 1 new" in done.out
 
 
 def test_help_lists_groups_and_values() -> None:

@@ -240,7 +240,7 @@ def test_what_cannot_be_synced(output: Path) -> None:
         f"line 1 of {journal.relative_to(output.parent)} is not a journal record; "
         "the file was damaged: restore or move it"
     )
-    assert total == "edkd: 1 runs could not be brought to sqlite:///outputs/mlflow.db"
+    assert total == "edkd: 1 run could not be brought to sqlite:///outputs/mlflow.db"
 
 
 # ---- the rest

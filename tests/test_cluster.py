@@ -340,7 +340,7 @@ def test_the_plan_says_what_is_in_the_queue_and_slurm_is_asked_once(
     again = slurm(tiny, "distiller=kd", "seed=0,1")
     assert planned(again) == ["running in SLURM (job 1)", "waiting in SLURM (job 2_0)", "new"]
     assert "2 runs: 1 waiting in SLURM, 1 new; teachers to train first: 1" in again.out
-    assert "1 jobs submitted to SLURM, 2 were in its queue already" in again.out
+    assert "1 job submitted to SLURM, 2 were in its queue already" in again.out
     assert len((fake_slurm.folder / "squeues").read_text().splitlines()) == 1
     fake_slurm.set("away")
     assert planned(slurm(tiny, "distiller=kd", "seed=0,1")) == ["new"] * 3
@@ -385,7 +385,7 @@ def test_a_failed_run_is_submitted_again_though_its_job_is_still_leaving(
     fake_slurm.queue(j1="COMPLETING")
     (run,) = (path.parent for path in (here / "outputs").rglob("slurm.json"))
     journal.Journal(run / journal.FILE).append({"event": "failure", "error": "no"})
-    assert "1 jobs submitted to SLURM: 2\n" in slurm(tiny, "distiller=vanilla").out
+    assert "1 job submitted to SLURM: 2\n" in slurm(tiny, "distiller=vanilla").out
 
 
 def test_students_of_a_teacher_that_trains_elsewhere_are_not_submitted(

@@ -67,7 +67,7 @@ RULES = (
     Rule(
         ("analysis",),
         banned=("torch", "torchvision", "edkd"),
-        allowed=("edkd.tracking", "edkd.errors", "edkd.journal"),
+        allowed=("edkd.tracking", "edkd.errors", "edkd.journal", "edkd.wording"),
     ),
 )
 # Importing the first, with all that this imports in turn within the project, must not load the second.

@@ -451,7 +451,7 @@ def test_help_documents_every_key_of_json_and_every_code(run_dir: Path) -> None:
 def test_watching_ends_with_the_last_run(run_dir: Path) -> None:
     written(run_dir, START, END)
     done = shown("--output", str(run_dir.parents[3]), "--watch")
-    assert done.code == 0 and "1 runs: 1 done" in done.out
+    assert done.code == 0 and "1 run: 1 done" in done.out
 
 
 @pytest.fixture
