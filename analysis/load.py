@@ -10,12 +10,14 @@ import pandas as pd
 
 from edkd.errors import EdkdError
 from edkd.tracking import load_packed, load_runs
+from edkd.wording import counted
 
 VANILLA = "vanilla"
 RESULTS = Path(__file__).parent / "results"  # packed journals, as `edkd results pack` makes them
 HOW_TO_RUN = (
     "make some with: python launch.py -m distiller=kd,dkd,edkd pair=all; `edkd sync` reads in those of tracking=journal"
 )
+_WITH_MAKE = "(with make: make table ARGS='--…')"
 
 _TAGS = (
     "pair",
@@ -127,7 +129,9 @@ def choose(runs: pd.DataFrame, *, dataset: str | None, recipe: str | None) -> pd
     if distilled.empty:
         count = runs["status"].value_counts()
         states = ", ".join(f"{n} {str(status).lower()}" for status, n in count.items())
-        raise EdkdError(f"no finished distillation run among the {len(runs)} runs here ({states}); {HOW_TO_RUN}")
+        raise EdkdError(
+            f"no finished distillation run among the {counted(len(runs), 'run')} here ({states}); {HOW_TO_RUN}"
+        )
     fits = distilled
     if dataset is not None:
         fits = fits[fits["dataset"] == dataset]
@@ -142,12 +146,13 @@ def choose(runs: pd.DataFrame, *, dataset: str | None, recipe: str | None) -> pd
         return runs[(runs["dataset"] == dataset) & (runs["recipe"] == recipe)]
     if choices.empty:
         wanted = " and ".join(f"{k} {v!r}" for k, v in (("data set", dataset), ("recipe", recipe)) if v is not None)
-        head = f"no finished distillation run has {wanted}; the store has:"
+        head = f"no finished distillation run has {wanted}; the store has {_WITH_MAKE}:"
         choices = distilled.groupby(["dataset", "recipe"], sort=True)["started"].agg(["size", "max"])
     else:
-        head = "one table holds one data set and one recipe; pick one of:"
+        head = f"one table holds one data set and one recipe; pick one of these {_WITH_MAKE}:"
     lines = [
-        f"  --dataset {row['dataset']} --recipe {row['recipe']}   ({row['size']} runs, newest {_when(row['max'])})"
+        f"  --dataset {row['dataset']} --recipe {row['recipe']}   "
+        f"({counted(row['size'], 'run')}, newest {_when(row['max'])})"
         for row in choices.reset_index().to_dict("records")
     ]
     raise EdkdError("\n".join([head, *lines]))
@@ -195,7 +200,8 @@ def one_cell_each(runs: pd.DataFrame, *, picked: Mapping[tuple[str, str], str], 
     if clashes:
         head = "runs of different configurations compete for one cell of the table; nothing was written:"
         tail = (
-            "pick by --cell PAIR:DISTILLER=HASH, or take the configuration of each cell's newest run by --latest-cell"
+            "pick by --cell PAIR:DISTILLER=HASH, or take the configuration of each cell's newest run by --latest-cell "
+            f"{_WITH_MAKE}"
         )
         raise EdkdError("\n".join([head, *clashes, tail]))
     return pd.concat(kept) if kept else done
@@ -215,7 +221,9 @@ def _clash(group: pd.DataFrame, key: tuple[str, str]) -> str:
     for cell, runs in group.groupby("cell", sort=False):
         names = ", ".join(runs["name"])
         values = ", ".join(f"{k}={runs['params'].iloc[-1].get(k, '(absent)')}" for k in differing)
-        lines.append(f"  --cell {':'.join(key)}={cell}   ({len(runs)} runs, newest {_when(runs['started'].max())})")
+        lines.append(
+            f"  --cell {':'.join(key)}={cell}   ({counted(len(runs), 'run')}, newest {_when(runs['started'].max())})"
+        )
         lines.append(f"      {values or 'no logged parameter differs'}; runs: {names}")
     return "\n".join(lines)
 

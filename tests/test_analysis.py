@@ -234,9 +234,10 @@ def test_data_sets_and_recipes_are_never_mixed(analyse):
     choices = [line.strip() for line in error.splitlines() if line.startswith("  ")]
     assert choices == [
         "--dataset cifar100 --recipe 240ep-b64-fp32-1a2b3c4d   (2 runs, newest 2026-09-21 14:13 UTC)",
-        "--dataset cifar100 --recipe 8ep-x   (1 runs, newest 2026-09-21 14:13 UTC)",
-        "--dataset digits --recipe 3ep   (1 runs, newest 2026-09-22 14:13 UTC)",
+        "--dataset cifar100 --recipe 8ep-x   (1 run, newest 2026-09-21 14:13 UTC)",
+        "--dataset digits --recipe 3ep   (1 run, newest 2026-09-22 14:13 UTC)",
     ]
+    assert "make table ARGS='--…'" in error.splitlines()[0]
     assert len(analyse(runs, "--dataset", "cifar100")[3].splitlines()) == 3
     code, _, _, error = analyse(runs, "--dataset", "cifar10")
     assert code == 1 and "'cifar10'" in error and "--dataset digits" in error
@@ -250,7 +251,7 @@ def test_configurations_are_never_mixed_in_a_cell(analyse):
     runs.append(make(cell="bbbb", seed=3, top1=60.0, params=new, name="hot", started=1_790_000_000_001))
     code, _, _, error = analyse(runs)
     assert code == 1
-    assert f"--cell {PAIR}:kd=aaaa   (2 runs" in error and f"--cell {PAIR}:kd=bbbb   (1 runs" in error
+    assert f"--cell {PAIR}:kd=aaaa   (2 runs" in error and f"--cell {PAIR}:kd=bbbb   (1 run," in error
     assert "distiller.temperature=4.0; runs: vgg13-vgg8/kd-s1, vgg13-vgg8/kd-s2" in error and "runs: hot" in error
     assert "engine.device" not in error and "seed=" not in error
     _, text, csv, _ = analyse(runs, "--cell", f"{PAIR}:kd=aa")
