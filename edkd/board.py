@@ -1,16 +1,17 @@
 """The table of runs that `edkd status` shows: once, live, or as JSON."""
 
 import dataclasses
+import itertools
 import json
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from edkd.status import STATES, RunView
@@ -27,18 +28,20 @@ STYLES = {
 URGENCY = ("failed", "vanished", "running", "waiting", "new", "done")
 COLUMNS = ("state", "epoch", "top-1 %", "best %", "images/s", "time", "node", "job", "run")
 WORDS = ("state", "node", "job", "run")  # flush left, the numbers flush right
+EXTRA = ("time", "best %", "job", "node", "images/s")  # as far as a screen has room, in this order
 
 
 def show(views: Sequence[RunView]) -> None:
     """Print the table, what needs attention last, and the numbers."""
-    lines = _lines(sorted(views, key=lambda view: STATES.index(view.state))) if views else []
+    ordered = sorted(views, key=lambda view: STATES.index(view.state))
     if sys.stdout.isatty():
         console = Console()
-        console.print(_table(lines, overflow="fold"))
+        rows = _drawn(_lines(ordered, console.width), console.width, cut=False) if views else []
+        console.print(Group(*(text for row in rows for text in row)))
         console.print(summary(views), style="bold", highlight=False)
     else:
-        for line in lines:
-            print(f"{line.numbers}  {line.run}".rstrip())
+        for line in _lines(ordered) if views else []:
+            print(f"{line.numbers}  {line.run}  {line.why}".rstrip())
         print(summary(views))
 
 
@@ -93,39 +96,57 @@ def clock(seconds: float) -> str:
 
 
 class _Line(NamedTuple):
-    """A row of the table: what has a fixed width, and what may be cut or wrapped on a narrow screen."""
+    """A row of the table."""
 
     state: str
     numbers: str
     run: str
+    why: str
 
 
 def _screen(views: Sequence[RunView], console: Console) -> Group:
     ordered = sorted(views, key=lambda view: URGENCY.index(view.state))
-    room = max(1, console.height - 4) if console.is_terminal else len(ordered)  # for header, numbers and cursor
-    hidden = f"; {len(ordered) - room} not shown" if len(ordered) > room else ""
+    room = max(1, console.height - 4) if console.is_terminal else 2 * len(ordered)  # for header, numbers and cursor
+    header, *rows = _drawn(_lines(ordered[:room], console.width), console.width, cut=True)
+    ends = list(itertools.accumulate(map(len, rows)))
+    shown = max(1, sum(end <= room for end in ends)) if rows else 0
+    hidden = f"; {len(ordered) - shown} not shown" if len(ordered) > shown else ""
     numbers = Text(f"{time.strftime('%H:%M:%S')}  {summary(views)}{hidden}", style="bold", overflow="ellipsis")
-    return Group(_table(_lines(ordered[:room]), overflow="ellipsis"), numbers)
+    return Group(*header, *(text for row in rows[:shown] for text in row), numbers)
 
 
-def _table(lines: Sequence[_Line], overflow: Literal["fold", "ellipsis"]) -> Table:
-    """Two columns: rich takes its time for each cell, and a sweep may have a thousand rows."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=overflow == "ellipsis", overflow=overflow)
+def _drawn(lines: Sequence[_Line], width: int, *, cut: bool) -> list[list[Text]]:
+    """Each line as it is on a screen of that width: what explains a run is below it if it does not fit beside it.
+
+    What is too long even so is cut, or takes several lines.
+    """
+    drawn = []
+    indent = max(len(line.state) for line in lines) + 2
+    fold: dict[str, Any] = {"no_wrap": cut, "overflow": "ellipsis" if cut else "fold"}
     for line in lines:
-        numbers = Text(line.numbers)
-        numbers.stylize(STYLES.get(line.state, "bold"), 0, len(line.state))
-        table.add_row(numbers, Text(line.run, style="" if line.state in STYLES else "bold"))
-    return table
+        beside = f"{line.numbers}  {line.run}  {line.why}".rstrip()
+        below = len(beside) > width and bool(line.why)
+        text = f"{line.numbers}  {line.run.rstrip()}" if below else beside
+        first = Text(text, style="" if line.state in STYLES else "bold", **fold)
+        first.stylize(STYLES.get(line.state, "bold"), 0, len(line.state))
+        rest = [line.why] if cut else textwrap.wrap(line.why, max(20, width - indent))
+        drawn.append([first, *(Text(" " * indent + part, **fold) for part in rest if below)])
+    return drawn
 
 
-def _lines(views: Sequence[RunView]) -> list[_Line]:
-    """A header and one line a run, aligned, without the columns that no run fills."""
+def _lines(views: Sequence[RunView], width: int | None = None) -> list[_Line]:
+    """A header and one line a run, aligned, without the columns that no run fills or that the width does not take."""
     same_dataset = len({view.dataset for view in views}) < 2
     rows = [COLUMNS, *(_row(view, same_dataset) for view in views)]
     filled = [number for number in range(len(COLUMNS)) if any(row[number] for row in rows[1:])]
     widths = [max(len(row[number]) for row in rows) for number in range(len(COLUMNS))]
+    if width is not None:
+        room = width + 2 - sum(widths[number] + 2 for number in filled if COLUMNS[number] not in EXTRA)
+        for number in map(COLUMNS.index, EXTRA):
+            if number in filled and widths[number] + 2 > room:
+                filled.remove(number)
+            elif number in filled:
+                room -= widths[number] + 2
 
     def padded(row: Sequence[str], number: int) -> str:
         width = widths[number]
@@ -133,7 +154,7 @@ def _lines(views: Sequence[RunView]) -> list[_Line]:
 
     whys = ["", *(view.why for view in views)]
     return [
-        _Line(row[0], "  ".join(padded(row, number) for number in filled[:-1]), f"{padded(row, -1)}  {why}".rstrip())
+        _Line(row[0], "  ".join(padded(row, number) for number in filled[:-1]), padded(row, -1), why)
         for row, why in zip(rows, whys)
     ]
 

@@ -1,6 +1,7 @@
 """What has become of runs, told from directories as every kind of end leaves them, and the commands that show it."""
 
 import dataclasses
+import io
 import json
 import os
 import pty
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from commandline import REPOSITORY, Ended, edkd
+from rich.console import Console
 
 from edkd import board, journal, lock, plan, roster, selection, status
 from edkd.bench.many_runs import KINDS, SWEEP, make_runs
@@ -443,6 +445,87 @@ def test_help_documents_every_key_of_json_and_every_code(run_dir: Path) -> None:
     keys = {field.name for field in dataclasses.fields(RunView)}
     assert keys <= set(text.replace(",", " ").split())
     assert all(f"{code} " in text for code in (0, 1, 2, 3))
+
+
+ERROR = "loss_kd is nan in epoch 121: a lower learning rate may help, and so may a longer warm-up of its weight"
+
+
+@pytest.fixture
+def crowd(run_dir: Path) -> list[RunView]:
+    """A run in each state, with all that a row may hold, and the longest name of the table."""
+    named = dataclasses.replace(
+        seen(run_dir), name="cifar100/resnet32x4-mobilenetv2/edkd-s10-0123abcd", epochs=240, top1=71.23
+    )
+    return [
+        dataclasses.replace(named, state="done", epoch=240, best=72.5, seconds=60000.0),
+        dataclasses.replace(named, state="new", top1=None),
+        dataclasses.replace(named, state="waiting", why="Resources", job="1234567_12"),
+        dataclasses.replace(
+            named, state="running", epoch=7, images_per_second=12345.0, seconds_left=50000.0, node="gpu-node-017"
+        ),
+        dataclasses.replace(named, state="vanished", epoch=8, why="TIMEOUT", job="1234567_13"),
+        dataclasses.replace(named, state="failed", epoch=120, why=ERROR),
+    ]
+
+
+def drawn(views: list[RunView], monkeypatch: pytest.MonkeyPatch, *, width: int, watch: bool = False) -> list[str]:
+    """What `edkd status` shows on a terminal of that width and 12 lines."""
+    console = Console(file=io.StringIO(), width=width, height=12, force_terminal=True, color_system=None)
+    if watch:
+        console.print(board._screen(views, console))
+    else:
+        monkeypatch.setattr(board, "Console", lambda: console)
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        board.show(views)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+
+
+def test_names_and_errors_are_readable_on_a_narrow_terminal(
+    crowd: list[RunView], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = "resnet32x4-mobilenetv2/edkd-s10-0123abcd"
+    header, *lines, numbers = drawn(crowd, monkeypatch, width=80)
+    assert header == "state       epoch  top-1 %  best %  run"
+    assert lines == [
+        f"done      240/240    71.23   72.50  {run}",
+        f"new                                 {run}",
+        f"waiting              71.23          {run}",
+        "          Resources",
+        f"running     7/240    71.23          {run}",
+        f"vanished    8/240    71.23          {run}",
+        "          TIMEOUT",
+        f"failed    120/240    71.23          {run}",
+        "          loss_kd is nan in epoch 121: a lower learning rate may help, and so",
+        "          may a longer warm-up of its weight",
+    ]
+    assert numbers == "6 runs: 1 done, 1 new, 1 waiting, 1 running, 1 vanished, 1 failed"
+
+
+@pytest.mark.parametrize(
+    ("width", "columns"),
+    [
+        (60, "state epoch top-1 %"),
+        (90, "state epoch top-1 % time"),
+        (100, "state epoch top-1 % best % time"),
+        (110, "state epoch top-1 % best % time job"),
+        (300, "state epoch top-1 % best % images/s time node job"),
+    ],
+)
+def test_a_column_is_shown_if_the_names_leave_room_for_it(
+    crowd: list[RunView], monkeypatch: pytest.MonkeyPatch, width: int, columns: str
+) -> None:
+    header, *rows = drawn(crowd, monkeypatch, width=width)
+    assert header.split() == [*columns.split(), "run"]
+    assert (rows[-2].endswith(f"  {ERROR}")) == (width == 300)
+
+
+def test_a_live_table_counts_the_lines_that_explain(crowd: list[RunView], monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = crowd[-1]
+    _, *lines, numbers = drawn([failed] * 6, monkeypatch, width=80, watch=True)
+    assert len(lines) == 8 and {line.split()[0] for line in lines} == {"failed", "loss_kd"}
+    assert lines[1] == f"        {ERROR}"[:79] + "…"
+    assert numbers.endswith("6 runs: 6 failed; 2 not shown")
+    assert len(drawn(crowd[:1], monkeypatch, width=80, watch=True)) == 3
 
 
 # ---- edkd status --watch
