@@ -8,28 +8,26 @@ told by its journal; the queue is asked only about those that are silent.
 """
 
 import contextlib
-import json
 import shutil
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from filelock import FileLock
 
-from edkd import files, journal, lock, plan, queue, slurm
+from edkd import journal, lock, plan, queue, slurm
 from edkd.cluster_job import journal_size
 from edkd.code import read as read_code
 from edkd.console import LOG, console
 from edkd.errors import EdkdError
 from edkd.plan import Job
 from edkd.report import Planned
+from edkd.tickets import Answer, Ticket, ask, has_ended, keep, queued
 from edkd.wording import counted
 
-FILE = "slurm.json"
 LOOK = 1.0  # seconds between two looks at the journals; more where they are many
 SILENCE = 20.0  # seconds that a job must be gone from the queue, and its journal silent, until it counts as vanished
 NEWS = 90.0  # the same for a job that SLURM says has ended well: a network file system shows new files that late
@@ -53,75 +51,6 @@ class Queue(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class Ticket:
-    """What a run directory keeps of the job that was submitted for it."""
-
-    job_id: str
-    submitted: float
-    sweep: str
-    log: str
-    journal_size: int = 0  # bytes in the journal at submission: what is written after them is this job's
-
-
-def read_ticket(run_dir: Path) -> Ticket | None:
-    """The ticket in a run directory; None where there is none."""
-    try:
-        return Ticket(**json.loads((Path(run_dir) / FILE).read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What SLURM said about the jobs of some runs."""
-
-    tickets: dict[str, Ticket]
-    """By run."""
-    entries: dict[str, queue.Entry] | None
-    """By job; None where SLURM did not answer."""
-
-
-def ask(planned: Planned, states: Mapping[str, journal.RunState], before: Answer | None = None) -> Answer:
-    """Ask SLURM about the runs of a sweep that it may have. It is not asked again what it has said before."""
-    jobs = [*planned.teachers, *(job for job in planned.students if states[job.run].status != "finished")]
-    tickets = {job.run: ticket for job in jobs if (ticket := read_ticket(job.directory)) is not None}
-    if before is not None and before.tickets == tickets:
-        return before
-    return Answer(tickets, queue.look_up(ticket.job_id for ticket in tickets.values()))
-
-
-def whereabouts(
-    planned: Planned, states: Mapping[str, journal.RunState], answer: Answer | None
-) -> dict[str, tuple[str, str]]:
-    """Of runs that SLURM has what they do there, wait or run, and the job; without an answer those that run."""
-    found = {}
-    for job in (*planned.teachers, *planned.students):
-        status, holder = states[job.run].status, states[job.run].holder or {}
-        if status == "finished" or (ticket := read_ticket(job.directory)) is None:
-            continue
-        entry = (answer.entries or {}).get(ticket.job_id) if answer is not None else None
-        if status == "running":
-            if holder.get("slurm_job_id"):
-                found[job.run] = "running", ticket.job_id
-        elif entry is not None and entry.state in queue.ALIVE and not _has_ended(job, ticket):
-            found[job.run] = "waiting" if entry.state in queue.QUEUED else "running", ticket.job_id
-    return found
-
-
-def _queued(jobs: Sequence[Job], answer: Answer) -> dict[str, Ticket]:
-    """Of some jobs those that wait or run in the queue, by run."""
-    tickets, known = answer.tickets, answer.entries
-    if known is None:
-        raise EdkdError(
-            f"SLURM does not answer, and may still have {len(tickets)} of these runs in its queue: "
-            "`squeue` says why; the same command continues when it is back"
-        )
-    alive = {run for run, ticket in tickets.items() if (e := known.get(ticket.job_id)) and e.state in queue.ALIVE}
-    # A job that has just written its end is about to leave the queue.
-    return {job.run: tickets[job.run] for job in jobs if job.run in alive and not _has_ended(job, tickets[job.run])}
-
-
 def run(
     planned: Planned, states: Mapping[str, journal.RunState], launcher: Queue, answer: Answer | None = None
 ) -> dict[str, str] | None:
@@ -140,7 +69,7 @@ def run(
     every = [*planned.teachers, *planned.students]
     output = Path(every[0].settings.output)
     with _alone(output / "sweeps"):
-        tickets = _queued(every, ask(planned, states, answer))
+        tickets = queued(every, ask(every, states, answer))
         adopted = len(tickets)
         tickets |= _submit(planned, states, tickets, launcher)
     _tell(planned, tickets, adopted, launcher.detached)
@@ -176,7 +105,7 @@ def _submit(
                 raise
             for job, size, (job_id, log) in zip(part, sizes, accepted, strict=True):
                 ticket = Ticket(job_id, time.time(), planned.id, log, size)
-                _keep(ticket, job.directory)
+                keep(ticket, job.directory)
                 submitted[job.run] = ticket
 
     # A teacher whose run is finished, but that is not in the store, is put there again by its job.
@@ -192,16 +121,6 @@ def _submit(
     for after, jobs in sorted(students.items(), key=lambda item: item[0] is not None):
         send(jobs, after)
     return submitted
-
-
-def _keep(ticket: Ticket, run_dir: Path) -> None:
-    try:
-        files.write_text(run_dir / FILE, json.dumps(asdict(ticket)) + "\n")
-    except OSError as error:
-        raise EdkdError(
-            f"cannot write {run_dir / FILE}: {error.strerror}; SLURM has job {ticket.job_id} for this run: "
-            "`scancel` it, or let it run, before the same command is given again"
-        ) from error
 
 
 def array_limit() -> int:
@@ -247,7 +166,7 @@ def follow(watched: Mapping[str, tuple[Job, Ticket]], poll_s: float) -> dict[str
                 told = _tell_reasons(known, told)
             next_poll = time.monotonic() + poll_s
         for run, (job, ticket) in list(waiting.items()):
-            if _has_ended(job, ticket):
+            if has_ended(job, ticket):
                 del waiting[run]
             elif known is not None:
                 entry = known.get(ticket.job_id)
@@ -277,16 +196,6 @@ def _tell_reasons(known: Mapping[str, queue.Entry], told: frozenset[str]) -> fro
         f"SLURM: {counted(count, 'run')} {'waits' if count == 1 else 'wait'}: {each}", markup=False, soft_wrap=True
     )
     return frozenset(reasons)
-
-
-def _has_ended(job: Job, ticket: Ticket) -> bool:
-    with contextlib.suppress(EdkdError):
-        state = journal.tail_state(job.directory)
-        # A failure from before the submission is that of an earlier job.
-        return state.status == "finished" or (
-            state.status == "failed" and journal_size(job.directory) > ticket.journal_size
-        )
-    return False
 
 
 def _tell(planned: Planned, tickets: Mapping[str, Ticket], adopted: int, detached: bool) -> None:

@@ -16,7 +16,7 @@ from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from edkd import cluster, code, estimate, journal, plan, report, retry, roster
+from edkd import cluster, code, estimate, journal, plan, report, retry, roster, tickets
 from edkd.console import LOG
 from edkd.engine import cores, pick_device
 from edkd.errors import EdkdError
@@ -43,8 +43,8 @@ def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, la
     else:
         planned = make_plan(expand(overrides, all_pairs(master, loader)), overrides, master, loader)
     states = {job.run: journal.tail_state(job.directory) for job in planned.jobs}
-    answer = cluster.ask(planned, states) if isinstance(launcher, cluster.Queue) else None
-    report.show_plan(planned, states, cluster.whereabouts(planned, states, answer))
+    answer = tickets.ask(planned.jobs, states) if isinstance(launcher, cluster.Queue) else None
+    report.show_plan(planned, states, tickets.whereabouts(planned.jobs, states, answer))
     _show_estimate(planned, states, master, measure=dry_run == "measure")
     if dry_run != "no":
         return []
@@ -64,8 +64,8 @@ def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, la
         try:
             _queue(planned, states, launcher, answer)
         except EdkdError:
-            tickets = map(cluster.read_ticket, [job.directory for job in planned.jobs])
-            if not recorded and not any(ticket is not None and ticket.sweep == planned.id for ticket in tickets):
+            held = map(tickets.read, [job.directory for job in planned.jobs])
+            if not recorded and not any(ticket is not None and ticket.sweep == planned.id for ticket in held):
                 roster.forget(output, planned.id)  # nothing of it was submitted
             raise
     else:
@@ -90,7 +90,7 @@ def _show_estimate(
 
 
 def _queue(
-    planned: Sweep, states: Mapping[str, journal.RunState], launcher: cluster.Queue, answer: cluster.Answer | None
+    planned: Sweep, states: Mapping[str, journal.RunState], launcher: cluster.Queue, answer: tickets.Answer | None
 ) -> None:
     # Its parent run is made by the first job that logs: there may be none, or none for hours.
     tracked = report.SweepTracking(planned.id, planned.jobs[0].settings.tracking)

@@ -16,6 +16,7 @@ from fake_slurm import FakeSlurm, fake_slurm
 from edkd import cluster, cluster_job, files, journal, lock, plan, queue
 from edkd import slurm as slurm_words
 from edkd.errors import EdkdError
+from edkd.tickets import Ticket, keep, read
 
 __all__ = ["fake_slurm"]  # a fixture
 
@@ -353,7 +354,7 @@ def test_the_plan_says_what_is_in_the_queue_and_slurm_is_asked_once(
 def test_a_run_that_a_job_of_slurms_holds_runs_there(make_job: Any, tiny: list[str], fake_slurm: FakeSlurm) -> None:
     job = make_job("vanilla")
     plan.freeze(job, sweep=None, threads=None)
-    cluster._keep(cluster.Ticket("7_3", time.time(), "grid", "log"), job.directory)
+    keep(Ticket("7_3", time.time(), "grid", "log"), job.directory)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_JOB_ID", "10")
         holding = lock.hold(job.directory)
@@ -474,13 +475,13 @@ def test_a_job_that_vanished_before_its_run_began_leaves_its_last_words(
 
 
 @pytest.fixture
-def watched(make_job: Any, fake_slurm: FakeSlurm) -> tuple[plan.Job, cluster.Ticket]:
+def watched(make_job: Any, fake_slurm: FakeSlurm) -> tuple[plan.Job, Ticket]:
     job = make_job("vanilla")
     plan.freeze(job, sweep=None, threads=None)
-    return job, cluster.Ticket("1", time.time(), "grid", "log", cluster_job.journal_size(job.directory))
+    return job, Ticket("1", time.time(), "grid", "log", cluster_job.journal_size(job.directory))
 
 
-def follow(job: plan.Job, ticket: cluster.Ticket) -> tuple[threading.Thread, dict[str, str]]:
+def follow(job: plan.Job, ticket: Ticket) -> tuple[threading.Thread, dict[str, str]]:
     vanished: dict[str, str] = {}
     thread = threading.Thread(
         target=lambda: vanished.update(cluster.follow({job.run: (job, ticket)}, 0.05)), daemon=True
@@ -495,7 +496,7 @@ def still_waiting(thread: threading.Thread) -> bool:
 
 
 def test_nothing_vanishes_while_slurm_is_away_or_the_directory_is_held(
-    watched: tuple[plan.Job, cluster.Ticket], fake_slurm: FakeSlurm
+    watched: tuple[plan.Job, Ticket], fake_slurm: FakeSlurm
 ) -> None:
     job, _ = watched
     fake_slurm.set("away")
@@ -510,7 +511,7 @@ def test_nothing_vanishes_while_slurm_is_away_or_the_directory_is_held(
 
 @pytest.mark.parametrize("state", ["PENDING", "REQUEUED", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED"])
 def test_a_job_that_slurm_will_run_has_not_vanished(
-    state: str, watched: tuple[plan.Job, cluster.Ticket], fake_slurm: FakeSlurm
+    state: str, watched: tuple[plan.Job, Ticket], fake_slurm: FakeSlurm
 ) -> None:
     job, _ = watched
     fake_slurm.queue(j1=state)
@@ -522,7 +523,7 @@ def test_a_job_that_slurm_will_run_has_not_vanished(
 
 
 def test_a_requeued_job_that_was_lost_for_a_moment_has_not_vanished(
-    watched: tuple[plan.Job, cluster.Ticket], fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+    watched: tuple[plan.Job, Ticket], fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "SILENCE", 2.0)
     fake_slurm.queue(j1="NODE_FAIL")
@@ -563,7 +564,7 @@ def test_the_command_that_waits_says_why(
     tiny: list[str], fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_slurm.queue(j1="PENDING PartitionDown")
-    monkeypatch.setattr(cluster, "_has_ended", lambda job, ticket: "SLURM: " in sys.stderr.getvalue())  # type: ignore[attr-defined]
+    monkeypatch.setattr(cluster, "has_ended", lambda job, ticket: "SLURM: " in sys.stderr.getvalue())  # type: ignore[attr-defined]
     done = slurm(tiny, "distiller=vanilla", launcher="slurm")
     assert done.err == "SLURM: 1 run waits: PartitionDown\n"
 
@@ -596,7 +597,7 @@ def test_the_failure_of_an_earlier_job_is_not_this_ones(make_job: Any, fake_slur
     book = journal.Journal(job.directory / journal.FILE)
     book.append({"event": "failure", "error": "before"})
     fake_slurm.queue(j1="PENDING")
-    thread, _ = follow(job, cluster.Ticket("1", 0.0, "grid", "log", cluster_job.journal_size(job.directory)))
+    thread, _ = follow(job, Ticket("1", 0.0, "grid", "log", cluster_job.journal_size(job.directory)))
     assert still_waiting(thread)
     book.append({"event": "failure", "error": "again"})
     thread.join(20)
@@ -605,8 +606,8 @@ def test_the_failure_of_an_earlier_job_is_not_this_ones(make_job: Any, fake_slur
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"job_id": "1"}'])
 def test_a_damaged_ticket_is_none(text: str, here: Path) -> None:
-    (here / cluster.FILE).write_text(text)
-    assert cluster.read_ticket(here) is None
+    (here / "slurm.json").write_text(text)
+    assert read(here) is None
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(make_job: Any, here: Path) -> None:
