@@ -418,6 +418,20 @@ def test_a_sweep_from_the_command_to_the_summary(tiny: list[str], fake_slurm: Fa
         assert metrics(found[name]) == metrics(records)
 
 
+def test_a_student_in_the_queue_outlives_its_teacher_and_says_why_it_failed(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path
+) -> None:
+    fake_slurm.set("run")
+    fake_slurm.queue(j1="RUNNING", j2="PENDING Dependency")
+    done = slurm(tiny, "distiller=kd", "schedule.lr=1e30", "hydra.launcher.cpus_per_task=1", launcher="slurm")
+    assert done.code == 1, done
+    (teacher,) = (here / "outputs").glob("runs/*/resnet8/vanilla-*")
+    failed = next(line for line in done.out.splitlines() if " failed: teacher resnet8 is not in " in line)
+    assert f": its run {teacher} failed (" in failed and "training diverged; lower schedule.lr" in failed
+    assert "`edkd retry`, or the same command again, trains it first; see " in failed
+    assert " -m" not in failed and done.err.count("SLURM: 1 run waits: Dependency") == 1
+
+
 def test_a_job_that_left_the_queue_without_a_word_has_vanished(
     tiny: list[str], fake_slurm: FakeSlurm, here: Path
 ) -> None:
