@@ -186,7 +186,7 @@ def follow(watched: Mapping[str, tuple[Job, Ticket]], poll_s: float) -> dict[str
 
 
 def _tell_reasons(known: Mapping[str, queue.Entry], told: frozenset[str]) -> frozenset[str]:
-    """Say why jobs wait if there is a reason that was not `told`; returns the reasons that were told last."""
+    """Say why jobs wait if there is a reason that was not `told` yet; returns all that were told."""
     reasons = Counter(entry.where for entry in known.values() if entry.state in queue.QUEUED and entry.where)
     if reasons.keys() <= told:
         return told
@@ -195,7 +195,7 @@ def _tell_reasons(known: Mapping[str, queue.Entry], told: frozenset[str]) -> fro
     console.print(
         f"SLURM: {counted(count, 'run')} {'waits' if count == 1 else 'wait'}: {each}", markup=False, soft_wrap=True
     )
-    return frozenset(reasons)
+    return told | reasons.keys()
 
 
 def _tell(planned: Planned, tickets: Mapping[str, Ticket], adopted: int, detached: bool) -> None:

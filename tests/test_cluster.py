@@ -559,6 +559,7 @@ def test_why_jobs_wait_is_told_when_it_is_news(fake_slurm: FakeSlurm, capsys: py
         {"j1_0": "RUNNING", "j1_1": "PENDING Priority", "j1_2": "PENDING Priority"},
         {"j1_0": "RUNNING", "j1_1": "PENDING Resources", "j1_2": "RUNNING"},
         {"j1_0": "RUNNING", "j1_1": "PENDING ReqNodeNotAvail", "j1_2": "RUNNING"},
+        {"j1_0": "RUNNING", "j1_1": "PENDING Priority", "j1_2": "RUNNING"},
     ]
     told: frozenset[str] = frozenset()
     for state in queues:
