@@ -12,12 +12,14 @@ Files are read with ``weights_only=True``, so a file from a stranger cannot run 
 """
 
 import contextlib
+import copy
 import hashlib
 import io
 import logging
 import pickle
 import re
 import struct
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -46,10 +48,10 @@ def save(state: dict[str, Any], path: Path) -> None:
     """Make ``state`` (tensors, numbers, strings, containers of these) the checkpoint at ``path``, atomically.
 
     The one that was there becomes `previous`. Raises `EdkdError` where the disk does not take it; the checkpoints
-    that were there are then as before.
+    that were there are then as before. Equal states make equal bytes.
     """
     path = Path(path)
-    payload = _serialise(state)
+    payload = _serialise(_with_shared_strings(state))
     header = _HEADER.pack(MAGIC, len(payload), hashlib.sha256(payload).digest())
     with files.replacing(path, header, payload):
         # A kill between the two renames leaves no current checkpoint, but a whole previous one, which `load` takes.
@@ -229,6 +231,23 @@ def _verified(path: Path, data: bytes) -> memoryview:
     if hashlib.sha256(payload).digest() != digest:
         raise EdkdError(f"{path} is damaged (its checksum does not match)")
     return payload
+
+
+def _with_shared_strings(value: Any) -> Any:
+    """A copy in which equal strings are one object, which pickle writes once.
+
+    In a state that was partly read from a file they are not, and its bytes would tell.
+    """
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, dict):
+        twin = copy.copy(value)  # the dictionaries of PyTorch carry attributes
+        twin.clear()
+        twin.update((_with_shared_strings(key), _with_shared_strings(content)) for key, content in value.items())
+        return twin
+    if type(value) in (list, tuple):
+        return type(value)(_with_shared_strings(content) for content in value)
+    return value
 
 
 def _serialise(state: Any) -> memoryview:

@@ -72,6 +72,18 @@ def test_a_checkpoint_comes_back_exactly(tmp_path: Path) -> None:
     assert listing(path.parent) == ["checkpoint.pt"]
 
 
+def test_equal_states_make_equal_bytes_wherever_their_parts_come_from(tmp_path: Path) -> None:
+    def state(best: dict[str, Any]) -> dict[str, Any]:
+        return {"epoch": 8, "best": best, "model": network_state}
+
+    network_state = network().state_dict()
+    checkpoint.save(state({"epoch": 7, "by": "model"}), tmp_path / "of_literals.pt")
+    loaded = checkpoint.load(tmp_path / "of_literals.pt")
+    assert loaded is not None
+    checkpoint.save(state(loaded[0]["best"]), tmp_path / "of_both.pt")
+    assert (tmp_path / "of_both.pt").read_bytes() == (tmp_path / "of_literals.pt").read_bytes()
+
+
 def test_nothing_to_load_is_none(tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path / "checkpoint.pt") is None
     assert checkpoint.load(tmp_path / "missing" / "checkpoint.pt") is None

@@ -255,6 +255,17 @@ def test_a_run_that_is_killed_again_and_again(nursery: Nursery, undisturbed: Pat
     assert differences(results(output), results(undisturbed)) == []
 
 
+def test_a_run_that_is_killed_after_its_best_epoch(nursery: Nursery, undisturbed: Path, output: Path) -> None:
+    best = min(results(undisturbed)["end"]["best"]["epoch"], EPOCHS - 1)  # which epoch it is depends on the CPU
+    command = arguments(output, "distiller=edkd")
+    assert nursery.run(*command, die=("replace", PARTIAL, best + 1)) == KILLED
+    assert nursery.run(*command) == 0, nursery.log.read_text()
+    folder = directory(output)
+    assert folder is not None
+    assert [record["resumed_from"] for record in events(folder, "start")] == [0, best]
+    assert differences(results(output), results(undisturbed)) == []
+
+
 # --- damage and full disks ---
 
 
