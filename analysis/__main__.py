@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         made = build(options)
-        paths = report.write(made, options.out)
+        paths = report.write(made, options.output)
     except EdkdError as error:
         print(f"analysis: {error}", file=sys.stderr)
         return 1
@@ -79,7 +79,7 @@ def _command(options: argparse.Namespace, dataset: str, recipe: str) -> str:
     words += ["--pairs", ",".join(options.pairs)] if options.pairs else []
     words += [word for (pair, method), cell in options.cell for word in ("--cell", f"{pair}:{method}={cell}")]
     words += ["--latest-cell"] if options.latest_cell else []
-    return shlex.join([*words, "--out", str(options.out)])
+    return shlex.join([*words, "--output", str(options.output)])
 
 
 def _cell(text: str) -> tuple[tuple[str, str], str]:
@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         "--latest-cell", action="store_true", help="in such cells take the configuration of the newest run"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("outputs"), metavar="DIR", help="where table.md and table.csv go"
+        "--output", type=Path, default=Path("outputs"), metavar="DIR", help="where table.md and table.csv go"
     )
     return parser
 

@@ -48,14 +48,15 @@ class Report:
 def title(dataset: str, runs: pd.DataFrame) -> str:
     """What the table is of; says REDUCED for anything on CIFAR-100 that is less than all of it for 240 epochs."""
     epochs = "/".join(str(int(e)) for e in sorted(runs["last_epoch"].dropna().unique())) or "?"
+    trained = f"{epochs} epoch{'' if epochs == '1' else 's'}"
     full = literature.FULL_EPOCHS
     if literature.comparable(runs):
-        return f"CIFAR-100, {epochs} epochs: students' top-1 accuracy"
+        return f"CIFAR-100, {trained}: students' top-1 accuracy"
     if dataset == literature.FULL_DATASET:
         return f"REDUCED: CIFAR-100, only {epochs} of {full} epochs: students' top-1 accuracy"
     if dataset.startswith(f"{literature.FULL_DATASET}-"):
-        return f"REDUCED: part of CIFAR-100 ({dataset}), {epochs} epochs: students' top-1 accuracy"
-    return f"{dataset} (not CIFAR-100), {epochs} epochs: students' top-1 accuracy"
+        return f"REDUCED: part of CIFAR-100 ({dataset}), {trained}: students' top-1 accuracy"
+    return f"{dataset} (not CIFAR-100), {trained}: students' top-1 accuracy"
 
 
 def markdown(report: Report) -> str:
@@ -157,7 +158,7 @@ def write(report: Report, folder: Path) -> tuple[Path, Path]:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
         raise EdkdError(
-            f"cannot write the table into {folder}: {error.strerror}; name another folder by --out"
+            f"cannot write the table into {folder}: {error.strerror}; name another folder by --output"
         ) from error
     markdown_path, csv_path = made
     return markdown_path, csv_path

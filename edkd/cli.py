@@ -226,7 +226,7 @@ def _sync(given: argparse.Namespace) -> None:
             failed += 1
             print(f"{result.run_dir}: {result.error}", file=sys.stderr)
         elif result.report.created or result.report.epochs_logged or result.report.ended:
-            print(f"{result.run_dir}: {result.report.epochs_logged} epochs logged")
+            print(f"{result.run_dir}: {counted(result.report.epochs_logged, 'epoch')} logged")
     for sweep, status in tracking.settle_sweeps(_ended_sweeps(given.output), **place).items():
         print(f"sweep {sweep}: {status}")
     if failed:

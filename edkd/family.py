@@ -149,7 +149,7 @@ def _compare(family: Family, *, accept: bool) -> None:
 
 def _tell(family: Family) -> int:
     states = family.states()
-    jobs = [job for job in (family.teacher, *family.students) if job.run in states]
+    jobs = [family.teacher, *family.students]
     left = [job for job in jobs if states[job.run].status != "finished"]
     print(f"family {family.name}: {len(jobs) - len(left)} of {len(jobs)} runs finished")
     for job in left:
@@ -178,7 +178,7 @@ def _estimates(family: Family, states: Mapping[str, RunState], *, measure: bool)
     whole = RunState(status="new")
     teacher = estimate(
         {"teacher": [family.teacher]},
-        {family.teacher.run: states.get(family.teacher.run, whole)},
+        states,
         here=True, parallel=1, threads=cores(), measure=measure,
     )  # fmt: skip
     students = estimate(

@@ -12,6 +12,7 @@ from edkd.compose import compose_values
 from edkd.engine import cores
 from edkd.journal import RunState
 from edkd.plan import Job
+from edkd.wording import counted
 
 FAMILIES = {  # teacher: students, each a pair of conf/pair
     "vgg13": ("vgg8", "mobilenetv2"),
@@ -65,13 +66,14 @@ class Family:
         return teachers.find(self.output / "teachers", self.given.dataset.key, self.name)
 
     def states(self) -> dict[str, RunState]:
-        """Of all runs, by run; the teacher's own only as long as the store lacks it."""
-        every = [*([self.teacher] if self.entry() is None else []), *self.students]
-        found = {job.run: journal.tail_state(job.directory) for job in every}
-        return {
-            run: RunState("finished") if state.status == "new" and run in self.elsewhere else state
-            for run, state in found.items()
-        }
+        """Of all runs, by run; the teacher's is finished once the store has the teacher, wherever it was trained."""
+        found = {job.run: journal.tail_state(job.directory) for job in (self.teacher, *self.students)}
+        for run, state in found.items():
+            if state.status == "new" and run in self.elsewhere:
+                found[run] = RunState("finished")
+        if self.entry() is not None:
+            found[self.teacher.run] = RunState("finished")
+        return found
 
     @property
     def threads(self) -> int:
@@ -88,7 +90,11 @@ class Family:
         if self.entry() is None:
             epochs = self.given.schedule.epochs
             steps.append(
-                _launch("teacher", f"train the teacher {self.name}, {epochs} epochs", [*self.alone, *self.overrides])
+                _launch(
+                    "teacher",
+                    f"train the teacher {self.name}, {counted(epochs, 'epoch')}",
+                    [*self.alone, *self.overrides],
+                )
             )
         if any(job.settings.needs_teacher for job in left) and self.given.engine.teacher_cache:
             steps.append(self._cache(common))
@@ -98,7 +104,9 @@ class Family:
             if self.jobs > 1:
                 asked += ["hydra/launcher=local", f"hydra.launcher.n_jobs={self.jobs}"]
             steps.append(
-                _launch("students", f"train {len(left)} students, {self.jobs} at a time", ["-m", *asked, *common])
+                _launch(
+                    "students", f"train {counted(len(left), 'student')}, {self.jobs} at a time", ["-m", *asked, *common]
+                )
             )
         return steps
 
@@ -107,7 +115,8 @@ class Family:
         words = ["teachers", "cache", self.name, "--seeds", *self.seeds]
         words += [part for name in dataset for part in ("--dataset", name)]
         words += [word for word in common if not word.startswith("dataset=")]
-        title = f"compute the teacher's logits for {self.given.schedule.epochs} epochs of seed {', '.join(self.seeds)}"
+        epochs = counted(self.given.schedule.epochs, "epoch")
+        title = f"compute the teacher's logits for {epochs} of seed {', '.join(self.seeds)}"
         return Step("cache", title, shlex.join(["edkd", *words]), [sys.executable, "-m", "edkd.cli", *words])
 
 

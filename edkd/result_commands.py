@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from edkd.errors import EdkdError
+
 
 def add_to(commands: Any) -> None:
     """Add the commands to the parser's subcommands."""
@@ -51,6 +53,8 @@ def _pack_results(given: argparse.Namespace) -> None:
     for line in done.reasons():
         print(f"left out: {line}")
     print(done.line(to))
+    if not done.written and not done.unchanged:
+        raise EdkdError(f"nothing to pack: {given.output} has no finished run of {given.dataset} that can be packed")
 
 
 def _family(given: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from edkd.engine import cores
 from edkd.errors import EdkdError
 from edkd.inputs import gather, store
 from edkd.run import execute
+from edkd.wording import counted
 
 
 def run_one(resolved: dict[str, Any], method: str) -> None:
@@ -29,7 +30,8 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
     if dry_run != "no":
         done = max(before.epochs, default=0)
         console.print(
-            f"would train {job.name} for {given.schedule.epochs} epochs, {done} of them done, in {job.directory}",
+            f"would train {job.name} for {counted(given.schedule.epochs, 'epoch')}, {done} of them done, "
+            f"in {job.directory}",
             soft_wrap=True,
         )
         found = estimate.estimate(
@@ -55,8 +57,8 @@ def check_strength(given: config.Settings, entry: teachers.Entry) -> None:
     if given.allow_weak_teacher or entry.epochs is None or entry.epochs >= given.schedule.epochs:
         return
     raise EdkdError(
-        f"teacher {entry.name} of {entry.dataset} was trained for {entry.epochs} epochs, the student is to train "
-        f"{given.schedule.epochs}: remove {entry.path} to train it anew, or set allow_weak_teacher=true"
+        f"teacher {entry.name} of {entry.dataset} was trained for {counted(entry.epochs, 'epoch')}, the student is to "
+        f"train {given.schedule.epochs}: remove {entry.path} to train it anew, or set allow_weak_teacher=true"
     )
 
 

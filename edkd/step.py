@@ -16,25 +16,33 @@ from edkd.errors import EdkdError
 from edkd.teaching import Precision, TeacherSource, in_fp32
 
 LOG = logging.getLogger("edkd")
-_EAGER_FIRST = 3  # steps before a recording: libraries choose algorithms, the optimiser makes its buffers
+EAGER_FIRST = 3  # steps before a recording: libraries choose algorithms, the optimiser makes its buffers
 
 
 class Meter:
-    """Sums of per-image means, kept on the device in float64 until `read`."""
+    """Sums over images, kept on the device in float64 until `read`."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.sums: dict[str, Tensor] = {}
 
-    def add(self, count: int, values: dict[str, Tensor]) -> None:
-        """Add a batch of `count` images with these means (0-dim tensors)."""
-        for name, value in values.items():
-            if name not in self.sums:
-                self.sums[name] = torch.zeros((), dtype=torch.float64, device=self.device)
-            self.sums[name].add_(value.detach(), alpha=count)
+    def add(self, count: int, means: dict[str, Tensor], hits: dict[str, Tensor]) -> None:
+        """Add a batch of `count` images with these means (0-dim) and these hits (bool [count]).
+
+        Hits are counted, so that epochs with equally many of them have equal percentages to the last digit.
+        """
+        for name, mean in means.items():
+            self._sum(name).add_(mean.detach(), alpha=count)
+        for name, hit in hits.items():
+            self._sum(name).add_(hit.sum(), alpha=100)
+
+    def _sum(self, name: str) -> Tensor:
+        if name not in self.sums:
+            self.sums[name] = torch.zeros((), dtype=torch.float64, device=self.device)
+        return self.sums[name]
 
     def read(self, images: int) -> dict[str, float]:
-        """Means over so many images; the only synchronisation with the device."""
+        """Means and percentages over so many images; the only synchronisation with the device."""
         stacked = torch.stack(list(self.sums.values())) / images
         return dict(zip(self.sums, stacked.tolist(), strict=True))
 
@@ -94,7 +102,7 @@ class Step:
 
     def __call__(self, count: int) -> None:
         """Train on the next `count` images of the epoch."""
-        if self.capture and count not in self.graphs and self.eager_steps.get(count, 0) >= _EAGER_FIRST:
+        if self.capture and count not in self.graphs and self.eager_steps.get(count, 0) >= EAGER_FIRST:
             self._record(count)
         if count in self.graphs:
             self.graphs[count].replay()
@@ -144,7 +152,7 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        hits = (prediction.logits.detach().argmax(1) == target).float().mean() * 100
+        hits = prediction.logits.detach().argmax(1) == target
         if self.sound is None or self.sound_steps is None:
             self.loss_names = list(outcome.losses)
             self.sound = torch.ones_like(losses, dtype=torch.bool)
@@ -152,7 +160,7 @@ class Step:
         self.sound.logical_and_(losses.detach().isfinite())
         self.sound_steps.add_(self.sound)
         parts = {f"train/loss_{name}": value for name, value in outcome.losses.items()}
-        self.meter.add(count, {"train/loss": loss, **parts, "train/top1": hits, **outcome.metrics})
+        self.meter.add(count, {"train/loss": loss, **parts, **outcome.metrics}, {"train/top1": hits})
         self.position.add_(count)
 
     def first_unsound(self, steps: int) -> tuple[int, list[str]]:

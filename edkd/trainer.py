@@ -184,7 +184,7 @@ def train_epoch(
 
 @torch.inference_mode()
 def evaluate(network: nn.Module, data: DeviceData, precision: Precision) -> dict[str, float]:
-    """Accuracies in percent and cross-entropy of a network over a whole split: {"top1", "top5", "loss"}.
+    """Accuracies in percent and cross-entropy of a network over a whole split: {"loss", "top1", "top5"}.
 
     With fewer than five classes, top5 counts all of them.
     """
@@ -197,14 +197,7 @@ def evaluate(network: nn.Module, data: DeviceData, precision: Precision) -> dict
         with precision.autocast():
             logits = network(data.plain(index), want_feats=False).logits.float()
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
-        meter.add(
-            len(index),
-            {
-                "top1": top[:, 0].float().mean() * 100,
-                "top5": top.any(1).float().mean() * 100,
-                "loss": F.cross_entropy(logits, target),
-            },
-        )
+        meter.add(len(index), {"loss": F.cross_entropy(logits, target)}, {"top1": top[:, 0], "top5": top.any(1)})
     return meter.read(len(data))
 
 

@@ -60,7 +60,7 @@ def analyse(monkeypatch, tmp_path, capsys):
         for old in tmp_path.glob("out/*"):
             old.unlink()
         monkeypatch.setattr(load, "load_runs", lambda uri, experiment: runs)
-        code = main(["--uri", "http://127.0.0.1:1", "--out", str(tmp_path / "out"), *arguments])
+        code = main(["--uri", "http://127.0.0.1:1", "--output", str(tmp_path / "out"), *arguments])
         text, csv = tmp_path / "out/table.md", tmp_path / "out/table.csv"
         assert text.exists() == csv.exists() == (code == 0), "both files or none"
         found = (text.read_text(encoding="utf-8").replace("\u00a0", " "), pd.read_csv(csv)) if code == 0 else ("", None)
@@ -327,7 +327,7 @@ def test_where_the_code_came_from(analyse):
 
 def test_a_password_stays_out_of_the_table(monkeypatch, tmp_path):
     monkeypatch.setattr(load, "load_runs", lambda uri, experiment: [make()])
-    assert main(["--uri", "http://me:secret@server", "--out", str(tmp_path)]) == 0
+    assert main(["--uri", "http://me:secret@server", "--output", str(tmp_path)]) == 0
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "--uri http://...@server " in text and "secret" not in text and "me:" not in text
 
@@ -350,8 +350,8 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path, capsys, monkeypatch):
 def test_a_folder_that_cannot_be_written(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(load, "load_runs", lambda uri, experiment: [make()])
     (tmp_path / "file").write_text("")
-    assert main(["--uri", "http://127.0.0.1:1", "--out", str(tmp_path / "file")]) == 1
-    assert "--out" in capsys.readouterr().err
+    assert main(["--uri", "http://127.0.0.1:1", "--output", str(tmp_path / "file")]) == 1
+    assert "--output" in capsys.readouterr().err
 
 
 def test_an_older_table_survives_a_full_disk(analyse, tmp_path, monkeypatch, capsys):
@@ -365,7 +365,7 @@ def test_an_older_table_survives_a_full_disk(analyse, tmp_path, monkeypatch, cap
         return write(path, text, **options)
 
     monkeypatch.setattr(Path, "write_text", full)
-    assert main(["--uri", "http://127.0.0.1:1", "--out", str(tmp_path / "out")]) == 1
+    assert main(["--uri", "http://127.0.0.1:1", "--output", str(tmp_path / "out")]) == 1
     assert "No space left" in capsys.readouterr().err
     assert (tmp_path / "out/table.md").read_bytes() == before
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["table.csv", "table.md"]
@@ -377,7 +377,7 @@ def test_the_terminal_shows_every_number_at_any_width(monkeypatch, tmp_path, cap
     runs = [make(m, pair, s, 70 + s) for m in ("kd", "dkd") for pair in literature.SEVEN for s in (1, 2)]
     runs += [make("x", status="FAILED", name=f"lost-{i}") for i in range(12)]
     monkeypatch.setattr(load, "load_runs", lambda uri, experiment: runs)
-    assert main(["--uri", "http://127.0.0.1:1", "--out", str(tmp_path)]) == 0
+    assert main(["--uri", "http://127.0.0.1:1", "--output", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert shown.count("71.50") == shown.count("72.50") == 14
     assert max(len(line) for line in shown.splitlines() if "│" in line) <= int(width)
@@ -408,7 +408,7 @@ def test_from_journals_through_mlflow_to_the_table(tmp_path, capsys):
         folder.mkdir(parents=True)
         (folder / "journal.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         tracking.sync_run(folder, uri=store, experiment="edkd", artifacts=None)
-    assert main(["--uri", store, "--out", str(tmp_path)]) == 0
+    assert main(["--uri", store, "--output", str(tmp_path)]) == 0
     text = (tmp_path / "table.md").read_text(encoding="utf-8").replace("\u00a0", " ")
     assert text.startswith("# digits (not CIFAR-100), 2 epochs")
     assert block(text, "Last epoch")["KD"][3] == "51.00 ± 1.41 (n=2)"

@@ -12,7 +12,7 @@ from commandline import Ended, edkd, error
 from torch import Tensor
 
 from edkd import building
-from edkd.bench import costs, floor, plain, results, table, turns, workload
+from edkd.bench import costs, floor, modes, plain, results, table, turns, workload
 from edkd.bench.modes import WAYS, Ours, Plain
 from edkd.bench.results import Timing
 from edkd.bench.workload import Workload
@@ -147,6 +147,14 @@ def test_repetitions_are_the_same(mode: str, make_work: Callable[[Settings], Wor
         ours.ready()
         found.append(ours.run())
     assert found[0] == found[1]
+
+
+def test_a_step_that_was_to_be_captured_and_is_not_is_no_timing(make_work: Callable[[Settings], Workload]) -> None:
+    settings = given("kd")
+    work = make_work(settings)  # on a CPU, where nothing is captured
+    with pytest.raises(modes.NotCapturedError, match="captured step: no CUDA graph was recorded"):
+        turns.Here("captured", settings, work)
+    turns.Here("warm", settings, work)
 
 
 def test_the_methods_of_a_pair_share_a_table(make_work: Callable[[Settings], Workload]) -> None:

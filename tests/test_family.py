@@ -87,7 +87,7 @@ def test_stopped_in_the_middle_of_the_students_and_called_again(
 
     finished = of_vgg13("--minutes", "60", "--jobs", "2", "--pack", "packed")
     assert finished.code == 0, finished
-    assert finished.out.endswith("family vgg13: 8 of 8 runs finished\n")
+    assert finished.out.endswith("family vgg13: 9 of 9 runs finished\n")
     assert done(output) == {*STUDENTS, "vgg13/vanilla-s0"}
     assert list(output.glob("teachers/*/*.logits")) == [table], "the students found what was computed for them"
     assert len(packed.find(Path("packed"))) == 9
@@ -97,7 +97,7 @@ def test_stopped_in_the_middle_of_the_students_and_called_again(
     capsys.readouterr()
     told = of_vgg13("--dry-run", "seed=0,1")
     assert told.code == 0
-    assert f"family vgg13 on {KEY}: 8 of 16 runs finished\n[1/2] compute" in told.out
+    assert f"family vgg13 on {KEY}: 9 of 17 runs finished\n[1/2] compute" in told.out
     assert told.out.count(": about ") == 2 and "as recorded on cpu" in told.out
 
     assert analyse(["--results", "packed", "--dataset", KEY, "--pairs", "vgg13-vgg8,vgg13-mobilenetv2"]) == 0
@@ -124,7 +124,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on() -> None:
     done = of_vgg13("--pack", "packed", "schedule.lr=1e9", "engine.teacher_cache=false")
     assert done.code == 1, done
     assert "[1/1] train 8 students, 1 at a time\n" in done.out
-    assert "family vgg13: 0 of 8 runs finished\n" in done.out
+    assert "family vgg13: 1 of 9 runs finished\n" in done.out
     assert done.out.count(": epoch 0 of 2, failed: epoch 1") == 8
     assert packed.find(Path("packed")) == []
 

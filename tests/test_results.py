@@ -208,6 +208,10 @@ def test_runs_that_cannot_be_packed_are_named(output: Path) -> None:
 
 def test_no_runs_and_no_place(output: Path) -> None:
     assert error(edkd("results", "pack", "--output", "nowhere")).startswith("no runs in nowhere/runs;")
+    done = edkd("results", "pack", "--dataset", "none", "--to", "packed")
+    assert done.code == 1
+    assert done.out.endswith("0 runs packed, 0 there already, 6 left out; in packed\n")
+    assert done.err == "edkd: nothing to pack: outputs has no finished run of none that can be packed\n"
     Path("file").touch()
     assert error(edkd("results", "pack", "--dataset", KEY, "--to", "file")).startswith("cannot write file/")
 

@@ -136,13 +136,13 @@ class Recorder(Distiller):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[tuple[Tensor, Tensor, float]] = []
-        self.values: list[tuple[int, float, float]] = []
+        self.values: list[tuple[int, float, int]] = []
 
     def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
         ce = F.cross_entropy(student.logits, batch.target)
         penalty = student.logits.square().mean() * 0.01
         self.seen.append((batch.index.clone(), batch.target.clone(), batch.epoch.item()))
-        hits = (student.logits.argmax(1) == batch.target).float().mean().item() * 100
+        hits = (student.logits.argmax(1) == batch.target).sum().item()
         self.values.append((len(batch.index), ce.item(), hits))
         return Outcome({"ce": ce, "penalty": penalty}, {"mine/norm": student.logits.detach().norm()})
 
@@ -153,7 +153,7 @@ def test_metrics_are_means_over_images_with_the_smaller_last_batch() -> None:
     values = made.distiller.values
     assert [count for count, _, _ in values] == [16, 16, 8]
     assert metrics["train/loss_ce"] == pytest.approx(sum(n * ce for n, ce, _ in values) / 40, rel=1e-12)
-    assert metrics["train/top1"] == pytest.approx(sum(n * hits for n, _, hits in values) / 40, rel=1e-12)
+    assert metrics["train/top1"] == sum(hits for _, _, hits in values) * 100 / 40
     assert metrics["train/loss"] == pytest.approx(metrics["train/loss_ce"] + metrics["train/loss_penalty"], rel=1e-6)
     assert set(metrics) == {"train/loss", "train/loss_ce", "train/loss_penalty", "train/top1", "mine/norm", "lr"}
 
@@ -220,6 +220,17 @@ def test_evaluation_in_percent_over_all_images(monkeypatch: pytest.MonkeyPatch) 
     assert found["top5"] == pytest.approx((place < 5).sum().item() * 10)
     assert found["loss"] == pytest.approx(F.cross_entropy(logits, target).item(), rel=1e-6)
     assert 0 < found["top1"] < found["top5"] < 100
+
+
+def test_equally_many_hits_are_the_same_percentage_in_every_digit() -> None:
+    target = torch.arange(359) % 6
+    found = set()
+    for seed in range(5):  # 65 hits, spread over the batches of 100 in different ways
+        hit = torch.randperm(359, generator=torch.Generator().manual_seed(seed))[:65]
+        logits = F.one_hot((target + 1) % 6, 6).float()
+        logits[hit] = F.one_hot(target[hit], 6).float()
+        found.add(evaluate(Fixed(logits), images(359, padding=0), FP32)["top1"])
+    assert found == {6500 / 359}
 
 
 def test_top5_of_fewer_than_five_classes_counts_all() -> None:

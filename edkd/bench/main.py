@@ -118,8 +118,12 @@ def _measure(
             try:
                 extra.append(measured(work.folder))
             except EdkdError as error:  # what took minutes to measure is not thrown away for it
-                progress.console.print(f"not measured: {error}", highlight=False, soft_wrap=True)
+                _not_measured(str(error))
     return timings, extra
+
+
+def _not_measured(what: str) -> None:
+    console.print(f"not measured: {what}", highlight=False, soft_wrap=True)
 
 
 def _cell(
@@ -135,7 +139,11 @@ def _cell(
     began = time.monotonic()
     turns: list[tuple[Timing, Here | Away]] = []
     for name in names:
-        turn = Away(host, name, given) if name == PLAIN and host is not None else Here(name, given, work)
+        try:
+            turn = Away(host, name, given) if name == PLAIN and host is not None else Here(name, given, work)
+        except modes.NotCapturedError as error:  # what it would measure is in the table already
+            _not_measured(f"{cell.pair} {cell.method}, {error}")
+            continue
         timing = Timing(cell.pair, cell.method, name, given.schedule.batch_size, peak_mb=turn.peak_mb)
         turns.append((timing, turn))
     for repetition in range(effort.repetitions):
@@ -162,8 +170,12 @@ def _together(cell: Cell, given: Settings, work: Workload) -> list[Timing]:
             stack.callback(hosts[-1].close)
         for host in hosts:
             host.ask("make", mode, given)
-        for host in hosts:
-            host.answer()
+        try:
+            for host in hosts:
+                host.answer()
+        except EdkdError as error:
+            _not_measured(f"{cell.pair} {cell.method}, side by side: {error}")
+            return []
         for count in SIDE_BY_SIDE:
             took = [together(hosts[:count], EPOCHS_TOGETHER) / (EPOCHS_TOGETHER * work.steps) for _ in range(3)]
             batch = count * given.schedule.batch_size

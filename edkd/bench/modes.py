@@ -18,7 +18,7 @@ from edkd.config import Settings
 from edkd.engine import to_device
 from edkd.errors import EdkdError
 from edkd.inputs import device_data, new_progress, teacher_source
-from edkd.step import Step
+from edkd.step import EAGER_FIRST, Step
 from edkd.teaching import Precision
 from edkd.trainer import make_step, train_epoch
 
@@ -47,6 +47,10 @@ LABELS = {PLAIN: "(a) plain loop", **{name: way.label for name, way in WAYS.item
 ON_CUDA = ("captured", "captured_bf16", TOGETHER)
 
 
+class NotCapturedError(EdkdError):
+    """The step of a mode that is to be captured ran one by one."""
+
+
 class Mode(Protocol):
     """One way to train one cell."""
 
@@ -58,6 +62,9 @@ class Mode(Protocol):
 
     def run(self) -> dict[str, float]:
         """Train for the steps of one repetition; what was measured meanwhile, as a progress line shows it."""
+
+    def check(self) -> None:
+        """Called once, after the first repetition. Raises NotCapturedError."""
 
 
 def make(name: str, given: Settings, work: Workload) -> Mode:
@@ -115,6 +122,9 @@ class Plain:
         """See `Mode`."""
         return self.loop.train(self.work.steps, epoch=1)
 
+    def check(self) -> None:
+        """Nothing can be otherwise than meant."""
+
 
 class Ours:
     """`trainer.train_epoch` over data on the device, with the teacher that a run of this configuration gets."""
@@ -132,9 +142,10 @@ class Ours:
         self.step: Step | None = None
 
     def fill(self) -> None:
-        """One epoch fills the cache; the table is shared by the methods of a pair, as between runs."""
+        """One epoch fills the cache, whose table the methods of a pair share, as runs do; a capture takes more."""
         self.ready()
-        self.run()
+        for _ in range(1 + (EAGER_FIRST // self.work.steps if self.way.capture else 0)):
+            self.run()
 
     def ready(self) -> None:
         """See `Mode`."""
@@ -149,6 +160,12 @@ class Ours:
         """See `Mode`. The progress is not moved on, so that each repetition is the same epoch, with the same views."""
         assert self.step is not None
         return train_epoch(self.progress, self.step, self.given.schedule, seed=self.given.seed)
+
+    def check(self) -> None:
+        """See `Mode`."""
+        assert self.step is not None
+        if self.way.capture and not self.step.graphs:
+            raise NotCapturedError(f"{self.way.label}: no CUDA graph was recorded")
 
     def _step(self) -> Step:
         given = self.given

@@ -28,7 +28,10 @@ class Span(NamedTuple):
 
 
 class Here:
-    """A mode in this process, warmed up; `peak_mb` is the memory that it took beyond what was held before."""
+    """A mode in this process, warmed up; `peak_mb` is the memory that it took beyond what was held before.
+
+    Raises NotCapturedError (see `modes`).
+    """
 
     def __init__(self, name: str, given: Settings, work: Workload) -> None:
         self.work = work
@@ -38,6 +41,7 @@ class Here:
         self.mode.ready()
         memory.restart()
         self.mode.run()
+        self.mode.check()
         self.peak_mb = memory.peak(work.feed.workers if work.feed is not None else ())
 
     def train(self, epochs: int) -> Span:
