@@ -320,7 +320,7 @@ def test_a_stored_teacher_is_used_and_a_weak_one_refused(tiny: list[str], here: 
     assert launch(*tiny, "distiller=vanilla", "schedule.epochs=1").code == 0
     command = [*tiny, "distiller=kd"]
     weak = error(swept(command))
-    assert weak.startswith("teacher resnet8 of digits-8-20perclass-test10 was trained for 1 epochs, the student is to ")
+    assert weak.startswith("teacher resnet8 of digits-8-20perclass-test10 was trained for 1 epoch, the student is to ")
     assert "allow_weak_teacher=true" in weak
     assert error(launch(*command)) == weak
     assert plan_of(swept(command, "schedule.epochs=1", "+dry_run=true")) == [["2", "resnet8-resnet8/kd-s0", "new"]]
