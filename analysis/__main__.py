@@ -50,7 +50,7 @@ def build(options: argparse.Namespace) -> report.Report:
         title=report.title(dataset, used),
         facts=_facts(used, dataset, recipe),
         grids=tuple(grids),
-        left_out=tuple(load.left_out(runs, used)),
+        left_out=(*load.left_out(runs, used), *tables.taught_apart(used)),
         notes=(*literature.NOTES, *report.READING, *(report.BESIDE if beside else ())),
         command=_command(options, dataset, recipe),
         long=long,

@@ -50,9 +50,12 @@ def summarise(values: ArrayLike, level: float) -> Summary:
     return Summary(int(x.size), mean(x), sd(x), *t_interval(x, level))
 
 
-def paired_differences(first: Mapping[int, float], second: Mapping[int, float]) -> NDArray[np.float64]:
-    """`first − second` for every seed that both have, in the order of the seeds; [0] if they share none.
+def paired_differences(
+    first: Mapping[tuple[int, str], float], second: Mapping[tuple[int, str], float]
+) -> NDArray[np.float64]:
+    """`first − second` for every (seed, teacher) that both have, in the order of the seeds; [0] if they share none.
 
-    Runs of one seed share initial weights, order and augmentation, so much of the seed's noise cancels here.
+    Runs of one seed share initial weights, order and augmentation, so much of the seed's noise cancels here. What two
+    teachers make of their students does not.
     """
-    return np.array([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())], dtype=np.float64)
+    return np.array([first[key] - second[key] for key in sorted(first.keys() & second.keys())], dtype=np.float64)

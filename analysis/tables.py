@@ -92,6 +92,26 @@ def long_table(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def taught_apart(runs: pd.DataFrame) -> list[str]:
+    """What is not compared, though both methods have the seed: students of two teachers of one name."""
+    told = []
+    for first, second in differences(methods(runs)):
+        for pair in runs["pair"].unique():
+            one, other = (
+                _teachers(runs[(runs["pair"] == pair) & (runs["distiller"] == name)]) for name in (first, second)
+            )
+            apart = sorted(seed for seed in one.keys() & other.keys() if one[seed] != other[seed])
+            if apart:
+                seeds = ", ".join(map(str, apart))
+                told.append(f"{pair}: {label(first)} − {label(second)}, seed {seeds}: not taught by the same teacher")
+    return told
+
+
+def _teachers(group: pd.DataFrame) -> dict[int, str]:
+    """The identity of each seed's teacher."""
+    return {int(seed): str(params.get("teacher_id", "")) for seed, params in zip(group["seed"], group["params"])}
+
+
 def _cell(group: pd.DataFrame, kind: Kind, beside: bool) -> dict[str, Any]:
     row = _head(group, kind, "accuracy", group["distiller"].iloc[0])
     row |= _spread(summarise(group[f"{kind}_top1"], LEVEL), group[f"{kind}_top1"], group["seed"])
@@ -108,13 +128,16 @@ def _cell(group: pd.DataFrame, kind: Kind, beside: bool) -> dict[str, Any]:
 
 
 def _difference(first: pd.DataFrame, second: pd.DataFrame, kind: Kind) -> list[dict[str, Any]]:
-    a, b = ({int(s): float(v) for s, v in zip(g["seed"], g[f"{kind}_top1"])} for g in (first, second))
+    a, b = (
+        {key: float(value) for key, value in zip(_teachers(group).items(), group[f"{kind}_top1"], strict=True)}
+        for group in (first, second)
+    )
     values = paired_differences(a, b)
     if not values.size:
         return []
     name = f"{first['distiller'].iloc[0]}-{second['distiller'].iloc[0]}"
     head = _head(first, kind, "paired difference", name)
-    return [head | _spread(summarise(values, LEVEL), values, sorted(a.keys() & b.keys()))]
+    return [head | _spread(summarise(values, LEVEL), values, (seed for seed, _ in sorted(a.keys() & b.keys())))]
 
 
 def _head(group: pd.DataFrame, kind: Kind, quantity: str, method: str) -> dict[str, Any]:

@@ -63,7 +63,11 @@ def task(composed: DictConfig) -> None:
         from edkd.run import execute
 
         job, sweep = plan.thaw(Path(composed.frozen))
-        execute(job, sweep=sweep, show=False)
+        try:
+            execute(job, sweep=sweep, show=False)
+        except Exception as error:
+            _empty_frames(error)
+            raise
         return
     from edkd.single import run_one
 
@@ -74,6 +78,13 @@ def task(composed: DictConfig) -> None:
         run_one(resolve(composed), HydraConfig.get().runtime.choices["distiller"])
     except EdkdError as error:  # told here, for Hydra would add a line of its own
         _tell(error)
+
+
+def _empty_frames(error: BaseException | None) -> None:
+    """Let go of what the run had: Hydra keeps a sweep's errors to its end, and they the networks and their data."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _compose_and_run() -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,3 +118,9 @@ def compose_values(overrides: list[str]) -> dict[str, Any]:
             return resolve(compose("config", overrides=overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise EdkdError(explain(error, overrides)) from error
+
+
+def quoted(text: str) -> str:
+    """A text as the value of an override, whatever it has of quotes, backslashes and interpolation."""
+    plain = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text)
+    return "'{}'".format(plain.replace("${", "\\${"))

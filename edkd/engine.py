@@ -42,6 +42,8 @@ def pick_device(name: str) -> torch.device:
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("not a device that edkd trains on")
         torch.empty(0, device=device)
+        if device.index is not None and device.type == "cuda":
+            torch.cuda.set_device(device)  # what is done on "the current device" is done there
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise EdkdError(f"engine.device={name}: {reason}; allowed: auto, cpu, cuda, cuda:N") from error

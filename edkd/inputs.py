@@ -26,6 +26,9 @@ from edkd.trainer import Progress, Splits, evaluate, make_optimizer, seeded
 LOG = logging.getLogger("edkd")
 
 
+_AS_GOOD = 1.0  # points of top-1 between two measurements of one teacher
+
+
 @dataclass(frozen=True)
 class Inputs:
     """Data and teacher of a run."""
@@ -50,12 +53,25 @@ def gather(given: Settings, teacher_id: str | None) -> Inputs:
             "start the same command again to plan anew"
         )
     network = load_teacher(given, entry, arrays.num_classes, device)
-    measured = teachers.accuracy_for(entry, sha256)
+    shown = config.digest({"data": sha256, "mean": given.dataset.mean, "std": given.dataset.std})
+    measured = teachers.accuracy_for(entry, shown)
     if measured is None:
         measured = {**evaluate(network, device_data(arrays, given, device).test, Precision("fp32", device))}
-        teachers.record_accuracy(entry, measured, sha256)
+        teachers.record_accuracy(entry, measured, shown)
+    _compare(entry, measured["top1"])
     note = {"id": entry.id, "sha256": entry.sha256, "top1": measured["top1"]}
     return Inputs(arrays, sha256, device, network, note)
+
+
+def _compare(entry: teachers.Entry, top1: float | None) -> None:
+    """Warn of a teacher that is not here what it was where it was trained."""
+    told = (entry.test or {}).get("top1")
+    if top1 is not None and told is not None and abs(top1 - told) > _AS_GOOD:
+        LOG.warning(
+            "teacher %s has %.2f %% on the test set of this run and had %.2f %% when it came into the store "
+            "(%s): another normalisation (dataset.mean, dataset.std) or image size?",
+            entry.name, top1, told, entry.path,
+        )  # fmt: skip
 
 
 def teacher_inputs(given: Settings) -> Inputs:

@@ -145,6 +145,8 @@ def _summarise(records: list[Record]) -> RunState:
     found = RunState(status="new")
     for record in records:
         event = record["event"]
+        if event == "interrupted" and found.status == "finished":
+            continue  # Ctrl-C came when all was done
         found.interruption = record if event == "interrupted" else None
         if event == "epoch":
             found.epochs[record["epoch"]] = record

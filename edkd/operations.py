@@ -147,10 +147,10 @@ def _retry(given: argparse.Namespace) -> None:
 def _launch(file: Path, output: Path, overrides: Sequence[str]) -> None:
     """Hand over to the command that runs sweeps."""
     from edkd import app
+    from edkd.compose import quoted
 
-    quoted = [f"+retry='{file}'", "output='{}'".format(str(output).replace("'", "\\'"))]
     before = sys.argv
-    sys.argv = [before[0], "-m", *quoted, *overrides]
+    sys.argv = [before[0], "-m", f"+retry={quoted(str(file))}", f"output={quoted(str(output))}", *overrides]
     try:
         app.main()
     finally:

@@ -29,14 +29,16 @@ LOG = logging.getLogger("edkd")
 def execute(job: Job, *, sweep: str | None, show: bool, stop_asked: Asked | None = None) -> journal.RunState:
     """Run a job to its end, from its last checkpoint where there is one; a finished run is left as it is.
 
-    `stop_asked` is asked at safe points, and ends the run there with `Stopped`; the same call continues it.
+    `stop_asked` is asked at safe points, and ends the run there with `Stopped`; the same call continues it. A finished
+    run is trained again where it is to teach and its network is gone, here and from the store: its journal may come
+    from elsewhere, without weights.
 
     Data and teacher of a run that was not planned by a sweep are found and verified before anything is written. Raises
     EdkdError for what the user can mend; the journal and the log have every error, once the run's directory exists.
     """
     directory, given = job.directory, job.settings
     before = journal.state(directory)
-    if before.status == "finished":
+    if before.status == "finished" and not _is_lost(job):
         _publish(job, before.end)
         return before
     # Sums over another number of threads differ in their last bits: a resumed run keeps the number it began with.
@@ -45,8 +47,9 @@ def execute(job: Job, *, sweep: str | None, show: bool, stop_asked: Asked | None
     planned = (directory / "config.yaml").exists()
     inputs = None if planned else gather(given, job.teacher_id)
     with lock.hold(directory):
-        if journal.state(directory).status == "finished":  # by another process, since the look above
-            return journal.state(directory)
+        now = journal.state(directory)
+        if now.status == "finished" and not _is_lost(job):  # by another process, since the look above
+            return now
         if not planned:
             plan.freeze(job, sweep=sweep, threads=None)
         with console.logging_to(directory / "run.log", show=show):
@@ -101,6 +104,11 @@ def _run(
     if saved is not None:
         progress.restore(saved[0])
     resumed = progress.epoch
+    if resumed and resumed not in journal.state(directory).epochs:
+        raise EdkdError(
+            f"{directory} has a checkpoint of epoch {resumed}, and no record of that epoch in {journal.FILE}: "
+            "restore that file, or move the directory away to start anew"
+        )
     book.append(_start_record(job, inputs, sweep=sweep, threads=threads, resumed_from=resumed))
     LOG.info("%s%s", job.name, f", resumed after epoch {resumed}" if resumed else "")
     if threads > cores():
@@ -212,13 +220,27 @@ def _finish(job: Job, progress: Progress, book: journal.Journal, inputs: Inputs)
     )  # fmt: skip
 
 
+def _is_to_teach(job: Job) -> bool:
+    return not job.settings.needs_teacher and job.settings.seed == job.settings.teacher_seed
+
+
+def _is_lost(job: Job) -> bool:
+    """Whether the network of a finished run is to teach, and is neither in its directory nor any in the store."""
+    given = job.settings
+    return (
+        _is_to_teach(job)
+        and not (job.directory / "last.pt").exists()
+        and teachers.find(store(given), given.dataset.key, given.student.name) is None
+    )
+
+
 def _publish(job: Job, end: Mapping[str, Any] | None) -> None:
     """Make a network that trained alone a teacher, unless the store has one already that trained as long.
 
     Of several seeds only `teacher_seed` teaches, so that it does not depend on which of them is done first.
     """
     given = job.settings
-    if given.needs_teacher or end is None or given.seed != given.teacher_seed:
+    if not _is_to_teach(job) or end is None or not (job.directory / "last.pt").exists():
         return
     outgrown = False
     with contextlib.suppress(EdkdError):  # what is there may be damaged; publishing mends that

@@ -45,7 +45,7 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
     assert finished.end is not None
     last, best = finished.end["last"], finished.end["best"]
     print(
-        f"{job.name}{' (finished before)' if before.status == 'finished' else ''}\ntop-1 last {last['top1']:.2f} %, "
+        f"{job.name}{' (finished before)' if finished.end == before.end else ''}\ntop-1 last {last['top1']:.2f} %, "
         f"best {best['top1']:.2f} % (epoch {best['epoch']}, chosen on the {best['by']} set)\n"
         f"in {job.directory}; {'' if given.tracking.uri else '`edkd sync` for MLflow, then '}"
         "`make table` for the table, `make ui` for the curves"

@@ -6,6 +6,7 @@ of the run, without a word from Python between two steps.
 """
 
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,12 +53,36 @@ class Meter:
             total.zero_()
 
 
+class Held:
+    """The tensors that modules hold now: parameters, buffers and plain attributes."""
+
+    def __init__(self, *networks: nn.Module) -> None:
+        self.tensors: list[tuple[str, dict[str, Any], str, Tensor, Tensor]] = [
+            (f"{type(module).__name__}.{name}", place, name, tensor, tensor.detach())
+            for network in networks
+            for module in network.modules()
+            for place in (module._parameters, module._buffers, vars(module))
+            for name, tensor in place.items()
+            if isinstance(tensor, Tensor)
+        ]
+
+    def restore(self) -> list[str]:
+        """Put back those that were replaced, they or their memory; returns their names."""
+        replaced = []
+        for name, place, key, tensor, memory in self.tensors:
+            if place.get(key) is not tensor or tensor.data_ptr() != memory.data_ptr():
+                tensor.data = memory
+                place[key] = tensor
+                replaced.append(name)
+        return replaced
+
+
 class Step:
     """Trains on the next batch of an epoch: `begin` an epoch, then call it once for each batch.
 
     capture: record a CUDA graph of the step after a few steps, and replay that from then on. Where a method or a
-    network does what a graph cannot hold (a read-back, a branch on a value), one line in the log says so, and steps go
-    on one by one. Without a GPU nothing is recorded.
+    network does what a graph cannot hold (a read-back, a branch on a value, a buffer that is replaced), one line in the
+    log says so, and steps go on one by one. Without a GPU nothing is recorded.
     """
 
     def __init__(
@@ -119,17 +144,28 @@ class Step:
 
     def _record(self, count: int) -> None:
         graph = torch.cuda.CUDAGraph()
+        here = torch.cuda.current_stream(self.precision.device) if self.stream is not None else None
+        held = Held(self.student, self.distiller)
         self.optimizer.zero_grad(set_to_none=True)
         try:
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self._train(count)
         except Exception as error:  # whatever a method does may fail here, and works without a graph
-            self.capture = False
-            self.optimizer.zero_grad(set_to_none=True)
-            reason = " ".join(str(error).split())[:200]
-            LOG.warning("no CUDA graph, steps run one by one: %s: %s", type(error).__name__, reason)
+            if here is not None:
+                torch.cuda.set_stream(here)  # the recording's stays the current one if its end fails
+            held.restore()
+            self._give_up(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            return
+        replaced = held.restore()
+        if replaced:  # replays would read what was there at the recording, again and again
+            self._give_up(f"{replaced[0]} is replaced in every step, and a graph needs it changed in place")
             return
         self.graphs[count] = graph
+
+    def _give_up(self, reason: str) -> None:
+        self.capture = False
+        self.optimizer.zero_grad(set_to_none=True)
+        LOG.warning("no CUDA graph, steps run one by one: %s", reason)
 
     def _train(self, count: int) -> None:
         where = self.position + self.offsets[:count]

@@ -17,6 +17,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from edkd import cluster, code, estimate, journal, plan, report, retry, roster, tickets
+from edkd.compose import quoted
 from edkd.console import LOG
 from edkd.engine import cores, pick_device
 from edkd.errors import EdkdError
@@ -136,7 +137,9 @@ def _launch(jobs: Sequence[Job], files: dict[str, Path], launcher: Launcher) -> 
     while jobs and (now := [_marks(job) for job in jobs]) != before:
         before = now
         try:
-            ended = launcher.launch([[f"+frozen='{files[job.run].as_posix()}'"] for job in jobs], initial_job_idx=first)
+            ended = launcher.launch(
+                [[f"+frozen={quoted(files[job.run].as_posix())}"] for job in jobs], initial_job_idx=first
+            )
             for job, returned in zip(jobs, ended, strict=False):
                 if returned.status is JobStatus.FAILED:
                     _note(job, returned._return_value)
@@ -149,9 +152,12 @@ def _launch(jobs: Sequence[Job], files: dict[str, Path], launcher: Launcher) -> 
 
 def _note(job: Job, error: Any) -> None:
     """See that the journal has a job's error: one from before the job could open its journal is not there yet."""
-    if journal.tail_state(job.directory).status in ("new", "interrupted"):
-        line = str(error) if isinstance(error, EdkdError) else f"{type(error).__name__}: {error}"
+    line = str(error) if isinstance(error, EdkdError) else f"{type(error).__name__}: {error}"
+    status = journal.tail_state(job.directory).status
+    if status in ("new", "interrupted"):
         journal.Journal(job.directory / journal.FILE).append({"event": "failure", "error": line})
+    elif status == "finished":  # a teacher that could not be put into the store
+        LOG.warning("%s: %s", job.name, line)
 
 
 def _marks(job: Job) -> tuple[str, str, int]:

@@ -47,7 +47,9 @@ class Entry:
     test: Accuracy | None  # as its source reports it
     added: str  # ISO 8601, UTC
     path: Path  # of the weights file; not in the sidecar
-    measured: dict[str, Accuracy] = field(default_factory=dict)  # by the SHA-256 of the data it was measured on
+    measured: dict[str, Accuracy] = field(
+        default_factory=dict
+    )  # by the digest of the data it was measured on, and of their normalisation
 
     @property
     def sidecar(self) -> Path:
@@ -155,12 +157,12 @@ def load(entry: Entry, model: Model) -> Model:
     return model.eval().requires_grad_(False)
 
 
-def accuracy_for(entry: Entry, data_sha256: str) -> Accuracy | None:
-    """What was measured on the test set of these data, None if that has not been done."""
-    return entry.measured.get(data_sha256)
+def accuracy_for(entry: Entry, shown: str) -> Accuracy | None:
+    """What was measured on the test set of the data with this digest, None if that has not been done."""
+    return entry.measured.get(shown)
 
 
-def record_accuracy(entry: Entry, test: Accuracy, data_sha256: str) -> Entry:
+def record_accuracy(entry: Entry, test: Accuracy, shown: str) -> Entry:
     """Note the accuracy measured on these data in the sidecar, so that it is measured once; returns the new entry.
 
     A store that cannot be written, or that holds another network by now, keeps what it has: a warning in the log.
@@ -171,11 +173,11 @@ def record_accuracy(entry: Entry, test: Accuracy, data_sha256: str) -> Entry:
             present = _find(entry.path, entry.dataset, entry.name)
             if present is None or present.sha256 != entry.sha256:
                 raise EdkdError(f"{entry.path} was replaced meanwhile")
-            entry = dataclasses.replace(present, measured=present.measured | {data_sha256: test})
+            entry = dataclasses.replace(present, measured=present.measured | {shown: test})
             _write_sidecar(entry)
     except EdkdError as error:
         _log.warning("the accuracy of teacher %s was not recorded: %s", entry.name, error)
-        return dataclasses.replace(entry, measured=entry.measured | {data_sha256: test})
+        return dataclasses.replace(entry, measured=entry.measured | {shown: test})
     return entry
 
 

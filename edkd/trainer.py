@@ -85,7 +85,7 @@ class Progress:
             # has now, and fused SGD walks both in the order in which they lie in memory.
             group["lr"] = group["lr"].to(group["params"][0].device)
             for parameter in group["params"]:
-                memory = self.optimizer.state[parameter]
+                memory = self.optimizer.state.get(parameter, {})  # none without momentum
                 if memory.get("momentum_buffer") is not None:
                     memory["momentum_buffer"] = torch.empty_like(parameter).copy_(memory["momentum_buffer"])
         self.epoch = state["epoch"]

@@ -46,6 +46,11 @@ def make(method="kd", pair=PAIR, seed=1, top1=70.0, **changes):
     }
 
 
+def taught(by_seed):
+    """By seed and teacher."""
+    return {(seed, "t1"): value for seed, value in by_seed.items()}
+
+
 @pytest.fixture(autouse=True)
 def _no_packed_results(monkeypatch, tmp_path):
     """Tables here are of these tests' own runs, whatever results the repository holds."""
@@ -85,8 +90,10 @@ def test_statistics_by_hand():
     assert (high - low) / 2 == pytest.approx(4.302653 * math.sqrt(7 / 3), rel=1e-6)  # t(0.975, 2) from the tables
     assert st.t_interval([4.0, 4.0], 0.95) == (4.0, 4.0)
     assert all(math.isnan(x) for x in st.t_interval([4.0], 0.95))
-    np.testing.assert_array_equal(st.paired_differences({3: 5.0, 1: 2.0, 9: 0.0}, {1: 1.5, 3: 6.0}), [0.5, -1.0])
-    assert st.paired_differences({1: 1.0}, {2: 1.0}).shape == (0,)
+    np.testing.assert_array_equal(
+        st.paired_differences(taught({3: 5.0, 1: 2.0, 9: 0.0}), taught({1: 1.5, 3: 6.0})), [0.5, -1.0]
+    )
+    assert st.paired_differences(taught({1: 1.0}), taught({2: 1.0})).shape == (0,)
 
 
 def test_t_interval_covers_as_often_as_it_says():
@@ -175,6 +182,17 @@ def test_paired_differences_by_hand(analyse):
     assert gaps["EDKD − KD"][:3] == ["", "", ""]
     row = csv[(csv["quantity"] == "paired difference") & (csv["method"] == "edkd-kd") & (csv["kind"] == "best")].iloc[0]
     assert (row["n"], row["top1_mean"], row["seeds"], row["top1_values"]) == (2, 1.0, "1 2", "1.5000 0.5000")
+
+
+def test_students_of_two_teachers_are_not_compared(analyse):
+    runs = [make("kd", seed=s, top1=v) for s, v in ((1, 70.0), (2, 71.0))]
+    runs += [make("edkd", seed=1, top1=71.5, teacher_id="t2"), make("edkd", seed=2, top1=72.0, teacher_id="t2")]
+    runs += [make("dkd", seed=s, top1=70.5, teacher_id="t2") for s in (1, 2)]
+    _, text, csv, _ = analyse(runs)
+    gaps = block(text, "Paired differences, last epoch")
+    assert (gaps["EDKD − KD"][3], gaps["EDKD − DKD"][3]) == ("", "+1.25 ± 0.35 (n=2)")
+    assert f"{PAIR}: EDKD − KD, seed 1, 2: not taught by the same teacher" in text
+    assert set(csv[csv["quantity"] == "paired difference"]["method"]) == {"edkd-dkd"}
 
 
 def test_a_method_of_the_users_is_compared_in_pairs_too(analyse):

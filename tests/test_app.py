@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 import torch
 from commandline import REPOSITORY, error, files, journals, launch, metrics, python
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from edkd import checkpoint, lock, models, teachers
+from edkd.compose import quoted
 
 DATA = "digits-8-20perclass-test10"  # the key of the `tiny` data set
 RUN = f"runs/{DATA}"
@@ -120,6 +123,12 @@ def test_the_flag_of_a_sweep_may_stand_anywhere(tiny: list[str], here: Path) -> 
     done = launch(*tiny, "distiller=vanilla", "--multirun", "+dry_run=true")
     assert done.code == 0, done
     assert "1 run: 1 new" in done.out
+
+
+@pytest.mark.parametrize("text", ["plain", "a b", "o'b", "back\\slash", "\\'", "end\\", "${x}", '"two"', "a,b=c"])
+def test_any_text_as_the_value_of_an_override(text: str) -> None:
+    (override,) = OverridesParser.create().parse_overrides([f"+key={quoted(text)}"])
+    assert OmegaConf.create({"key": override.value()}).key == text
 
 
 def test_help_lists_groups_and_values() -> None:

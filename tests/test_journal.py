@@ -175,6 +175,10 @@ def test_state_follows_the_events(tmp_path: Path) -> None:
     assert status() == ("interrupted", "interrupted")
     written(tmp_path, START | {"attempt": 3}, epoch(2, lr=0.5), {"event": "end", "last": {"top1": 52.0}})
     assert status() == ("finished", "finished")
+    written(tmp_path, {"event": "interrupted"})  # Ctrl-C when all was done
+    assert status() == ("finished", "finished")
+    written(tmp_path, START | {"attempt": 4})
+    assert status() == ("interrupted", "interrupted")
 
 
 def test_a_run_whose_directory_is_held_is_running(tmp_path: Path) -> None:

@@ -175,14 +175,54 @@ def test_the_accuracy_of_a_teacher_is_measured_once(student: plan.Job, monkeypat
     execute(student)
     entry = teachers.find(inputs.store(student.settings), KEY, "resnet8")
     assert entry is not None
-    sha256 = events(student, "start")[0]["data_sha256"]
-    assert entry.measured[sha256]["top1"] == events(student, "start")[0]["teacher"]["top1"]
+    (measured,) = entry.measured.values()
+    assert measured["top1"] == events(student, "start")[0]["teacher"]["top1"]
 
     def again(*_: Any) -> None:
         raise AssertionError("measured twice")
 
     monkeypatch.setattr(inputs, "evaluate", again)
     assert inputs.gather(student.settings, student.teacher_id).taught_by == events(student, "start")[0]["teacher"]
+
+
+def test_a_teacher_is_measured_as_this_run_shows_it_the_images(
+    student: plan.Job, make_job: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    execute(student)
+    assert "teacher resnet8 has" not in caplog.text
+    other = make_job("edkd", "dataset.mean=[5.0,5.0,5.0]", teacher_id=student.teacher_id)
+    execute(other)
+    told, really = (events(job, "start")[0]["teacher"]["top1"] for job in (student, other))
+    data = inputs.device_data(inputs.load_arrays(other.settings)[0], other.settings, torch.device("cpu"))
+    network = inputs.gather(other.settings, other.teacher_id).teacher
+    assert network is not None
+    assert really == evaluate(network, data.test, Precision("fp32", torch.device("cpu")))["top1"] != told
+    words = f"teacher resnet8 has {really:.2f} % on the test set of this run and had {told:.2f} % when it came into"
+    assert (words in caplog.text) == (abs(really - told) > 1)
+
+
+def test_a_finished_network_that_is_lost_is_made_again(taught: plan.Job) -> None:
+    weights, stored = taught.directory / "last.pt", inputs.store(taught.settings) / KEY / "resnet8.pt"
+    before, teacher, end = weights.read_bytes(), stored.read_bytes(), events(taught, "end")[0]
+    weights.unlink()
+    assert execute(taught).status == "finished"  # as long as the store has the teacher, nothing is lost
+    assert not weights.exists()
+    stored.unlink()
+    execute(taught)  # from its checkpoint
+    assert (weights.read_bytes(), stored.read_bytes()) == (before, teacher)
+    for path in (weights, stored, taught.directory / "checkpoint.pt", taught.directory / "checkpoint.prev.pt"):
+        path.unlink()
+    state = execute(taught)  # from its beginning: such is a journal that came without weights
+    assert (weights.read_bytes(), stored.read_bytes()) == (before, teacher)
+    assert [record["resumed_from"] for record in events(taught, "start")] == [0, len(state.epochs), 0]
+    assert state.end is not None
+    assert {name: state.end[name] for name in ("last", "best")} == {name: end[name] for name in ("last", "best")}
+
+
+def test_a_checkpoint_without_its_journal_is_refused(taught: plan.Job) -> None:
+    (taught.directory / "journal.jsonl").unlink()
+    with pytest.raises(EdkdError, match="has a checkpoint of epoch [0-9]+, and no record of that epoch in journal.jso"):
+        execute(taught)
 
 
 def test_a_finished_run_is_left_alone(student: plan.Job, monkeypatch: pytest.MonkeyPatch) -> None:

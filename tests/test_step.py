@@ -1,5 +1,6 @@
 """The step: what it reads stays in place, a recording replays it bit for bit, and what cannot be recorded runs."""
 
+import contextlib
 import logging
 from typing import Any
 
@@ -17,7 +18,7 @@ from edkd.distillers.edkd import EDKD
 from edkd.distillers.kd import KD
 from edkd.distillers.vanilla import Vanilla
 from edkd.models.base import Prediction
-from edkd.step import Step
+from edkd.step import Held, Step
 from edkd.teaching import OnlineTeacher, Precision
 from edkd.trainer import Progress, Schedule, make_optimizer, make_step, seeded, train_epoch
 
@@ -111,6 +112,87 @@ def test_what_cannot_be_recorded_runs_step_by_step_on_cuda(caplog: pytest.LogCap
     with caplog.at_level(logging.WARNING, logger="edkd"):
         assert train(*started(ReadsBack(), torch.device("cuda"), capture=True), epochs=3) == expected
     assert len(caplog.records) == 1
+
+
+class Remembers(Distiller):
+    """A method whose memory is a buffer that it changes in place, or replaces."""
+
+    needs_teacher = False
+    center: Tensor
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.register_buffer("center", torch.zeros(5))
+        self.plain = torch.zeros(())
+
+    def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
+        mean = student.logits.detach().mean(0)
+        if self.in_place:
+            self.center.lerp_(mean, 0.1)
+        else:
+            self.center = self.center.lerp(mean, 0.1)
+            self.plain = self.plain + 1
+        loss = torch.nn.functional.cross_entropy(student.logits - self.center, batch.target)
+        return Outcome({"ce": loss}, {"mine/center": self.center.norm()})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_memory_is_kept_recorded_or_not(in_place: bool, caplog: pytest.LogCaptureFixture) -> None:
+    expected = train(*started(Remembers(in_place=in_place), torch.device("cuda"), capture=False), epochs=5)
+    progress, step = started(Remembers(in_place=in_place), torch.device("cuda"), capture=True)
+    with caplog.at_level(logging.WARNING, logger="edkd"):
+        assert train(progress, step, 5) == expected
+    assert sorted(step.graphs) == ([8, 16] if in_place else [])
+    assert ("Remembers.center is replaced in every step" in caplog.text) != in_place
+
+
+def test_a_memory_that_is_replaced_is_not_recorded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a recording that runs the Python code upon copies, as one on a GPU computes nothing."""
+    expected = train(*started(Remembers(in_place=False), CPU, capture=False), epochs=3)
+    progress, step = started(Remembers(in_place=False), CPU, capture=True)
+    step.capture = True
+    recorded: list[int] = []
+
+    def forward(count: int) -> None:
+        recorded.append(count)
+        progress.distiller.center = torch.full((5,), 7.0)
+
+    whole = step._train
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(step, "_record", lambda count: _record_by(step, forward, whole, count))
+    with caplog.at_level(logging.WARNING, logger="edkd"):
+        assert train(progress, step, 3) == expected
+    assert recorded == [16] and not step.graphs and not step.capture
+    assert [record.getMessage() for record in caplog.records] == [
+        "no CUDA graph, steps run one by one: Remembers.center is replaced in every step, "
+        "and a graph needs it changed in place"
+    ]
+
+
+def _record_by(step: Step, forward: Any, whole: Any, count: int) -> None:
+    step._train = forward  # type: ignore[method-assign]
+    try:
+        Step._record(step, count)
+    finally:
+        step._train = whole  # type: ignore[method-assign]
+
+
+def test_what_modules_hold_is_put_back() -> None:
+    method = Remembers(in_place=False)
+    held, center, plain = Held(method), method.center, method.plain
+    method.center.add_(1)
+    assert held.restore() == []
+    method.center, method.plain = torch.ones(5) * 9, torch.ones(())
+    assert held.restore() == ["Remembers.center", "Remembers.plain"]
+    assert method.center is center and method.plain is plain and "center" in method.state_dict()
+    method.center.data = torch.zeros(5)
+    assert held.restore() == ["Remembers.center"]
+    assert method.center.tolist() == [1.0] * 5
 
 
 def test_a_failed_recording_is_told_once_and_changes_nothing(

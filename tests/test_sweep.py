@@ -2,6 +2,7 @@
 
 import json
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from commandline import REPOSITORY, Ended, error, files, journals, launch, metri
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from edkd import journal, lock, planning, report, sweep
+from edkd import app, journal, lock, planning, report, sweep
+from edkd.compose import quoted
 from edkd.errors import EdkdError
 
 SEVEN = ["a-b", "c-d", "e-f"]  # stands for the pairs of the table
@@ -314,6 +316,48 @@ def test_without_its_teacher_no_student_starts(tiny: list[str], here: Path) -> N
     assert list(journals(here / "outputs")) == ["resnet8/vanilla-s0"]
     assert not list((here / "outputs").glob("teachers/*/*.pt"))
     assert advice == "run the same command again to continue"
+
+
+def test_a_teacher_whose_journal_came_without_weights_is_trained(tiny: list[str], here: Path) -> None:
+    assert swept(tiny, "distiller=kd").code == 0
+    for path in [*here.glob("outputs/teachers/*/*"), *here.glob("outputs/runs/*/resnet8/*/*.pt")]:
+        path.unlink()
+    done = swept(tiny, "distiller=kd,dkd")
+    assert done.code == 0, done
+    assert len(list(here.glob("outputs/teachers/*/resnet8.pt"))) == 1
+
+
+def test_a_folder_of_any_name(tiny: list[str], here: Path) -> None:
+    folder = here / "o'b"
+    done = swept(tiny, "distiller=vanilla", "seed=0,1", f"output={quoted(str(folder))}")
+    assert done.code == 0, done
+    assert len(list(folder.glob("runs/*/*/*/last.pt"))) == 2
+
+
+def test_an_error_keeps_nothing_of_the_run_alive() -> None:
+    class Network:
+        pass
+
+    alive = []
+
+    def train() -> None:
+        network = Network()
+        alive.append(weakref.ref(network))
+        try:
+            raise OSError("disk")
+        except OSError as error:
+            raise EdkdError("run") from error
+
+    kept = []
+    for _ in range(2):
+        try:
+            train()
+        except EdkdError as error:
+            kept.append(error)  # as Hydra does
+    assert [seen() is not None for seen in alive] == [True, True]
+    for error in kept:
+        app._empty_frames(error)
+    assert [seen() for seen in alive] == [None, None]
 
 
 def test_a_stored_teacher_is_used_and_a_weak_one_refused(tiny: list[str], here: Path) -> None:

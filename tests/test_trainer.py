@@ -315,6 +315,23 @@ def test_an_epoch_repeats_bit_for_bit_even_if_the_network_draws() -> None:
     assert same(again.state(), whole.state())
 
 
+def test_a_resumed_run_without_momentum_has_the_same_state() -> None:
+    schedule = Schedule(**vars(SCHEDULE) | {"momentum": 0.0})
+
+    def made() -> Progress:
+        progressing = dropping()
+        progressing.optimizer = trainer.make_optimizer(progressing.student, progressing.distiller, schedule, CPU)
+        return progressing
+
+    whole, half, again = made(), made(), made()
+    trained(whole, schedule=schedule)
+    trained(half, schedule=Schedule(**vars(schedule) | {"epochs": 1}))
+    again.restore(half.state())
+    trained(again, schedule=schedule)
+    assert again.state()["optimizer"]["state"].keys() == whole.state()["optimizer"]["state"].keys()
+    assert same(again.state(), whole.state())
+
+
 def test_training_leaves_the_random_state_outside_as_it_was() -> None:
     torch.manual_seed(1)
     expected = torch.rand(1)

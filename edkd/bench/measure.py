@@ -31,8 +31,8 @@ def seconds(action: Callable[[], object], device: torch.device) -> float:
 class Memory:
     """The peak memory of what is built and run after this object is made, in MB (1e6 bytes).
 
-    On a GPU: device memory that tensors took. On Linux: resident memory of this process, over what it held before.
-    Elsewhere `peak` is None.
+    On a GPU: device memory that PyTorch reserved, for a graph's tensors do not count as allocated. On Linux: resident
+    memory of this process, over what it held before. Elsewhere `peak` is None.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -54,12 +54,12 @@ class Memory:
         if self.before is None:
             return None
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 1e6 - self.before
+            return torch.cuda.max_memory_reserved(self.device) / 1e6 - self.before
         highest = _status("VmHWM")
         return None if highest is None else highest - self.before + sum(map(_private, processes))
 
     def _held(self) -> float | None:
-        return torch.cuda.memory_allocated(self.device) / 1e6 if self.device.type == "cuda" else _status("VmRSS")
+        return torch.cuda.memory_reserved(self.device) / 1e6 if self.device.type == "cuda" else _status("VmRSS")
 
 
 def tidy(device: torch.device) -> None:
