@@ -39,6 +39,7 @@ class Resident:
         """For a table on a GPU with enough free memory; None elsewhere."""
         if device.type != "cuda":
             return None
+        torch.cuda.empty_cache()  # of earlier runs in this process
         size, free = table.rows * table.width * 8, torch.cuda.mem_get_info(device)[0]
         try:
             return cls(table.rows, table.width, device) if size <= DEVICE_SHARE * free else None
