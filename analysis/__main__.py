@@ -51,7 +51,11 @@ def build(options: argparse.Namespace) -> report.Report:
         facts=_facts(used, dataset, recipe),
         grids=tuple(grids),
         left_out=(*load.left_out(runs, used), *tables.taught_apart(used)),
-        notes=(*literature.NOTES, *report.READING, *(report.BESIDE if beside else ())),
+        notes=(
+            *(literature.NOTES if dataset.split("-")[0] == literature.FULL_DATASET else ()),
+            *report.READING,
+            *(report.BESIDE if beside else ()),
+        ),
         command=_command(options, dataset, recipe),
         long=long,
     )

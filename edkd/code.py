@@ -2,9 +2,12 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import subprocess
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edkd import files
 from edkd.errors import EdkdError
@@ -50,6 +53,37 @@ def keep_changes(code: Code, run_dir: Path) -> None:
             first = run_dir / f"code.{hashlib.sha256(code.changes.encode()).hexdigest()[:8]}.diff"
         if not first.exists():
             files.write_bytes(first, code.changes.encode())
+
+
+def foreign(configuration: Mapping[str, Any]) -> dict[str, str]:
+    """A run's classes of the user's own, by their `_target_`, with the SHA-256 (16 digits) of each one's file.
+
+    What is installed among the libraries has a version, and is left out.
+    """
+    parts = (configuration.get(name) for name in ("distiller", "student", "teacher", "dataset"))
+    named = sorted({target for part in parts for target in _targets(part) if not target.startswith("edkd.")})
+    return {target: digest for target in named if (digest := _file_digest(target))}
+
+
+def _targets(part: Any) -> Iterator[str]:
+    if isinstance(part, Mapping):
+        if isinstance(part.get("_target_"), str):
+            yield part["_target_"]
+        for inner in part.values():
+            yield from _targets(inner)
+
+
+def _file_digest(target: str) -> str:
+    """Of the file of the longest part of a dotted name that is a module; empty for a library, or if there is none."""
+    words = target.split(".")
+    for length in range(len(words), 0, -1):
+        with contextlib.suppress(ImportError, ValueError, AttributeError, OSError):
+            found = importlib.util.find_spec(".".join(words[:length]))
+            if found is not None and found.origin is not None:
+                file = Path(found.origin)
+                library = {"site-packages", "dist-packages"} & set(file.parts)
+                return "" if library else hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    return ""
 
 
 def _diff(commit: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from edkd import journal, tracking
+from edkd import code, journal, tracking
 from edkd.config import Tracking
 from edkd.console import LOG, console
 from edkd.errors import EdkdError
@@ -76,7 +76,7 @@ def show_summary(planned: Planned, outcome: Mapping[str, RunState], known: Mappi
     for job in lost:
         state = outcome[job.run]
         if state.status == "failed":
-            what = f"failed: {state.error}"
+            what = f"failed: {_first_line(state)}"
         elif state.status == "running":
             what = f"is running in another process ({_holder(state)})"
         elif job.teacher_id in failed_teachers:
@@ -172,7 +172,7 @@ class _View:
             )
         elif state.status == "failed":
             self.failed.add(job.run)
-            console.print(f"{job.name}: failed: {state.error}", markup=False, soft_wrap=True)
+            console.print(f"{job.name}: failed: {_first_line(state)}", markup=False, soft_wrap=True)
 
     def seconds_left(self, epochs: Mapping[str, int]) -> float | None:
         """From the seconds that epochs took: the run's own, else those of its pair, else the mean of all."""
@@ -231,3 +231,24 @@ class SweepTracking:
             yield
         except Exception as error:  # whatever MLflow raises
             LOG.warning("%s; `edkd sync` brings MLflow up to date later", error)
+
+
+def tell_outdated(jobs: Iterable[Job], states: Mapping[str, journal.RunState]) -> None:
+    """Name each finished run that the user's own classes, as they are now, would train in another way."""
+    for job in jobs:
+        if states[job.run].status != "finished" or not (states[job.run].first_start or {}).get("sources"):
+            continue
+        known = (journal.state(job.directory).start or {})["sources"]
+        now = code.foreign(job.config)
+        changed = [target for target, digest in known.items() if now.get(target) != digest]
+        if changed:
+            console.print(
+                f"{job.name} was finished by another version of {', '.join(changed)}: "
+                f"to train it with this one, move {job.directory} away",
+                markup=False,
+                soft_wrap=True,
+            )
+
+
+def _first_line(state: journal.RunState) -> str:
+    return next(iter((state.error or "").splitlines()), "without a word")

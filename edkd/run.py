@@ -13,7 +13,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from edkd import __version__, checkpoint, code, console, engine, journal, lock, machine, memory, plan, slurm, teachers
+from edkd import (
+    __version__,
+    checkpoint,
+    code,
+    config,
+    console,
+    engine,
+    journal,
+    lock,
+    machine,
+    memory,
+    plan,
+    slurm,
+    teachers,
+)
 from edkd.engine import cores
 from edkd.errors import EdkdError
 from edkd.inputs import Inputs, device_data, gather, new_progress, store, teacher_source
@@ -104,11 +118,14 @@ def _run(
     if saved is not None:
         progress.restore(saved[0])
     resumed = progress.epoch
-    if resumed and resumed not in journal.state(directory).epochs:
-        raise EdkdError(
-            f"{directory} has a checkpoint of epoch {resumed}, and no record of that epoch in {journal.FILE}: "
-            "restore that file, or move the directory away to start anew"
-        )
+    if resumed:
+        before = journal.state(directory)
+        if resumed not in before.epochs:
+            raise EdkdError(
+                f"{directory} has a checkpoint of epoch {resumed}, and no record of that epoch in {journal.FILE}: "
+                "restore that file, or move the directory away to start anew"
+            )
+        _check_code(job, before)
     book.append(_start_record(job, inputs, sweep=sweep, threads=threads, resumed_from=resumed))
     LOG.info("%s%s", job.name, f", resumed after epoch {resumed}" if resumed else "")
     if threads > cores():
@@ -163,9 +180,28 @@ def _check_unchanged(first: Mapping[str, Any], inputs: Inputs, directory: Path) 
         )
 
 
+def _check_code(job: Job, before: journal.RunState) -> None:
+    """A run continues only with the code of the user's own classes that it has used so far."""
+    known = (before.start or {}).get("sources") or {}
+    changed = [target for target, digest in code.foreign(_used(job)).items() if known.get(target, digest) != digest]
+    if changed:
+        raise EdkdError(
+            f"the code of {', '.join(changed)} changed since {job.directory} reached epoch {max(before.epochs)}: "
+            "restore it, or move that directory away to train anew"
+        )
+
+
+def _used(job: Job) -> dict[str, Any]:
+    """The configuration without the teacher of a run that has none."""
+    return {key: value for key, value in job.config.items() if key != "teacher" or job.settings.needs_teacher}
+
+
 def _start_record(job: Job, inputs: Inputs, *, sweep: str | None, threads: int, resumed_from: int) -> dict[str, Any]:
     device, running = inputs.device, code.read()
     code.keep_changes(running, job.directory)
+    sources = code.foreign(_used(job))
+    # Seeds that two versions of a method have trained are no sample of one thing.
+    cell = {"cell": config.digest([job.tags["cell"], sources])} if sources else {}
     planned_with = plan.planned_code(job.directory)
     return {
         "event": "start",
@@ -173,8 +209,9 @@ def _start_record(job: Job, inputs: Inputs, *, sweep: str | None, threads: int, 
         "name": job.name,
         "sweep": sweep,
         "resumed_from": resumed_from,
-        "config": {key: value for key, value in job.config.items() if key != "teacher" or job.settings.needs_teacher},
-        "tags": {**job.tags, **running.version},
+        "config": _used(job),
+        "tags": {**job.tags, **cell, **running.version},
+        "sources": sources,
         "planned_with": planned_with if planned_with != running.version else None,  # a job may wait for days
         "versions": {
             "edkd": __version__,

@@ -7,6 +7,7 @@ from edkd.console import LOG, console
 from edkd.engine import cores
 from edkd.errors import EdkdError
 from edkd.inputs import gather, store
+from edkd.report import tell_outdated
 from edkd.run import execute
 from edkd.wording import counted
 
@@ -41,6 +42,7 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
         return
     gather(given, teacher_id)  # what is wrong with data, device or teacher is said before anything is written
     open_tracking(given.tracking)
+    tell_outdated([job], {job.run: before})
     finished = execute(job, sweep=None, show=True)
     assert finished.end is not None
     last, best = finished.end["last"], finished.end["best"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edkd.data.batches import DeviceData
-from edkd.distillers.base import Batch, Distiller
+from edkd.distillers.base import Batch, Distiller, Outcome
 from edkd.errors import EdkdError
 from edkd.teaching import Precision, TeacherSource, in_fp32
 
@@ -51,6 +51,21 @@ class Meter:
         """Begin again, in the same tensors."""
         for total in self.sums.values():
             total.zero_()
+
+
+def _check(outcome: Any, distiller: Distiller) -> None:
+    """Raise EdkdError for what a method may not return."""
+    name = f"{type(distiller).__module__}.{type(distiller).__qualname__}"
+    if not isinstance(outcome, Outcome) or not outcome.losses:
+        raise EdkdError(
+            f"{name} returned {type(outcome).__name__ if not isinstance(outcome, Outcome) else 'no loss'}; "
+            "it must return edkd.distillers.Outcome(losses={name: 0-dim tensor, ...}, metrics={...})"
+        )
+    for kind, values in zip(Outcome._fields, outcome, strict=True):
+        for key, value in values.items():
+            if not isinstance(value, Tensor) or value.dim():
+                found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise EdkdError(f"{name} returned {kind}[{key!r}] as {found}; it must be a 0-dim tensor")
 
 
 class Held:
@@ -183,6 +198,8 @@ class Step:
             ) from error
         taught = self.teacher(images, index, view) if self.teacher is not None else None
         outcome = self.distiller(prediction, taught, Batch(index=index, target=target, epoch=self.epoch))
+        if self.sound is None:
+            _check(outcome, self.distiller)
         losses = torch.stack(list(outcome.losses.values()))
         loss = losses.sum()
         self.optimizer.zero_grad(set_to_none=True)

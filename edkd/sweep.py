@@ -46,6 +46,7 @@ def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, la
     states = {job.run: journal.tail_state(job.directory) for job in planned.jobs}
     answer = tickets.ask(planned.jobs, states) if isinstance(launcher, cluster.Queue) else None
     report.show_plan(planned, states, tickets.whereabouts(planned.jobs, states, answer))
+    report.tell_outdated(planned.jobs, states)
     _show_estimate(planned, states, master, measure=dry_run == "measure")
     if dry_run != "no":
         return []

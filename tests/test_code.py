@@ -1,5 +1,6 @@
 """Which code computed: the commit, and what the tree had besides."""
 
+import hashlib
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -91,3 +92,17 @@ def test_a_run_says_which_code_planned_it_if_that_was_another(make_job: Any) -> 
     run.execute(other, sweep=None, show=False)
     (start,) = [record for record in journal.read(other.directory / journal.FILE) if record["event"] == "start"]
     assert start["planned_with"] is None
+
+
+def test_the_users_own_classes_are_known_by_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "myown_loss.py").write_text("class Mine: ...\n")
+    given = {
+        "distiller": {"_target_": "myown_loss.Mine"},
+        "student": {"model": {"_target_": "edkd.models.resnet8"}},
+        "dataset": {"source": {"_target_": "yaml.YAMLObject"}},
+        "tracking": {"_target_": "myown_loss.Other"},
+    }
+    found = code.foreign(given)
+    assert found == {"myown_loss.Mine": hashlib.sha256(b"class Mine: ...\n").hexdigest()[:16]}
+    assert code.foreign(given | {"distiller": {"_target_": "nowhere.at.All"}}) == {}

@@ -1,6 +1,8 @@
 """A method from outside the repository, as the README shows it: one Python file, one YAML file."""
 
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("mse", None)
     return tmp_path
+
+
+def edit(file: Path, text: str) -> None:
+    """As an edit between two commands: the next one, in this process, imports it anew."""
+    file.write_text(text)
+    sys.modules.pop(file.stem, None)
+    shutil.rmtree(file.with_name("__pycache__"), ignore_errors=True)
 
 
 def configured(folder: Path, **changes: object) -> None:
@@ -59,6 +69,67 @@ def test_the_readmes_command(tiny: list[str], folder: Path) -> None:
     parts = epoch["metrics"]["train/loss_ce"] + epoch["metrics"]["train/loss_kd"]
     assert epoch["metrics"]["train/loss"] == pytest.approx(parts)
     assert end["event"] == "end"
+
+
+def test_another_version_of_the_method_is_no_other_seed(tiny: list[str], folder: Path) -> None:
+    command = ["--config-dir", "myconf", "-m", *tiny, "distiller=mse"]
+    assert launch(*command).code == 0
+    file = folder / "mse.py"
+    edit(file, file.read_text().replace("self.weight *", "0 * self.weight *"))
+    done = launch(*command, "seed=0,1")
+    assert done.code == 0
+    (warned,) = [line for line in done.err.splitlines() if "another version" in line]
+    assert re.search(
+        r"/mse-s0-\w+ was finished by another version of mse.MSE: to train it with this one, move ", warned
+    )
+    found = journals(folder / "outputs")
+    first, second = found["resnet8-resnet8/mse-s0"][0], found["resnet8-resnet8/mse-s1"][0]
+    assert first["sources"].keys() == second["sources"].keys() == {"mse.MSE"}
+    assert first["tags"]["cell"] != second["tags"]["cell"]
+    edit(file, file.read_text().replace("0 * self.weight *", "self.weight *"))
+    assert launch(*command, "seed=2").code == 0
+    third = journals(folder / "outputs")["resnet8-resnet8/mse-s2"][0]
+    assert third["tags"]["cell"] == first["tags"]["cell"]
+    assert journals(folder / "outputs")["resnet8/vanilla-s0"][0]["sources"] == {}
+
+
+def test_a_run_is_not_continued_by_another_version_of_its_method(tiny: list[str], folder: Path) -> None:
+    file = folder / "mse.py"
+    whole = file.read_text()
+    failing = "        if float(batch.epoch) > 1:\n            raise ValueError('one\\ntwo')\n        ce = "
+    edit(file, whole.replace("        ce = ", failing))
+    command = ["--config-dir", "myconf", "-m", *tiny, "distiller=mse"]
+    failed = launch(*command)
+    assert failed.code == 1
+    assert "failed: ValueError: one; see " in failed.out and "\ntwo" not in failed.out + failed.err
+    edit(file, whole)
+    refused = launch(*command)
+    assert refused.code == 1
+    assert (
+        "the code of mse.MSE changed since " in refused.out and " reached epoch 1: restore it, or move " in refused.out
+    )
+    shutil.rmtree(next(folder.glob("outputs/runs/*/resnet8-resnet8/mse-s0-*")))
+    assert launch(*command).code == 0
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("{'ce': ce}", "returned dict; it must return edkd.distillers.Outcome("),
+        ("None", "returned NoneType; it must return"),
+        ("Outcome({}, {})", "returned no loss; it must return"),
+        ("Outcome({'ce': 1.0}, {})", "returned losses['ce'] as float; it must be a 0-dim tensor"),
+        ("Outcome({'ce': ce}, {'y': 1.0})", "returned metrics['y'] as float; it must be a 0-dim tensor"),
+        ("Outcome({'ce': ce.expand(3)}, {})", "returned losses['ce'] as shape (3,); it must be a 0-dim tensor"),
+    ],
+)
+def test_what_a_method_may_not_return(tiny: list[str], folder: Path, returned: str, said: str) -> None:
+    file = folder / "mse.py"
+    assert "return Outcome(losses" in file.read_text()
+    edit(file, re.sub("return Outcome.*", f"return {returned}", file.read_text()))
+    done = launch("--config-dir", "myconf", "-m", *tiny, "distiller=mse")
+    assert done.code == 1
+    assert f"failed: mse.MSE {said}" in done.out
 
 
 def test_a_run_of_its_own_with_its_own_tweak(tiny: list[str], folder: Path) -> None:

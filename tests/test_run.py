@@ -106,7 +106,7 @@ def test_a_start_says_what_is_run_on_what(student: plan.Job, taught: plan.Job) -
     (start,) = events(student, "start")
     assert set(start) == {
         *("event", "time", "run", "name", "sweep", "resumed_from", "config", "tags", "versions"),
-        *("host", "pid", "device", "threads", "slurm", "planned_with", "data_sha256", "teacher"),
+        *("host", "pid", "device", "threads", "slurm", "planned_with", "data_sha256", "teacher", "sources"),
     }
     assert (start["run"], start["name"], start["sweep"], start["resumed_from"]) == (
         student.run,
