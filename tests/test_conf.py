@@ -180,7 +180,7 @@ def test_no_other_option_was_forgotten() -> None:
     assert options("schedule") == ["cifar240", "short"]
     assert options("engine") == ["default"]
     assert options("tracking") == ["journal", "server", "sqlite"]
-    assert options("experiment") == ["cifar100_small", "demo"]
+    assert options("experiment") == ["cifar100_short", "cifar100_small", "demo"]
     assert options("hydra/launcher") == ["local", "slurm", "slurm_detached"]
 
 
