@@ -168,6 +168,7 @@ def test_the_warm_up_follows_the_schedule(compose: Any) -> None:
         ("tracking=server", "cifar100"),
         ("tracking=sqlite", "cifar100"),
         ("experiment=demo", "digits-8-100perclass"),
+        ("experiment=cifar100_short", "cifar100"),
         ("experiment=cifar100_small", "cifar100-20perclass-test10"),
     ],
 )
