@@ -67,11 +67,6 @@ def _parser() -> argparse.ArgumentParser:
     caching.add_argument("--all", action="store_true", help="every view of every image, whatever the seeds")
     _add_dataset(caching)
     caching.set_defaults(act=_cache_teachers)
-    precision = teachers.add_parser("precision", help="what half precision changes in what a teacher says")
-    precision.add_argument("name", metavar="NAME", help="teacher, such as vgg13")
-    precision.add_argument("--seeds", nargs="+", default=[], metavar="N", help="train KD students, too")
-    _add_dataset(precision)
-    precision.set_defaults(act=_teacher_precision)
 
     operations.add_to(commands)
 
@@ -198,18 +193,6 @@ def _seeds(words: Sequence[str]) -> list[int]:
         if not seed.isdecimal() or int(seed) >= 2**32:
             raise EdkdError(f"seed {seed}: must be a whole number, 0 or more, and below 2^32; example: --seeds 0 1 2")
     return [int(seed) for seed in dict.fromkeys(seeds)]
-
-
-def _teacher_precision(given: argparse.Namespace) -> None:
-    from edkd import config
-    from edkd.compose import compose_values
-    from edkd.teacher_precision import report
-
-    # Seeds and overrides may follow each other in any order: an override is what has a "=".
-    words = [*given.overrides, *(word for word in given.seeds if "=" in word)]
-    overrides = ["distiller=kd", f"dataset={given.dataset}", f"teacher={given.name}", *words]
-    for line in report(config.settings(compose_values(overrides), "kd"), _seeds(given.seeds)):
-        print(line, flush=True)
 
 
 def _sync(given: argparse.Namespace) -> None:

@@ -138,7 +138,7 @@ class Settings:
 def settings(config: Mapping[str, Any], method: str) -> Settings:
     """Check a resolved configuration and give it types. Raises EdkdError naming the key, the value and what fits."""
     if config.get("pairs") is not None:
-        raise EdkdError("pair=all is a sweep of seven pairs: add -m, or name one pair (see conf/pair)")
+        raise EdkdError("several pairs are a sweep: add -m, or name one pair (see conf/pair)")
     known = {field.name for field in fields(Settings)} - {"method"}
     if surplus := sorted(set(config) - known - {"pairs"}):
         raise EdkdError(f"{surplus[0]}: not a key of the configuration; allowed: {', '.join(sorted(known))}")

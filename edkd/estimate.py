@@ -1,4 +1,4 @@
-"""How long what is planned will take: from the journals of earlier runs, or from a few steps timed here.
+"""How long what is planned will take: from the journals of earlier runs.
 
 A run costs what its epochs cost, and an epoch what it cost another run with the same networks, teacher (run in every
 step, or remembered), data, batch size, precision and kind of device. A device hour is an hour of one run: runs side by
@@ -22,17 +22,13 @@ from edkd.journal import RunState
 from edkd.plan import Job
 
 LATEST = 8  # journals that are read of each method and pair
-SECONDS = 20.0  # for all that `+dry_run=measure` times
-DryRun = Literal["no", "yes", "measure"]
 
 
-def wanted(value: object) -> DryRun:
-    """What `+dry_run=VALUE` asks for. Raises EdkdError for anything but true, false and measure."""
+def wanted(value: object) -> bool:
+    """What `+dry_run=VALUE` asks for. Raises EdkdError for anything but true and false."""
     if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value == "measure":
-        return "measure"
-    raise EdkdError(f"dry_run={value}: must be true or false, or measure, which times some steps of each network here")
+        return value
+    raise EdkdError(f"dry_run={value}: must be true or false")
 
 
 class Kind(NamedTuple):
@@ -117,8 +113,6 @@ class Estimate:
     kinds: int = 0
     unknown: int = 0  # kinds
     sources: Counter[str] = field(default_factory=Counter)  # device -> kinds, of those that are recorded
-    measured: int = 0  # kinds
-    steps: tuple[int, int] = (0, 0)  # the fewest and the most steps that were timed of a network
 
     @property
     def seconds(self) -> float:
@@ -137,7 +131,7 @@ class Estimate:
         if not self.kinds:
             return "estimate: nothing to train"
         networks = f"{self.unknown} of {self.kinds} networks"
-        missing = f"no recorded step time for {networks}: +dry_run=measure times them here" if self.unknown else ""
+        missing = f"no recorded step time for {networks}" if self.unknown else ""
         if self.unknown == self.kinds:
             return f"estimate: none yet, {missing}"
         stages = ", ".join(f"{name} {duration(sum(each))}" for name, each in self.stages.items())
@@ -145,10 +139,6 @@ class Estimate:
         if self.wall is not None and self.parallel is not None and self.parallel > 1:
             total += f", {duration(self.wall)} with {self.parallel} runs at a time"
         known = [f"recorded on {device}: {n} network{'s' * (n > 1)}" for device, n in self.sources.items()]
-        if self.measured:
-            fewest, most = self.steps
-            timed = f"{most} step{'s' * (most > 1)}" if fewest == most else f"{fewest} to {most} steps"
-            known.append(f"measured here: {self.measured} ({timed} each)")
         told = "; ".join(part for part in (", ".join(known), missing) if part)
         return f"estimate: {total}; {told}"
 
@@ -172,13 +162,12 @@ def estimate(
     here: bool,
     parallel: int | None,
     threads: int | None,
-    measure: bool,
 ) -> Estimate:
     """What is left of these jobs, by stage.
 
     here: whether the jobs run on this machine; only what was recorded on its device then counts, else that of any,
     GPUs first. parallel: how many run at a time, None if that is not known. threads: of each, where it does not say
-    so itself. measure: time a few steps of what has no record, within `SECONDS` or little more.
+    so itself.
     """
     left = {job.run: _epochs_left(job, states[job.run]) for jobs in stages.values() for job in jobs}
     jobs = [job for stage in stages.values() for job in stage if left[job.run]]
@@ -193,15 +182,7 @@ def estimate(
             told[kinds[job.run]] = pace.device
             seconds[job.run] = left[job.run] * pace.seconds
     found.sources = Counter(told.values())
-    missing = [job for job in jobs if job.run not in seconds]
-    if measure and missing:
-        from edkd import timing
-
-        times = timing.time_jobs(missing, kinds, left, threads=threads, budget=SECONDS)
-        seconds |= times.seconds
-        found.measured, found.steps = len({kinds[job.run] for job in missing}), times.steps
-    else:
-        found.unknown = len({kinds[job.run] for job in missing})
+    found.unknown = len({kinds[job.run] for job in jobs if job.run not in seconds})
     for name, stage in stages.items():
         known = [seconds[job.run] for job in stage if job.run in seconds]
         if known:

@@ -6,7 +6,7 @@ Nothing here launches or writes anything.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,8 @@ class Sweep:
         return f"{key}-{config.digest(sorted(self.asked))[:8]}"
 
 
-def expand(overrides: Sequence[Override], table: Sequence[str]) -> list[list[str]]:
-    """The overrides of each job: the product of all choices, `pair=all` standing for the pairs `table`."""
+def expand(overrides: Sequence[Override], pair_lists: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    """The overrides of each job: the product of all choices, `pair=all` and its like standing for the listed pairs."""
     choices: list[list[str]] = []
     for override in overrides:
         key = override.get_key_element()
@@ -57,7 +57,7 @@ def expand(overrides: Sequence[Override], table: Sequence[str]) -> list[list[str
         else:
             values = [override.get_value_element_as_str()]
         if key == "pair":
-            values = [pair for value in values for pair in (table if value == "all" else [value])]
+            values = [pair for value in values for pair in pair_lists.get(value, [value])]
         choices.append([f"{key}={value}" for value in dict.fromkeys(values)])
     return [list(combination) for combination in itertools.product(*choices)]
 
@@ -155,9 +155,20 @@ class _TeacherRuns:
         return self.made[asked]
 
 
-def all_pairs(master: DictConfig, loader: ConfigLoader) -> list[str]:
-    """What `pair=all` stands for: the pairs of the table."""
-    return [str(pair) for pair in loader.load_sweep_config(master, ["pair=all"]).pairs]
+def pair_lists(overrides: Sequence[Override], master: DictConfig, loader: ConfigLoader) -> dict[str, list[str]]:
+    """The pairs that `pair=all` and its like stand for, of the options that some overrides name."""
+    words = [override for override in overrides if override.get_key_element() == "pair"]
+    named = {
+        str(value)
+        for override in words
+        for value in (override.sweep_string_iterator() if override.is_sweep_override() else [override.value()])
+    }
+    lists = {}
+    for option in sorted(named & set(loader.get_group_options("pair"))):
+        pairs = loader.load_sweep_config(master, [f"pair={option}"]).get("pairs")
+        if pairs:
+            lists[option] = [str(pair) for pair in pairs]
+    return lists
 
 
 def _size(job: Job) -> int:

@@ -5,7 +5,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,16 +68,16 @@ def pack(output: Path, to: Path, *, dataset: str, everything: bool) -> Packing:
     return done
 
 
-def unpack(folder: Path, output: Path, *, without: Collection[str] = ()) -> int:
+def unpack(folder: Path, output: Path) -> int:
     """Give an output folder the finished runs that it lacks and a folder of packed runs has; returns their number.
 
-    They get their journals, so that they count as done, and no weights. `without`: hashes of runs to leave out. Raises
-    EdkdError for a damaged file, and if `output` cannot be written.
+    They get their journals, so that they count as done, and no weights. Raises EdkdError for a damaged file, and if
+    `output` cannot be written.
     """
     count = 0
     for path in packed.find(folder):
         records = packed.read(path)
-        if records[-1]["event"] != "end" or records[0]["run"] in without:
+        if records[-1]["event"] != "end":
             continue
         run_dir = Path(output) / "runs" / records[0]["tags"]["dataset"] / path.parent.name / _stem(path)
         if (run_dir / journal.FILE).exists():
@@ -86,12 +85,6 @@ def unpack(folder: Path, output: Path, *, without: Collection[str] = ()) -> int:
         _write(run_dir / journal.FILE, "".join(f"{json.dumps(record)}\n" for record in records).encode())
         count += 1
     return count
-
-
-def finished(folder: Path) -> set[str]:
-    """The hashes of the finished runs below a folder of packed ones. Raises EdkdError for a damaged file."""
-    packs = (packed.read(path) for path in packed.find(folder))
-    return {str(records[0]["run"]) for records in packs if records[-1]["event"] == "end"}
 
 
 class _UnfinishedError(EdkdError):

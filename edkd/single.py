@@ -28,16 +28,14 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
         teacher_id = entry.id
     job = plan.make_job(resolved, method, teacher_id)
     before = journal.tail_state(job.directory)
-    if dry_run != "no":
+    if dry_run:
         done = max(before.epochs, default=0)
         console.print(
             f"would train {job.name} for {counted(given.schedule.epochs, 'epoch')}, {done} of them done, "
             f"in {job.directory}",
             soft_wrap=True,
         )
-        found = estimate.estimate(
-            {"run": [job]}, {job.run: before}, here=True, parallel=1, threads=cores(), measure=dry_run == "measure"
-        )
+        found = estimate.estimate({"run": [job]}, {job.run: before}, here=True, parallel=1, threads=cores())
         console.print(found.line(), soft_wrap=True)
         return
     gather(given, teacher_id)  # what is wrong with data, device or teacher is said before anything is written

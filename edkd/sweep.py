@@ -23,7 +23,7 @@ from edkd.engine import cores, pick_device
 from edkd.errors import EdkdError
 from edkd.inputs import load_arrays
 from edkd.plan import Job
-from edkd.planning import Sweep, all_pairs, expand, key_of, make_plan
+from edkd.planning import Sweep, expand, key_of, make_plan, pair_lists
 from edkd.single import open_tracking
 
 
@@ -42,13 +42,13 @@ def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, la
     if again is not None:
         planned: Sweep = retry.planned(again)
     else:
-        planned = make_plan(expand(overrides, all_pairs(master, loader)), overrides, master, loader)
+        planned = make_plan(expand(overrides, pair_lists(overrides, master, loader)), overrides, master, loader)
     states = {job.run: journal.tail_state(job.directory) for job in planned.jobs}
     answer = tickets.ask(planned.jobs, states) if isinstance(launcher, cluster.Queue) else None
     report.show_plan(planned, states, tickets.whereabouts(planned.jobs, states, answer))
     report.tell_outdated(planned.jobs, states)
-    _show_estimate(planned, states, master, measure=dry_run == "measure")
-    if dry_run != "no":
+    _show_estimate(planned, states, master)
+    if dry_run:
         return []
     # A teacher whose run is finished, but that is not in the store, is put there again by its job.
     todo = [job for job in planned.teachers if states[job.run].status != "running"]
@@ -75,9 +75,7 @@ def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, la
     return []
 
 
-def _show_estimate(
-    planned: Sweep, states: Mapping[str, journal.RunState], master: DictConfig, *, measure: bool
-) -> None:
+def _show_estimate(planned: Sweep, states: Mapping[str, journal.RunState], master: DictConfig) -> None:
     here, jobs = _runs_here(master), len(planned.jobs)
     found = estimate.estimate(
         {"teachers": planned.teachers, "students": planned.students},
@@ -85,7 +83,6 @@ def _show_estimate(
         here=here,
         parallel=_parallel(master, jobs) if here else None,
         threads=_threads_each(master, jobs),
-        measure=measure,
     )
     if found.kinds:
         print(found.line())

@@ -179,7 +179,7 @@ def test_help_lists_groups_and_values() -> None:
         ("seed=range(3)", "seed=range(3): several values are a sweep: add -m"),
         ("seed=[", "seed=[ is no KEY=VALUE: "),
         ("seed", "seed is no KEY=VALUE: "),
-        ("pair=all", "pair=all is a sweep of seven pairs: add -m, or name one pair"),
+        ("pair=all", "several pairs are a sweep: add -m, or name one pair"),
         ("tracking.uri=mlruns", "tracking URI 'mlruns': folders such as ./mlruns"),
         ("+dry_run=perhaps", "dry_run=perhaps: must be true or false"),
     ],

@@ -32,6 +32,7 @@ BETAS = {  # DKD's paper, supplement; 8 for every other pair
     "resnet56-resnet20": 2.0,
     "resnet110-resnet32": 2.0,
 }
+FAMILIES = ("vgg13", "wrn_40_2", "resnet32x4", "resnet50")  # teachers of the table: `pair=vgg13` lists its pairs
 SLOW = ("mobilenetv2", "shufflenetv1", "shufflenetv2")  # students whose learning rate is lower
 
 
@@ -72,11 +73,17 @@ def test_every_network_composes(compose: Any, name: str) -> None:
 
 
 def test_the_pairs() -> None:
-    assert options("pair") == sorted([*TABLE, *BESIDE, "all"])
+    assert options("pair") == sorted([*TABLE, *BESIDE, "all", "field", *FAMILIES])
 
 
 def test_pair_all_lists_the_seven_of_the_table_in_its_order(compose: Any) -> None:
     assert compose("pair=all")["pairs"] == TABLE
+
+
+def test_the_other_lists_of_pairs(compose: Any) -> None:
+    assert sorted(compose("pair=field")["pairs"]) == sorted([*TABLE, *BESIDE])
+    for teacher in FAMILIES:
+        assert compose(f"pair={teacher}")["pairs"] == [pair for pair in TABLE if pair.startswith(f"{teacher}-")]
 
 
 @pytest.mark.parametrize("pair", [*TABLE, *BESIDE])

@@ -69,7 +69,7 @@ def changed(base: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("seed", 1.0, "seed=1.0: must be a whole number"),
         ("allow_weak_teacher", "perhaps", "allow_weak_teacher=perhaps: must be true or false"),
         ("colour", "red", "colour: not a key of the configuration; allowed: allow_weak_teacher, dataset, distiller, "),
-        ("pairs", ["a-b"], "pair=all is a sweep of seven pairs: add -m, or name one pair (see conf/pair)"),
+        ("pairs", ["a-b"], "several pairs are a sweep: add -m, or name one pair (see conf/pair)"),
     ],
 )
 def test_a_wrong_configuration_is_one_line(base: dict[str, Any], key: str, value: Any, message: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from commandline import error, files, launch
 
-from edkd import config, estimate, journal, timing
+from edkd import estimate, journal
 from edkd.errors import EdkdError
 from edkd.estimate import Estimate
 from edkd.journal import RunState
@@ -45,7 +45,7 @@ def estimated(
     *jobs: Job, teachers: Sequence[Job] = (), states: dict[str, RunState] | None = None, **more: Any
 ) -> Estimate:
     new = {job.run: RunState(status="new") for job in [*jobs, *teachers]}
-    given: dict[str, Any] = {"here": True, "parallel": 1, "threads": 1, "measure": False, **more}
+    given: dict[str, Any] = {"here": True, "parallel": 1, "threads": 1, **more}
     return estimate.estimate({"teachers": teachers, "students": jobs}, new | (states or {}), **given)
 
 
@@ -168,14 +168,14 @@ def test_of_many_journals_the_latest_few_are_read(job: Any, monkeypatch: pytest.
 # ---- told
 
 
-@pytest.mark.parametrize(("value", "meant"), [(True, "yes"), (False, "no"), ("measure", "measure")])
-def test_what_a_dry_run_asks_for(value: Any, meant: str) -> None:
+@pytest.mark.parametrize(("value", "meant"), [(True, True), (False, False)])
+def test_what_a_dry_run_asks_for(value: Any, meant: bool) -> None:
     assert estimate.wanted(value) == meant
 
 
 @pytest.mark.parametrize("value", ["perhaps", 1, 0, None, "true"])
 def test_what_no_dry_run_means(value: Any) -> None:
-    with pytest.raises(EdkdError, match="must be true or false, or measure"):
+    with pytest.raises(EdkdError, match="must be true or false"):
         estimate.wanted(value)
 
 
@@ -191,9 +191,8 @@ def test_a_duration(seconds: float, text: str) -> None:
     ("found", "line"),
     [
         (
-            Estimate({"teachers": [4320.0], "students": [50400.0]}, 1, 4, 0, Counter({GPU: 3}), 1, (50, 50)),
-            f"estimate: teachers 72 min, students 14.0 h, 15.2 device hours in all; "
-            f"recorded on {GPU}: 3 networks, measured here: 1 (50 steps each)",
+            Estimate({"teachers": [4320.0], "students": [50400.0]}, 1, 4, 0, Counter({GPU: 4})),
+            f"estimate: teachers 72 min, students 14.0 h, 15.2 device hours in all; recorded on {GPU}: 4 networks",
         ),
         (
             Estimate({"students": [3600.0, 7200.0, 3600.0]}, 2, 1, 0, Counter({HERE: 1})),
@@ -203,15 +202,11 @@ def test_a_duration(seconds: float, text: str) -> None:
         (
             Estimate({"students": [60.0]}, None, 3, 2, Counter({HERE: 1})),
             f"estimate: at least students 60 s, 0.017 device hours in all; recorded on {HERE}: 1 network; "
-            "no recorded step time for 2 of 3 networks: +dry_run=measure times them here",
+            "no recorded step time for 2 of 3 networks",
         ),
         (
             Estimate({}, 2, 11, 11),
-            "estimate: none yet, no recorded step time for 11 of 11 networks: +dry_run=measure times them here",
-        ),
-        (
-            Estimate({"students": [60.0]}, 1, 1, 0, Counter(), 1, (1, 1)),
-            "estimate: students 60 s, 0.017 device hours in all; measured here: 1 (1 step each)",
+            "estimate: none yet, no recorded step time for 11 of 11 networks",
         ),
         (Estimate(), "estimate: nothing to train"),
     ],
@@ -227,70 +222,11 @@ def test_the_longest_run_bounds_the_time_on_the_clock() -> None:
     assert Estimate(stages, None).wall is None
 
 
-# ---- measured
-
-
-def test_what_has_no_record_is_timed_where_asked(job: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(estimate, "SECONDS", 0.5)
-    teacher = job("student=resnet14", method="vanilla")
-    jobs = [job("teacher=resnet14"), job("teacher=resnet14", method="dkd"), job("engine.teacher_cache=false")]
-    ran(job("seed=1", "student=resnet14", method="vanilla"), 10.0)
-    before = files(tmp_path)
-    found = estimated(*jobs, teachers=[teacher], measure=True)
-    assert files(tmp_path) == before
-    assert (found.unknown, found.measured, found.sources) == (0, 2, {HERE: 1})
-    assert found.stages["teachers"] == [100.0]
-    assert len(found.stages["students"]) == 3 and min(found.stages["students"]) > 0
-    assert 1 <= found.steps[0] <= found.steps[1] <= timing.MOST_STEPS
-
-
-def test_the_sum_of_what_was_timed(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two methods of one teacher: the teacher runs once for each view that they see, and once alone."""
-    monkeypatch.setattr(timing, "time_student", lambda given, shape, seconds: (3.0, 0.5, 7))
-    monkeypatch.setattr(timing, "time_teacher", lambda given, shape, seconds: 0.25)
-    kd, dkd = job(), job(method="dkd")
-    found = estimated(kd, dkd, measure=True)
-    steps, tests, views = 200 / 64, 100, 9  # digits: 20 and 10 of each class, padding 1, no flip
-    own = 10 * (3.0 * steps + 0.5 * tests)
-    seen = views * (1 - (1 - 1 / views) ** 10)
-    assert found.stages["students"] == pytest.approx([own + 0.25 * 200 * seen / 2] * 2)
-    assert found.steps == (7, 7)
-    alone = job(method="vanilla")
-    found = estimated(kd, teachers=[alone], measure=True)  # its evaluation tells what the teacher's pass costs
-    assert found.stages == {"teachers": [pytest.approx(own)], "students": [pytest.approx(own + 0.5 * 200 * seen)]}
-
-
-def test_jobs_of_one_seed_share_views_and_seeds_do_not(job: Any) -> None:
-    jobs = [job("seed=1"), job("seed=1", method="dkd"), job("seed=2")]
-    left = {jobs[0].run: 10, jobs[1].run: 4, jobs[2].run: 6}
-    assert timing.passes_of(jobs, left, 162) == pytest.approx(162 * (1 - (161 / 162) ** 16))
-    assert timing.passes_of(jobs, left, 1) == 1
-
-
-def test_the_shape_of_cifar100_needs_no_download(compose: Any, tmp_path: Path) -> None:
-    own = [f"dataset.root={tmp_path / 'none'}", "dataset.test_per_class=10", "dataset.validation=0.1"]
-    given = config.settings(compose(*own), "edkd")
-    assert timing.shape_of(given) == timing.Shape(train=45_000, tests=1_000 + 5_000, size=32, classes=100)
-    assert not (tmp_path / "none").exists()
-
-
-def test_other_data_must_be_there(job: Any, tmp_path: Path) -> None:
-    own = ["dataset=folder", "dataset.name=birds", f"dataset.root={tmp_path / 'none'}"]
-    with pytest.raises(EdkdError, match=r"^\+dry_run=measure needs the shape of the images: no folder "):
-        timing.shape_of(job(*own).settings)
-
-
-# ---- the command line
-
-
 def test_the_plan_of_a_sweep_says_how_long_it_takes(tiny: list[str], tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(estimate, "SECONDS", 0.5)
     command = ["-m", *tiny, "distiller=kd,dkd"]
     said = launch(*command, "+dry_run=true").out.splitlines()[-1]
-    assert said == "estimate: none yet, no recorded step time for 2 of 2 networks: +dry_run=measure times them here"
-    said = launch(*command, "+dry_run=measure").out.splitlines()[-1]
-    assert said.startswith("estimate: teachers ") and "; measured here: 2 (" in said
+    assert said == "estimate: none yet, no recorded step time for 2 of 2 networks"
     assert files(tmp_path) == set()
     assert launch(*command).code == 0
     said = launch(*command, "seed=1", "+dry_run=true").out.splitlines()[-1]
@@ -299,7 +235,6 @@ def test_the_plan_of_a_sweep_says_how_long_it_takes(tiny: list[str], tmp_path: P
 
 def test_one_run_says_how_long_it_takes(tiny: list[str], tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(estimate, "SECONDS", 0.2)
-    said = launch(*tiny, "distiller=vanilla", "+dry_run=measure").err.splitlines()[-1]
-    assert said.startswith("estimate: run ") and "measured here: 1" in said
-    assert error(launch("-m", *tiny, "+dry_run=perhaps")).startswith("dry_run=perhaps: must be true or false, or ")
+    said = launch(*tiny, "distiller=vanilla", "+dry_run=true").err.splitlines()[-1]
+    assert said == "estimate: none yet, no recorded step time for 1 of 1 networks"
+    assert error(launch("-m", *tiny, "+dry_run=perhaps")) == "dry_run=perhaps: must be true or false"

@@ -263,7 +263,7 @@ def test_a_large_plan_needs_few_compositions(
     master, loader = planner()
     words = ["distiller=kd,dkd,edkd", "pair=all", "seed=range(48)", "schedule=short"]
     overrides = OverridesParser.create(loader).parse_overrides(words)
-    combinations = planning.expand(overrides, planning.all_pairs(master, loader))
+    combinations = planning.expand(overrides, planning.pair_lists(overrides, master, loader))
     planned = planning.make_plan(combinations, overrides, master, loader)
     assert (len(planned.students), len(planned.teachers)) == (1008, 4)
     assert len({job.run for job in planned.students}) == 1008

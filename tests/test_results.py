@@ -221,18 +221,14 @@ def test_no_runs_and_no_place(output: Path) -> None:
 
 def test_unpacked_runs_count_as_done(output: Path) -> None:
     pack("--to", "packed", "--all")
-    assert results.unpack(Path("packed"), Path("elsewhere"), without={run_of("dkd")}) == 1
-    assert files(Path("elsewhere/runs")) == {
-        KEY,
-        f"{KEY}/{PAIR}",
-        *(f"{KEY}/{name_of('kd')}{file}" for file in ("", "/journal.jsonl")),
-    }
+    done = edkd("results", "unpack", "packed", "--output", "elsewhere")
+    assert (done.code, done.out) == (0, "2 runs of packed now in elsewhere, journals without weights\n")
+    found = [f"{KEY}/{name_of(method)}{file}" for method in ("kd", "dkd") for file in ("", "/journal.jsonl")]
+    assert files(Path("elsewhere/runs")) == {KEY, f"{KEY}/{PAIR}", *found}
     assert journal.state(Path("elsewhere/runs") / KEY / name_of("kd")).status == "finished"
-    assert results.unpack(Path("packed"), Path("elsewhere"), without={run_of("dkd")}) == 0
+    assert results.unpack(Path("packed"), Path("elsewhere")) == 0
     assert results.unpack(Path("packed"), output) == 0, "what is there stays"
-    assert results.unpack(Path("nowhere"), output) == 0
-    assert results.finished(Path("packed")) == {run_of("kd"), run_of("dkd")}
-    assert results.finished(Path("nowhere")) == set()
+    assert error(edkd("results", "unpack", "nowhere")).startswith("nowhere has no packed runs")
 
 
 # ---- the table

@@ -130,13 +130,13 @@ def plan_of(ended: Ended) -> list[list[str]]:
 )
 def test_the_product_of_all_choices(arguments: str, expected: list[list[str]]) -> None:
     words = [arguments] if "'" in arguments else arguments.split()
-    assert planning.expand(OverridesParser.create().parse_overrides(words), SEVEN) == expected
+    assert planning.expand(OverridesParser.create().parse_overrides(words), {"all": SEVEN}) == expected
 
 
 def test_what_has_no_end_cannot_be_swept() -> None:
     overrides = OverridesParser.create().parse_overrides(["x=interval(0,1)"])
     with pytest.raises(EdkdError, match="only lists of values can be swept, such as x=1,2,3"):
-        planning.expand(overrides, SEVEN)
+        planning.expand(overrides, {"all": SEVEN})
 
 
 # ---- planning
