@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from commandline import REPOSITORY, error, files, journals, launch, metrics, python
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from edkd import checkpoint, lock, models, teachers
 from edkd.compose import quoted
+from tests.commandline import REPOSITORY, error, files, journals, launch, metrics, python
 
 DATA = "digits-8-20perclass-test10"  # the key of the `tiny` data set
 RUN = f"runs/{DATA}"

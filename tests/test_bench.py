@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from commandline import Ended, edkd, error
 from torch import Tensor
 
 from edkd import building
@@ -21,6 +20,7 @@ from edkd.data.views import epoch_order, epoch_views, n_views
 from edkd.distillers.base import Batch
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
+from tests.commandline import Ended, edkd, error
 
 CPU = torch.device("cpu")
 DATA = ["dataset.image_size=8", "dataset.train_per_class=20", "dataset.test_per_class=10", "engine.device=cpu"]

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from commandline import Ended, edkd, error, files, journals, launch, python
 from mlflow import MlflowClient
 
 from edkd import __version__, checkpoint, lock, teachers, tracking
+from tests.commandline import Ended, edkd, error, files, journals, launch, python
 
 KEY = "digits-8-20perclass-test10"
 DATA = ["dataset.image_size=8", "dataset.train_per_class=20", "dataset.test_per_class=10", "engine.device=cpu"]

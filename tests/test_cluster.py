@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import yaml
-from commandline import Ended, edkd, error, journals, launch, metrics
-from fake_slurm import FakeSlurm, fake_slurm
 
 from edkd import cluster, cluster_job, files, journal, lock, plan, queue
 from edkd import slurm as slurm_words
 from edkd.errors import EdkdError
 from edkd.tickets import Ticket, keep, read
+from tests.commandline import Ended, edkd, error, journals, launch, metrics
+from tests.fake_slurm import FakeSlurm, fake_slurm
 
 __all__ = ["fake_slurm"]  # a fixture
 

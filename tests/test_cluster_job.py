@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from commandline import metrics
-from fake_slurm import FakeSlurm, fake_slurm
 from submitit.core.utils import DelayedSubmission
 
 from edkd import cluster_job, engine, journal, lock, plan, run, slurm, stopping
 from edkd.cluster_job import FrozenRun, Warned
 from edkd.stopping import SafePoints, Stopped
+from tests.commandline import metrics
+from tests.fake_slurm import FakeSlurm, fake_slurm
 
 __all__ = ["fake_slurm"]  # a fixture
 EPOCHS = 40

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from commandline import error, files, launch
 
 from edkd import estimate, journal
 from edkd.errors import EdkdError
 from edkd.estimate import Estimate
 from edkd.journal import RunState
 from edkd.plan import Job
+from tests.commandline import error, files, launch
 
 HERE = f"cpu ({platform.machine()})"
 GPU = "NVIDIA H100 80GB HBM3"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commandline import REPOSITORY, Ended, error, files, journals, launch, python
 
 from edkd import config
+from tests.commandline import REPOSITORY, Ended, error, files, journals, launch, python
 
 
 def shown() -> tuple[dict[str, str], str]:

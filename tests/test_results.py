@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commandline import edkd, error, files
 
 from analysis.__main__ import main as analyse
 from edkd import journal, packed, results, tracking
 from edkd.errors import EdkdError
+from tests.commandline import edkd, error, files
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*noload:DeprecationWarning")  # inside MLflow
 

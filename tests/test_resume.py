@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commandline import REPOSITORY
 
 from edkd import checkpoint, journal, lock, plan, run
 from edkd.errors import EdkdError
+from tests.commandline import REPOSITORY
 
 EPOCHS = 10
 KEY = "digits-8-20perclass-test10-val0.1"

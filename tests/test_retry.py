@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from commandline import REPOSITORY, Ended, edkd, error, journals, launch, metrics, python
 
 from edkd import journal, lock, logs, retry, roster, selection, status
 from edkd.errors import EdkdError
+from tests.commandline import REPOSITORY, Ended, edkd, error, journals, launch, metrics, python
 
 METHOD = '''
 """KD that raises while a file is there."""

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commandline import REPOSITORY, Ended, edkd
 from rich.console import Console
 
 from edkd import board, journal, lock, plan, roster, selection, status
@@ -24,6 +23,7 @@ from edkd.errors import EdkdError
 from edkd.journal import Journal, Record
 from edkd.queue import Entry
 from edkd.status import RunView
+from tests.commandline import REPOSITORY, Ended, edkd
 
 METRICS = {"test/top1": 61.25, "test/top5": 88.0, "test/loss": 1.5}
 START = {"event": "start", "run": "a" * 16, "name": "x", "sweep": "digits-1", "config": {"schedule": {"epochs": 4}}}

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
-from commandline import REPOSITORY, Ended, error, files, journals, launch, metrics, python
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from edkd import app, journal, lock, planning, report, sweep
 from edkd.compose import quoted
 from edkd.errors import EdkdError
+from tests.commandline import REPOSITORY, Ended, error, files, journals, launch, metrics, python
 
 SEVEN = ["a-b", "c-d", "e-f"]  # stands for the pairs of the table
 BRITTLE = '''

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commandline import Ended, edkd, error, launch
 
 from edkd.data.views import epoch_views
 from edkd.teacher_cache import CachedTeacher
 from edkd.teacher_filling import Wanted
+from tests.commandline import Ended, edkd, error, launch
 
 DATA = ["dataset.image_size=8", "dataset.train_per_class=20", "dataset.test_per_class=10", "engine.device=cpu"]
 COMMON = [*DATA, "schedule=short", "engine.threads=1"]

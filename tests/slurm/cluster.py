@@ -13,7 +13,7 @@ import socket
 import subprocess
 from collections.abc import Callable
 
-from slurm.processes import Crew, free_ports, wait_for
+from tests.slurm.processes import Crew, free_ports, wait_for
 
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/urandom")  # what passes for a GPU: any character device
 BINARIES = ("munged", "slurmctld", "slurmd", "sbatch")

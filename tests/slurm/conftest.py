@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from slurm.cluster import Cluster
-from slurm.evidence import FaultTable
-from slurm.lab import Command, Lab
-from slurm.packages import SYSTEM, missing
-from slurm.servers import TrackingServer
+from tests.slurm.cluster import Cluster
+from tests.slurm.evidence import FaultTable
+from tests.slurm.lab import Command, Lab
+from tests.slurm.packages import SYSTEM, missing
+from tests.slurm.servers import TrackingServer
 
 REPORT = Path(__file__).parents[2] / "outputs" / "slurm-faults.md"
 _table = FaultTable()

@@ -10,7 +10,7 @@ import torch
 
 from edkd import journal
 from edkd.tracking.store import open_existing, search
-from slurm.runs import starts
+from tests.slurm.runs import starts
 
 COLUMNS = ("fault", "what happens", "runs", "resumed after epoch", "lost epochs", "duplicate metrics", "equal", "s")
 

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from commandline import REPOSITORY, Ended
-
 from edkd import journal
-from slurm.processes import Crew, wait_for
+from tests.commandline import REPOSITORY, Ended
+from tests.slurm.processes import Crew, wait_for
 
 SHORT, LONG = 3.5, 70.0  # seconds that a run takes alone: long enough to be disturbed, or to outlive its walltime
 COMMAND_PATIENCE = 400.0

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from edkd import journal, lock
-from slurm.lab import Command
-from slurm.processes import PATIENCE, wait_for
+from tests.slurm.lab import Command
+from tests.slurm.processes import PATIENCE, wait_for
 
 
 def find(output: Path) -> dict[str, Path]:

@@ -7,9 +7,8 @@ import sys
 import urllib.request
 from pathlib import Path
 
-from commandline import REPOSITORY
-
-from slurm.processes import PATIENCE, Crew, free_ports, wait_for
+from tests.commandline import REPOSITORY
+from tests.slurm.processes import PATIENCE, Crew, free_ports, wait_for
 
 
 class TrackingServer:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from slurm.cluster import Cluster
-from slurm.evidence import FaultTable, Row, attempts, hold_against, overlapping
-from slurm.lab import Command, Lab
-from slurm.processes import wait_for
-from slurm.runs import appear, disturb, find, finished, job_of, process_of, running_at, starts, summary
+from tests.slurm.cluster import Cluster
+from tests.slurm.evidence import FaultTable, Row, attempts, hold_against, overlapping
+from tests.slurm.lab import Command, Lab
+from tests.slurm.processes import wait_for
+from tests.slurm.runs import appear, disturb, find, finished, job_of, process_of, running_at, starts, summary
 
 SIX = ("distiller=kd,dkd,brittle", "seed=0,1")
 EARLY = 5  # epochs after which a run is disturbed

@@ -3,13 +3,12 @@
 import json
 from typing import Any
 
-from commandline import Ended
-
-from slurm.cluster import Cluster
-from slurm.evidence import FaultTable, hold_against
-from slurm.lab import Lab
-from slurm.processes import wait_for
-from slurm.runs import disturb, find, finished, job_of, running_at, starts
+from tests.commandline import Ended
+from tests.slurm.cluster import Cluster
+from tests.slurm.evidence import FaultTable, hold_against
+from tests.slurm.lab import Lab
+from tests.slurm.processes import wait_for
+from tests.slurm.runs import disturb, find, finished, job_of, running_at, starts
 
 
 def test_detached_then_edited_then_retried(lab: Lab, cluster: Cluster, table: FaultTable) -> None:

@@ -3,10 +3,10 @@
 import os
 import signal
 
-from slurm.cluster import Cluster
-from slurm.evidence import FaultTable, hold_against
-from slurm.lab import Lab
-from slurm.runs import appear, disturb, job_of, process_of, running_at, starts, summary
+from tests.slurm.cluster import Cluster
+from tests.slurm.evidence import FaultTable, hold_against
+from tests.slurm.lab import Lab
+from tests.slurm.runs import appear, disturb, job_of, process_of, running_at, starts, summary
 
 
 def test_jobs_vanish_where_nobody_keeps_accounts(lab: Lab, bare_cluster: Cluster, table: FaultTable) -> None:

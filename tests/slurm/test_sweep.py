@@ -1,10 +1,10 @@
 """A sweep on two nodes: who waits for whom, who runs beside whom, and what a second command makes of it."""
 
-from slurm.cluster import Cluster
-from slurm.evidence import FaultTable, attempts, hold_against, overlapping
-from slurm.lab import Lab
-from slurm.processes import wait_for
-from slurm.runs import appear, finished, job_of, starts
+from tests.slurm.cluster import Cluster
+from tests.slurm.evidence import FaultTable, attempts, hold_against, overlapping
+from tests.slurm.lab import Lab
+from tests.slurm.processes import wait_for
+from tests.slurm.runs import appear, finished, job_of, starts
 
 
 def test_two_stages_and_a_launcher_that_is_killed(lab: Lab, cluster: Cluster, table: FaultTable) -> None:

@@ -1,11 +1,11 @@
 """Many jobs that log to one MLflow server over PostgreSQL, which is then killed under them."""
 
-from slurm.cluster import Cluster
-from slurm.evidence import FaultTable, hold_against, overlapping
-from slurm.lab import Lab
-from slurm.processes import wait_for
-from slurm.runs import appear, finished, running_at, starts
-from slurm.servers import TrackingServer
+from tests.slurm.cluster import Cluster
+from tests.slurm.evidence import FaultTable, hold_against, overlapping
+from tests.slurm.lab import Lab
+from tests.slurm.processes import wait_for
+from tests.slurm.runs import appear, finished, running_at, starts
+from tests.slurm.servers import TrackingServer
 
 
 def test_eight_jobs_log_at_once(lab: Lab, cluster: Cluster, server: TrackingServer, table: FaultTable) -> None:
