@@ -27,8 +27,8 @@ test: setup lint  ## lint, types and all tests
 	$(RUN) -m pytest -n 2 --dist loadfile -q
 
 test-slurm: setup  ## tests on a real SLURM that is booted here, minutes; as root it installs the packages by apt
-	$(RUN) tests/slurm/packages.py
-	$(RUN) -m pytest tests/slurm -q --timeout=900 --durations=0
+	$(RUN) tests/integration/packages.py
+	$(RUN) -m pytest tests/integration -q --timeout=900 --durations=0
 
 lint: setup  ## ruff and mypy alone
 	$(RUN) -m ruff check .

@@ -1,6 +1,6 @@
 """Train one run, or with -m a sweep of runs:  python launch.py -m distiller=kd,dkd,edkd pair=all"""
 
-from edkd.app import main
+from edkd.cli.launch import main
 
 if __name__ == "__main__":
     main()

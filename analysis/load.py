@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from edkd.console import counted
 from edkd.errors import EdkdError
 from edkd.tracking import load_packed, load_runs
-from edkd.wording import counted
 
 VANILLA = "vanilla"
 RESULTS = Path(__file__).parent / "results"  # packed journals, as `edkd results pack` makes them

@@ -105,3 +105,8 @@ def fail(message: str, code: int = 1) -> NoReturn:
     """Print one line that says what went wrong, and exit with `code`."""
     print(f"edkd: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(code)
+
+
+def counted(count: int, noun: str) -> str:
+    """A number and its noun: ``1 run``, ``2 runs``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

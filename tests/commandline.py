@@ -13,7 +13,9 @@ from unittest import mock
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from edkd import app, cli, journal
+from edkd.cli import launch as cli_launch
+from edkd.cli import main
+from edkd.rundir import journal
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -28,12 +30,12 @@ class Ended(NamedTuple):
 
 def launch(*arguments: str) -> Ended:
     """`python launch.py ARGUMENTS`, in this process."""
-    return _call(app.main, "launch.py", *arguments)
+    return _call(cli_launch.main, "launch.py", *arguments)
 
 
 def edkd(*arguments: str) -> Ended:
     """`edkd ARGUMENTS`, in this process."""
-    return _call(cli.main, "edkd", *arguments)
+    return _call(main.main, "edkd", *arguments)
 
 
 def python(*arguments: str, **environment: str) -> Ended:

@@ -14,12 +14,13 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from edkd import config, plan
-from edkd.compose import resolve
+from edkd.config import job as config_job
+from edkd.config import schema
+from edkd.config.compose import resolve
 
 Compose = Callable[..., dict[str, Any]]
-MakeJob = Callable[..., plan.Job]
-SLURM = Path(__file__).resolve().parent / "slurm"
+MakeJob = Callable[..., config_job.Job]
+SLURM = Path(__file__).resolve().parent / "integration"
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -40,7 +41,7 @@ def compose() -> Compose:
 
     def composed(*overrides: str) -> dict[str, Any]:
         GlobalHydra.instance().clear()
-        with initialize_config_dir(version_base="1.3", config_dir=str(config.folder())):
+        with initialize_config_dir(version_base="1.3", config_dir=str(schema.folder())):
             return resolve(hydra_compose("config", overrides=list(overrides)))
 
     return composed
@@ -69,8 +70,8 @@ def tiny(tmp_path: Path) -> list[str]:
 def make_job(compose: Compose, tiny: list[str]) -> MakeJob:
     """`make_job(method, *overrides, teacher_id=...)`: a tiny run, planned and not yet started."""
 
-    def made(method: str, *overrides: str, teacher_id: str | None = None) -> plan.Job:
-        return plan.make_job(compose(*tiny, f"distiller={method}", *overrides), method, teacher_id)
+    def made(method: str, *overrides: str, teacher_id: str | None = None) -> config_job.Job:
+        return config_job.make_job(compose(*tiny, f"distiller={method}", *overrides), method, teacher_id)
 
     return made
 

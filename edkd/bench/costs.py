@@ -11,17 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from edkd import checkpoint, engine, journal, tracking
+from edkd import tracking
 from edkd.bench.many_runs import make_runs
 from edkd.bench.measure import seconds
 from edkd.bench.results import Cost
 from edkd.bench.workload import METHODS, Workload, networks, table_pairs
-from edkd.config import Settings
-from edkd.engine import to_device
+from edkd.config.schema import Settings
 from edkd.errors import EdkdError
-from edkd.inputs import device_data
-from edkd.teaching import Precision
-from edkd.trainer import evaluate
+from edkd.rundir import checkpoint, journal
+from edkd.runs.setup import device_data
+from edkd.teachers.source import Precision
+from edkd.training.device import set_up, to_device
+from edkd.training.trainer import evaluate
 
 EVALUATED = {"cpu": 500, "cuda": 10_000}  # images; the time is scaled to the whole test set
 EPOCHS = 12  # journalled and tracked; the first few sync what begins a run
@@ -35,7 +36,7 @@ TRACKED = {
 
 def evaluation(given: Settings, work: Workload, repetitions: int) -> float:
     """Seconds to evaluate the student on the whole test set, once an epoch."""
-    engine.set_up(given.engine, work.threads)
+    set_up(given.engine, work.threads)
     count = min(EVALUATED[work.device.type], len(work.arrays.test))
     part = replace(work.cut, test=work.arrays.test.take(np.arange(count)))
     data = device_data(part, given, work.device).test
@@ -74,7 +75,7 @@ def planning(folder: Path) -> Cost:
     """A sweep of a thousand runs planned by a process of its own, as a user waits for it."""
     pairs, methods = len(table_pairs()), len(METHODS)
     seeds = -(-RUNS // (pairs * methods))
-    command = "import sys; from edkd.app import main; sys.argv[0] = 'launch.py'; main()"
+    command = "import sys; from edkd.cli.launch import main; sys.argv[0] = 'launch.py'; main()"
     arguments = ["-m", "+dry_run=true", f"distiller={','.join(METHODS)}", "pair=all"]
     arguments += [f"seed={','.join(map(str, range(seeds)))}", f"output={folder / 'planned'}"]
     took = _command("-c", command, *arguments, says=f"{pairs * methods * seeds} runs")
@@ -85,7 +86,7 @@ def status(folder: Path) -> Cost:
     """`edkd status` over a thousand runs of 240 epochs each."""
     output = folder / "many"
     make_runs(output, RUNS, epochs=240)
-    took = _command("-m", "edkd.cli", "status", "--output", str(output), says=f"{RUNS} runs")
+    took = _command("-m", "edkd.cli.main", "status", "--output", str(output), says=f"{RUNS} runs")
     return Cost("status", took, "s", f"{RUNS} runs")
 
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from edkd.bench.measure import seconds
-from edkd.building import build
-from edkd.config import Settings
+from edkd.config.instantiate import build
+from edkd.config.schema import Settings
 
 TRIES = 5
 SIZES = {

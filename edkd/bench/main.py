@@ -10,16 +10,15 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from edkd import engine
 from edkd.bench import costs, floor, modes, table, workload
 from edkd.bench.modes import PLAIN, TOGETHER
 from edkd.bench.results import Cost, Timing, compare
 from edkd.bench.turns import Away, Here, Host, together
 from edkd.bench.workload import Cell, Workload
-from edkd.config import Settings
+from edkd.config.schema import Settings
 from edkd.console import console
-from edkd.engine import cores, pick_device
 from edkd.errors import EdkdError
+from edkd.training.device import cores, pick_device, set_up
 
 STEPS = {"cpu": 2, "cuda": 100}  # of one repetition
 QUICK_STEPS = {"cpu": 2, "cuda": 20}
@@ -99,7 +98,7 @@ def _measure(
         if PLAIN in chosen:
             host = Host(work, feed=cells[0][1])
             stack.callback(host.close)
-        engine.set_up(cells[0][1].engine, work.threads)
+        set_up(cells[0][1].engine, work.threads)
         progress = stack.enter_context(Progress(*columns, console=console, transient=True))
         bar = progress.add_task("", total=len(cells) + 1)
         for number, (cell, given) in enumerate(cells):

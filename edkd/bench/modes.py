@@ -11,16 +11,15 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from edkd import engine
 from edkd.bench import plain
 from edkd.bench.workload import Workload, inputs, networks
-from edkd.config import Settings
-from edkd.engine import to_device
+from edkd.config.schema import Settings
 from edkd.errors import EdkdError
-from edkd.inputs import device_data, new_progress, teacher_source
-from edkd.step import EAGER_FIRST, Step
-from edkd.teaching import Precision
-from edkd.trainer import make_step, train_epoch
+from edkd.runs.setup import device_data, new_progress, teacher_source
+from edkd.teachers.source import Precision
+from edkd.training.device import set_up, to_device
+from edkd.training.step import EAGER_FIRST, Step
+from edkd.training.trainer import make_step, train_epoch
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ class Ours:
         self.way, self.work = way, work
         chosen = replace(given.engine, precision=way.precision, teacher_cache=way.cache != "none", capture=way.capture)
         self.given = replace(given, engine=chosen, output=str(work.folder))
-        engine.set_up(self.given.engine, work.threads)
+        set_up(self.given.engine, work.threads)
         self.teacher = to_device(networks(given, work)[0], self.given.engine, work.device)
         self.progress = new_progress(self.given, work.arrays.num_classes, work.device)
         self.precision = Precision(way.precision, work.device)
@@ -149,7 +148,7 @@ class Ours:
 
     def ready(self) -> None:
         """See `Mode`."""
-        engine.set_up(self.given.engine, self.work.threads)
+        set_up(self.given.engine, self.work.threads)
         self.progress.student.load_state_dict(self.first)
         for memory in self.progress.optimizer.state.values():
             memory["momentum_buffer"].zero_()

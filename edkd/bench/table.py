@@ -13,10 +13,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from edkd import __version__, code, files, machine
+from edkd import __version__
 from edkd.bench.modes import LABELS
 from edkd.bench.results import Cost, Target, Timing, by_pair, geometric_mean, ratios_of, targets
-from edkd.engine import cores
+from edkd.rundir import files, provenance
+from edkd.training import hardware
+from edkd.training.device import cores
 
 COLUMNS = (
     "pair", "method", "mode", "ms_median", "ms_q1", "ms_q3", "repetitions", "images_per_second", "ratio", "peak_mb",
@@ -30,12 +32,12 @@ ABOUT = (
 
 def about(device: torch.device, *, threads: int, described: str, steps: int) -> dict[str, Any]:
     """Versions and hardware: a value for each of `ABOUT`."""
-    version = code.read().version
+    version = provenance.read().version
     cuda = device.type == "cuda"
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
-        "cpu": machine.cpu_model(),
+        "cpu": hardware.cpu_model(),
         "cores": cores(),
         "threads": threads,
         "data": described,

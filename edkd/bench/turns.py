@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from edkd.bench import measure, modes, workload
 from edkd.bench.workload import Workload
-from edkd.config import Settings
+from edkd.config.schema import Settings
 from edkd.errors import EdkdError
 
 PATIENCE = 900.0  # seconds for a process to start, to warm up and to answer

@@ -9,16 +9,16 @@ import torch
 import yaml
 from torch import nn
 
-from edkd import config
 from edkd.bench import plain
-from edkd.building import build
-from edkd.compose import compose_settings
-from edkd.config import Settings
+from edkd.config import schema
+from edkd.config.compose import compose_settings
+from edkd.config.instantiate import build
+from edkd.config.schema import Settings
 from edkd.data.arrays import Arrays, Split
-from edkd.engine import cores
 from edkd.errors import EdkdError
-from edkd.inputs import Inputs, load_arrays
-from edkd.trainer import seeded
+from edkd.runs.setup import Inputs, load_arrays
+from edkd.training.device import cores
+from edkd.training.trainer import seeded
 
 METHODS = ("kd", "dkd", "edkd")
 LEARNING_RATE = 1e-4  # a step takes as long with any
@@ -54,7 +54,7 @@ class Workload:
 
 def table_pairs() -> list[str]:
     """The seven pairs of the published table."""
-    text = (config.folder() / "pair" / "all.yaml").read_text(encoding="utf-8")
+    text = (schema.folder() / "pair" / "all.yaml").read_text(encoding="utf-8")
     return list(yaml.safe_load(text)["pairs"])
 
 

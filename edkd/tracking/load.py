@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from edkd import packed
 from edkd.errors import EdkdError
+from edkd.rundir import packed
 from edkd.tracking.store import one_line, open_existing, redacted, search
 from edkd.tracking.story import tell
 
@@ -45,7 +45,7 @@ def load_runs(uri: str, experiment: str, tags: dict[str, str] | None = None) -> 
 
 
 def load_packed(folder: Path) -> list[dict[str, Any]]:
-    """All packed runs below a folder (see `edkd.packed`), told as `load_runs` tells those of MLflow; oldest first.
+    """All packed runs below a folder (`edkd.rundir.packed`), told as `load_runs` tells those of MLflow; oldest first.
 
     The `run_id` is the path in the folder, without its ending. Raises `EdkdError` for a file that is damaged.
     """

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edkd.journal import Record
+from edkd.rundir.journal import Record
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]  # MLflow's words
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from filelock import FileLock
 
-from edkd import journal, lock
 from edkd.errors import EdkdError
+from edkd.rundir import journal, lock
 from edkd.tracking.store import PATIENCE, Store, create_store, find_one, one_line, open_store, redacted
 from edkd.tracking.story import Epoch, Story, tell
 from edkd.tracking.sweeps import parent

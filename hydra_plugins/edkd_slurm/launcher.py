@@ -1,4 +1,4 @@
-"""hydra-submitit-launcher's SLURM launcher for sweeps that are handed to the queue as a whole; see `edkd.cluster`.
+"""hydra-submitit-launcher's SLURM launcher for sweeps that are handed to the queue as a whole; see `edkd.slurm.submit`.
 
 What it submits is not Hydra's composition, repeated on the node, but the configuration that the plan froze.
 """
@@ -71,11 +71,11 @@ class EdkdSlurmLauncher(SlurmLauncher):
         return int(given) if given else None
 
     def submit(self, configs: Sequence[Path], after: str | None) -> Sequence[tuple[str, str]]:
-        """See `edkd.cluster.Queue.submit`."""
+        """See `edkd.slurm.submit.Queue.submit`."""
         import submitit
 
-        from edkd.cluster_job import FrozenRun
         from edkd.errors import EdkdError
+        from edkd.slurm.job import FrozenRun
 
         runs = [FrozenRun(config, signal_delay_s=self.params["signal_delay_s"]) for config in configs]
         # What sbatch says on stderr is in submitit's exception too.

@@ -1,4 +1,4 @@
-"""Hydra's face of `edkd.sweep`. Every Hydra program of the environment imports this: nothing heavy here."""
+"""Hydra's face of `edkd.sweeps`. Every Hydra program of the environment imports this: nothing heavy here."""
 
 from dataclasses import dataclass
 

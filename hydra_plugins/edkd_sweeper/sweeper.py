@@ -1,4 +1,4 @@
-"""The sweeper plugin: hands Hydra's arguments to `edkd.sweep`, which plans, launches and reports."""
+"""The sweeper plugin: hands Hydra's arguments to `edkd.sweeps`, which plans, launches and reports."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 
 class EdkdSweeper(Sweeper):
-    """Plans a sweep of edkd runs; see `edkd.sweep`."""
+    """Plans a sweep of edkd runs; see `edkd.sweeps`."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep Hydra's context and instantiate the launcher that the command line names."""
@@ -20,6 +20,6 @@ class EdkdSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the sweep that the command line's overrides describe."""
-        from edkd.sweep import sweep
+        from edkd.sweeps.sweep import sweep
 
         return sweep(arguments, self.master, self.loader, self.started)

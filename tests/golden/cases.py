@@ -14,10 +14,13 @@ from typing import Any
 
 import torch
 
-from edkd import config, journal, machine, plan
-from edkd.compose import compose_values
-from edkd.engine import set_up
-from edkd.run import execute
+from edkd.config import job as config_job
+from edkd.config import schema
+from edkd.config.compose import compose_values
+from edkd.rundir import journal
+from edkd.runs.run import execute
+from edkd.training import hardware
+from edkd.training.device import set_up
 
 FOLDER = Path(__file__).parent
 IDENTITIES, TRACES = FOLDER / "identities.json", FOLDER / "traces.json"
@@ -78,7 +81,7 @@ def make_job(words: list[str], teacher_id: str | None = None) -> Any:
     method = next((word.partition("=")[2] for word in words if word.startswith("distiller=")), "outside")
     if outside:
         resolved["distiller"] = {"_target_": "tests.golden.outside.Outside", "weight": 0.1}
-    return plan.make_job(resolved, method, teacher_id)
+    return config_job.make_job(resolved, method, teacher_id)
 
 
 def teacher_job(words: list[str]) -> Any:
@@ -101,7 +104,7 @@ def identity(overrides: str) -> dict[str, Any]:
 
 def machine_of_traces() -> dict[str, str]:
     """What the bits of a trace depend on besides the code."""
-    return {"cpu": machine.cpu_model(), "torch": torch.__version__, "machine": platform.machine()}
+    return {"cpu": hardware.cpu_model(), "torch": torch.__version__, "machine": platform.machine()}
 
 
 def trace(pair: str, precision: str, output: Path) -> dict[str, Any]:
@@ -133,6 +136,6 @@ def all_traces(made: Callable[[str, str, Path], dict[str, Any]]) -> dict[str, An
 
 
 if __name__ == "__main__":
-    set_up(config.settings(compose_values(TINY), "edkd").engine, 1)
+    set_up(schema.settings(compose_values(TINY), "edkd").engine, 1)
     IDENTITIES.write_text(json.dumps({words: identity(words) for words in OVERRIDES}, indent=1) + "\n")
     TRACES.write_text(json.dumps({"machine": machine_of_traces(), **all_traces(trace)}, indent=1) + "\n")

@@ -1,0 +1,1 @@
+"""The two commands, launch.py and edkd: parsing and printing only."""

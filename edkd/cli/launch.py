@@ -1,0 +1,94 @@
+"""Hydra's side of the command line: compose, hand over, and say in one line what was wrong."""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from edkd.config import schema
+from edkd.config.compose import explain, resolve
+from edkd.console import console, fail
+from edkd.errors import EdkdError
+
+_WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
+
+
+def main() -> None:
+    """Entry point of `launch.py`: exits with 0 if all that was asked for is done, 1 after an error, 130 interrupted."""
+    # Hydra then raises instead of printing, so that every error is reported here and in the same way.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv[1:] = _sorted(sys.argv[1:])
+    try:
+        _compose_and_run()
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command continues where this one stopped")
+        raise SystemExit(130) from None
+    except (EdkdError, HydraException, OmegaConfBaseException) as error:
+        _tell(error)
+    except ValueError as error:  # Hydra's own, such as for a group without an option
+        if f"{os.sep}hydra{os.sep}" not in traceback.extract_tb(error.__traceback__)[-1].filename:
+            raise
+        _tell(error)
+
+
+def _sorted(arguments: list[str]) -> list[str]:
+    """Options before overrides, for Hydra's parser takes no option between two overrides; and what may be added is."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--config-dir", "-cd")
+    given, others = parser.parse_known_args(arguments)
+    options = ["--multirun"] * given.multirun + (["--config-dir", given.config_dir] if given.config_dir else [])
+    free = "hydra.launcher.additional_parameters"
+    return [*options, *(f"++{word}" if word.startswith((f"{free}.", f"{free}=")) else word for word in others)]
+
+
+def _tell(error: Exception) -> None:
+    if _WANTS_TRACEBACK:
+        raise error
+    fail(explain(error, sys.argv[1:]))
+
+
+def task(composed: DictConfig) -> None:
+    """What Hydra runs: a job that a sweep has frozen, or the one run that the command line describes."""
+    if "frozen" in composed:
+        from edkd.config.job import thaw
+        from edkd.runs.run import execute
+
+        job, sweep = thaw(Path(composed.frozen))
+        try:
+            execute(job, sweep=sweep, show=False)
+        except Exception as error:
+            _empty_frames(error)
+            raise
+        return
+    from edkd.sweeps.single import run_one
+
+    try:
+        launcher = HydraConfig.get().runtime.choices.get("hydra/launcher", "basic")
+        if launcher != "basic":
+            raise EdkdError(f"hydra/launcher={launcher} is for sweeps: add -m, also for one run")
+        run_one(resolve(composed), HydraConfig.get().runtime.choices["distiller"])
+    except EdkdError as error:  # told here, for Hydra would add a line of its own
+        _tell(error)
+
+
+def _empty_frames(error: BaseException | None) -> None:
+    """Let go of what the run had: Hydra keeps a sweep's errors to its end, and they the networks and their data."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _compose_and_run() -> None:
+    decorated: Callable[[], None] = hydra.main(
+        version_base="1.3", config_path=str(schema.folder()), config_name="config"
+    )(task)
+    decorated()

@@ -1,0 +1,200 @@
+"""The commands of `edkd` that look after runs: status, logs, retry."""
+
+import argparse
+import contextlib
+import json
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edkd.console import fail
+from edkd.errors import EdkdError
+from edkd.status.state import STATES
+
+_KEYS = """\
+exit codes: 0 all runs shown are done; 1 a run failed or vanished; 2 the command makes no sense, and says why;
+3 nothing is wrong, but runs are new, waiting or running.
+
+--json prints one object: {"output", "sweep", "time", "counts": {state: number}, "runs": [...]}. Each run has:
+  name, hash, directory, dataset, pair, distiller, seed, sweep     what it is
+  state                         new, waiting, running, done, failed or vanished
+  why                           the first line of the error; SLURM's word about a job that vanished; why it waits
+  epoch, epochs                 the last that is journalled, and how many there are to be (null before the start)
+  top1, best                    percent on the test set: after that epoch; of the best epoch, of a run that is done
+  images_per_second, seconds, seconds_left         of the last epoch; of a run that is done; of one that is running
+  node, job, log                where it runs; its SLURM job, as squeue prints it, and that job's log
+"""
+
+
+def add_to(commands: Any) -> None:
+    """Add the commands to the parser's subcommands."""
+    shown = commands.add_parser(
+        "status",
+        help="all runs: waiting, running, done, failed, vanished",
+        epilog=_KEYS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_selection(shown)
+    how = shown.add_mutually_exclusive_group()
+    how.add_argument(
+        "--watch",
+        nargs="?",
+        const=5.0,
+        type=_seconds,
+        metavar="SECONDS",
+        help="show it again every 5 (or SECONDS) seconds until all runs have ended; Ctrl-C ends the watch alone",
+    )
+    how.add_argument("--json", action="store_true", help="one JSON object instead of the table, see below")
+    shown.set_defaults(act=_status)
+
+    log = commands.add_parser("logs", help="the end of a run's log")
+    log.add_argument("run", metavar="RUN", help="hash (or its beginning), name (or its end) or directory of a run")
+    log.add_argument("-n", "--lines", type=_lines, default=20, metavar="LINES", help="how many; default 20")
+    log.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended")
+    _add_output(log)
+    log.set_defaults(act=_logs)
+
+    again = commands.add_parser(
+        "retry",
+        help="launch again what failed or vanished",
+        description="Launch again what failed or vanished, as it was planned: from the configurations in the run "
+        "directories, not from conf/. Teachers come first, and what waited for one goes along.",
+    )
+    _add_selection(again)
+    again.add_argument("--all", action="store_true", help="also what is planned and never began")
+    again.add_argument("--dry-run", action="store_true", help="print what would be launched, and stop")
+    again.add_argument(
+        "--config-dir", "-cd", metavar="DIR", help="a folder of your own beside conf/, with the launcher"
+    )
+    again.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="the launcher: hydra/launcher=slurm, hydra.launcher.partition=gpu, ...",
+    )
+    again.set_defaults(act=_retry)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR", help="default: outputs")
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sweep", nargs="?", metavar="SWEEP", help="id of a sweep, as it is printed; default: all runs")
+    _add_output(parser)
+    parser.add_argument("--state", type=_states, default=(), metavar="STATE,…", help=f"of {', '.join(STATES)}")
+    for what in ("dataset", "pair", "distiller", "seed"):
+        parser.add_argument(f"--{what}", type=_words, default=(), metavar=f"{what.upper()},…")
+
+
+def _status(given: argparse.Namespace) -> None:
+    from edkd.status import table
+
+    chosen = _selection(given)
+    try:
+        if given.watch is not None:
+            views = table.watch(chosen.look, given.watch)
+        else:
+            views = chosen.look()
+            if given.json:
+                print(table.document(views, str(given.output), given.sweep))
+            else:
+                table.show(views)
+    except EdkdError as error:
+        fail(str(error), code=2)
+    raise SystemExit(table.exit_code(views))
+
+
+def _logs(given: argparse.Namespace) -> None:
+    from edkd.status import logs, select
+
+    run = select.find_run(given.output, given.run)
+    if given.follow:
+        with contextlib.suppress(KeyboardInterrupt):
+            logs.follow(run, given.lines)
+    else:
+        logs.show(run, given.lines)
+
+
+def _retry(given: argparse.Namespace) -> None:
+    from edkd.rundir.paths import find_runs
+    from edkd.status.state import look
+    from edkd.status.table import summary
+    from edkd.sweeps import retry
+
+    if given.sweep is not None and "=" in given.sweep:  # an override, for all runs
+        given.overrides.insert(0, given.sweep)
+        given.sweep = None
+    foreign = [word for word in given.overrides if not word.lstrip("+~").startswith(("hydra/launcher", "hydra."))]
+    if foreign:
+        raise EdkdError(
+            f"{foreign[0]}: a retried run is what it was planned to be; only hydra/launcher=… and hydra.launcher.…=… "
+            "can be given; launch.py plans new runs"
+        )
+    views = _selection(given).look()
+    chosen = retry.choose(views, look(find_runs(given.output)), new=given.all)
+    if not chosen:
+        print(f"nothing to retry: {summary(views)}")
+        return
+    with tempfile.TemporaryDirectory(prefix="edkd-") as folder:
+        file = Path(folder) / "retry.json"
+        file.write_text(json.dumps([str(path) for path in chosen]))
+        options = ["--config-dir", given.config_dir] if given.config_dir else []
+        _launch(file, given.output, [*options, *given.overrides, *(["+dry_run=true"] if given.dry_run else [])])
+
+
+def _launch(file: Path, output: Path, overrides: Sequence[str]) -> None:
+    """Hand over to the command that runs sweeps."""
+    from edkd.cli import launch
+    from edkd.config.compose import quoted
+
+    before = sys.argv
+    sys.argv = [before[0], "-m", f"+retry={quoted(str(file))}", f"output={quoted(str(output))}", *overrides]
+    try:
+        launch.main()
+    finally:
+        sys.argv = before
+
+
+def _selection(given: argparse.Namespace) -> Any:
+    from edkd.status.select import Selection
+
+    return Selection(
+        output=given.output,
+        sweep=given.sweep,
+        state=given.state,
+        dataset=given.dataset,
+        pair=given.pair,
+        distiller=given.distiller,
+        seed=given.seed,
+    )
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _states(text: str) -> list[str]:
+    unknown = [word for word in _words(text) if word not in STATES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no state {shlex.quote(unknown[0])}; there are: {', '.join(STATES)}")
+    return _words(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds; SWEEP comes before --watch") from None
+    if not 0 < seconds < 86400:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0 and below a day")
+    return seconds
+
+
+def _lines(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of lines")
+    return int(text)

@@ -1,0 +1,126 @@
+"""Composing configurations outside Hydra's own main function, and saying in one line what does not fit."""
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from edkd.config import schema
+from edkd.errors import EdkdError
+
+
+def resolve(composed: DictConfig) -> dict[str, Any]:
+    """A composed configuration without Hydra's own node, all interpolations resolved. Raises EdkdError if one fails."""
+    plain = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    try:
+        resolved = OmegaConf.to_container(plain, resolve=True)
+    except OmegaConfBaseException as error:
+        text = _first_line(error)
+        _, missing, key = text.partition("Missing mandatory value: ")
+        raise EdkdError(f"{key} has no value yet: set {key}=…" if missing else text) from error
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> str:
+    """One line for a user: what was wrong with a command line of these overrides, what is allowed."""
+    if isinstance(error, MissingConfigException) and error.options:
+        wanted = (error.missing_cfg_file or "").partition("/")
+        group, name = (error.missing_cfg_file or "").rsplit("/", 1) if wanted[1] else ("", error.missing_cfg_file or "")
+        return f"{group}={name}: no such option{_guess(name, error.options)}; allowed: {', '.join(error.options)}"
+    text = _first_line(error)
+    if isinstance(error, ConfigCompositionException) and text.startswith("Could not override '"):
+        return _unknown_key(text.split("'")[1], overrides)
+    if isinstance(error, ConfigCompositionException) and text.startswith(("Ambiguous value", "Sweep parameters")):
+        given = text.split("'")[1]
+        return f"{given}: several values are a sweep: add -m"
+    if isinstance(error, OverrideParseException):
+        key, equals, value = error.override.partition("=")
+        quotes = f"; if that is the value, it needs quotes of its own: \"{key}='{value}'\"" if equals and value else ""
+        return f"{error.override} is no KEY=VALUE: {text}{quotes}"
+    if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
+        text = f"{text}: {_first_line(error.__cause__)}"
+    return text
+
+
+def _unknown_key(key: str, overrides: Sequence[str]) -> str:
+    """Name the keys that stand where `key` was meant to, in the options that `overrides` choose."""
+    GlobalHydra.instance().clear()
+    folder = schema.folder()
+    groups = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in ("hydra", "tweak"))
+    choosing = [*groups, "hydra/launcher"]
+    chosen = [override for override in overrides if override.partition("=")[0] in choosing and "," not in override]
+    with initialize_config_dir(version_base="1.3", config_dir=str(folder)):
+        try:
+            composed = compose("config", overrides=[*chosen, *_own_options()], return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException):
+            composed = compose("config", return_hydra_config=True)
+    node, choices = composed, composed.hydra.runtime.choices
+    *parents, last = key.split("@")[0].split(".")
+    known: list[str] = []
+    for parent in parents:
+        inner = node.get(parent) if parent in node else None
+        if not isinstance(inner, DictConfig):
+            last = parent
+            break
+        node, known = inner, [*known, parent]
+    options = sorted(str(option) for option in node)
+    where = ".".join(known)
+    if where in choices:
+        where = f"{where}={choices[where]}"
+    if not known:
+        options = sorted({*options, *groups} - {"hydra"})
+    return (
+        f"{key}: no such {'key in ' + where if where else 'group or key'}"
+        f"{_guess(last, options)}; allowed: {', '.join(options)}"
+    )
+
+
+def _own_options() -> list[str]:
+    """The override that lets composition find the user's options in the command line's --config-dir."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd")
+    given = parser.parse_known_args(sys.argv[1:])[0].config_dir
+    return [f"hydra.searchpath=['file://{Path(given).resolve()}']"] if given else []
+
+
+def _guess(name: str, options: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, options, n=1)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
+def compose_settings(overrides: list[str]) -> schema.Settings:
+    """The typed configuration that some overrides give, outside a run. Raises EdkdError for what does not fit."""
+    return schema.settings(compose_values(["distiller=vanilla", *overrides]), "vanilla")
+
+
+def compose_values(overrides: list[str]) -> dict[str, Any]:
+    """The resolved configuration that some overrides give, outside a run. Raises EdkdError for what does not fit."""
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(schema.folder())):
+            return resolve(compose("config", overrides=overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise EdkdError(explain(error, overrides)) from error
+
+
+def quoted(text: str) -> str:
+    """A text as the value of an override, whatever it has of quotes, backslashes and interpolation."""
+    plain = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text)
+    return "'{}'".format(plain.replace("${", "\\${"))

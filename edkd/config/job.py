@@ -1,0 +1,144 @@
+"""One run before it starts: its identity, its directory, and its configuration frozen into that directory."""
+
+import contextlib
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from edkd.config import schema
+from edkd.config.schema import Settings
+from edkd.errors import EdkdError
+from edkd.rundir import files, provenance
+
+# PyYAML's bindings to libyaml take a tenth of the time, but are not in every build of it.
+_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_FROZEN = "config.yaml"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is to exist: what it computes and where it lives."""
+
+    config: dict[str, Any]  # resolved
+    settings: Settings
+    teacher_id: str | None
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """See `config.identity`."""
+        return schema.identity(self.settings, self.teacher_id)
+
+    @functools.cached_property
+    def run(self) -> str:
+        """The hash that names this run."""
+        return schema.digest(self.identity)
+
+    @functools.cached_property
+    def name(self) -> str:
+        """Readable, and unique by the hash at its end."""
+        given = self.settings
+        return f"{given.dataset.key}/{given.pair}/{given.method}-s{given.seed}-{self.run[:8]}"
+
+    @property
+    def directory(self) -> Path:
+        """Where the run's files are."""
+        return Path(self.settings.output) / "runs" / self.name
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What tracking and analysis sort runs by."""
+        given, identified = self.settings, self.identity
+        return {
+            "pair": given.pair,
+            "teacher": given.teacher.name if given.needs_teacher else "",
+            "student": given.student.name,
+            "distiller": given.method,
+            "dataset": given.dataset.key,
+            "seed": str(given.seed),
+            "config_hash": self.run,
+            "cell": schema.cell(identified),
+            "recipe": schema.recipe(identified),
+        }
+
+
+def make_job(resolved: Mapping[str, Any], method: str, teacher_id: str | None) -> Job:
+    """A job from a resolved configuration; `teacher_id` names the weights that teach (None without a teacher)."""
+    given = schema.settings(resolved, method)
+    return Job(config=dict(resolved), settings=given, teacher_id=teacher_id if given.needs_teacher else None)
+
+
+def freeze(job: Job, *, sweep: str | None, threads: int | None, planned_with: provenance.Code | None = None) -> Path:
+    """Write the job's configuration into its directory, whole or not at all, and return the file.
+
+    What runs later is this file: changing conf/ afterwards does not change a job that waits. It names the code that
+    planned it, by default that on the disk now; changes that git does not have yet are saved beside it.
+    """
+    known = planned_with or provenance.read()
+    frozen = {**job.config, "engine": {**job.config["engine"], "threads": job.settings.engine.threads or threads}}
+    frozen["run"] = {"hash": job.run, "method": job.settings.method, "teacher_id": job.teacher_id, "sweep": sweep}
+    frozen["run"]["code"] = known.version
+    path = job.directory / _FROZEN
+    try:
+        job.directory.mkdir(parents=True, exist_ok=True)
+        files.write_text(path, yaml.dump(frozen, Dumper=_DUMPER, sort_keys=False))
+        provenance.keep_changes(known, job.directory)
+    except OSError as error:
+        raise EdkdError(
+            f"cannot write {path}: {error.strerror}; output={job.settings.output} sets the folder"
+        ) from error
+    return path
+
+
+def absent(job: Job) -> list[Path]:
+    """The run's directory and the folders around it, as far as `freeze` will make them."""
+    return [folder for folder in (job.directory, *job.directory.parents[:3]) if not folder.exists()]
+
+
+def unmake(folders: Iterable[Path]) -> None:
+    """Remove folders that `freeze` has made, with what it wrote; one with anything else in it by now stays as it is."""
+    for folder in sorted({*folders}, key=lambda folder: len(folder.parts), reverse=True):
+        with contextlib.suppress(OSError):
+            held = list(folder.iterdir())
+            if {path.name for path in held} <= {_FROZEN, provenance.FILE}:
+                for path in held:
+                    path.unlink()
+                folder.rmdir()
+
+
+def thaw(path: Path) -> tuple[Job, str | None]:
+    """The job that a frozen configuration describes, and the sweep that it belongs to."""
+    try:
+        frozen = yaml.load(path.read_text(), Loader=_LOADER)
+        about = frozen.pop("run")
+        job = make_job(frozen, about["method"], about["teacher_id"])
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise EdkdError(f"{path} is not a frozen configuration of a run: {error}") from error
+    if job.run != about["hash"]:
+        raise EdkdError(f"{path} was changed after planning: it now describes run {job.run}, not {about['hash']}")
+    return job, about["sweep"]
+
+
+def training_run(teacher_id: str | None) -> str:
+    """The hash of the run that trains a teacher; empty for one that was imported, and for none."""
+    kind, _, value = (teacher_id or "").partition(":")
+    return value if kind == "run" else ""
+
+
+def directory_of(run: str, given: Settings) -> Path | None:
+    """The directory of a run of the same data set in the same output folder, by its hash; None where there is none."""
+    folder = Path(given.output) / "runs" / given.dataset.key
+    found = sorted(folder.glob(f"*/*-{run[:8]}/{_FROZEN}"))
+    return found[0].parent if found else None
+
+
+def planned_code(run_dir: Path) -> dict[str, str]:
+    """The version of the code that planned a run; empty where git did not know it."""
+    try:
+        return dict(yaml.load((run_dir / _FROZEN).read_text(), Loader=_LOADER)["run"].get("code") or {})
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError):
+        return {}

@@ -1,0 +1,31 @@
+"""Distillation losses as pure tensor functions: on logits, on features, on relations between samples."""
+
+from edkd.losses.logits import (
+    WEIGHTINGS,
+    Decoupled,
+    Weighting,
+    cross_entropy,
+    decouple,
+    dkd,
+    edkd,
+    edkd_beta,
+    edkd_combine,
+    edkd_confidence,
+    kd,
+    kd_per_sample,
+)
+
+__all__ = [
+    "WEIGHTINGS",
+    "Decoupled",
+    "Weighting",
+    "cross_entropy",
+    "decouple",
+    "dkd",
+    "edkd",
+    "edkd_beta",
+    "edkd_combine",
+    "edkd_confidence",
+    "kd",
+    "kd_per_sample",
+]

@@ -1,0 +1,256 @@
+"""Saving and loading weights: atomic, verified, and never executing what a file holds.
+
+Two kinds of files:
+
+- *Checkpoints* (`save`, `load`) are what a run continues from: a header of magic, length and SHA-256 before what
+  `torch.save` writes, and the previous one kept beside the current one. A power cut, a kill or a full disk at any
+  moment leaves at least one of the two whole, and a damaged one is noticed.
+- *Weights files* (`save_weights`, `load_weights`) are for exchange: plain `torch.save` files
+  ``{"model": state_dict, ...}`` that any program of the field reads.
+
+Files are read with ``weights_only=True``, so a file from a stranger cannot run code.
+"""
+
+import contextlib
+import copy
+import hashlib
+import io
+import logging
+import pickle
+import re
+import struct
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edkd.errors import EdkdError
+from edkd.rundir import files
+
+MAGIC = b"EDKDCKP1"
+_HEADER = struct.Struct(">8sQ32s")  # magic, length of the payload in bytes, its SHA-256
+_KEYS = ("model", "student", "state_dict")  # of weights files, of a run's checkpoints, of other programs
+_NAMED = 3  # so many keys does an error line name
+
+_log = logging.getLogger("edkd.rundir.checkpoint")
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the one at ``path`` is kept: checkpoint.pt -> checkpoint.prev.pt."""
+    return path.with_name(f"{path.stem}.prev{path.suffix}")
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Make ``state`` (tensors, numbers, strings, containers of these) the checkpoint at ``path``, atomically.
+
+    The one that was there becomes `previous`. Raises `EdkdError` where the disk does not take it; the checkpoints
+    that were there are then as before. Equal states make equal bytes.
+    """
+    path = Path(path)
+    payload = _serialise(_with_shared_strings(state))
+    header = _HEADER.pack(MAGIC, len(payload), hashlib.sha256(payload).digest())
+    with files.replacing(path, header, payload):
+        # A kill between the two renames leaves no current checkpoint, but a whole previous one, which `load` takes.
+        if path.exists():
+            path.replace(previous(path))
+
+
+def load(path: Path) -> tuple[dict[str, Any], Path] | None:
+    """The checkpoint at ``path``, or the previous one where that is damaged or absent, and the file it came from.
+
+    None if there is neither. Falling back is logged as a warning. Tensors are on the CPU. Raises `EdkdError` if files
+    are there, but none of them is whole.
+    """
+    path = Path(path)
+    faults = []
+    for candidate in (path, previous(path)):
+        if not candidate.exists():
+            continue
+        try:
+            data = _read(candidate)
+            state = _deserialise(candidate, _verified(candidate, data))
+        except EdkdError as error:
+            faults.append(str(error))
+            continue
+        if candidate != path:
+            _log.warning("%s; continuing from %s", faults[0] if faults else f"{path} is missing", candidate)
+            with contextlib.suppress(OSError):  # or the next save would keep the damaged one instead of the whole one
+                path.replace(path.with_name(f"{path.name}.damaged"))
+        return state, candidate
+    if faults:
+        raise EdkdError(
+            f"no usable checkpoint: {'; '.join(faults)}; delete the damaged files to start from the beginning"
+        )
+    return None
+
+
+def save_weights(model_state: dict[str, Tensor], path: Path, **info: Any) -> None:
+    """Write ``{"model": model_state, **info}`` as a plain `torch.save` file, atomically (`load_weights` reads it)."""
+    files.write_bytes(path, weights_bytes(model_state, **info))
+
+
+def weights_bytes(model_state: dict[str, Tensor], **info: Any) -> memoryview:
+    """The content of such a file: tensors on the CPU and contiguous, so that any machine and program reads them."""
+    plain = {key: tensor.detach().cpu().contiguous() for key, tensor in model_state.items()}
+    return _serialise({"model": plain, **info})
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The network's ``state_dict`` in a file: a checkpoint or weights file of ours, or one of the field.
+
+    Takes a ``state_dict``, or a dictionary that has one under "model", "student" or "state_dict", and strips the
+    prefixes of wrappers (``module.``, ``student.``); of a file that holds a distiller with teacher and connectors, it
+    takes the student. Tensors are on the CPU. Raises `EdkdError` for whatever else, and never executes a pickle.
+    """
+    path = Path(path)
+    data = _read(path)
+    content = _deserialise(path, _verified(path, data) if data.startswith(MAGIC) else data)
+    for key in _KEYS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not _is_state(content):
+        raise EdkdError(
+            f"{path} holds no network weights; allowed are a state_dict, "
+            f"or a dictionary that has one under one of the keys {', '.join(_KEYS)}"
+        )
+    return _strip(content)
+
+
+def load_into(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    """Load ``state`` into ``model``, every key and shape of it; ``where`` says in errors whose weights they are.
+
+    Raises `EdkdError` if it does not fit; the model is then as before.
+    """
+    own = model.state_dict()
+    faults = {
+        "missing": [key for key in own if key not in state],
+        "unexpected": [key for key in state if key not in own],
+        "of another shape": [
+            f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
+            for key in own
+            if key in state and state[key].shape != own[key].shape
+        ],
+    }
+    found = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in faults.items() if keys]
+    if found:
+        architecture = getattr(model, "name", None) or type(model).__name__
+        raise EdkdError(
+            f"{where} does not fit the architecture {architecture}: of {len(own)} entries {', '.join(found)}"
+        )
+    model.load_state_dict(state)
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:_NAMED]) + (", …" if len(keys) > _NAMED else "")
+
+
+def _is_state(content: Any) -> bool:
+    return (
+        isinstance(content, dict)
+        and len(content) > 0
+        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+    )
+
+
+def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in ("module.student.", "student."):  # of a distiller: the other keys are its teacher and connectors
+        if any(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    while all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return state
+
+
+class _NumpyType:
+    """What stands for a ``numpy.dtype`` in a file that we read: its code, such as "f8", and its byte order."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        if not re.fullmatch("[biuf][1248]", code):
+            raise pickle.UnpicklingError(f"numpy type {code!r} is not a number")
+        self.code = code
+        self.order = "|"
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1] if state[1] in ("<", ">") else "|"
+
+
+def _numpy_scalar(kind: _NumpyType, data: bytes) -> bool | int | float:
+    (number,) = np.frombuffer(data, dtype=f"{kind.order}{kind.code}")
+    return number.item()
+
+
+# Published checkpoints hold accuracies as numpy scalars. They are read as Python numbers by these stand-ins, so that
+# nothing of numpy is callable from a file, under the names that numpy 1 and 2 write.
+_STAND_INS: list[Any] = [
+    _NumpyType,
+    (_NumpyType, "numpy.dtype"),
+    (_numpy_scalar, "numpy.core.multiarray.scalar"),
+    (_numpy_scalar, "numpy._core.multiarray.scalar"),
+]
+
+
+def _deserialise(path: Path, data: Any) -> Any:
+    try:
+        with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles that torch did not write: the error below says it better
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds for a damaged file
+        foreign = isinstance(error, pickle.UnpicklingError) and re.search(
+            r"GLOBAL ([\w.]+)|numpy type '\w+'", str(error)
+        )
+        if foreign:
+            what = foreign[1] or foreign[0]
+        elif b"\x80\x02" < data[:2] < b"\x81":  # torch writes protocol 2
+            what = f"a pickle of protocol {data[1]}"
+        else:
+            detail = str(error).partition(". ")[0] if isinstance(error, RuntimeError) else type(error).__name__
+            raise EdkdError(f"{path} is damaged or no file of PyTorch ({' '.join(detail.split())})") from error
+        raise EdkdError(f"{path} is refused: holds Python objects, not only tensors ({what})") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise EdkdError(f"could not read {path}: {error.strerror or error}") from error
+
+
+def _verified(path: Path, data: bytes) -> memoryview:
+    """The payload of a checkpoint whose header is true."""
+    if not data.startswith(MAGIC) or len(data) < _HEADER.size:
+        raise EdkdError(f"{path} is damaged (no checkpoint header)")
+    _, length, digest = _HEADER.unpack_from(data)
+    payload = memoryview(data)[_HEADER.size :]
+    if len(payload) != length:
+        raise EdkdError(f"{path} is damaged ({len(payload)} bytes of {length})")
+    if hashlib.sha256(payload).digest() != digest:
+        raise EdkdError(f"{path} is damaged (its checksum does not match)")
+    return payload
+
+
+def _with_shared_strings(value: Any) -> Any:
+    """A copy in which equal strings are one object, which pickle writes once.
+
+    In a state that was partly read from a file they are not, and its bytes would tell.
+    """
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, dict):
+        twin = copy.copy(value)  # the dictionaries of PyTorch carry attributes
+        twin.clear()
+        twin.update((_with_shared_strings(key), _with_shared_strings(content)) for key, content in value.items())
+        return twin
+    if type(value) in (list, tuple):
+        return type(value)(_with_shared_strings(content) for content in value)
+    return value
+
+
+def _serialise(state: Any) -> memoryview:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getbuffer()

@@ -1,0 +1,231 @@
+"""The append-only record of a run, and the truth about it.
+
+A run directory holds ``journal.jsonl``: one JSON object a line, each with ``event`` and ``time`` (unix seconds):
+``start``, ``epoch``, ``end``, ``failure``, ``interrupted``. A run that was resumed has several starts, and may repeat
+epochs; readers take the last record of an epoch. Numbers that are not finite are written as ``null``, which every
+JSON reader survives (NaN and Infinity are not JSON).
+
+A line counts once its newline is on the disk. What a crash left behind the last newline, or a garbled last line, is
+ignored by readers and cut off by the next append.
+"""
+
+import json
+import math
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from edkd.errors import EdkdError
+from edkd.rundir import files, lock
+
+FILE = "journal.jsonl"
+
+Record = dict[str, Any]
+Status = Literal["new", "running", "interrupted", "failed", "finished"]
+
+_BLOCK = 16 * 1024  # bytes read at a time from the end of a journal: some 30 epochs
+
+
+class Journal:
+    """A journal open for appending; the file appears with the first record."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    def append(self, record: Record) -> None:
+        """Write one record as one line and return when it is on the disk; ``time`` is added where absent.
+
+        Either the whole line is in the file afterwards, or nothing of it. Raises `EdkdError` if the file cannot be
+        written, `ValueError` for a record without ``event`` and `TypeError` for a value that JSON does not know.
+        """
+        if not isinstance(record.get("event"), str):
+            raise ValueError(f"a journal record needs an event, this one has the keys {sorted(record)}")
+        stamped = {"event": record["event"], "time": time.time()} | record
+        line = json.dumps(_finite(stamped), allow_nan=False).encode() + b"\n"
+        try:
+            created = not self.path.exists()
+            with self.path.open("ab+", buffering=0) as file:
+                file.seek(0)
+                size = _sound_size(file.read())
+                file.truncate(size)
+                try:
+                    _write_all(file, line)
+                    os.fsync(file.fileno())
+                except OSError:
+                    file.truncate(size)
+                    raise
+            if created:
+                files.sync_directory(self.path.parent)
+        except OSError as error:
+            raise EdkdError(f"could not write the journal {self.path}: {error.strerror or error}") from error
+
+
+def read(path: Path) -> list[Record]:
+    """All records, oldest first; an absent file has none.
+
+    A last line that is truncated or garbled is left out; a garbled line elsewhere is no trace of a crash but of
+    damage, and an `EdkdError` that names it.
+    """
+    path = Path(path)
+    lines = _read_bytes(path).split(b"\n")[:-1]  # what follows the last newline was never finished
+    records = []
+    for number, line in enumerate(lines, start=1):
+        record = _parse(line)
+        if record is not None:
+            records.append(record)
+        elif number < len(lines):
+            raise EdkdError(
+                f"line {number} of {path} is not a journal record; the file was damaged: restore or move it"
+            )
+    return records
+
+
+@dataclass
+class RunState:
+    """What a journal, and the lock, tell about a run."""
+
+    status: Status
+    run: str | None = None  # the hash of its configuration
+    name: str | None = None
+    epochs_total: int | None = None  # planned, from the configuration
+    epochs: dict[int, Record] = field(default_factory=dict)  # the last record of each epoch
+    last_epoch: Record | None = None  # the epoch record that was written last
+    first_start: Record | None = None
+    start: Record | None = None  # the last start
+    end: Record | None = None  # of a finished run
+    failure: Record | None = None  # of a failed run
+    interruption: Record | None = None  # if the last that the run did was to stop as it was told
+    error: str | None = None  # the failure's one line
+    holder: lock.Holder | None = None  # who holds the run directory now
+
+
+def state(run_dir: Path) -> RunState:
+    """The state of a run with all its epochs. Raises `EdkdError` for a damaged journal.
+
+    ``new`` has no record yet; ``failed`` and ``finished`` are as journalled; otherwise the run is ``running`` where a
+    process holds its directory, and ``interrupted`` where none does.
+    """
+    holder = lock.is_held(run_dir)  # before the journal: a run that ends in between is then finished, not interrupted
+    return _with_holder(_summarise(read(Path(run_dir) / FILE)), holder or lock.is_held(run_dir))
+
+
+def tail_state(run_dir: Path) -> RunState:
+    """The same at the cost of two small reads, for overviews of many runs.
+
+    Differs from `state` in two fields: ``epochs`` holds the last epoch alone, and ``start`` may be the first start.
+    Damage in the middle of the file goes unnoticed.
+    """
+    path = Path(run_dir) / FILE
+    holder = lock.is_held(run_dir)
+    try:
+        with path.open("rb") as file:
+            # The first start, with what the run is; failures may come before it, such as that of its teacher.
+            heads = (_parse(line) if line.endswith(b"\n") else None for line in file)
+            head = next((record for record in heads if record is None or record["event"] == "start"), None)
+            if head is None:  # nothing of it yet, or damage: the careful reader says which
+                return state(run_dir)
+            records = _tail(file, start=file.tell())
+    except FileNotFoundError:
+        return _with_holder(_summarise([]), holder)
+    except OSError as error:
+        raise EdkdError(f"could not read the journal {path}: {error.strerror or error}") from error
+    return _with_holder(_summarise([head, *records]), holder or lock.is_held(run_dir))
+
+
+def _with_holder(found: RunState, holder: lock.Holder | None) -> RunState:
+    found.holder = holder
+    if holder is not None and found.status != "finished":
+        found.status = "running"
+    return found
+
+
+def _summarise(records: list[Record]) -> RunState:
+    found = RunState(status="new")
+    for record in records:
+        event = record["event"]
+        if event == "interrupted" and found.status == "finished":
+            continue  # Ctrl-C came when all was done
+        found.interruption = record if event == "interrupted" else None
+        if event == "epoch":
+            found.epochs[record["epoch"]] = record
+            found.last_epoch = record
+        elif event == "start":
+            found.first_start = found.first_start or record
+            found.start = record
+        if event in ("start", "epoch", "interrupted"):
+            found.status, found.end, found.failure = "interrupted", None, None
+        elif event == "failure":
+            found.status, found.end, found.failure = "failed", None, record
+        elif event == "end":
+            found.status, found.end, found.failure = "finished", record, None
+    if found.failure is not None:
+        found.error = found.failure.get("error")
+    if found.start is not None:
+        found.run, found.name = found.start.get("run"), found.start.get("name")
+        schedule = (found.start.get("config") or {}).get("schedule") or {}
+        found.epochs_total = schedule.get("epochs")
+    return found
+
+
+def _tail(file: Any, start: int) -> list[Record]:
+    """From the records after byte ``start``, the last epoch and what follows it."""
+    position = file.seek(0, os.SEEK_END)
+    data = b""
+    records: list[Record] = []
+    while position > start:
+        step = min(_BLOCK, position - start)
+        position -= step
+        file.seek(position)
+        data = file.read(step) + data
+        lines = data.split(b"\n")[:-1]
+        if position > start:
+            lines = lines[1:]  # its beginning lies in the block before
+        records = []
+        for line in reversed(lines):  # an overview of many runs reads one record of each, not thirty
+            record = _parse(line)
+            if record is not None:
+                records.insert(0, record)
+                if record["event"] == "epoch":
+                    return records
+    return records
+
+
+def _parse(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except ValueError:  # UnicodeDecodeError is one
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("event"), str) else None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise EdkdError(f"could not read the journal {path}: {error.strerror or error}") from error
+
+
+def _sound_size(data: bytes) -> int:
+    """The size of a journal up to and with its last whole record."""
+    end = data.rfind(b"\n") + 1
+    begin = data.rfind(b"\n", 0, max(end - 1, 0)) + 1  # of the last line
+    return end if _parse(data[begin:end]) is not None else begin
+
+
+def _write_all(file: Any, data: bytes) -> None:
+    while data:
+        data = data[file.write(data) :]

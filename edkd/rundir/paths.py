@@ -1,0 +1,25 @@
+"""Where runs lie below an output folder, and what their files are called."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from edkd.errors import EdkdError
+
+DIRECTORY_NAME = re.compile(r"(?P<distiller>.+)-s(?P<seed>-?\d+)-(?P<hash>[0-9a-f]{8})")
+
+
+def find_runs(output: Path) -> list[Path]:
+    """The directories of all runs below an output folder, sorted. Raises EdkdError if it has no `runs`."""
+    root = Path(output) / "runs"
+    if not root.is_dir():
+        raise EdkdError(f"no runs in {root}; --output DIR names the folder that holds runs/")
+    pairs = [pair for dataset in _folders(root) for pair in _folders(dataset)]
+    return sorted(run for pair in pairs for run in _folders(pair) if DIRECTORY_NAME.fullmatch(run.name))
+
+
+def _folders(parent: Path) -> Iterator[Path]:
+    with contextlib.suppress(OSError), os.scandir(parent) as entries:
+        yield from (Path(entry.path) for entry in entries if entry.is_dir())

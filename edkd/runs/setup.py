@@ -1,0 +1,260 @@
+"""What a run needs before its first step: data and teacher, found and verified, and a student with its method."""
+
+import functools
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edkd import __version__
+from edkd.config import schema
+from edkd.config.instantiate import build
+from edkd.config.job import directory_of, training_run
+from edkd.config.schema import Settings
+from edkd.data.arrays import Arrays, prepare
+from edkd.data.resident import DeviceData
+from edkd.data.views import n_views
+from edkd.errors import EdkdError
+from edkd.rundir import journal
+from edkd.teachers import store
+from edkd.teachers.cache import CachedTeacher, Resident
+from edkd.teachers.cache_file import Table, entry_bytes
+from edkd.teachers.source import TEACHER_BATCH, OnlineTeacher, Precision, TeacherSource
+from edkd.training import hardware
+from edkd.training.device import compile_network, cores, pick_device, set_up, to_device
+from edkd.training.trainer import Progress, Splits, evaluate, make_optimizer, seeded
+
+LOG = logging.getLogger("edkd")
+
+
+_AS_GOOD = 1.0  # points of top-1 between two measurements of one teacher
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Data and teacher of a run."""
+
+    arrays: Arrays
+    data_sha256: str
+    device: torch.device
+    teacher: nn.Module | None
+    taught_by: dict[str, Any] | None  # the journal's note on the teacher
+
+
+def gather(given: Settings, teacher_id: str | None) -> Inputs:
+    """Read and verify all that a run needs: data, device, teacher."""
+    arrays, sha256 = load_arrays(given)
+    device = pick_device(given.engine.device)
+    if not given.needs_teacher:
+        return Inputs(arrays, sha256, device, None, None)
+    entry = find_teacher(given, trained_by=training_run(teacher_id))
+    if teacher_id is not None and entry.id != teacher_id:
+        raise EdkdError(
+            f"teacher {entry.name} in {entry.path.parent} is {entry.id}, but the run was planned with {teacher_id}: "
+            "start the same command again to plan anew"
+        )
+    network = load_teacher(given, entry, arrays.num_classes, device)
+    shown = schema.digest({"data": sha256, "mean": given.dataset.mean, "std": given.dataset.std})
+    measured = store.accuracy_for(entry, shown)
+    if measured is None:
+        measured = {**evaluate(network, device_data(arrays, given, device).test, Precision("fp32", device))}
+        store.record_accuracy(entry, measured, shown)
+    _compare(entry, measured["top1"])
+    note = {"id": entry.id, "sha256": entry.sha256, "top1": measured["top1"]}
+    return Inputs(arrays, sha256, device, network, note)
+
+
+def _compare(entry: store.Entry, top1: float | None) -> None:
+    """Warn of a teacher that is not here what it was where it was trained."""
+    told = (entry.test or {}).get("top1")
+    if top1 is not None and told is not None and abs(top1 - told) > _AS_GOOD:
+        LOG.warning(
+            "teacher %s has %.2f %% on the test set of this run and had %.2f %% when it came into the store "
+            "(%s): another normalisation (dataset.mean, dataset.std) or image size?",
+            entry.name, top1, told, entry.path,
+        )  # fmt: skip
+
+
+def teacher_inputs(given: Settings) -> Inputs:
+    """Data and stored teacher of a configuration for other uses than a run, computing as its runs would."""
+    set_up(given.engine, given.engine.threads or cores())
+    entry = find_teacher(given)
+    arrays, sha256 = load_arrays(given)
+    device = pick_device(given.engine.device)
+    network = load_teacher(given, entry, arrays.num_classes, device)
+    return Inputs(arrays, sha256, device, network, {"id": entry.id, "sha256": entry.sha256})
+
+
+def find_teacher(given: Settings, trained_by: str = "") -> store.Entry:
+    """The stored teacher of a configuration, as run `trained_by` was to train it where that is known.
+
+    Raises EdkdError if there is none, with what became of that run.
+    """
+    entry = store.find(teacher_folder(given), given.dataset.key, given.teacher.name)
+    if entry is None:
+        directory = directory_of(trained_by, given) if trained_by else None
+        if directory is None:
+            raise store.missing(given.dataset.key, given.teacher.name, teacher_folder(given))
+        raise EdkdError(
+            f"teacher {given.teacher.name} is not in {teacher_folder(given)}: its run {directory} {_fate(directory)}; "
+            "`edkd retry`, or the same command again, trains it first"
+        )
+    return entry
+
+
+def _fate(directory: Path) -> str:
+    """What became of the run that was to train a teacher, as the end of a sentence."""
+    state = journal.tail_state(directory)
+    if state.status == "failed":
+        return f"failed ({next(iter((state.error or '').splitlines()), 'without a word')})"
+    reached = f"after epoch {max(state.epochs)}" if state.epochs else "before its first epoch was over"
+    return {
+        "new": "never began",
+        "interrupted": f"was stopped {reached}",
+        "running": "is not done yet",
+        "finished": "is finished, but its network was removed from there",
+    }[state.status]
+
+
+def load_teacher(given: Settings, entry: store.Entry, num_classes: int, device: torch.device) -> nn.Module:
+    """The verified network of a stored teacher, frozen, on the device. Raises EdkdError if the file does not fit."""
+    network = build(given.teacher.model, "teacher.model", num_classes=num_classes)
+    return to_device(store.load(entry, network), given.engine, device)
+
+
+def new_progress(given: Settings, num_classes: int, device: torch.device) -> Progress:
+    """Student, method and optimiser of a run before its first step.
+
+    The methods of one seed share initial weights; a method's own parameters come from another stream.
+    """
+    with seeded(given.seed, 0, device):
+        student = build(given.student.model, "student.model", num_classes=num_classes)
+    with seeded(given.seed, -1, device):
+        distiller = build(given.distiller, "distiller").to(device)
+    student = to_device(student, given.engine, device)
+    if given.engine.compile:
+        compile_network(student, device)
+    return Progress(student, distiller, make_optimizer(student, distiller, given.schedule, device))
+
+
+def teacher_source(
+    given: Settings, inputs: Inputs, data: DeviceData, precision: Precision, needs_feats: bool
+) -> TeacherSource:
+    """The teacher of a run: its cache where logits suffice and the table fits, else the network itself."""
+    assert inputs.teacher is not None
+    online = OnlineTeacher(inputs.teacher, want_feats=needs_feats, precision=precision)
+    if needs_feats or not given.engine.teacher_cache:
+        return online
+    size = table_gb(inputs, data, online)
+    if size > given.engine.teacher_cache_gb:
+        LOG.info("no teacher cache: %.1f GB, above engine.teacher_cache_gb=%g", size, given.engine.teacher_cache_gb)
+        return online
+    try:
+        source = cached(given, inputs, data, online)
+        source.resident = Resident.where_it_fits(source.table, inputs.device)
+        return source
+    except OSError as error:
+        LOG.warning("no teacher cache: %s; the teacher runs in every step", error)
+        return online
+
+
+def cached(given: Settings, inputs: Inputs, data: DeviceData, online: OnlineTeacher) -> CachedTeacher:
+    """The teacher behind its table for these data. Raises OSError if the file can be neither opened nor made."""
+    assert inputs.taught_by is not None
+    views = n_views(data.padding, data.flip)
+    key = table_key(given, inputs.taught_by["sha256"], inputs.data_sha256, inputs.device)
+    table = Table(
+        teacher_folder(given) / given.dataset.key / f"{given.teacher.name}.{schema.digest(key)}.logits",
+        key=key,
+        rows=len(data) * views,
+        classes=inputs.arrays.num_classes,
+        dtype=_stored(online, data),
+    )
+
+    def compute(index: Tensor, view: Tensor) -> Tensor:
+        return online.raw(data.augmented(index, view)).logits
+
+    return CachedTeacher(table, compute, views=views, device=inputs.device)
+
+
+def table_key(given: Settings, teacher_sha256: str, data_sha256: str, device: torch.device) -> dict[str, Any]:
+    """All that the bits of a table depend on; its number of rows and of classes follows from that.
+
+    A CPU's matrix products add in an order that depends on the number of threads.
+    """
+    cuda = device.type == "cuda"
+    computer = [hardware.device_name(device)] if cuda else [hardware.cpu_model(), torch.get_num_threads()]
+    libraries = [torch.version.cuda, torch.backends.cudnn.version()] if cuda else []
+    return {
+        "teacher": teacher_sha256,
+        "model": given.teacher.model,
+        "data": data_sha256,
+        "normalisation": [given.dataset.mean, given.dataset.std],
+        "views": [given.dataset.padding, given.dataset.flip],
+        "engine": {name: value for name, value in vars(given.engine).items() if name not in _NEUTRAL},
+        "batch": TEACHER_BATCH,
+        "machine": [device.type, *computer],
+        "versions": [__version__, torch.__version__, *libraries],
+    }
+
+
+_NEUTRAL = ("device", "threads", "teacher_cache", "teacher_cache_gb", "compile", "capture")  # they change no logit
+
+
+def table_gb(inputs: Inputs, data: DeviceData, online: OnlineTeacher) -> float:
+    """The size of a whole table, in gigabytes."""
+    rows = len(data) * n_views(data.padding, data.flip)
+    return rows * entry_bytes(inputs.arrays.num_classes, _stored(online, data)) / 1e9
+
+
+def _stored(online: OnlineTeacher, data: DeviceData) -> torch.dtype:
+    """The precision in which logits are stored: that in which the network computes them."""
+    if online.precision.name == "fp32":
+        return torch.float32
+    first = torch.zeros(1, dtype=torch.int64, device=online.precision.device)
+    return online.raw(data.plain(first)).logits.dtype  # autocast leaves a head that is fp32 by itself as it is
+
+
+def teacher_folder(given: Settings) -> Path:
+    """The teacher store of a configuration."""
+    return Path(given.output) / "teachers"
+
+
+def load_arrays(given: Settings) -> tuple[Arrays, str]:
+    """The data set of a configuration and its fingerprint; the last one stays in memory for the next run."""
+    arguments = {name: getattr(given.dataset, name) for name in _PREPARED}
+    return _load_arrays(json.dumps(given.dataset.source, sort_keys=True), json.dumps(arguments))
+
+
+_PREPARED = ("train_per_class", "test_per_class", "validation", "validation_seed")
+
+
+@functools.lru_cache(maxsize=1)
+def _load_arrays(source: str, arguments: str) -> tuple[Arrays, str]:
+    arrays = prepare(build(json.loads(source), "dataset.source"), **json.loads(arguments))
+    return arrays, arrays.fingerprint()
+
+
+def device_data(arrays: Arrays, given: Settings, device: torch.device) -> Splits:
+    """The splits resident on the device; only training images are padded and augmented."""
+
+    def make(split: Any, padding: int, flip: bool) -> DeviceData:
+        return DeviceData(
+            split,
+            mean=given.dataset.mean,
+            std=given.dataset.std,
+            padding=padding,
+            flip=flip,
+            device=device,
+            channels_last=given.engine.channels_last,
+        )
+
+    return Splits(
+        train=make(arrays.train, given.dataset.padding, given.dataset.flip),
+        validation=make(arrays.validation, 0, False) if arrays.validation is not None else None,
+        test=make(arrays.test, 0, False),
+    )

@@ -1,0 +1,165 @@
+"""What SLURM knows of jobs: one `squeue`, and one `sacct` for what that has forgotten.
+
+The controller forgets a job `MinJobAge` seconds (300 by default) after its end; only accounting knows it then, and
+many clusters run without. Both are asked without a word of the caller's environment that would filter their answers.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PATIENCE = 10.0  # seconds for both questions together
+QUEUED = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD"})
+"""States of a job that will start, or start again."""
+STARTED = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"})
+"""States of a job that has a node. One that is requeued is COMPLETING first, so this is no word of its end."""
+ALIVE = QUEUED | STARTED
+
+_MANY = 2000  # job numbers: more do not go onto a command line
+_ARRAY = re.compile(r"(?P<array>\d+)_\[(?P<tasks>[\d,:-]+)(?:%\d+)?\]")
+_SPEAKER = re.compile(r"^(slurmstepd\S*: error: |\S*/slurm_script: )")
+_LONGEST = 150  # characters of a line that is not ours
+_END = 4096  # bytes at the end of a log that are looked at
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A job in SLURM's queue or accounts."""
+
+    state: str
+    """SLURM's word: PENDING, RUNNING, COMPLETED, TIMEOUT, ..."""
+    where: str
+    """Of a pending job the reason why it waits, of any other its nodes; empty where there are none."""
+
+
+def states(job_ids: Iterable[str]) -> dict[str, str] | None:
+    """SLURM's state words for jobs, named as `squeue` prints them (``12``, ``12_3``).
+
+    A job that SLURM does not know is absent. None where SLURM cannot be asked: there is no `squeue`, or the controller
+    is away. Returns within some ten seconds, whatever SLURM does.
+    """
+    found = look_up(job_ids)
+    return None if found is None else {job: entry.state for job, entry in found.items()}
+
+
+def look_up(job_ids: Iterable[str]) -> dict[str, Entry] | None:
+    """As `states`, with what else the queue tells about each job."""
+    wanted = set(job_ids)
+    if not wanted:
+        return {}
+    deadline = time.monotonic() + PATIENCE
+    known = _squeue(wanted, deadline)
+    if known is None:
+        return None
+    forgotten = wanted - known.keys()
+    if forgotten:
+        # What the controller has forgotten is not alive, even if the accounts missed its end.
+        ended = {job: entry for job, entry in _sacct(forgotten, deadline).items() if entry.state not in ALIVE}
+        known = ended | known
+    return {job: entry for job, entry in known.items() if job in wanted}
+
+
+def _squeue(wanted: set[str], deadline: float) -> dict[str, Entry] | None:
+    numbers = _numbers(wanted)
+    chosen = ["-j", ",".join(numbers)] if len(numbers) <= _MANY else []
+    done = _ask(["squeue", "-h", "-r", "-a", "-t", "all", *chosen, "-o", "%i|%T|%r|%N"], deadline)
+    if done is None:
+        return None
+    if done.returncode != 0:  # a single job that is unknown is an error, one among several is not
+        return {} if "Invalid job id" in done.stderr else None
+    return dict(_entries(done.stdout))
+
+
+def _sacct(wanted: set[str], deadline: float) -> dict[str, Entry]:
+    """What the accounts say; nothing where there are none."""
+    numbers = _numbers(wanted)
+    known: dict[str, Entry] = {}
+    for first in range(0, len(numbers), _MANY):
+        chosen = ",".join(numbers[first : first + _MANY])
+        done = _ask(["sacct", "-n", "-P", "-X", "-j", chosen, "-o", "JobID,State,Reason,NodeList"], deadline)
+        if done is not None and done.returncode == 0:
+            known.update(_entries(done.stdout))
+    return known
+
+
+def _numbers(wanted: Iterable[str]) -> list[str]:
+    """The jobs and arrays to ask for: naming an array asks for all of its tasks."""
+    return sorted({job.partition("_")[0] for job in wanted if job[:1].isdigit()}, key=lambda number: number.zfill(12))
+
+
+def _entries(printed: str) -> Iterator[tuple[str, Entry]]:
+    for line in printed.splitlines():
+        fields = line.strip().split("|")
+        if len(fields) != 4 or not fields[1]:
+            continue
+        name, state, reason, nodes = fields
+        word = state.split()[0]  # sacct: "CANCELLED by 1000"
+        nodes = "" if nodes in ("None assigned", "(null)") else nodes
+        entry = Entry(word, where=("" if reason == "None" else reason) if word in QUEUED else nodes)
+        for job in _expanded(name):
+            yield job, entry
+
+
+def _expanded(name: str) -> Iterator[str]:
+    """The jobs that a name stands for: ``12_[3-5,9%2]`` are 12_3, 12_4, 12_5 and 12_9."""
+    array = _ARRAY.fullmatch(name)
+    if array is None:
+        yield name
+        return
+    for part in array["tasks"].split(","):
+        span, _, step = part.partition(":")
+        first, _, last = span.partition("-")
+        for task in range(int(first), int(last or first) + 1, int(step or 1)):
+            yield f"{array['array']}_{task}"
+
+
+def _ask(command: list[str], deadline: float) -> subprocess.CompletedProcess[str] | None:
+    """Run a command of SLURM's; None if it is not there or does not answer in time."""
+    if shutil.which(command[0]) is None:
+        return None
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SACCT_"))}
+    plain |= {"LC_ALL": "C", "SLURM_BITSTR_LEN": "0"}  # the latter: lists of array tasks in full
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=plain,
+            start_new_session=True,
+        )
+    except OSError:
+        return None
+    with process:
+        try:
+            out, err = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # a site's wrapper has children that hold the pipes
+            process.communicate()
+            return None
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def last_words(log: Path) -> str:
+    """The last line of a job's log that tells something, cut short; empty where there is none.
+
+    What srun adds, that a task has exited, follows the reason.
+    """
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _END))
+            lines = [" ".join(line.split()) for line in file.read().decode(errors="replace").splitlines()]
+    except OSError:
+        return ""
+    told = [line for line in lines if line]
+    line = next((each for each in reversed(told) if not each.startswith("srun:")), told[-1] if told else "")
+    line = _SPEAKER.sub("", line)
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"

@@ -1,0 +1,87 @@
+"""Choosing runs: by sweep, by what they are, by what has become of them; one of them by hash, name or folder."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edkd.errors import EdkdError
+from edkd.rundir.paths import find_runs
+from edkd.status import registry
+from edkd.status.state import RunView, look
+
+_FEW = 8  # names in an error message
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is asked for; empty means all."""
+
+    output: Path
+    sweep: str | None = None
+    state: Sequence[str] = ()
+    dataset: Sequence[str] = ()
+    pair: Sequence[str] = ()
+    distiller: Sequence[str] = ()
+    seed: Sequence[str] = ()
+
+    def look(self) -> list[RunView]:
+        """The runs that were asked for, by name; of those, `state` is what it is now.
+
+        Raises EdkdError for a folder without runs, an unknown sweep, and a pair, method, ... that no run has.
+        """
+        views = self._of_sweep(look(find_runs(self.output)))
+        for what in ("dataset", "pair", "distiller", "seed"):
+            views = _having(views, what, getattr(self, what))
+        return [view for view in views if not self.state or view.state in self.state]
+
+    def _of_sweep(self, views: list[RunView]) -> list[RunView]:
+        if self.sweep is None:
+            return views
+        recorded = set(registry.runs_of(self.output, self.sweep))
+        chosen = [view for view in views if view.name in recorded or view.sweep == self.sweep]
+        if not chosen:
+            ids = registry.known(self.output) | {view.sweep for view in views if view.sweep is not None}
+            raise EdkdError(f"no sweep {self.sweep} in {self.output}; it has: {_listed(ids) or 'none'}")
+        return chosen
+
+
+def _having(views: list[RunView], what: str, allowed: Sequence[str]) -> list[RunView]:
+    present = {str(getattr(view, what)) for view in views}
+    unknown = sorted(set(allowed) - present)
+    if unknown and views:
+        raise EdkdError(f"no run has {what} {unknown[0]}; there are: {_listed(present)}")
+    return [view for view in views if not allowed or str(getattr(view, what)) in allowed]
+
+
+def find_run(output: Path, given: str) -> Path:
+    """The directory of the run that a hash (or its beginning), a name (or its end), or a folder names.
+
+    The end of a name may leave out its hash: ``vgg13-vgg8/kd-s0``. Raises EdkdError if there is none, or several.
+    """
+    folder = Path(given)
+    if (folder / "config.yaml").is_file() or (folder / "journal.jsonl").is_file():
+        return folder
+    runs = find_runs(output)
+    root = Path(output) / "runs"
+    names = {run: f"/{run.relative_to(root).as_posix()}" for run in runs}
+    rules: tuple[Callable[[str], bool], ...] = (
+        lambda name: name.endswith(f"/{given.strip('/')}"),
+        lambda name: name.rpartition("-")[0].endswith(f"/{given.strip('/')}"),
+        lambda name: len(given) > 0 and name.rpartition("-")[2].startswith(given[:8]),
+    )
+    for rule in rules:
+        found = [run for run, name in names.items() if rule(name)]
+        if len(found) > 1:
+            several = _listed(names[run][1:] for run in found)
+            raise EdkdError(f"{given} names {len(found)} runs: {several}; give more of a name, or its hash")
+        if found:
+            return found[0]
+    raise EdkdError(
+        f"no run {given} in {root}; give a hash or its beginning, a name, or a directory (`edkd status` lists the runs)"
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    more = f", … and {len(ordered) - _FEW} more" if len(ordered) > _FEW else ""
+    return ", ".join(ordered[:_FEW]) + more

@@ -1,0 +1,223 @@
+"""What has become of runs: the journal's word first, then the lock's, then that of SLURM's queue.
+
+    journal says end or failure            -> done, failed
+    a process holds the run's directory    -> running
+    its SLURM job is alive                 -> waiting (running, where the lock cannot be seen from here)
+    it was started or submitted            -> vanished
+    none of it                             -> new
+
+Loads neither torch nor Hydra, for it is asked often and of many runs.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from edkd.errors import EdkdError
+from edkd.rundir import journal, lock
+from edkd.rundir.journal import RunState
+from edkd.rundir.paths import DIRECTORY_NAME
+from edkd.slurm import queue
+from edkd.slurm.queue import Entry
+
+State = Literal["done", "new", "waiting", "running", "vanished", "failed"]
+STATES: tuple[State, ...] = get_args(State)
+# In a run's directory, of its last SLURM job: {"job_id", "submitted", "sweep", "log", "journal_size"}; the latter are
+# the bytes of the journal at the submission.
+SUBMISSION = "slurm.json"
+
+_ABOUT = 1024  # bytes at the end of config.yaml that hold its `run` block
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former is ten times as fast
+_READERS = 8  # threads: on a network file system reading is waiting
+_UNSEEN = "SLURM cannot be asked now"
+
+Ask = Callable[[Iterable[str]], Mapping[str, Entry] | None]
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One run, as far as its directory and the queue tell."""
+
+    directory: Path
+    name: str  # <dataset>/<pair>/<distiller>-s<seed>-<hash>
+    hash: str  # the first eight digits
+    dataset: str
+    pair: str
+    distiller: str
+    seed: int | None
+    state: State
+    why: str = ""  # one line: the error, the queue's word about a job that vanished, the reason to wait
+    sweep: str | None = None  # in which the run was planned first
+    epoch: int = 0  # the last that is journalled
+    epochs: int | None = None  # None of a run that never started
+    top1: float | None = None  # percent on the test set after that epoch
+    best: float | None = None  # percent on the test set; of a run that is done
+    images_per_second: float | None = None
+    seconds: float | None = None  # that the epochs of a run took that is done
+    seconds_left: float | None = None  # of a running one, by the pace of its last epoch
+    node: str | None = None  # where it runs
+    job: str | None = None  # of SLURM, as squeue prints it
+    log: Path | None = None  # of that job
+
+
+def look(run_dirs: Iterable[Path], *, ask: Ask = queue.look_up) -> list[RunView]:
+    """What has become of each of these runs, in their order. SLURM is asked only if one of them was submitted.
+
+    Raises nothing for a single run's sake: one whose journal is damaged has failed, and says so. NODE_FAIL may last a
+    second before SLURM queues the job again: who acts upon `vanished` looks twice.
+    """
+    directories = [Path(each) for each in run_dirs]
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = list(pool.map(_Facts, directories))
+    submitted = {facts.job for facts in found if facts.job is not None and facts.state.status != "finished"}
+    entries = ask(submitted) if submitted else {}
+    views = []
+    for facts in found:
+        view = _view(facts, entries)
+        if view.state == "vanished":  # or it has ended, or begun, since its journal was read
+            view = _view(_Facts(facts.directory, lately=facts.job), entries)
+        views.append(view)
+    return views
+
+
+def about(run_dir: Path) -> dict[str, Any]:
+    """The `run` block of a frozen configuration, {"hash", "method", "teacher_id", "sweep"}; empty where there is none.
+
+    It is the file's end, so this costs one small read.
+    """
+    try:
+        with (Path(run_dir) / "config.yaml").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _ABOUT))
+            _, found, block = file.read().decode(errors="replace").rpartition("\nrun:\n")
+        values = yaml.load(block, Loader=_LOADER) if found else None
+    except (OSError, yaml.YAMLError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+class _Facts:
+    """What a run's directory tells."""
+
+    def __init__(self, directory: Path, lately: str | None = None) -> None:
+        self.directory, self.lately = directory, lately
+        self.damage: str | None = None
+        self.submission = _submission(directory)
+        try:
+            self.state = journal.tail_state(directory)
+        except EdkdError as error:
+            self.state, self.damage = RunState(status="failed"), str(error)
+        self.note = lock.last_holder(directory) if self.state.status == "interrupted" else None
+
+    @property
+    def job(self) -> str | None:
+        """The SLURM job that is to run this run, or was the last to try and left no word; None if there is none."""
+        if self.submission is None or (self.state.status == "failed" and self.grown):
+            return None
+        holder = self.state.holder or self.note
+        if holder is not None and not holder.get("slurm_job_id") and holder["since"] > self.submission["submitted"]:
+            return None  # a process outside SLURM took the run over
+        return str(self.submission["job_id"])
+
+    @property
+    def grown(self) -> bool:
+        """Whether the journal has more records than at the submission; sizes, for clocks of nodes differ."""
+        try:
+            size = (self.directory / journal.FILE).stat().st_size
+        except OSError:
+            size = 0
+        return self.submission is not None and size > self.submission.get("journal_size", 0)
+
+
+def _view(facts: _Facts, entries: Mapping[str, Entry] | None) -> RunView:
+    directory, known = facts.directory, facts.state
+    dataset, pair, last = directory.parts[-3:] if len(directory.parts) > 2 else ("", "", directory.name)
+    named = DIRECTORY_NAME.fullmatch(last)
+    entry = entries.get(facts.job) if entries is not None and facts.job is not None else None
+    state, why = _judge(facts, entry, reached=entries is not None)
+    epoch, start = known.last_epoch or {}, known.first_start or {}
+    took = sum((epoch.get("seconds") or {}).values())
+    left = None
+    if state == "running" and took and known.epochs_total is not None:
+        left = max(0.0, (known.epochs_total - epoch["epoch"]) * took - (time.time() - epoch["time"]))
+    ended = known.end or {}
+    holder = known.holder or {}
+    return RunView(
+        directory=directory,
+        name=f"{dataset}/{pair}/{last}",
+        hash=named["hash"] if named else "",
+        dataset=dataset,
+        pair=pair,
+        distiller=named["distiller"] if named else last,
+        seed=int(named["seed"]) if named else None,
+        state=state,
+        why=_line(why),
+        sweep=start.get("sweep") if start else about(directory).get("sweep"),
+        epoch=epoch.get("epoch", 0),
+        epochs=known.epochs_total,
+        top1=(epoch.get("metrics") or {}).get("test/top1"),
+        best=(ended.get("best") or {}).get("top1"),
+        images_per_second=epoch.get("images_per_second"),
+        seconds=ended.get("seconds"),
+        seconds_left=left,
+        node=((entry.where if entry is not None else "") or holder.get("host")) if state == "running" else None,
+        job=facts.job or holder.get("slurm_job_id"),
+        log=Path(facts.submission["log"]) if facts.submission is not None and facts.submission.get("log") else None,
+    )
+
+
+def _judge(facts: _Facts, entry: Entry | None, *, reached: bool) -> tuple[State, str]:
+    """The state of a run and the line that explains it; `reached` says whether SLURM answered."""
+    known = facts.state
+    if known.status == "finished":
+        return "done", ""
+    if known.status == "running":
+        return "running", ""
+    if facts.damage is not None:
+        return "failed", facts.damage
+    if facts.job is not None:
+        if not reached:
+            return "waiting", _UNSEEN
+        if entry is not None and entry.state in queue.ALIVE:
+            if entry.state in queue.STARTED and facts.grown and known.interruption is None:
+                return "running", ""
+            doing = "starting" if entry.state == "RUNNING" else entry.state
+            return "waiting", entry.where if entry.state in queue.QUEUED else f"{doing} on {entry.where}"
+        if entry is None and facts.lately not in (None, facts.job):
+            return "waiting", "submitted just now"
+    if known.status == "failed" and facts.job is None:
+        return "failed", known.error or "without a word"
+    if known.status == "new" and facts.submission is None:
+        return "new", ""
+    words = "" if facts.grown or facts.submission is None else queue.last_words(Path(facts.submission.get("log") or ""))
+    said = f": {words}" if words else ""
+    if entry is not None and entry.state != "COMPLETED":
+        return "vanished", entry.state + said
+    if known.interruption is not None:
+        return "vanished", str(known.interruption.get("reason") or "interrupted")
+    if facts.job is not None:
+        return "vanished", (
+            "job ended without a word in the journal" if entry else "job gone from SLURM's queue"
+        ) + said
+    if facts.note is not None:
+        return "vanished", f"process gone: {facts.note.get('pid')} on {facts.note.get('host')}"
+    return "vanished", "process gone"
+
+
+def _submission(directory: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((directory / SUBMISSION).read_bytes())
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(found, dict) and "job_id" in found and isinstance(found.get("submitted"), int | float)
+    return found if whole else None
+
+
+def _line(text: str) -> str:
+    return next((" ".join(line.split()) for line in text.splitlines() if line.strip()), "")

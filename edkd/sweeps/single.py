@@ -1,0 +1,81 @@
+"""One run, started by hand."""
+
+from typing import Any
+
+from edkd import tracking
+from edkd.config import schema
+from edkd.config.job import make_job
+from edkd.console import LOG, console, counted
+from edkd.errors import EdkdError
+from edkd.rundir import journal
+from edkd.runs.run import execute
+from edkd.runs.setup import gather, teacher_folder
+from edkd.sweeps import estimate
+from edkd.sweeps.progress import tell_outdated
+from edkd.teachers import store
+from edkd.training.device import cores
+
+
+def run_one(resolved: dict[str, Any], method: str) -> None:
+    """Train the run that a configuration describes; `+dry_run=true` says which one it is and stops.
+
+    Raises EdkdError for bad input, a missing teacher, or a tracking store that cannot be written.
+    """
+    dry_run = estimate.wanted(resolved.pop("dry_run", False))
+    given = schema.settings(resolved, method)
+    teacher_id = None
+    if given.needs_teacher:
+        entry = store.find(teacher_folder(given), given.dataset.key, given.teacher.name)
+        if entry is None:
+            raise store.missing(given.dataset.key, given.teacher.name, teacher_folder(given))
+        check_strength(given, entry)
+        teacher_id = entry.id
+    job = make_job(resolved, method, teacher_id)
+    before = journal.tail_state(job.directory)
+    if dry_run:
+        done = max(before.epochs, default=0)
+        console.print(
+            f"would train {job.name} for {counted(given.schedule.epochs, 'epoch')}, {done} of them done, "
+            f"in {job.directory}",
+            soft_wrap=True,
+        )
+        found = estimate.estimate({"run": [job]}, {job.run: before}, here=True, parallel=1, threads=cores())
+        console.print(found.line(), soft_wrap=True)
+        return
+    gather(given, teacher_id)  # what is wrong with data, device or teacher is said before anything is written
+    open_tracking(given.tracking)
+    tell_outdated([job], {job.run: before})
+    finished = execute(job, sweep=None, show=True)
+    assert finished.end is not None
+    last, best = finished.end["last"], finished.end["best"]
+    print(
+        f"{job.name}{' (finished before)' if finished.end == before.end else ''}\ntop-1 last {last['top1']:.2f} %, "
+        f"best {best['top1']:.2f} % (epoch {best['epoch']}, chosen on the {best['by']} set)\n"
+        f"in {job.directory}; {'' if given.tracking.uri else '`edkd sync` for MLflow, then '}"
+        "`make table` for the table, `make ui` for the curves"
+    )
+
+
+def check_strength(given: schema.Settings, entry: store.Entry) -> None:
+    """Refuse a teacher that was trained here for fewer epochs than its student will be, unless that is wanted."""
+    if given.allow_weak_teacher or entry.epochs is None or entry.epochs >= given.schedule.epochs:
+        return
+    raise EdkdError(
+        f"teacher {entry.name} of {entry.dataset} was trained for {counted(entry.epochs, 'epoch')}, the student is to "
+        f"train {given.schedule.epochs}: remove {entry.path} to train it anew, or set allow_weak_teacher=true"
+    )
+
+
+def open_tracking(where: schema.Tracking) -> None:
+    """Create MLflow's store before any run needs it.
+
+    A SQLite file that cannot be used is an error now; a server that is away costs nothing but `edkd sync` later.
+    """
+    if where.uri is None:
+        return
+    try:
+        tracking.create_store(uri=where.uri, experiment=where.experiment, artifacts=where.artifacts)
+    except EdkdError as error:
+        if not where.uri.startswith(("http://", "https://")):
+            raise EdkdError(f"{error}; or run with tracking=journal") from error
+        LOG.warning("%s; training goes on, `edkd sync` brings MLflow up to date later", error)

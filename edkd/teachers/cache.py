@@ -1,0 +1,185 @@
+"""A frozen teacher's logits by (image, view), computed once and shared by every logit method, seed and process.
+
+Padding, cropping and flipping has few outcomes, so what a frozen teacher in eval mode can say about a training set is
+a finite table. It is one sparse file beside the teacher (`edkd.teachers.cache_file`); before an epoch the entries
+that the epoch will use are read, the missing ones computed and written, and the epoch then finds its logits in a plain
+[images, classes] tensor.
+
+A GPU keeps what it has met of the table in its own memory, if that is large enough; then a warm epoch is one gather
+there. Otherwise an epoch's entries go through a pinned buffer. A CPU reads the mapped file, which is memory already.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edkd.models.base import Prediction
+from edkd.teachers.cache_file import Rows, Table
+from edkd.teachers.source import TEACHER_BATCH
+
+LOG = logging.getLogger("edkd.teachers.cache")
+DEVICE_SHARE = 0.25  # of a GPU's free memory that the table may take; the rest is for the run and for other runs
+
+Compute = Callable[[Tensor, Tensor], Tensor]
+"""(image index [B], view [B]) -> logits [B, K] in the precision in which the teacher computes."""
+
+
+class Resident:
+    """Entries of a table kept in the memory of a device, at the places that they have in the file; a hole is zeros."""
+
+    def __init__(self, rows: int, width: int, device: torch.device) -> None:
+        self.words = torch.zeros(rows, width, dtype=torch.int64, device=device)
+
+    @classmethod
+    def where_it_fits(cls, table: Table, device: torch.device) -> "Resident | None":
+        """For a table on a GPU with enough free memory; None elsewhere."""
+        if device.type != "cuda":
+            return None
+        torch.cuda.empty_cache()  # of earlier runs in this process
+        size, free = table.rows * table.width * 8, torch.cuda.mem_get_info(device)[0]
+        try:
+            return cls(table.rows, table.width, device) if size <= DEVICE_SHARE * free else None
+        except torch.cuda.OutOfMemoryError:  # another process was faster
+            return None
+
+    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Entries int64 [B, width] of `rows` int64 [B], and which of them are here, bool [B]."""
+        words = self.words.index_select(0, rows)
+        return words, words[:, 0] != 0
+
+    def put(self, rows: Tensor, words: Tensor) -> None:
+        """Keep entries; each row at most once."""
+        self.words.index_copy_(0, rows, words)
+
+
+class CachedTeacher:
+    """A teacher source that computes each (image, view) at most once: see `teaching.TeacherSource`.
+
+    `logits` is the epoch's tensor, float32 [images, K] on the device. It keeps its place in memory from epoch to epoch,
+    so a captured CUDA graph may read it.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        compute: Compute,
+        *,
+        views: int,
+        device: torch.device,
+        resident: Resident | None = None,
+    ) -> None:
+        self.table, self.compute, self.views, self.device, self.resident = table, compute, views, device, resident
+        self.logits: Tensor | None = None
+        self._buffer: Tensor | None = None  # [images, width], pinned where a GPU copies from it
+        self._copied: torch.cuda.Event | None = None
+        self._said = False
+
+    def begin_epoch(self, views: Tensor) -> None:
+        """Make the logits of an epoch ready, in which training image i is seen as `views[i]`, int64 [images]."""
+        count = len(views)
+        if self.logits is None:
+            self.logits = torch.empty(count, self.table.classes, dtype=torch.float32, device=self.device)
+        rows = torch.arange(count, device=self.device) * self.views + views.to(self.device)
+        if self.resident is None:
+            self.logits.copy_(self.table.decode(self._fetch(rows.cpu().numpy())))
+            return
+        words, here = self.resident.take(rows)
+        self.logits.copy_(self.table.decode(words))
+        late = (~here).nonzero().flatten()  # the one synchronisation of a warm epoch
+        if len(late):
+            rows = rows[late]
+            words = self._fetch(rows.cpu().numpy())
+            self.logits.index_copy_(0, late, self.table.decode(words).float())
+            self.resident.put(rows, words)
+
+    def __call__(self, images: Tensor, index: Tensor, view: Tensor) -> Prediction:
+        """The logits of training images `index` [B] in the views of the current epoch; `images` are not looked at."""
+        assert self.logits is not None, "begin_epoch comes first"
+        return Prediction(self.logits.index_select(0, index))
+
+    def answer(self, rows: Rows) -> Tensor:
+        """Entries for rows, fresh from the teacher: words int64 [len(rows), width] in host memory."""
+        index, view = (torch.from_numpy(part).to(self.device) for part in (rows // self.views, rows % self.views))
+        return self.table.encode(self.compute(index, view))
+
+    def _fetch(self, rows: Rows) -> Tensor:
+        """The entries of rows, on the device: read where they are there, else computed and written."""
+        if self._buffer is None or len(self._buffer) < len(rows):
+            shape, pinned = (len(rows), self.table.width), self.device.type == "cuda"
+            self._buffer = torch.empty(shape, dtype=torch.int64, pin_memory=pinned)
+        if self._copied is not None:
+            self._copied.synchronize()
+        words = self._buffer[: len(rows)]
+        try:
+            there = self.table.read(rows, out=words)[1]
+        except OSError as error:
+            self._tell(error)
+            there = np.zeros(len(rows), dtype=np.bool_)
+        missing = np.flatnonzero(~there)
+        for done in settle(self.table, rows[missing], self.answer, on_error=self._tell):
+            words[torch.from_numpy(missing[done.places])] = done.words
+        if self.device.type != "cuda":
+            return words
+        moved = words.to(self.device, non_blocking=True)
+        self._copied = torch.cuda.Event()
+        self._copied.record(torch.cuda.current_stream(self.device))
+        return moved
+
+    def _tell(self, error: OSError) -> None:
+        if not self._said:
+            LOG.warning("%s: %s; training goes on and computes what is missing", self.table.path, error.strerror)
+        self._said = True
+
+
+class Settled(NamedTuple):
+    """Some rows of those asked for, whose entries are known now."""
+
+    places: Rows  # positions among the rows asked for
+    words: Tensor  # int64 [len(places), width]
+    computed: bool  # here; otherwise another process wrote them meanwhile
+
+
+def settle(
+    table: Table, rows: Rows, answer: Callable[[Rows], Tensor], *, on_error: Callable[[OSError], None]
+) -> Iterator[Settled]:
+    """Have all of `rows` answered, in parts: each comes once, read if it is there by then, else computed and stored.
+
+    Processes that fill the same table go through it in different orders, and find done what the others have done.
+    `on_error` is told when the table can be neither read nor written; from then on it is left alone.
+    """
+    blocks = -(-len(rows) // TEACHER_BATCH)
+    order = iter(np.random.default_rng().permutation(blocks).tolist())
+    waiting: Rows = np.empty(0, dtype=np.int64)
+    sound = True
+    while (number := next(order, None)) is not None or len(waiting):
+        first = 0 if number is None else number * TEACHER_BATCH
+        block = np.arange(first, first if number is None else min(first + TEACHER_BATCH, len(rows)))
+        part: Rows = np.concatenate([waiting, block])
+        if sound:
+            try:
+                words, there = table.read(rows[part])
+            except OSError as error:
+                sound = False
+                on_error(error)
+            else:
+                if there.any():
+                    yield Settled(part[there], words[torch.from_numpy(there)], False)
+                part = part[~there]
+        now, waiting = part[:TEACHER_BATCH], part[TEACHER_BATCH:]
+        if len(now) < TEACHER_BATCH and number is not None:
+            waiting = now  # until there are more, for a batch costs the same however few it has
+            continue
+        if len(now) == 0:
+            continue
+        words = answer(rows[now])
+        if sound:
+            try:
+                table.write(rows[now], words)
+            except OSError as error:
+                sound = False
+                on_error(error)
+        yield Settled(now, words, True)

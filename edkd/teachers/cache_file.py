@@ -1,0 +1,185 @@
+"""The file of the teacher cache: entries found by row number, each wholly there or not at all.
+
+The file is sparse and mapped into memory; a row that was never written takes no space. An entry is a 64-bit checksum
+and its logits, filled up to 64-bit words, so it counts only when it is complete: a kill, a power cut, or two processes
+that write the same entry leave nothing that could be mistaken for a teacher's answer.
+"""
+
+import contextlib
+import errno
+import itertools
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+LOG = logging.getLogger("edkd.teachers.cache")
+HEADER = 4096  # bytes; entries begin on a page of their own
+PAGE = 4096  # bytes; what a file system gives to a sparse file at a time
+WORD = 8  # bytes
+FORMAT = 2  # of what follows the header
+HOLE = np.uint64(0x9E3779B97F4A7C15)  # added to a checksum, so that a hole, which is all zeros, is no entry
+
+Rows = npt.NDArray[np.int64]
+
+
+class Table:
+    """The file: `rows` entries of `classes` logits each, found by row number; absent until written.
+
+    `key` says what the entries are the answer to. A file with another key or another size is set aside and begun anew,
+    at the start and whenever the file turns out to have been removed, replaced or cut short while it is in use.
+    Everything that looks into it raises OSError if the file can be neither opened nor made.
+    """
+
+    def __init__(self, path: Path, *, key: Mapping[str, Any], rows: int, classes: int, dtype: torch.dtype) -> None:
+        self.path, self.rows, self.classes, self.dtype = path, rows, classes, dtype
+        self.width = entry_bytes(classes, dtype) // WORD
+        about = {**key, "rows": rows, "classes": classes, "dtype": str(dtype), "format": FORMAT}
+        header = json.dumps(about, sort_keys=True).encode()
+        if len(header) > HEADER:
+            raise ValueError(f"the key takes {len(header)} bytes, more than the {HEADER} of a header")
+        self._header = header.ljust(HEADER)
+        self._size = HEADER + rows * self.width * WORD
+        # Odd multipliers make the checksum depend on every bit and on its place.
+        multipliers = np.random.Philox(key=classes).random_raw(self.width - 1)
+        self._multipliers = multipliers | np.uint64(1)
+        self._entries: npt.NDArray[np.uint64] | None = None  # the mapping, where there is one
+        self._file = self._open()  # (device, inode)
+
+    def read(self, rows: Rows, out: Tensor | None = None) -> tuple[Tensor, npt.NDArray[np.bool_]]:
+        """The entries of some rows, as words int64 [len(rows), width], and which of them are there.
+
+        `out`, of that shape, receives the words; rows that are not there leave it with anything in it.
+        """
+        words = torch.empty(len(rows), self.width, dtype=torch.int64) if out is None else out
+        found = words.numpy().view(np.uint64)
+        self._look_again()
+        if self._entries is not None:
+            np.take(self._entries, rows, axis=0, out=found, mode="clip")
+        else:
+            size = self.width * WORD
+            with self.path.open("rb", buffering=0) as file:
+                parts = [os.pread(file.fileno(), size, HEADER + row * size) for row in rows.tolist()]
+            if any(len(part) != size for part in parts):
+                raise OSError(errno.EIO, f"cut short while it was read: {self.path}")
+            found[:] = np.frombuffer(b"".join(parts), np.uint64).reshape(found.shape)
+        return words, self._checksums(found) == found[:, 0]
+
+    def write(self, rows: Rows, words: Tensor) -> None:
+        """Store entries made by `encode`. Raises OSError when the disk is full or read-only; what is written stays.
+
+        Written with pwrite, which reports a full disk; a write into the mapping would end in SIGBUS instead.
+        """
+        self._look_again()
+        order = np.argsort(rows, kind="stable")
+        entries = words.numpy()[order]
+        with self.path.open("r+b", buffering=0) as file:
+            for first, last in _neighbours(rows[order]):
+                data = entries[first:last].tobytes()
+                offset = HEADER + int(rows[order[first]]) * self.width * WORD
+                if os.pwrite(file.fileno(), data, offset) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def encode(self, logits: Tensor) -> Tensor:
+        """Entries that hold the logits [B, K], as words int64 [B, width] in host memory."""
+        words = torch.zeros(len(logits), self.width, dtype=torch.int64)
+        self.decode(words).copy_(logits)
+        raw = words.numpy().view(np.uint64)
+        raw[:, 0] = self._checksums(raw)
+        return words
+
+    def decode(self, words: Tensor) -> Tensor:
+        """The logits [B, K] inside of entries, in the precision in which they are stored: a view, on any device."""
+        skip = WORD // self.dtype.itemsize
+        return words.view(self.dtype)[:, skip : skip + self.classes]
+
+    def _checksums(self, words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        sums: npt.NDArray[np.uint64] = words[:, 1:] @ self._multipliers
+        return sums + HOLE
+
+    def _open(self) -> tuple[int, int]:
+        if self._ours() is None:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with FileLock(f"{self.path}.lock"):
+                    if self._ours() is None:
+                        self._begin_anew()
+            except NotImplementedError as error:  # a file system without locks
+                raise OSError(errno.ENOLCK, str(error)) from error
+        with self.path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if not _in_memory(status.st_dev):
+                with contextlib.suppress(OSError):  # some network file systems map nothing
+                    mapped = np.memmap(file, np.uint64, "r", offset=HEADER, shape=(self.rows, self.width))
+                    self._entries = mapped.view(np.ndarray)
+        return status.st_dev, status.st_ino
+
+    def _ours(self) -> tuple[int, int] | None:
+        """The file that the path leads to, as (device, inode), if it is this table."""
+        try:
+            with self.path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_size == self._size and file.read(HEADER) == self._header:
+                    return status.st_dev, status.st_ino
+        except FileNotFoundError:
+            pass
+        return None
+
+    def _begin_anew(self) -> None:
+        if self.path.exists():
+            aside = self.path.with_name(f"{self.path.name}.set-aside-{time.time_ns()}")
+            self.path.rename(aside)
+            LOG.warning("%s is truncated or holds something else: moved to %s and begun anew", self.path, aside.name)
+        # One name for all: what a killed process left there is overwritten.
+        fresh = self.path.with_name(f"{self.path.name}.new")
+        try:
+            with fresh.open("wb") as file:
+                file.write(self._header)
+                file.truncate(self._size)
+                os.fsync(file.fileno())
+            fresh.rename(self.path)
+        except OSError:
+            fresh.unlink(missing_ok=True)
+            raise
+
+    def _look_again(self) -> None:
+        """Open the file anew unless the path still leads to what is mapped: reading beyond a cut would be fatal."""
+        if self._ours() != self._file:
+            self._entries = None
+            self._file = self._open()
+
+
+def entry_bytes(classes: int, dtype: torch.dtype) -> int:
+    """The size of one entry in the file."""
+    return WORD + -(-classes * dtype.itemsize // WORD) * WORD
+
+
+def disk_bytes(rows: Rows, entry: int) -> int:
+    """The space that entries of `entry` bytes take on disk when they are all of a file: whole pages."""
+    first, last = ((HEADER + rows * entry + end) // PAGE for end in (0, entry - 1))
+    return int(np.unique(np.concatenate([first, last])).size) * PAGE + HEADER
+
+
+def _in_memory(device: int) -> bool:
+    """Whether a file system is Linux's tmpfs, where a look at a hole in a mapping takes space or ends in SIGBUS."""
+    name = f"{os.major(device)}:{os.minor(device)}"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            if line.split()[2] == name:
+                return line.partition(" - ")[2].startswith("tmpfs ")
+    return False
+
+
+def _neighbours(rows: Rows) -> Iterator[tuple[int, int]]:
+    """Slices of sorted rows without a gap between them, so that one write serves each."""
+    ends = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+    return itertools.pairwise(ends)

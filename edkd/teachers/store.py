@@ -1,0 +1,271 @@
+"""The teacher store: trained networks by data set and name, each with a sidecar that says where it comes from.
+
+``<store>/<dataset>/<name>.pt`` is a plain weights file ``{"model": state_dict}``, ``<name>.json`` beside it the
+sidecar: the fields of `Entry`. A file is used only if it still has the SHA-256 that its sidecar gives.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+
+from edkd.errors import EdkdError
+from edkd.rundir import checkpoint, files
+
+Accuracy = dict[str, float | None]  # "top1" and "top5" in percent, "loss"; None where not finite
+Model = TypeVar("Model", bound=nn.Module)
+
+_IMPORT = "`edkd teachers import NAME FILE --dataset KEY`"
+_PATIENCE = 60.0  # seconds for another process to finish publishing
+
+_log = logging.getLogger("edkd.teachers.store")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A teacher of the store, as its sidecar tells."""
+
+    name: str
+    dataset: str  # the data set's key
+    sha256: str  # of the weights file, hex
+    id: str  # "run:<configuration hash>" or "file:<the imported file's SHA-256, 16 digits>"
+    source: str  # the run directory or the file that was imported
+    epochs: int | None  # that it was trained for, where known
+    recipe: str | None  # that it was trained with, where known
+    num_classes: int
+    test: Accuracy | None  # as its source reports it
+    added: str  # ISO 8601, UTC
+    path: Path  # of the weights file; not in the sidecar
+    measured: dict[str, Accuracy] = field(
+        default_factory=dict
+    )  # by the digest of the data it was measured on, and of their normalisation
+
+    @property
+    def sidecar(self) -> Path:
+        """Where the sidecar lies."""
+        return self.path.with_suffix(".json")
+
+
+def find(store: Path, dataset: str, name: str) -> Entry | None:
+    """The teacher as its sidecar describes it (the weights are not read), or None if there is none.
+
+    A sidecar without weights is what remains of a teacher that was removed, or not wholly published: none. Raises
+    `EdkdError` for a weights file without a sidecar, or a sidecar that cannot be read.
+    """
+    path = _path(store, dataset, name)
+    found = None
+    with suppress(EdkdError):
+        found = _find(path, dataset, name)
+    if found is None and (path.exists() or path.with_suffix(".json").exists()):
+        # Perhaps somebody is publishing it right now. In a store that we may not lock, the second look decides too.
+        with suppress(EdkdError), _locked(path.parent):
+            pass
+        return _find(path, dataset, name)
+    return found
+
+
+def listing(store: Path) -> list[Entry]:
+    """All teachers, by data set and name. What `find` would refuse is left out, with a warning in the log."""
+    entries = []
+    for dataset, name in sorted({(path.parent.name, path.stem) for path in _files(store)}):
+        try:
+            entry = find(store, dataset, name)
+        except EdkdError as error:
+            _log.warning("%s", error)
+            continue
+        if entry is not None:
+            entries.append(entry)
+    return entries
+
+
+def publish(
+    store: Path,
+    dataset: str,
+    name: str,
+    weights: Path | dict[str, Tensor],
+    *,
+    id: str,
+    source: str,
+    epochs: int | None,
+    recipe: str | None,
+    test: Accuracy | None,
+    num_classes: int,
+    replace: bool,
+) -> tuple[Entry, bool]:
+    """Put a network into the store; returns the store's entry and whether it is this one, newly written.
+
+    ``weights`` is a state_dict, or any file that `checkpoint.load_weights` reads. A usable entry of the same ``id``
+    stays, and so does one of another ``id`` unless ``replace``. Weights that were there and are replaced are kept as
+    ``<name>.pt.bak``. Safe for several processes. Raises `EdkdError` if the file cannot be
+    used or the store not be written.
+    """
+    path = _path(store, dataset, name)
+    state = checkpoint.load_weights(weights) if isinstance(weights, Path) else weights
+    with _locked(path.parent):
+        present = _usable(path, dataset, name)
+        if present is not None and (present.id == id or not replace):
+            return present, False
+        if path.exists():
+            path.replace(path.with_name(f"{path.name}.bak"))
+        data = checkpoint.weights_bytes(state)
+        entry = Entry(
+            name=name,
+            dataset=dataset,
+            sha256=hashlib.sha256(data).hexdigest(),
+            id=id,
+            source=source,
+            epochs=epochs,
+            recipe=recipe,
+            num_classes=num_classes,
+            test=None if test is None else _finite(test),
+            added=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            path=path,
+        )
+        # A kill between the two leaves a sidecar alone, which counts as no teacher.
+        _write_sidecar(entry)
+        files.write_bytes(path, data)
+    return entry, True
+
+
+def verify(entry: Entry) -> None:
+    """Raise `EdkdError` unless the weights file is, byte for byte, the one that was published."""
+    if _sha256(entry.path) != entry.sha256:
+        raise EdkdError(
+            f"{entry.path} does not match its sidecar {entry.sidecar.name} (SHA-256); "
+            f"restore it, or remove it, to have it trained again or to import it with {_IMPORT}"
+        )
+
+
+def load(entry: Entry, model: Model) -> Model:
+    """Load a verified teacher into ``model``, and return that frozen: eval mode, no parameter requires a gradient.
+
+    Raises `EdkdError` if the file changed or does not fit the model.
+    """
+    verify(entry)
+    checkpoint.load_into(model, checkpoint.load_weights(entry.path), f"teacher {entry.name} ({entry.path})")
+    return model.eval().requires_grad_(False)
+
+
+def accuracy_for(entry: Entry, shown: str) -> Accuracy | None:
+    """What was measured on the test set of the data with this digest, None if that has not been done."""
+    return entry.measured.get(shown)
+
+
+def record_accuracy(entry: Entry, test: Accuracy, shown: str) -> Entry:
+    """Note the accuracy measured on these data in the sidecar, so that it is measured once; returns the new entry.
+
+    A store that cannot be written, or that holds another network by now, keeps what it has: a warning in the log.
+    """
+    test = _finite(test)
+    try:
+        with _locked(entry.path.parent):
+            present = _find(entry.path, entry.dataset, entry.name)
+            if present is None or present.sha256 != entry.sha256:
+                raise EdkdError(f"{entry.path} was replaced meanwhile")
+            entry = dataclasses.replace(present, measured=present.measured | {shown: test})
+            _write_sidecar(entry)
+    except EdkdError as error:
+        _log.warning("the accuracy of teacher %s was not recorded: %s", entry.name, error)
+        return dataclasses.replace(entry, measured=entry.measured | {shown: test})
+    return entry
+
+
+def missing(dataset: str, name: str, store: Path) -> EdkdError:
+    """The error for a run whose teacher is not in the store: how to get it there."""
+    known = [entry.name for entry in listing(store) if entry.dataset == dataset]
+    return EdkdError(
+        f"no teacher {name} for the data set {dataset} in {store} (there: {', '.join(known) or 'none'}); train it with "
+        f"this command and -m, which trains missing teachers first, or alone with `python launch.py distiller=vanilla "
+        f"student={name}` and this run's dataset options, or import one with `edkd teachers import {name} FILE`"
+    )
+
+
+def _path(store: Path, dataset: str, name: str) -> Path:
+    for value, kind in ((dataset, "data set key"), (name, "teacher name")):
+        if not re.fullmatch(r"\w[\w.-]*", value, re.ASCII):
+            raise EdkdError(f"{value!r} is no {kind}; allowed are letters, digits, '_', '-' and '.'")
+    return Path(store) / dataset / f"{name}.pt"
+
+
+def _files(store: Path) -> Iterator[Path]:
+    for path in Path(store).glob("*/*"):
+        if path.suffix in (".pt", ".json") and not path.name.startswith("."):
+            yield path
+
+
+def _find(path: Path, dataset: str, name: str) -> Entry | None:
+    sidecar = path.with_suffix(".json")
+    if not sidecar.exists() and not path.exists():
+        return None
+    if not sidecar.exists():
+        raise EdkdError(f"{path} has no sidecar {sidecar.name}, so its origin is unknown; add teachers with {_IMPORT}")
+    if not path.exists():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(sidecar.read_bytes())
+        names = [each.name for each in dataclasses.fields(Entry) if each.name != "path"]
+        entry = Entry(path=path, **{each: found[each] for each in names})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise EdkdError(
+            f"could not read the sidecar {sidecar} ({type(error).__name__}: {error}); import again with {_IMPORT}"
+        ) from error
+    if (entry.dataset, entry.name) != (dataset, name):
+        raise EdkdError(f"{sidecar} is the sidecar of teacher {entry.name} for {entry.dataset}; import with {_IMPORT}")
+    return entry
+
+
+def _usable(path: Path, dataset: str, name: str) -> Entry | None:
+    try:
+        entry = _find(path, dataset, name)
+        if entry is not None:
+            verify(entry)
+    except EdkdError:
+        return None
+    return entry
+
+
+def _write_sidecar(entry: Entry) -> None:
+    content = {key: value for key, value in dataclasses.asdict(entry).items() if key != "path"}
+    files.write_bytes(entry.sidecar, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def _finite(test: Accuracy) -> Accuracy:
+    return {key: value if value is not None and math.isfinite(value) else None for key, value in test.items()}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise EdkdError(f"could not read {path}: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / ".lock", timeout=_PATIENCE)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise EdkdError(f"the teacher store {folder} has been locked for {_PATIENCE:.0f} seconds; try again") from None
+    except (OSError, NotImplementedError) as error:
+        raise EdkdError(f"could not lock the teacher store {folder}: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()

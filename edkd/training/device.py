@@ -1,0 +1,71 @@
+"""The machine a run computes on: device, threads, memory layout, determinism."""
+
+import importlib.util
+import os
+import shutil
+
+import torch
+from torch import nn
+
+from edkd.config.schema import Engine
+from edkd.errors import EdkdError
+from edkd.training import allocation, cpu_kernels
+
+
+def set_up(engine: Engine, threads: int) -> None:
+    """Make this process compute as the engine asks; called before anything touches a GPU.
+
+    fp32 means fp32: convolutions and products on a GPU do not fall back to TF32's 10 bits.
+    """
+    torch.set_num_threads(threads)
+    cpu_kernels.keep_memory()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when cuBLAS starts
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(engine.deterministic, warn_only=True)
+
+
+def cores() -> int:
+    """The CPU cores that this process may use: those it is bound to, and in a SLURM job no more than are its own."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(bound, allocation.cores() or bound)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N`. Raises EdkdError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("not a device that edkd trains on")
+        torch.empty(0, device=device)
+        if device.index is not None and device.type == "cuda":
+            torch.cuda.set_device(device)  # what is done on "the current device" is done there
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise EdkdError(f"engine.device={name}: {reason}; allowed: auto, cpu, cuda, cuda:N") from error
+    return device
+
+
+def compile_network(network: nn.Module, device: torch.device) -> None:
+    """Have a network compiled by torch when it first runs; names and weights stay. Raises EdkdError without a compiler.
+
+    Each shape of a batch is compiled for itself: code that serves several would take the place of the first, and a
+    resumed run, which begins with that, would end with other bits.
+    """
+    if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise EdkdError("engine.compile=true needs a C++ compiler: g++, or the one that CXX names")
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise EdkdError("engine.compile=true needs triton on a GPU: pip install triton")
+    network.compile(dynamic=False)
+
+
+def to_device(network: nn.Module, engine: Engine, device: torch.device) -> nn.Module:
+    """Move a network, in the memory layout that the engine asks for."""
+    layout = torch.channels_last if engine.channels_last else torch.contiguous_format
+    if device.type == "cpu" and engine.channels_last and engine.cpu_kernels:
+        cpu_kernels.use_products(network, in_fp32=cpu_kernels.fast_products())
+    return network.to(device=device, memory_format=layout)  # type: ignore[call-overload]

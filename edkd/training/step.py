@@ -1,0 +1,225 @@
+"""One training step, and the means over the steps of an epoch. On a GPU the whole step becomes one CUDA graph.
+
+A step reads everything that changes from tensors that stay where they are: the epoch's order and views, the position
+in them, the learning rate, the epoch's number, the teacher's logits. So it can be recorded once and replayed to the end
+of the run, without a word from Python between two steps.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edkd.data.resident import DeviceData
+from edkd.distillers.base import Batch, Distiller, Outcome
+from edkd.errors import EdkdError
+from edkd.teachers.source import Precision, TeacherSource, in_fp32
+
+LOG = logging.getLogger("edkd")
+EAGER_FIRST = 3  # steps before a recording: libraries choose algorithms, the optimiser makes its buffers
+
+
+class Meter:
+    """Sums over images, kept on the device in float64 until `read`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, count: int, means: dict[str, Tensor], hits: dict[str, Tensor]) -> None:
+        """Add a batch of `count` images with these means (0-dim) and these hits (bool [count]).
+
+        Hits are counted, so that epochs with equally many of them have equal percentages to the last digit.
+        """
+        for name, mean in means.items():
+            self._sum(name).add_(mean.detach(), alpha=count)
+        for name, hit in hits.items():
+            self._sum(name).add_(hit.sum(), alpha=100)
+
+    def _sum(self, name: str) -> Tensor:
+        if name not in self.sums:
+            self.sums[name] = torch.zeros((), dtype=torch.float64, device=self.device)
+        return self.sums[name]
+
+    def read(self, images: int) -> dict[str, float]:
+        """Means and percentages over so many images; the only synchronisation with the device."""
+        stacked = torch.stack(list(self.sums.values())) / images
+        return dict(zip(self.sums, stacked.tolist(), strict=True))
+
+    def reset(self) -> None:
+        """Begin again, in the same tensors."""
+        for total in self.sums.values():
+            total.zero_()
+
+
+def _check(outcome: Any, distiller: Distiller) -> None:
+    """Raise EdkdError for what a method may not return."""
+    name = f"{type(distiller).__module__}.{type(distiller).__qualname__}"
+    if not isinstance(outcome, Outcome) or not outcome.losses:
+        raise EdkdError(
+            f"{name} returned {type(outcome).__name__ if not isinstance(outcome, Outcome) else 'no loss'}; "
+            "it must return edkd.distillers.Outcome(losses={name: 0-dim tensor, ...}, metrics={...})"
+        )
+    for kind, values in zip(Outcome._fields, outcome, strict=True):
+        for key, value in values.items():
+            if not isinstance(value, Tensor) or value.dim():
+                found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise EdkdError(f"{name} returned {kind}[{key!r}] as {found}; it must be a 0-dim tensor")
+
+
+class Held:
+    """The tensors that modules hold now: parameters, buffers and plain attributes."""
+
+    def __init__(self, *networks: nn.Module) -> None:
+        self.tensors: list[tuple[str, dict[str, Any], str, Tensor, Tensor]] = [
+            (f"{type(module).__name__}.{name}", place, name, tensor, tensor.detach())
+            for network in networks
+            for module in network.modules()
+            for place in (module._parameters, module._buffers, vars(module))
+            for name, tensor in place.items()
+            if isinstance(tensor, Tensor)
+        ]
+
+    def restore(self) -> list[str]:
+        """Put back those that were replaced, they or their memory; returns their names."""
+        replaced = []
+        for name, place, key, tensor, memory in self.tensors:
+            if place.get(key) is not tensor or tensor.data_ptr() != memory.data_ptr():
+                tensor.data = memory
+                place[key] = tensor
+                replaced.append(name)
+        return replaced
+
+
+class Step:
+    """Trains on the next batch of an epoch: `begin` an epoch, then call it once for each batch.
+
+    capture: record a CUDA graph of the step after a few steps, and replay that from then on. Where a method or a
+    network does what a graph cannot hold (a read-back, a branch on a value, a buffer that is replaced), one line in the
+    log says so, and steps go on one by one. Without a GPU nothing is recorded.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        distiller: Distiller,
+        optimizer: torch.optim.Optimizer,
+        teacher: TeacherSource | None,
+        data: DeviceData,
+        *,
+        batch_size: int,
+        precision: Precision,
+        capture: bool,
+    ) -> None:
+        device = precision.device
+        self.student, self.distiller, self.optimizer, self.teacher = student, distiller, optimizer, teacher
+        self.data, self.precision = data, precision
+        self.capture = capture and device.type == "cuda"
+        self.meter = Meter(device)
+        self.loss_names: list[str] = []
+        self.order = torch.zeros(len(data), dtype=torch.int64, device=device)
+        self.views = torch.zeros_like(self.order)
+        self.position = torch.zeros((), dtype=torch.int64, device=device)
+        self.epoch = torch.zeros((), device=device)
+        self.offsets = torch.arange(batch_size, device=device)
+        self.sound: Tensor | None = None  # [losses]: whether each was finite so far
+        self.sound_steps: Tensor | None = None  # [losses]: for how many steps
+        self.eager_steps: dict[int, int] = {}
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by batch size: the last batch is smaller
+        self.stream = torch.cuda.Stream(device) if self.capture else None
+
+    def begin(self, order: Tensor, views: Tensor, epoch: int) -> None:
+        """Begin an epoch that visits images in this order, in these views (both int64 [N], by place in the order)."""
+        self.order.copy_(order)
+        self.views.copy_(views)
+        self.position.zero_()
+        self.epoch.fill_(float(epoch))
+        self.meter.reset()
+        if self.sound is not None and self.sound_steps is not None:
+            self.sound.fill_(True)
+            self.sound_steps.zero_()
+
+    def __call__(self, count: int) -> None:
+        """Train on the next `count` images of the epoch."""
+        if self.capture and count not in self.graphs and self.eager_steps.get(count, 0) >= EAGER_FIRST:
+            self._record(count)
+        if count in self.graphs:
+            self.graphs[count].replay()
+            return
+        if self.stream is None:
+            self._train(count)
+        else:  # a graph cannot be recorded on the stream that is current here, nor follow work left on it
+            here = torch.cuda.current_stream(self.precision.device)
+            self.stream.wait_stream(here)
+            with torch.cuda.stream(self.stream):
+                self._train(count)
+            here.wait_stream(self.stream)
+        self.eager_steps[count] = self.eager_steps.get(count, 0) + 1
+
+    def _record(self, count: int) -> None:
+        graph = torch.cuda.CUDAGraph()
+        here = torch.cuda.current_stream(self.precision.device) if self.stream is not None else None
+        held = Held(self.student, self.distiller)
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                self._train(count)
+        except Exception as error:  # whatever a method does may fail here, and works without a graph
+            if here is not None:
+                torch.cuda.set_stream(here)  # the recording's stays the current one if its end fails
+            held.restore()
+            self._give_up(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            return
+        replaced = held.restore()
+        if replaced:  # replays would read what was there at the recording, again and again
+            self._give_up(f"{replaced[0]} is replaced in every step, and a graph needs it changed in place")
+            return
+        self.graphs[count] = graph
+
+    def _give_up(self, reason: str) -> None:
+        self.capture = False
+        self.optimizer.zero_grad(set_to_none=True)
+        LOG.warning("no CUDA graph, steps run one by one: %s", reason)
+
+    def _train(self, count: int) -> None:
+        where = self.position + self.offsets[:count]
+        index, view = self.order.index_select(0, where), self.views.index_select(0, where)
+        images, target = self.data.augmented(index, view), self.data.targets(index)
+        try:
+            with self.precision.autocast():
+                prediction = in_fp32(self.student(images, want_feats=self.distiller.needs_feats))
+        except ValueError as error:
+            if count > 1:
+                raise
+            raise EdkdError(
+                f"the last batch of {len(self.data)} images has one alone, which batch norm cannot take here: "
+                f"change schedule.batch_size (now {len(self.offsets)})"
+            ) from error
+        taught = self.teacher(images, index, view) if self.teacher is not None else None
+        outcome = self.distiller(prediction, taught, Batch(index=index, target=target, epoch=self.epoch))
+        if self.sound is None:
+            _check(outcome, self.distiller)
+        losses = torch.stack(list(outcome.losses.values()))
+        loss = losses.sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        hits = prediction.logits.detach().argmax(1) == target
+        if self.sound is None or self.sound_steps is None:
+            self.loss_names = list(outcome.losses)
+            self.sound = torch.ones_like(losses, dtype=torch.bool)
+            self.sound_steps = torch.zeros_like(losses, dtype=torch.int64)
+        self.sound.logical_and_(losses.detach().isfinite())
+        self.sound_steps.add_(self.sound)
+        parts = {f"train/loss_{name}": value for name, value in outcome.losses.items()}
+        self.meter.add(count, {"train/loss": loss, **parts, **outcome.metrics}, {"train/top1": hits})
+        self.position.add_(count)
+
+    def first_unsound(self, steps: int) -> tuple[int, list[str]]:
+        """The first step of the epoch at which a loss was not finite, from 1, and which losses; (0, []) for none."""
+        assert self.sound_steps is not None
+        counts = self.sound_steps.tolist()
+        first = min(counts)
+        guilty = [name for name, n in zip(self.loss_names, counts, strict=True) if n == first < steps]
+        return (first + 1, guilty) if guilty else (0, [])

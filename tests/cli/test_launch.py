@@ -1,0 +1,407 @@
+"""`python launch.py`: one run, and what a wrong command line says. Bad input leaves one line and no file."""
+
+import itertools
+import json
+import os
+import pickle
+import socket
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from edkd import models
+from edkd.config.compose import quoted
+from edkd.rundir import checkpoint, lock
+from edkd.teachers import store as teacher_store
+from tests.commandline import REPOSITORY, error, files, journals, launch, metrics, python
+
+DATA = "digits-8-20perclass-test10"  # the key of the `tiny` data set
+RUN = f"runs/{DATA}"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stray files would show up here."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "outputs" / "teachers"
+
+
+@pytest.fixture
+def teacher(store: Path) -> Path:
+    """The weights file of a teacher resnet8 that learnt nothing."""
+    torch.manual_seed(0)
+    state = models.resnet8(num_classes=10).state_dict()
+    about = {"id": "file:0", "source": "a test", "epochs": None, "recipe": None, "test": None, "num_classes": 10}
+    entry, _ = teacher_store.publish(store, DATA, "resnet8", state, replace=False, **about)
+    return entry.path
+
+
+def reseal(weights: Path) -> None:
+    """Make the sidecar agree with a file that was altered."""
+    sidecar = weights.with_suffix(".json")
+    entry = json.loads(sidecar.read_text())
+    entry["sha256"] = teacher_store._sha256(weights)
+    sidecar.write_text(json.dumps(entry))
+
+
+# ---- one run
+
+
+def test_one_run(tiny: list[str], here: Path) -> None:
+    done = launch(*tiny, "distiller=vanilla")
+    assert done.code == 0, done
+    (records,) = journals(here / "outputs").values()
+    assert [record["event"] for record in records] == ["start", "epoch", "epoch", "end"]
+    end = records[-1]
+    assert f"top-1 last {end['last']['top1']:.2f} %, best {end['best']['top1']:.2f} %" in done.out
+    assert f"{DATA}/resnet8/vanilla-s0-" in done.out
+    assert "epoch 2/2: train loss" in done.err
+    assert {path.name for path in here.iterdir()} == {"outputs"}
+    assert {path.name for path in (here / "outputs").iterdir()} == {"runs", "teachers"}
+
+    before = files(here)
+    again = launch(*tiny, "distiller=vanilla")
+    assert (again.code, again.out) == (0, done.out.replace("\n", " (finished before)\n", 1))
+    assert journals(here / "outputs") == {"resnet8/vanilla-s0": records}
+    assert files(here) == before
+
+    taught = launch(*tiny, "distiller=edkd")  # by the network that the first run put into the store
+    assert taught.code == 0, taught
+    start = journals(here / "outputs")["resnet8-resnet8/edkd-s0"][0]
+    assert start["teacher"]["id"] == f"run:{records[0]['run']}"
+    assert start["teacher"]["top1"] == end["last"]["top1"]
+
+
+def test_a_process_of_its_own(tiny: list[str], here: Path) -> None:
+    done = python(str(REPOSITORY / "launch.py"), *tiny, "distiller=vanilla", "seed=3")
+    assert done.code == 0, done
+    assert list(journals(here / "outputs")) == ["resnet8/vanilla-s3"]
+    assert {path.name for path in here.iterdir()} == {"outputs"}
+
+    failed = python(str(REPOSITORY / "launch.py"), *tiny, "distiller=vanila")
+    assert "distiller=vanila: no such option, did you mean vanilla?" in error(failed)
+
+
+def test_interrupted_and_continued(tiny: list[str], here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [*tiny, "distiller=vanilla"]
+    with monkeypatch.context() as patch:
+        save = checkpoint.save
+
+        def interrupted(*arguments: Any) -> None:
+            save(*arguments)
+            raise KeyboardInterrupt
+
+        patch.setattr(checkpoint, "save", interrupted)
+        stopped = launch(*command)
+    assert stopped.code == 130
+    assert stopped.out == "" and "interrupted; the same command continues" in stopped.err
+    assert launch(*command).code == 0
+    (records,) = journals(here / "outputs").values()
+    assert [r["event"] for r in records] == ["start", "epoch", "interrupted", "start", "epoch", "end"]
+    assert launch(*command, f"output={here / 'straight'}").code == 0
+    (straight,) = journals(here / "straight").values()
+    assert metrics(records) == metrics(straight)
+
+
+def test_a_dry_run_writes_nothing(tiny: list[str], here: Path) -> None:
+    done = launch(*tiny, "distiller=vanilla", "tracking=sqlite", "+dry_run=true")
+    assert done.code == 0
+    assert f"would train {DATA}/resnet8/vanilla-s0-" in done.err and "for 2 epochs" in done.err
+    assert done.err.count("\n") == 2 and "\nestimate: none yet, " in done.err
+    assert files(here) == set()
+
+
+def test_the_flag_of_a_sweep_may_stand_anywhere(tiny: list[str], here: Path) -> None:
+    done = launch(*tiny, "distiller=vanilla", "--multirun", "+dry_run=true")
+    assert done.code == 0, done
+    assert "1 run: 1 new" in done.out
+
+
+@pytest.mark.parametrize("text", ["plain", "a b", "o'b", "back\\slash", "\\'", "end\\", "${x}", '"two"', "a,b=c"])
+def test_any_text_as_the_value_of_an_override(text: str) -> None:
+    (override,) = OverridesParser.create().parse_overrides([f"+key={quoted(text)}"])
+    assert OmegaConf.create({"key": override.value()}).key == text
+
+
+def test_help_lists_groups_and_values() -> None:
+    done = launch("--help")
+    assert done.code == 0
+    assert "distiller: dkd, edkd, kd, vanilla" in done.out and "weight_decay: 0.0005" in done.out
+
+
+# ---- wrong configuration
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("distiller=kdd", "distiller=kdd: no such option, did you mean kd?; allowed: dkd, edkd, kd, vanilla"),
+        ("distiler=kd", "distiler: no such group or key, did you mean distiller?; allowed: allow_weak_teacher, "),
+        ("pair=vgg13-vgg9", "pair=vgg13-vgg9: no such option, did you mean vgg13-vgg8?"),
+        ("foo=1", "foo: no such group or key; allowed: "),
+        ("output=", "output is empty: it must name a folder"),
+        ("output=a?b tracking=sqlite", "tracking.uri=sqlite:///a?b/mlflow.db: a SQLite file's path may hold no '?'"),
+        ("engine.threads=0", "engine.threads must be 1 or more, or null for all cores, not 0; see conf/engine"),
+        ("schedule=null", "Config group override must be a string or a list. Got NoneType"),
+        ("+foo=1", "foo: not a key of the configuration; allowed: "),
+        (
+            "distiller.temprature=2",
+            "distiller.temprature: no such key in distiller=edkd, did you mean temperature?; allowed: ",
+        ),
+        (
+            "distiller=kd distiller.beta=2",
+            "distiller.beta: no such key in distiller=kd; allowed: _target_, ce_weight, kd_weight, temperature",
+        ),
+        ("schedule.epoch=3", "schedule.epoch: no such key in schedule=short, did you mean epochs?"),
+        ("dataset.sorce.root=x", "dataset.sorce.root: no such key in dataset=digits, did you mean source?"),
+        ("dataset.source.rot=x", "dataset.source.rot: no such key in dataset.source; allowed: _target_, image_size"),
+        ("+schedule.epoch=3", "schedule.epoch: no such value; allowed: epochs, "),
+        ("+distiller.gamma=3", "distiller.gamma: edkd.distillers.edkd.EDKD takes no such value; allowed: ce_weight, "),
+        ("hydra.run.dri=x", "hydra.run.dri: no such key in hydra.run, did you mean dir?"),
+        ("schedule.epochs=many", "schedule.epochs=many: must be a whole number"),
+        ("schedule.epochs=0", "schedule.epochs must be above 0, not 0; see conf/schedule"),
+        ("distiller.temperature=warm", "distiller.temperature=warm: must be a number"),
+        ("distiller=dkd distiller.temperature=0", "distiller.temperature is 0.0: it must be greater than 0"),
+        ("distiller.weighting=image", "distiller.weighting=image: must be one of batch, sample"),
+        ("engine.precision=fp8", "engine.precision=fp8: must be one of fp32, bf16"),
+        ("engine.device=gpu", "engine.device=gpu: "),
+        ("dataset=folder", "dataset.root has no value yet: set dataset.root=…"),
+        ("seed=-1", "seed=-1: must be 0 or more"),
+        ("seed=0,1", "seed=0,1: several values are a sweep: add -m"),
+        ("seed=range(3)", "seed=range(3): several values are a sweep: add -m"),
+        ("seed=[", "seed=[ is no KEY=VALUE: "),
+        ("seed", "seed is no KEY=VALUE: "),
+        ("pair=all", "several pairs are a sweep: add -m, or name one pair"),
+        ("tracking.uri=mlruns", "tracking URI 'mlruns': folders such as ./mlruns"),
+        ("+dry_run=perhaps", "dry_run=perhaps: must be true or false"),
+    ],
+)
+def test_a_wrong_configuration(tiny: list[str], teacher: Path, here: Path, arguments: str, message: str) -> None:
+    before = files(here)
+    assert error(launch(*tiny, "schedule.epochs=1", *arguments.split())).startswith(message)
+    assert files(here) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("distiller=kd,kdd", "distiller=kdd: no such option, did you mean kd?; allowed: dkd, edkd, kd, vanilla"),
+        ("pair=al", "pair=al: no such option, did you mean all?; allowed: all, "),
+        ("seed=0,1 schedule.epoch=3", "schedule.epoch: no such key in schedule=short, did you mean epochs?"),
+        (
+            "distiller=edkd,kd distiller.beta=2",
+            "distiller.beta: no such key in distiller=kd; allowed: _target_, ce_weight, kd_weight, temperature",
+        ),
+        ("schedule.epochs=1,many", "schedule.epochs=many: must be a whole number"),
+        ("distiller=kd,dkd distiller.temperature=4,0", "distiller.temperature is 0.0: it must be greater than 0"),
+        ("schedule.lr=interval(0,1)", "schedule.lr=interval(0,1): only lists of values can be swept, such as "),
+        ("seed=0,[", "seed=0,[ is no KEY=VALUE: "),
+        ("hydra/launcher=lokal", "hydra/launcher=lokal: no such option, did you mean local?; allowed: basic, "),
+        ("student=resnet8,resnet9", "student=resnet9: no such option, did you mean resnet8?; allowed: mobilenetv2, "),
+    ],
+)
+def test_a_wrong_sweep(tiny: list[str], here: Path, arguments: str, message: str) -> None:
+    assert error(launch("-m", *tiny, *arguments.split())).startswith(message)
+    assert files(here) == set()
+
+
+# ---- data
+
+
+def cifar(root: Path, *more: str) -> list[str]:
+    return ["dataset=cifar100", f"dataset.root={root}", "distiller=vanilla", "student=resnet8", *more]
+
+
+def test_data_that_are_missing_incomplete_or_corrupt(here: Path) -> None:
+    offline = cifar(here / "data", "dataset.download=false")
+    assert "CIFAR-100 not found: looked for " in error(launch(*offline))
+    assert files(here) == set()
+
+    folder = here / "data" / "cifar-100-python"
+    folder.mkdir(parents=True)
+    assert "CIFAR-100 not found: looked for " in error(launch(*offline))
+    (folder / "train").write_bytes(b"not a pickle")
+    assert "has no test, meta" in error(launch(*offline))
+    (folder / "test").write_bytes(b"")
+    (folder / "meta").write_bytes(b"")
+    assert "CIFAR-100 is corrupt: train, test, meta in " in error(launch(*offline))
+    assert "CIFAR-100 is corrupt: train, test, meta in " in error_after_plan(launch("-m", *offline, "seed=0,1"))
+    assert {path.name for path in here.iterdir()} == {"data"}
+
+
+def error_after_plan(ended: Any) -> str:
+    """The message of a sweep that printed its plan and failed before it launched anything."""
+    assert ended.out.startswith("stage ")
+    return error(ended._replace(out=""))
+
+
+def test_no_network(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as closed:  # bound and never listening: connections are refused
+        closed.bind(("127.0.0.1", 0))
+        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{closed.getsockname()[1]}")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(urllib.request, "_opener", None)  # urlopen keeps the proxies of its first call
+        message = error(launch(*cifar(here / "data")))
+    assert message.startswith("could not download https://") and "Connection refused" in message
+    assert "dataset.root=DIR names a folder with cifar-100-python/ and dataset.download=false" in message
+    assert files(here) <= {"data", "data/.cifar-100-python.tar.gz.lock"}
+
+
+def test_own_images_that_are_missing_or_corrupt(here: Path) -> None:
+    birds = ["dataset=folder", "dataset.name=birds", f"dataset.root={here / 'birds'}", "distiller=vanilla"]
+    assert error(launch(*birds)).startswith(f"no folder {here / 'birds' / 'train'}; dataset.root=DIR names a folder")
+    for part, name in itertools.product(("train", "test"), ("crow", "owl")):
+        (here / "birds" / part / name).mkdir(parents=True)
+    assert error(launch(*birds)).startswith(f"no images in {here / 'birds' / 'train'}")
+    for part, name in itertools.product(("train", "test"), ("crow", "owl")):
+        (here / "birds" / part / name / "1.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    assert error(launch(*birds)).startswith(f"cannot read the image {here / 'birds' / 'train' / 'crow' / '1.png'}")
+    assert {path.name for path in here.iterdir()} == {"birds"}
+
+
+# ---- teachers
+
+
+def test_no_teacher(tiny: list[str], here: Path) -> None:
+    message = error(launch(*tiny, "distiller=kd"))
+    assert message.startswith(f"no teacher resnet8 for the data set {DATA} in ")
+    assert "`python launch.py distiller=vanilla student=resnet8`" in message
+    assert "edkd teachers import resnet8 FILE" in message
+    assert files(here) == set()
+
+
+class Hostile:
+    """Pickled, it makes a folder when it is loaded."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, ("owned",)
+
+
+def truncate(weights: Path) -> None:
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+def truncate_and_reseal(weights: Path) -> None:
+    truncate(weights)
+    reseal(weights)
+
+
+def exchange(weights: Path) -> None:
+    torch.save({"model": models.resnet14(num_classes=10).state_dict()}, weights)
+    reseal(weights)
+
+
+def other_classes(weights: Path) -> None:
+    torch.save({"model": models.resnet8(num_classes=100).state_dict()}, weights)
+    reseal(weights)
+
+
+def poison(weights: Path) -> None:
+    weights.write_bytes(pickle.dumps({"model": Hostile()}))
+    reseal(weights)
+
+
+def poison_with_torch(weights: Path) -> None:
+    torch.save({"model": Hostile()}, weights)
+    reseal(weights)
+
+
+def bare(weights: Path) -> None:
+    weights.with_suffix(".json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (truncate, "resnet8.pt does not match its sidecar resnet8.json (SHA-256); restore it, or remove it"),
+        (truncate_and_reseal, "resnet8.pt is damaged or no file of PyTorch"),
+        (exchange, "resnet8.pt) does not fit the architecture ResNet: of 56 entries 36 unexpected (layer1.1."),
+        (other_classes, "resnet8.pt) does not fit the architecture ResNet: of 56 entries 2 of another shape (fc."),
+        (poison, "resnet8.pt is refused: holds Python objects, not only tensors"),
+        (poison_with_torch, "resnet8.pt is refused: holds Python objects, not only tensors (posix.mkdir)"),
+        (bare, "resnet8.pt has no sidecar resnet8.json, so its origin is unknown"),
+    ],
+)
+def test_a_teacher_that_cannot_be_used(tiny: list[str], teacher: Path, here: Path, harm: Any, message: str) -> None:
+    harm(teacher)
+    before = files(here)
+    said = error(launch(*tiny, "distiller=kd", "tracking=sqlite"))
+    assert message in said and str(teacher) in said
+    assert files(here) == before
+
+
+# ---- places that cannot be written
+
+
+def test_a_run_that_another_process_trains(tiny: list[str], teacher: Path, here: Path, make_job: Any) -> None:
+    directory = make_job("kd", teacher_id="file:0").directory
+    with lock.hold(directory):
+        before = files(here)
+        message = error(launch(*tiny, "distiller=kd"))
+        assert f"run directory {directory} is in use by pid " in message and "wait for it or stop it" in message
+        assert files(here) == before
+    assert launch(*tiny, "distiller=kd", "schedule.epochs=2").code == 0
+
+
+@pytest.mark.parametrize("sweep", [(), ("-m",)], ids=["run", "sweep"])
+@pytest.mark.parametrize("kind", ["folder", "text"])
+def test_a_database_that_cannot_be_written(
+    tiny: list[str], teacher: Path, here: Path, kind: str, sweep: tuple[str, ...]
+) -> None:
+    database = here / "outputs" / "mlflow.db"
+    if kind == "folder":
+        database.mkdir()
+    else:
+        database.write_text("not a database, but a text that is long enough to look like one\n" * 10)
+    done = launch(*sweep, *tiny, "distiller=kd", "tracking=sqlite")
+    message = error_after_plan(done) if sweep else error(done)
+    assert message.startswith(f"MLflow store {database} cannot be used (") and "tracking=journal" in message
+    assert not (here / "outputs" / "runs").exists()
+    assert not (here / "outputs" / "mlartifacts").exists()
+
+
+def test_a_server_that_is_away_does_not_stop_the_training(
+    tiny: list[str], here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        done = launch(*tiny, "distiller=vanilla", "tracking=server", f"tracking.uri={uri}")
+    assert done.code == 0, done
+    (before,) = [record.getMessage() for record in caplog.records]
+    assert before.startswith(f"MLflow store {uri} failed: ")
+    assert before.endswith("; training goes on, `edkd sync` brings MLflow up to date later")
+    assert done.err.count(f"tracking failed: MLflow store {uri} failed: ") == 1  # in the run's log
+    assert list(journals(here / "outputs")) == ["resnet8/vanilla-s0"]
+
+
+def test_an_output_folder_that_cannot_be_made(tiny: list[str], here: Path) -> None:
+    (here / "outputs").write_text("in the way")
+    message = error(launch(*tiny, "distiller=vanilla"))
+    assert str(here / "outputs") in message
+    assert files(here) == {"outputs"}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny: list[str], here: Path) -> None:
+    said = launch(*tiny, "distiller=vanilla", "schedule.lr=1e30")
+    assert said.code == 1 and said.out == ""
+    last = said.err.splitlines()[-1]
+    assert (
+        last.startswith("edkd: epoch 1, step 2: train/loss_ce is not finite")
+        and "lower schedule.lr (now 1e+30)" in last
+    )
+    (records,) = journals(here / "outputs").values()
+    assert records[-1]["event"] == "failure" and "epoch 1, step 2: train/loss_ce" in records[-1]["error"]
+    assert not list((here / "outputs").rglob("*.pt"))

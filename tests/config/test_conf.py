@@ -1,0 +1,206 @@
+"""What conf/ says: every option composes, and the numbers are those of the papers."""
+
+from typing import Any
+
+import pytest
+import yaml
+
+from edkd import models
+from edkd.config import instantiate, schema
+
+TABLE = [
+    "resnet32x4-resnet8x4",
+    "wrn_40_2-wrn_16_2",
+    "wrn_40_2-wrn_40_1",
+    "vgg13-vgg8",
+    "vgg13-mobilenetv2",
+    "resnet50-mobilenetv2",
+    "resnet32x4-mobilenetv2",
+]
+BESIDE = [
+    "resnet32x4-shufflenetv2",
+    "resnet32x4-shufflenetv1",
+    "wrn_40_2-shufflenetv1",
+    "resnet50-vgg8",
+    "resnet56-resnet20",
+    "resnet110-resnet32",
+]
+BETAS = {  # DKD's paper, supplement; 8 for every other pair
+    "wrn_40_2-wrn_16_2": 6.0,
+    "wrn_40_2-wrn_40_1": 6.0,
+    "vgg13-vgg8": 6.0,
+    "vgg13-mobilenetv2": 6.0,
+    "resnet56-resnet20": 2.0,
+    "resnet110-resnet32": 2.0,
+}
+FAMILIES = ("vgg13", "wrn_40_2", "resnet32x4", "resnet50")  # teachers of the table: `pair=vgg13` lists its pairs
+SLOW = ("mobilenetv2", "shufflenetv1", "shufflenetv2")  # students whose learning rate is lower
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (schema.folder() / group).glob("*.yaml"))
+
+
+def test_the_groups() -> None:
+    folders = {path.name for path in schema.folder().iterdir() if path.is_dir()}
+    assert folders == {
+        "dataset",
+        "distiller",
+        "engine",
+        "experiment",
+        "hydra",
+        "pair",
+        "schedule",
+        "student",
+        "teacher",
+        "tracking",
+        "tweak",
+    }
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_every_network_can_be_either(role: str) -> None:
+    assert len(models.names()) == 23
+    assert options(role) == sorted(models.names())
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_every_network_composes(compose: Any, name: str) -> None:
+    given = schema.settings(compose(f"teacher={name}", f"student={name}"), "edkd")
+    for network in (given.teacher, given.student):
+        assert network.name == name
+        assert instantiate.target(network.model, "model") is getattr(models, name)
+    assert given.schedule.lr == (0.01 if name in SLOW else 0.05)
+
+
+def test_the_pairs() -> None:
+    assert options("pair") == sorted([*TABLE, *BESIDE, "all", "field", *FAMILIES])
+
+
+def test_pair_all_lists_the_seven_of_the_table_in_its_order(compose: Any) -> None:
+    assert compose("pair=all")["pairs"] == TABLE
+
+
+def test_the_other_lists_of_pairs(compose: Any) -> None:
+    assert sorted(compose("pair=field")["pairs"]) == sorted([*TABLE, *BESIDE])
+    for teacher in FAMILIES:
+        assert compose(f"pair={teacher}")["pairs"] == [pair for pair in TABLE if pair.startswith(f"{teacher}-")]
+
+
+@pytest.mark.parametrize("pair", [*TABLE, *BESIDE])
+def test_every_pair_composes_with_dkds_own_beta(compose: Any, pair: str) -> None:
+    teacher, student = pair.split("-")
+    given = schema.settings(compose(f"pair={pair}", "distiller=dkd"), "dkd")
+    assert (given.teacher.name, given.student.name, given.pair) == (teacher, student, pair)
+    assert given.distiller["beta"] == BETAS.get(pair, 8.0)
+    assert given.schedule.lr == (0.01 if student in SLOW else 0.05)
+
+
+def test_a_tweak_belongs_to_the_two_networks_however_they_were_chosen(compose: Any) -> None:
+    assert compose("distiller=dkd", "teacher=vgg13", "student=vgg8")["distiller"]["beta"] == 6.0
+    assert compose("distiller=dkd", "pair=resnet50-vgg8", "teacher=vgg13")["distiller"]["beta"] == 6.0
+
+
+def test_a_tweak_belongs_to_its_method(compose: Any) -> None:
+    assert compose("distiller=edkd", "pair=vgg13-vgg8")["distiller"]["beta"] == 8.0
+
+
+def test_the_command_line_beats_a_tweak(compose: Any) -> None:
+    assert compose("distiller=dkd", "pair=vgg13-vgg8", "distiller.beta=3")["distiller"]["beta"] == 3
+
+
+def test_every_tweak_names_a_method_and_two_networks() -> None:
+    # `optional` hides a misspelt file: it would never be read.
+    found = {}
+    for path in (schema.folder() / "tweak").rglob("*.yaml"):
+        assert path.parent.name in options("distiller")
+        teacher, student = path.stem.split("-")
+        assert teacher in options("teacher") and student in options("student")
+        assert path.read_text().startswith("# @package distiller\n")
+        found[f"{path.parent.name}/{path.stem}"] = yaml.safe_load(path.read_text())
+    assert found == {f"dkd/{pair}": {"beta": beta} for pair, beta in BETAS.items()}
+
+
+EXPECTED = {
+    "vanilla": {},
+    "kd": {"ce_weight": 0.1, "kd_weight": 0.9, "temperature": 4.0},
+    "dkd": {"ce_weight": 1.0, "alpha": 1.0, "beta": 8.0, "temperature": 4.0, "warmup_epochs": 20},
+    "edkd": {
+        "ce_weight": 1.0,
+        "alpha": 1.0,
+        "beta": 8.0,
+        "temperature": 4.0,
+        "warmup_epochs": 20,
+        "weighting": "batch",
+    },
+}
+
+
+@pytest.mark.parametrize("method", EXPECTED)
+def test_every_method_has_the_values_of_its_paper(compose: Any, method: str) -> None:
+    distiller = schema.settings(compose(f"distiller={method}"), method).distiller
+    assert distiller.pop("_target_").startswith(f"edkd.distillers.{method}.")
+    assert distiller == EXPECTED[method]
+
+
+def test_no_method_was_forgotten() -> None:
+    assert options("distiller") == sorted(EXPECTED)
+
+
+def test_the_recipe(compose: Any) -> None:
+    given = schema.settings(compose("schedule=cifar240", "dataset=cifar100"), "edkd")
+    assert (given.schedule.epochs, given.schedule.batch_size, given.schedule.lr) == (240, 64, 0.05)
+    assert (given.schedule.momentum, given.schedule.weight_decay) == (0.9, 5e-4)
+    assert (given.schedule.milestones, given.schedule.gamma) == ([150, 180, 210], 0.1)
+    assert given.schedule.warmup_epochs == 20
+    assert given.dataset.mean == [0.5071, 0.4867, 0.4408]
+    assert given.dataset.std == [0.2675, 0.2565, 0.2761]
+    assert (given.dataset.padding, given.dataset.flip) == (4, True)
+    assert given.engine.precision == "fp32"
+
+
+def test_the_warm_up_follows_the_schedule(compose: Any) -> None:
+    given = compose("schedule=short", "distiller=dkd")
+    assert given["distiller"]["warmup_epochs"] == given["schedule"]["warmup_epochs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("choice", "key"),
+    [
+        ("dataset=cifar100", "cifar100"),
+        ("dataset=digits", "digits-16"),
+        ("dataset=folder dataset.name=birds dataset.root=/data/birds", "birds"),
+        ("schedule=short", "cifar100"),
+        ("engine=default", "cifar100"),
+        ("tracking=journal", "cifar100"),
+        ("tracking=server", "cifar100"),
+        ("tracking=sqlite", "cifar100"),
+        ("experiment=demo", "digits-8-100perclass"),
+        ("experiment=cifar100_short", "cifar100"),
+        ("experiment=cifar100_small", "cifar100-20perclass-test10"),
+    ],
+)
+def test_every_other_option_composes(compose: Any, choice: str, key: str) -> None:
+    assert schema.settings(compose(*choice.split()), "edkd").dataset.key == key
+
+
+def test_no_other_option_was_forgotten() -> None:
+    assert options("dataset") == ["cifar100", "digits", "folder"]
+    assert options("schedule") == ["cifar240", "short"]
+    assert options("engine") == ["default"]
+    assert options("tracking") == ["journal", "server", "sqlite"]
+    assert options("experiment") == ["cifar100_short", "cifar100_small", "demo"]
+    assert options("hydra/launcher") == ["local", "slurm", "slurm_detached"]
+
+
+def test_an_experiment_can_be_changed_on_the_command_line(compose: Any) -> None:
+    given = compose("experiment=demo", "schedule.epochs=9", "dataset.image_size=16", "pair=vgg13-vgg8")
+    assert given["schedule"]["epochs"] == 9
+    assert given["dataset"]["source"]["image_size"] == 16
+    assert given["student"]["name"] == "vgg8"
+
+
+def test_everything_that_is_written_lies_below_output(compose: Any) -> None:
+    tracking = compose("output=/elsewhere")["tracking"]
+    assert tracking["uri"] == "sqlite:////elsewhere/mlflow.db"
+    assert tracking["artifacts"] == "/elsewhere/mlartifacts"

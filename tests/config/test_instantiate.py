@@ -1,0 +1,205 @@
+"""What a node of the configuration may hold: values against type hints, arguments against what is called."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pytest
+
+from edkd.config import instantiate
+from edkd.config.schema import Engine
+from edkd.distillers import Batch, Distiller, Outcome
+from edkd.errors import EdkdError
+from edkd.models.base import Prediction
+
+HERE = __name__
+
+
+class Mine(Distiller):
+    """A method as a user may write it."""
+
+    def __init__(
+        self,
+        *,
+        weight: float,
+        steps: int,
+        mode: Literal["mean", "max", 2],
+        layers: list[float],
+        label: str,
+        symmetric: bool = False,
+        start: int | None = None,
+        shape: tuple[int, ...] = (),
+        free: Any = None,
+    ) -> None:
+        super().__init__()
+        self.weight, self.layers = weight, layers
+
+    def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
+        return Outcome({"mine": self.weight * student.logits.square().mean()}, {})
+
+
+def anything(size: int, **others: float) -> tuple[int, dict[str, float]]:
+    return size, others
+
+
+MINE = {"_target_": f"{HERE}.Mine", "weight": 2, "steps": 3, "mode": "mean", "layers": [1, 0.5], "label": "x"}
+
+
+def mine(**changes: Any) -> dict[str, Any]:
+    return MINE | changes
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "expected"),
+    [
+        (3, int, 3),
+        (3, float, 3.0),
+        (1e-4, float, 1e-4),
+        (True, bool, True),
+        ("text", str, "text"),
+        (None, int | None, None),
+        (7, int | None, 7),
+        (7, float | None, 7.0),
+        (None, type(None), None),
+        ([1, 2.5], list[float], [1.0, 2.5]),
+        ((1, 2), Sequence[int], [1, 2]),
+        ([1, 2], tuple[int, ...], (1, 2)),
+        ([], list[int], []),
+        ({"a": 1}, dict[str, int], {"a": 1}),
+        ({"a": 1}, dict, {"a": 1}),
+        ([[1], [2, 3]], list[list[float]], [[1.0], [2.0, 3.0]]),
+        ("batch", Literal["batch", "sample"], "batch"),
+        (2, Literal["batch", 2], 2),
+        (True, Literal[True], True),
+        ("auto", float | Literal["auto"], "auto"),
+        (object, Any, object),
+    ],
+)
+def test_values_that_fit(value: Any, hint: Any, expected: Any) -> None:
+    converted = instantiate.convert(value, hint, "key")
+    assert converted == expected
+    assert type(converted) is type(expected)
+    if isinstance(expected, list | tuple):
+        assert [type(item) for item in converted] == [type(item) for item in expected]
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "message"),
+    [
+        ("3", int, "key=3: must be a whole number"),
+        (3.0, int, "key=3.0: must be a whole number"),
+        (True, int, "key=True: must be a whole number"),
+        (True, float, "key=True: must be a number"),
+        (float("nan"), float, "key=nan: must be a number"),
+        ("fast", float, "key=fast: must be a number"),
+        (1, bool, "key=1: must be true or false"),
+        ("yes", bool, "key=yes: must be true or false"),
+        (1, str, "key=1: must be a text"),
+        (None, float, "key=None: must be a number"),
+        ("x", int | None, "key=x: must be a whole number or null"),
+        (False, int | None, "key=False: must be a whole number or null"),
+        (4, list[float], "key=4: must be a list, each of it a number"),
+        ("34", list[int], "key=34: must be a list, each of it a whole number"),
+        ([1, "b", 3], list[float], "key[1]=b: must be a number"),
+        ("max", Literal["batch", "sample"], "key=max: must be one of batch, sample"),
+        (True, Literal[1, 2], "key=True: must be one of 1, 2"),
+        (1, Literal[True], "key=1: must be one of True"),
+        ("???", float, "key has no value yet: set key=…"),
+        ([1], dict, "key=[1]: must be dict"),
+    ],
+)
+def test_values_that_do_not_fit_are_named_with_what_is_allowed(value: Any, hint: Any, message: str) -> None:
+    with pytest.raises(EdkdError) as caught:
+        instantiate.convert(value, hint, "key")
+    assert str(caught.value) == message
+
+
+def test_the_arguments_of_a_users_method_are_converted_to_its_hints() -> None:
+    values = instantiate.check_call(mine(shape=[3, 3], start=None, free={"any": 1}), "distiller", {})
+    assert values == {
+        "weight": 2.0,
+        "steps": 3,
+        "mode": "mean",
+        "layers": [1.0, 0.5],
+        "label": "x",
+        "shape": (3, 3),
+        "start": None,
+        "free": {"any": 1},
+    }
+    assert type(values["weight"]) is float
+    assert instantiate.build(mine(weight=4), "distiller").weight == 4.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight": "much"}, "distiller.weight=much: must be a number"),
+        ({"steps": 1.5}, "distiller.steps=1.5: must be a whole number"),
+        ({"symmetric": 0}, "distiller.symmetric=0: must be true or false"),
+        ({"layers": [1, None]}, r"distiller.layers\[1\]=None: must be a number"),
+        ({"mode": "sum"}, "distiller.mode=sum: must be one of mean, max, 2"),
+        (
+            {"wieght": 1.0},
+            "distiller.wieght: .*Mine takes no such value; allowed: weight, steps, mode, layers, label, ",
+        ),
+    ],
+)
+def test_wrong_arguments_of_a_users_method(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(EdkdError, match=f"^{message}"):
+        instantiate.check_call(mine(**changes), "distiller", {})
+
+
+def test_a_missing_argument_is_named() -> None:
+    node = {name: value for name, value in MINE.items() if name != "steps"}
+    with pytest.raises(EdkdError, match=rf"^distiller.steps is missing: {HERE}.Mine needs it$"):
+        instantiate.check_call(node, "distiller", {})
+
+
+def test_arguments_that_the_code_gives_itself_are_not_the_users() -> None:
+    node = {"_target_": "edkd.models.resnet8"}
+    assert instantiate.check_call(node, "student.model", {"num_classes": 10}) == {}
+    with pytest.raises(EdkdError, match=r"^student.model.num_classes: .* takes no such value; allowed: none$"):
+        instantiate.check_call(node | {"num_classes": 10}, "student.model", {"num_classes": 10})
+
+
+def test_a_target_with_open_keywords_takes_any_name() -> None:
+    node = {"_target_": f"{HERE}.anything", "size": 1, "more": 2.0}
+    assert instantiate.build(node, "x") == (1, {"more": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (None, "x._target_ must be the dotted path of a class or function, not None"),
+        ("Mine", "x._target_ must be the dotted path of a class or function, not 'Mine'"),
+        ("nowhere.at.all", "x._target_: cannot import nowhere.at.all: No module named 'nowhere'; is it on PYTHONPATH?"),
+        ("edkd.models.resnet9", r"x._target_: cannot import edkd.models.resnet9: .*resnet9.*; is it on PYTHONPATH\?"),
+        ("edkd.rundir.journal.FILE", "x._target_: edkd.rundir.journal.FILE is no class or function"),
+    ],
+)
+def test_targets_that_cannot_be_called(path: str | None, message: str) -> None:
+    with pytest.raises(EdkdError) as caught:
+        instantiate.target({"_target_": path}, "x")
+    assert str(caught.value) == message or re.fullmatch(message, str(caught.value))
+
+
+def test_a_group_as_a_dataclass() -> None:
+    values = {"device": "cpu", "precision": "bf16", "channels_last": True, "deterministic": False}
+    values |= {
+        "compile": False,
+        "capture": True,
+        "cpu_kernels": False,
+        "threads": None,
+        "teacher_cache": True,
+        "teacher_cache_gb": 1,
+    }
+    expected = Engine("cpu", "bf16", True, False, False, True, False, None, True, 1.0)
+    assert instantiate.typed(Engine, values, "engine") == expected
+    with pytest.raises(EdkdError, match=r"^engine.precision=fp16: must be one of fp32, bf16$"):
+        instantiate.typed(Engine, values | {"precision": "fp16"}, "engine")
+    with pytest.raises(EdkdError, match=r"^engine.speed: no such value; allowed: device, precision, channels_last, "):
+        instantiate.typed(Engine, values | {"speed": 1}, "engine")
+    with pytest.raises(EdkdError, match=r"^engine.device is missing; see conf/engine$"):
+        instantiate.typed(Engine, {name: values[name] for name in values if name != "device"}, "engine")
+    with pytest.raises(EdkdError, match=r"^engine must be a group of values, not 'fast'; see conf/engine$"):
+        instantiate.typed(Engine, "fast", "engine")

@@ -1,0 +1,234 @@
+"""What a configuration may say, what it is refused for, and what belongs to a run's identity."""
+
+import copy
+import math
+from typing import Any
+
+import pytest
+
+from edkd.config import schema
+from edkd.config.job import Job
+from edkd.config.schema import Dataset
+from edkd.errors import EdkdError
+from edkd.training.trainer import Schedule
+
+# --- a whole configuration ---
+
+
+ABSENT = object()
+
+
+@pytest.fixture(scope="module")
+def base(compose: Any) -> dict[str, Any]:
+    """A resolved configuration of EDKD on digits."""
+    return compose("dataset=digits", "teacher=resnet8", "student=resnet8", "schedule=short", "distiller=edkd")
+
+
+def changed(base: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The configuration with another value under a dotted key; `ABSENT` takes the key away."""
+    outer = node = copy.deepcopy(base)
+    *parents, last = key.split(".")
+    for parent in parents:
+        node = node[parent]
+    if value is ABSENT:
+        del node[last]
+    else:
+        node[last] = value
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("schedule.epochs", 0, "schedule.epochs must be above 0, not 0; see conf/schedule"),
+        ("schedule.epochs", 2.5, "schedule.epochs=2.5: must be a whole number"),
+        ("schedule.lr", -1, "schedule.lr must be above 0, not -1.0; see conf/schedule"),
+        ("schedule.lr", math.inf, "schedule.lr must be above 0, not inf; see conf/schedule"),
+        ("schedule.batch_size", 0, "schedule.batch_size must be above 0, not 0; see conf/schedule"),
+        ("schedule.momentum", -0.1, "schedule.momentum must be 0 or more, not -0.1; see conf/schedule"),
+        ("schedule.warmup_epochs", -1, "schedule.warmup_epochs must be 0 or more, not -1; see conf/schedule"),
+        ("schedule.milestones", 3, "schedule.milestones=3: must be a list, each of it a whole number"),
+        ("schedule.decay", 2, "schedule.decay: no such value; allowed: epochs, batch_size, lr"),
+        ("dataset.validation", 1, "dataset.validation must be at least 0 and below 1, not 1.0; see conf/dataset"),
+        ("dataset.padding", -1, "dataset.padding must be 0 or more, not -1; see conf/dataset"),
+        ("dataset.std", [1, 1, 0], "dataset.mean and std need three numbers each, std above 0"),
+        ("dataset.mean", [1, 1], "dataset.mean and std need three numbers each, std above 0"),
+        ("dataset.name", "a/b", "dataset.name must consist of letters, digits, '-', '_' and '.', not 'a/b'"),
+        ("dataset.flip", 1, "dataset.flip=1: must be true or false"),
+        ("dataset.source.image_size", "big", "dataset.source.image_size=big: must be a whole number"),
+        ("distiller.temperature", "hot", "distiller.temperature=hot: must be a number"),
+        ("distiller.weighting", "mean", "distiller.weighting=mean: must be one of batch, sample"),
+        ("distiller.gamma", 1, "distiller.gamma: edkd.distillers.edkd.EDKD takes no such value; allowed: ce_weight"),
+        ("distiller.beta", ABSENT, "distiller.beta is missing: edkd.distillers.edkd.EDKD needs it"),
+        ("distiller._target_", "edkd.models.resnet8", "distiller._target_: edkd.models.resnet8 is no subclass of"),
+        ("distiller", "edkd", "distiller._target_ must be the dotted path of a class or function, not None"),
+        ("student.model.depth", 9, "student.model.depth: edkd.models.resnet8 takes no such value; allowed: none"),
+        ("student.model", ABSENT, "student.model is missing; see conf/student"),
+        ("engine.threads", "many", "engine.threads=many: must be a whole number or null"),
+        ("engine", ABSENT, "engine is missing from the configuration; see conf/config.yaml"),
+        ("seed", -1, "seed=-1: must be 0 or more"),
+        ("seed", 1.0, "seed=1.0: must be a whole number"),
+        ("allow_weak_teacher", "perhaps", "allow_weak_teacher=perhaps: must be true or false"),
+        ("colour", "red", "colour: not a key of the configuration; allowed: allow_weak_teacher, dataset, distiller, "),
+        ("pairs", ["a-b"], "several pairs are a sweep: add -m, or name one pair (see conf/pair)"),
+    ],
+)
+def test_a_wrong_configuration_is_one_line(base: dict[str, Any], key: str, value: Any, message: str) -> None:
+    with pytest.raises(EdkdError) as caught:
+        schema.settings(changed(base, key, value), "edkd")
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_default_configuration_is_the_published_recipe(compose: Any) -> None:
+    given = schema.settings(compose(), "edkd")
+    assert given.schedule == Schedule(240, 64, 0.05, 0.9, 5e-4, [150, 180, 210], 0.1, 20)
+    assert (given.pair, given.dataset.key, given.needs_teacher) == ("resnet32x4-resnet8x4", "cifar100", True)
+    assert given.distiller["warmup_epochs"] == 20
+    assert given.engine.precision == "fp32"
+
+
+def test_a_method_without_a_teacher(compose: Any, tiny: list[str]) -> None:
+    given = schema.settings(compose(*tiny, "distiller=vanilla"), "vanilla")
+    assert not given.needs_teacher
+    assert given.pair == "resnet8"
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({}, "own"),
+        ({"train_per_class": 50}, "own-50perclass"),
+        ({"train_per_class": 50, "test_per_class": 10}, "own-50perclass-test10"),
+        ({"validation": 0.1}, "own-val0.1"),
+        ({"validation": 0.1, "validation_seed": 3}, "own-val0.1s3"),
+        ({"validation_seed": 3}, "own"),
+    ],
+)
+def test_data_set_keys(values: dict[str, Any], key: str) -> None:
+    defaults = {"train_per_class": None, "test_per_class": None, "validation": 0.0, "validation_seed": 0}
+    fixed = {"name": "own", "source": {}, "mean": [0.5] * 3, "std": [0.5] * 3, "padding": 4, "flip": True}
+    assert Dataset(**fixed | defaults | values).key == key
+
+
+# --- identity ---
+
+
+def identity(resolved: dict[str, Any], *, method: str = "edkd", teacher_id: str = "run:aaaa") -> dict[str, Any]:
+    return schema.identity(schema.settings(resolved, method), teacher_id)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("output", "elsewhere"),
+        ("tracking", {"uri": "http://127.0.0.1:5000", "artifacts": None, "experiment": "other"}),
+        ("engine.device", "cuda:1"),
+        ("engine.threads", 7),
+        ("engine.channels_last", False),
+        ("engine.deterministic", False),
+        ("engine.teacher_cache", False),
+        ("teacher_seed", 5),
+        ("allow_weak_teacher", True),
+        ("distiller.temperature", 4),
+        ("dataset.image_size", 99),  # what reads the images is dataset.source.image_size
+    ],
+)
+def test_what_cannot_change_a_result_is_not_part_of_the_identity(base: dict[str, Any], key: str, value: Any) -> None:
+    assert identity(changed(base, key, value)) == identity(base)
+
+
+def test_where_the_data_lie_is_not_part_of_the_identity(compose: Any) -> None:
+    there = identity(compose("dataset.root=/d", "dataset.download=false"))
+    assert identity(compose()) == there
+    assert there["dataset"]["source"] == {"_target_": "edkd.data.sources.cifar100"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", 1),
+        ("schedule.lr", 0.02),
+        ("schedule.epochs", 3),
+        ("schedule.milestones", [1]),
+        ("distiller.temperature", 2),
+        ("distiller.weighting", "sample"),
+        ("engine.precision", "bf16"),
+        ("dataset.train_per_class", 21),
+        ("dataset.test_per_class", 10),
+        ("dataset.validation", 0.1),
+        ("dataset.source.image_size", 8),
+        ("dataset.padding", 0),
+        ("dataset.mean", [0.3, 0.3, 0.3]),
+        ("student.model._target_", "edkd.models.resnet14"),
+        ("teacher.model._target_", "edkd.models.resnet14"),
+    ],
+)
+def test_what_changes_a_result_changes_the_identity(base: dict[str, Any], key: str, value: Any) -> None:
+    assert schema.digest(identity(changed(base, key, value))) != schema.digest(identity(base))
+
+
+def test_the_weights_that_teach_are_part_of_the_identity(base: dict[str, Any]) -> None:
+    hashes = {schema.digest(identity(base, teacher_id=id)) for id in ("run:aaaa", "run:bbbb", "file:aaaa")}
+    assert len(hashes) == 3
+
+
+def test_a_method_without_a_teacher_does_not_depend_on_one(base: dict[str, Any]) -> None:
+    alone = changed(base, "distiller", {"_target_": "edkd.distillers.vanilla.Vanilla"})
+    assert identity(alone, method="vanilla")["teacher"] is None
+    other = changed(alone, "teacher", {"name": "vgg13", "lr": 0.05, "model": {"_target_": "edkd.models.vgg13"}})
+    assert identity(other, method="vanilla", teacher_id="run:bbbb") == identity(alone, method="vanilla")
+
+
+def test_numbers_that_are_equal_make_one_hash(base: dict[str, Any]) -> None:
+    hashes = {schema.digest(identity(changed(base, "distiller.beta", beta))) for beta in (6, 6.0, 6.5)}
+    assert len(hashes) == 2
+    assert identity(changed(base, "schedule.lr", 1)) == identity(changed(base, "schedule.lr", 1.0))
+
+
+def test_the_order_of_keys_does_not_matter() -> None:
+    assert schema.digest({"a": 1, "b": [2.0, None]}) == schema.digest({"b": [2.0, None], "a": 1})
+    assert len(schema.digest({})) == 16
+    assert schema.digest({"a": [1, 2]}) != schema.digest({"a": [2, 1]})
+
+
+def test_runs_of_one_cell_differ_in_their_seed_alone(base: dict[str, Any]) -> None:
+    def cell(key: str, value: Any) -> str:
+        return schema.cell(identity(changed(base, key, value)))
+
+    assert cell("seed", 1) == cell("seed", 2)
+    assert len({cell("seed", 0), cell("schedule.lr", 0.02), cell("distiller.beta", 2)}) == 3
+
+
+def test_a_table_has_one_recipe_whatever_method_rate_seed_and_networks(base: dict[str, Any]) -> None:
+    def recipe(key: str, value: Any) -> str:
+        return schema.recipe(identity(changed(base, key, value)))
+
+    assert schema.recipe(identity(base)).startswith("5ep-b64-fp32-")
+    same = {
+        "seed": 4,
+        "schedule.lr": 0.5,
+        "distiller": {"_target_": "edkd.distillers.vanilla.Vanilla"},
+        "student.model._target_": "edkd.models.vgg8",
+        "teacher.model._target_": "edkd.models.vgg13",
+    }
+    assert {recipe(key, value) for key, value in same.items()} == {schema.recipe(identity(base))}
+    other = {"schedule.epochs": 3, "engine.precision": "bf16", "dataset.train_per_class": 5, "schedule.gamma": 0.5}
+    assert len({recipe(key, value) for key, value in (other | {"seed": 0}).items()}) == 5
+
+
+def test_the_tags_that_runs_are_sorted_by(make_job: Any) -> None:
+    job: Job = make_job("kd", "seed=3", teacher_id="run:aaaa")
+    assert job.tags == {
+        "pair": "resnet8-resnet8",
+        "teacher": "resnet8",
+        "student": "resnet8",
+        "distiller": "kd",
+        "dataset": "digits-8-20perclass-test10",
+        "seed": "3",
+        "config_hash": job.run,
+        "cell": schema.cell(job.identity),
+        "recipe": schema.recipe(job.identity),
+    }
+    alone: Job = make_job("vanilla", teacher_id="run:aaaa")
+    assert (alone.teacher_id, alone.tags["teacher"], alone.tags["pair"]) == (None, "", "resnet8")

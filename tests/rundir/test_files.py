@@ -1,0 +1,82 @@
+"""A file is written in one piece or not at all, and a failure leaves nothing behind."""
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edkd.errors import EdkdError
+from edkd.rundir import files
+
+
+def full(*_: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_text_is_written_whole_and_readable_by_others(tmp_path: Path) -> None:
+    path = tmp_path / "file.yaml"
+    files.write_text(path, "old\n")
+    files.write_text(path, "new ü\n")
+    assert path.read_text() == "new ü\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("fails", ["fsync", "replace", "encode"])
+def test_a_failed_write_leaves_the_old_text_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text("old\n")
+
+    text = "new\n"
+    if fails == "fsync":
+        monkeypatch.setattr(os, "fsync", full)
+    elif fails == "replace":
+        monkeypatch.setattr(Path, "replace", full)
+    else:
+        text = "\udcff"  # cannot be encoded
+    with pytest.raises((OSError, UnicodeEncodeError)):
+        files.write_text(path, text)
+    assert path.read_text() == "old\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_bytes_are_written_whole_into_a_folder_that_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.bin"
+    files.write_bytes(path, b"old")
+    files.write_bytes(path, memoryview(b"new"))
+    assert path.read_bytes() == b"new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("fails", ["fsync", "replace"])
+def test_a_failed_write_of_bytes_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(*{"fsync": (os, "fsync", full), "replace": (Path, "replace", full)}[fails])
+    with pytest.raises(
+        EdkdError, match=rf"^could not save {path}: No space left on device \(.* MiB free on that disk\)$"
+    ):
+        files.write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_writer_of_bytes_left_is_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    (tmp_path / ".file.bin.tmp").write_bytes(b"a part of something longer")
+    files.write_bytes(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_block_that_fails_leaves_the_old_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), files.replacing(path, b"new"):
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

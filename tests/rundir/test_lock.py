@@ -1,0 +1,110 @@
+"""The lock keeps two processes out of one run directory, and dies with its holder."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edkd.errors import EdkdError
+from edkd.rundir import lock
+
+
+def hold_elsewhere(run_dir: Path, **environment: str) -> subprocess.Popen[str]:
+    """Another process that holds the directory until it is killed or its input closes."""
+    program = (
+        "import sys; from pathlib import Path; from edkd import lock\n"
+        "with lock.hold(Path(sys.argv[1])):\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(run_dir)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(lock.__file__).parents[2])} | environment,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    process.communicate(timeout=20)
+
+
+def test_a_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert lock.is_held(run_dir) is None
+    process = hold_elsewhere(run_dir, SLURM_JOB_ID="4711")
+    try:
+        message = rf"{run_dir} is in use by pid {process.pid} on host \S+ since 20.* \(SLURM job 4711\); wait for it or"
+        with pytest.raises(EdkdError, match=message), lock.hold(run_dir):
+            raise AssertionError("two holders")
+        holder = lock.is_held(run_dir)
+        assert holder is not None and holder["pid"] == process.pid
+    finally:
+        finish(process)
+    assert lock.is_held(run_dir) is None
+    assert not (run_dir / lock.HOLDER).exists()
+    with lock.hold(run_dir):
+        assert lock.is_held(run_dir) is not None
+
+
+def test_the_lock_dies_with_a_killed_process(tmp_path: Path) -> None:
+    process = hold_elsewhere(tmp_path)
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    assert (tmp_path / lock.HOLDER).exists()
+    assert lock.is_held(tmp_path) is None
+    with lock.hold(tmp_path):
+        holder = lock.is_held(tmp_path)
+        assert holder is not None and holder["pid"] == os.getpid()
+        with pytest.raises(EdkdError, match=f"in use by pid {os.getpid()} "), lock.hold(tmp_path):
+            raise AssertionError("two holders")
+
+
+def test_looking_does_not_keep_a_holder_out(tmp_path: Path) -> None:
+    """While another process asks as fast as it can, every attempt to hold the directory succeeds."""
+    program = (
+        "import sys; from pathlib import Path; from edkd import lock\n"
+        "print('asking', flush=True)\n"
+        "while True: lock.is_held(Path(sys.argv[1]))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(lock.__file__).parents[2])},
+    )
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        for _ in range(50):
+            # The note of a crashed holder: with it there, every question tries the lock.
+            (tmp_path / lock.HOLDER).write_text('{"pid": 1, "host": "gone", "since": 0}')
+            time.sleep(0.001)
+            with lock.hold(tmp_path):
+                pass
+    finally:
+        process.kill()
+        process.communicate(timeout=20)
+
+
+def test_the_lock_is_released_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), lock.hold(tmp_path):
+        raise ZeroDivisionError
+    with lock.hold(tmp_path):
+        pass
+
+
+def test_a_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(EdkdError, match=r"could not lock the run directory .*: Not a directory"),
+        lock.hold(tmp_path / "file" / "run"),
+    ):
+        raise AssertionError("held")

@@ -1,0 +1,110 @@
+"""Which code computed: the commit, and what the tree had besides."""
+
+import hashlib
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edkd.config.job import freeze
+from edkd.rundir import journal, provenance
+from edkd.runs import run
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", *identity, "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with one commit that holds the code."""
+    file = tmp_path / "checkout" / "edkd" / "code.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("one\n")
+    git(file.parents[1], "init", "-q")
+    git(file.parents[1], "add", ".")
+    git(file.parents[1], "commit", "-q", "-m", "one")
+    monkeypatch.setattr(provenance, "__file__", str(file))
+    return file
+
+
+def test_the_commit_of_the_code_and_whether_it_was_changed(checkout: Path) -> None:
+    commit = git(checkout.parent, "rev-parse", "HEAD")
+    assert provenance.read().version == {"git_commit": commit, "git_dirty": "false"}
+    checkout.write_text("two\n")
+    assert provenance.read().version == {"git_commit": commit, "git_dirty": "true"}
+    changes = provenance.read().changes
+    assert f"# changes to {commit}\n" in changes and "\n-one\n+two\n" in changes
+
+
+def test_changes_are_saved_once_and_later_ones_beside_them(checkout: Path, tmp_path: Path) -> None:
+    provenance.keep_changes(provenance.read(), tmp_path)
+    assert not (tmp_path / "code.diff").exists()  # a clean tree
+    checkout.write_text("two\n")
+    (checkout.parent / "new.py").touch()
+    planned = provenance.read()
+    provenance.keep_changes(planned, tmp_path)
+    provenance.keep_changes(planned, tmp_path)
+    saved = (tmp_path / "code.diff").read_text()
+    assert "\n-one\n+two\n" in saved and "# not in git: edkd/new.py\n" in saved
+    checkout.write_text("three\n")
+    provenance.keep_changes(provenance.read(), tmp_path)
+    assert (tmp_path / "code.diff").read_text() == saved
+    (other,) = tmp_path.glob("code.????????.diff")
+    assert "+three" in other.read_text()
+
+
+def test_a_huge_diff_is_cut_off(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "LARGEST", 100)
+    checkout.write_text("x" * 1000)
+    assert "# cut off: the whole diff has" in provenance.read().changes
+    assert len(provenance.read().changes) < 300
+
+
+def test_code_that_git_does_not_know_has_no_version(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A package installed into an environment that lies inside somebody else's repository.
+    (checkout.parent / "installed.py").write_text("")
+    monkeypatch.setattr(provenance, "__file__", str(checkout.parent / "installed.py"))
+    assert provenance.read().version == {}
+
+
+def test_code_outside_a_repository_or_without_git_has_no_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "code.py"))
+    assert provenance.read().version == {}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert provenance.read().version == {}
+
+
+def test_a_run_says_which_code_planned_it_if_that_was_another(make_job: Any) -> None:
+    job = make_job("vanilla")
+    planned = provenance.Code({"git_commit": "aaaa", "git_dirty": "true"}, "# changes to aaaa\n")
+    freeze(job, sweep=None, threads=None, planned_with=planned)
+    assert (job.directory / "code.diff").read_text() == planned.changes
+    run.execute(job, sweep=None, show=False)
+    (start,) = [record for record in journal.read(job.directory / journal.FILE) if record["event"] == "start"]
+    assert start["planned_with"] == planned.version
+    assert {name: start["tags"].get(name) for name in planned.version} != planned.version
+    other = make_job("vanilla", "seed=1")
+    run.execute(other, sweep=None, show=False)
+    (start,) = [record for record in journal.read(other.directory / journal.FILE) if record["event"] == "start"]
+    assert start["planned_with"] is None
+
+
+def test_the_users_own_classes_are_known_by_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "myown_loss.py").write_text("class Mine: ...\n")
+    given = {
+        "distiller": {"_target_": "myown_loss.Mine"},
+        "student": {"model": {"_target_": "edkd.models.resnet8"}},
+        "dataset": {"source": {"_target_": "yaml.YAMLObject"}},
+        "tracking": {"_target_": "myown_loss.Other"},
+    }
+    found = provenance.foreign(given)
+    assert found == {"myown_loss.Mine": hashlib.sha256(b"class Mine: ...\n").hexdigest()[:16]}
+    assert provenance.foreign(given | {"distiller": {"_target_": "nowhere.at.All"}}) == {}

@@ -1,0 +1,650 @@
+"""One run from its plan to its end: the files it leaves, what its journal tells, and every way it can stop."""
+
+import json
+import logging
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from test_code import git
+
+from edkd import models, tracking
+from edkd.config import job as config_job
+from edkd.distillers import Batch, Distiller, Outcome
+from edkd.errors import EdkdError
+from edkd.models.base import Prediction
+from edkd.rundir import checkpoint, journal, provenance
+from edkd.runs import run, setup
+from edkd.sweeps import single
+from edkd.teachers import store as teacher_store
+from edkd.teachers.source import Precision
+from edkd.training.device import to_device
+from edkd.training.trainer import evaluate
+
+KEY = "digits-8-20perclass-test10"
+
+
+def execute(job: config_job.Job, **options: Any) -> journal.RunState:
+    return run.execute(job, **{"sweep": None, "show": False} | options)
+
+
+def events(job: config_job.Job, *kinds: str) -> list[dict[str, Any]]:
+    return [record for record in journal.read(job.directory / "journal.jsonl") if record["event"] in kinds]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def taught(make_job: Any) -> config_job.Job:
+    """A run that has made resnet8 a teacher."""
+    job: config_job.Job = make_job("vanilla")
+    execute(job)
+    return job
+
+
+@pytest.fixture
+def student(make_job: Any, taught: config_job.Job) -> config_job.Job:
+    """A run of EDKD whose teacher is there."""
+    job: config_job.Job = make_job("edkd", teacher_id=f"run:{taught.run}")
+    return job
+
+
+class Stop:
+    """Stops a run by an exception, once, after its n-th checkpoint."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, after: int, error: BaseException) -> None:
+        self.left, self.error, self.save = after, error, checkpoint.save
+        patch.setattr(checkpoint, "save", self)
+
+    def __call__(self, state: dict[str, Any], path: Path) -> None:
+        self.save(state, path)
+        self.left -= 1
+        if self.left == 0:
+            raise self.error
+
+
+def interrupt(job: config_job.Job, *, after: int) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        Stop(patch, after, KeyboardInterrupt())
+        execute(job)
+
+
+# --- a run that goes well ---
+
+
+def test_the_files_of_a_run(student: config_job.Job) -> None:
+    execute(student)
+    some = {"run.lock", "code.diff"}  # the second where the tests run in a changed checkout
+    assert {path.name for path in student.directory.iterdir()} - some == {
+        "config.yaml",
+        "journal.jsonl",
+        "run.log",
+        "checkpoint.pt",
+        "checkpoint.prev.pt",
+        "last.pt",
+        "best.pt",
+    }
+    thawed, sweep = config_job.thaw(student.directory / "config.yaml")
+    assert (thawed.run, sweep) == (student.run, None)
+    log = (student.directory / "run.log").read_text().splitlines()
+    assert [line.split(" INFO ")[1].split(":")[0] for line in log] == [
+        student.name,
+        "epoch 1/2",
+        "epoch 2/2",
+        student.name,
+    ]
+
+
+def test_a_start_says_what_is_run_on_what(student: config_job.Job, taught: config_job.Job) -> None:
+    execute(student, sweep="grid-1")
+    (start,) = events(student, "start")
+    assert set(start) == {
+        *("event", "time", "run", "name", "sweep", "resumed_from", "config", "tags", "versions"),
+        *("host", "pid", "device", "threads", "slurm", "planned_with", "data_sha256", "teacher", "sources"),
+    }
+    assert (start["run"], start["name"], start["sweep"], start["resumed_from"]) == (
+        student.run,
+        student.name,
+        "grid-1",
+        0,
+    )
+    assert start["config"] == student.config
+    assert start["versions"]["torch"] == torch.__version__
+    assert start["versions"]["python"] == sys.version.split()[0]
+    assert (start["host"], start["threads"]) == (socket.gethostname(), 1)
+    assert start["device"].startswith("cpu (")
+    assert start["data_sha256"] == setup.load_arrays(student.settings)[1]
+    entry = teacher_store.find(setup.store(student.settings), KEY, "resnet8")
+    assert entry is not None
+    last = events(taught, "end")[0]["last"]
+    assert start["teacher"] == {"id": f"run:{taught.run}", "sha256": entry.sha256, "top1": pytest.approx(last["top1"])}
+    assert events(taught, "start")[0]["teacher"] is None
+    assert {name: start["tags"][name] for name in student.tags} == student.tags
+
+
+def test_a_start_names_the_commit(student: config_job.Job) -> None:
+    execute(student)
+    (start,) = events(student, "start")
+    try:
+        commit = git(Path(provenance.__file__).parent, "rev-parse", "HEAD")
+        git(Path(provenance.__file__).parent, "ls-files", "--error-unmatch", provenance.__file__)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("the code under test is in no git checkout")
+    assert start["tags"]["git_commit"] == commit
+    assert start["tags"]["git_dirty"] in ("true", "false")
+
+
+def test_epochs_and_end(student: config_job.Job) -> None:
+    state = execute(student)
+    assert [record["epoch"] for record in events(student, "epoch")] == [1, 2]
+    assert all("edkd/beta_mean" in record["metrics"] for record in events(student, "epoch"))
+    assert state.status == "finished"
+    (end,) = events(student, "end")
+    assert set(end) == {"event", "time", "last", "best", "seconds", "peak_memory_mb", "num_classes"}
+    metrics = state.epochs[2]["metrics"]
+    assert end["last"] == {"epoch": 2, **{name: metrics[f"test/{name}"] for name in ("top1", "top5", "loss")}}
+    best = max((1, 2), key=lambda epoch: (state.epochs[epoch]["metrics"]["test/top1"], -epoch))
+    assert (end["best"]["epoch"], end["best"]["by"]) == (best, "test")
+    assert set(end["best"]) == {"epoch", "top1", "top5", "loss", "by"}
+    assert end["num_classes"] == 10
+
+
+def test_the_saved_weights_have_the_accuracies_of_the_end(make_job: Any) -> None:
+    job = make_job("vanilla", "dataset.validation=0.1", "schedule.epochs=3")
+    end = execute(job).end
+    assert end is not None
+    assert end["best"]["by"] == "validation"
+    data = setup.device_data(setup.load_arrays(job.settings)[0], job.settings, torch.device("cpu"))
+    for name, file in (("last", "last.pt"), ("best", "best.pt")):
+        saved = torch.load(job.directory / file, weights_only=True)
+        assert (saved["student"], saved["run"], saved["epoch"]) == ("resnet8", job.run, end[name]["epoch"])
+        network = models.resnet8(num_classes=10)
+        network.load_state_dict(saved["model"])
+        network = to_device(network, job.settings.engine, torch.device("cpu"))
+        found = evaluate(network, data.test, Precision("fp32", torch.device("cpu")))
+        assert found == {metric: end[name][metric] for metric in found}
+
+
+def test_the_accuracy_of_a_teacher_is_measured_once(student: config_job.Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    execute(student)
+    entry = teacher_store.find(setup.store(student.settings), KEY, "resnet8")
+    assert entry is not None
+    (measured,) = entry.measured.values()
+    assert measured["top1"] == events(student, "start")[0]["teacher"]["top1"]
+
+    def again(*_: Any) -> None:
+        raise AssertionError("measured twice")
+
+    monkeypatch.setattr(setup, "evaluate", again)
+    assert setup.gather(student.settings, student.teacher_id).taught_by == events(student, "start")[0]["teacher"]
+
+
+def test_a_teacher_is_measured_as_this_run_shows_it_the_images(
+    student: config_job.Job, make_job: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    execute(student)
+    assert "teacher resnet8 has" not in caplog.text
+    other = make_job("edkd", "dataset.mean=[5.0,5.0,5.0]", teacher_id=student.teacher_id)
+    execute(other)
+    told, really = (events(job, "start")[0]["teacher"]["top1"] for job in (student, other))
+    data = setup.device_data(setup.load_arrays(other.settings)[0], other.settings, torch.device("cpu"))
+    network = setup.gather(other.settings, other.teacher_id).teacher
+    assert network is not None
+    assert really == evaluate(network, data.test, Precision("fp32", torch.device("cpu")))["top1"] != told
+    words = f"teacher resnet8 has {really:.2f} % on the test set of this run and had {told:.2f} % when it came into"
+    assert (words in caplog.text) == (abs(really - told) > 1)
+
+
+def test_a_finished_network_that_is_lost_is_made_again(taught: config_job.Job) -> None:
+    weights, stored = taught.directory / "last.pt", setup.store(taught.settings) / KEY / "resnet8.pt"
+    before, teacher, end = weights.read_bytes(), stored.read_bytes(), events(taught, "end")[0]
+    weights.unlink()
+    assert execute(taught).status == "finished"  # as long as the store has the teacher, nothing is lost
+    assert not weights.exists()
+    stored.unlink()
+    execute(taught)  # from its checkpoint
+    assert (weights.read_bytes(), stored.read_bytes()) == (before, teacher)
+    for path in (weights, stored, taught.directory / "checkpoint.pt", taught.directory / "checkpoint.prev.pt"):
+        path.unlink()
+    state = execute(taught)  # from its beginning: such is a journal that came without weights
+    assert (weights.read_bytes(), stored.read_bytes()) == (before, teacher)
+    assert [record["resumed_from"] for record in events(taught, "start")] == [0, len(state.epochs), 0]
+    assert state.end is not None
+    assert {name: state.end[name] for name in ("last", "best")} == {name: end[name] for name in ("last", "best")}
+
+
+def test_a_checkpoint_without_its_journal_is_refused(taught: config_job.Job) -> None:
+    (taught.directory / "journal.jsonl").unlink()
+    with pytest.raises(EdkdError, match="has a checkpoint of epoch [0-9]+, and no record of that epoch in journal.jso"):
+        execute(taught)
+
+
+def test_a_finished_run_is_left_alone(student: config_job.Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = execute(student)
+    before = contents(student.directory)
+    monkeypatch.setattr(run, "gather", lambda *_: pytest.fail("a finished run needs nothing"))
+    again = execute(student)
+    assert again.end == first.end
+    assert again.epochs == first.epochs
+    assert contents(student.directory) == before
+
+
+# --- teachers ---
+
+
+def test_a_network_trained_alone_becomes_a_teacher(taught: config_job.Job) -> None:
+    entry = teacher_store.find(setup.store(taught.settings), KEY, "resnet8")
+    assert entry is not None
+    assert (entry.id, entry.source, entry.epochs) == (f"run:{taught.run}", str(taught.directory), 2)
+    assert entry.recipe == taught.tags["recipe"]
+    assert entry.num_classes == 10
+    assert entry.test == {name: value for name, value in events(taught, "end")[0]["last"].items() if name != "epoch"}
+    stored, last = checkpoint.load_weights(entry.path), checkpoint.load_weights(taught.directory / "last.pt")
+    assert all(torch.equal(stored[name], last[name]) for name in last)
+
+
+def test_a_teacher_is_not_replaced_by_a_later_run(taught: config_job.Job, make_job: Any) -> None:
+    before = contents(setup.store(taught.settings))
+    other = make_job("vanilla", "schedule.lr=0.02")
+    execute(other)
+    assert contents(setup.store(taught.settings)) == before
+    how = f"edkd teachers import resnet8 {other.directory / 'last.pt'} --replace"
+    assert how in (other.directory / "run.log").read_text()
+
+
+def test_a_teacher_that_trained_longer_replaces_one_that_trained_less(taught: config_job.Job, make_job: Any) -> None:
+    longer = make_job("vanilla", "schedule.epochs=3")
+    execute(longer)
+    entry = teacher_store.find(setup.store(taught.settings), KEY, "resnet8")
+    assert entry is not None
+    assert (entry.id, entry.epochs) == (f"run:{longer.run}", 3)
+
+
+def test_only_the_teachers_seed_becomes_a_teacher(make_job: Any, tmp_path: Path) -> None:
+    execute(make_job("vanilla", "seed=1"))
+    assert teacher_store.listing(tmp_path / "outputs" / "teachers") == []
+
+
+def test_a_last_batch_of_one_that_batch_norm_cannot_take(make_job: Any) -> None:
+    job = make_job("vanilla", "student=vgg8", "schedule.batch_size=199")  # of 200 images
+    with pytest.raises(EdkdError, match="^the last batch of 200 images has one alone, .*: change schedule.batch_size"):
+        execute(job)
+    assert journal.state(job.directory).status == "failed"
+
+
+def test_a_teacher_that_was_removed_comes_back_from_its_finished_run(taught: config_job.Job) -> None:
+    weights = (setup.store(taught.settings) / KEY / "resnet8.pt").read_bytes()
+    shutil.rmtree(setup.store(taught.settings))
+    execute(taught)
+    assert (setup.store(taught.settings) / KEY / "resnet8.pt").read_bytes() == weights
+
+
+def test_a_student_publishes_nothing(student: config_job.Job) -> None:
+    store = setup.store(student.settings)
+    before = teacher_store.listing(store)
+    execute(student)
+    assert [(entry.name, entry.id) for entry in teacher_store.listing(store)] == [
+        (entry.name, entry.id) for entry in before
+    ]
+
+
+def test_a_missing_teacher_is_an_error_that_says_what_to_do(make_job: Any, tmp_path: Path) -> None:
+    with pytest.raises(EdkdError) as caught:
+        execute(make_job("kd", "student=vgg8", teacher_id="run:aaaa"))
+    assert f"no teacher resnet8 for the data set {KEY}" in str(caught.value)
+    assert "`python launch.py distiller=vanilla student=resnet8`" in str(caught.value)
+    assert "`edkd teachers import resnet8 FILE`" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_teacher_that_is_not_the_planned_one(make_job: Any, taught: config_job.Job) -> None:
+    job = make_job("kd", teacher_id="run:aaaa")
+    with pytest.raises(EdkdError, match=f"is run:{taught.run}, but the run was planned with run:aaaa: start the same"):
+        execute(job)
+    assert not job.directory.exists()
+
+
+def test_a_teacher_whose_weights_changed_since_the_run_began(student: config_job.Job) -> None:
+    interrupt(student, after=1)
+    path = setup.store(student.settings) / KEY / "resnet8.pt"
+    state = checkpoint.load_weights(path)
+    state["fc.bias"] += 0.1
+    path.unlink()
+    teacher_store.publish(
+        setup.store(student.settings),
+        KEY,
+        "resnet8",
+        state,
+        id=str(student.teacher_id),
+        source="trained again on another machine",
+        epochs=2,
+        recipe=None,
+        test=None,
+        num_classes=10,
+        replace=True,
+    )
+    with pytest.raises(EdkdError, match=f"the weights of teacher {student.teacher_id} changed since .* began"):
+        execute(student)
+    assert journal.state(student.directory).status == "failed"
+
+
+def test_a_planned_run_journals_what_keeps_it_from_starting(make_job: Any) -> None:
+    job = make_job("kd", teacher_id="run:aaaa")
+    config_job.freeze(job, sweep="grid-1", threads=None)
+    with pytest.raises(EdkdError, match="no teacher resnet8"):
+        execute(job)
+    state = journal.state(job.directory)
+    assert state.status == "failed"
+    assert state.error is not None
+    assert state.error.startswith("no teacher resnet8")
+
+
+# --- data ---
+
+
+@pytest.fixture
+def own_images(tmp_path: Path) -> Iterator[list[str]]:
+    """Overrides for a folder of images."""
+    root, stream = tmp_path / "images", np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for name in ("circle", "square", "star"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = stream.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    setup._load_arrays.cache_clear()
+    yield [
+        "dataset=folder",
+        "dataset.name=own",
+        f"dataset.root={root}",
+        "dataset.train_per_class=null",
+        "dataset.test_per_class=null",
+    ]
+    setup._load_arrays.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("records", "fate"),
+    [
+        ([], "never began"),
+        ([{"event": "start"}], "was stopped before its first epoch was over"),
+        ([{"event": "start"}, {"event": "epoch", "epoch": 1}], "was stopped after epoch 1"),
+        ([{"event": "failure", "error": "loss_ce is nan\nat once"}], "failed (loss_ce is nan)"),
+        ([{"event": "start"}, {"event": "end"}], "is finished, but its network was removed from there"),
+    ],
+)
+def test_a_student_names_what_became_of_its_teacher(make_job: Any, records: list[dict[str, Any]], fate: str) -> None:
+    teacher = make_job("vanilla")
+    config_job.freeze(teacher, sweep="grid-1", threads=None)
+    for record in records:
+        journal.Journal(teacher.directory / journal.FILE).append(record)
+    job = make_job("kd", teacher_id=f"run:{teacher.run}")
+    config_job.freeze(job, sweep="grid-1", threads=None)
+    with pytest.raises(EdkdError, match="resnet8"):
+        execute(job)
+    assert journal.state(job.directory).error == (
+        f"teacher resnet8 is not in {setup.store(job.settings)}: its run {teacher.directory} {fate}; "
+        "`edkd retry`, or the same command again, trains it first"
+    )
+
+
+def test_data_that_changed_since_the_run_began(make_job: Any, own_images: list[str], tmp_path: Path) -> None:
+    job = make_job("vanilla", *own_images)
+    interrupt(job, after=1)
+    image = tmp_path / "images" / "train" / "star" / "0.png"
+    original = image.read_bytes()
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(image)
+    setup._load_arrays.cache_clear()
+    with pytest.raises(EdkdError, match=rf"^the data changed since {job.directory} began: restore it, or move"):
+        execute(job)
+    assert journal.state(job.directory).status == "failed"
+    assert journal.state(job.directory).error == (
+        f"the data changed since {job.directory} began: restore it, or move that directory away"
+    )
+    image.write_bytes(original)
+    setup._load_arrays.cache_clear()
+    end = execute(job).end
+    assert end is not None
+    assert (end["last"]["epoch"], end["num_classes"], end["last"]["top5"]) == (2, 3, 100.0)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "warp"])
+def test_a_device_that_is_not_there(make_job: Any, tmp_path: Path, device: str) -> None:
+    with pytest.raises(EdkdError, match=f"^engine.device={device}: .*; allowed: auto, cpu, cuda, cuda:N$"):
+        execute(make_job("vanilla", f"engine.device={device}"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_real_cifar100(compose: Any, tiny: list[str], cifar100_root: Path) -> None:
+    options = [f"dataset.root={cifar100_root}", "dataset.download=false", "schedule.epochs=1", "distiller=vanilla"]
+    options += ["dataset.train_per_class=2", "dataset.test_per_class=1"]
+    others = [option for option in tiny if not option.startswith("dataset")]
+    try:
+        job = config_job.make_job(compose(*others, *options), "vanilla", None)
+        end = execute(job).end
+    finally:
+        setup._load_arrays.cache_clear()
+    assert end is not None
+    assert (end["num_classes"], job.settings.dataset.key) == (100, "cifar100-2perclass-test1")
+    assert 0 <= end["last"]["top1"] <= end["last"]["top5"] <= 100
+
+
+# --- runs that stop ---
+
+
+def test_a_directory_that_another_process_holds(student: config_job.Job) -> None:
+    holding = (
+        "import sys; from edkd import lock\n"
+        "with lock.hold(sys.argv[1]):\n    print('held', flush=True)\n    sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holding, str(student.directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(EdkdError, match=f"{student.directory} is in use by pid {other.pid} on host "):
+            execute(student)
+        assert not (student.directory / "journal.jsonl").exists()
+        other.communicate("")
+    assert execute(student).status == "finished"
+
+
+class Failing(Distiller):
+    """Fails in the second epoch as long as `mode` says so."""
+
+    needs_teacher = False
+    mode = "error"
+
+    def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
+        loss = F.cross_entropy(student.logits, batch.target)
+        if batch.epoch > 1 and self.mode == "error":
+            raise ValueError("the second epoch is too much")
+        return Outcome({"ce": loss * float("nan") if batch.epoch > 1 and self.mode == "nan" else loss}, {})
+
+
+@pytest.fixture
+def failing(make_job: Any) -> config_job.Job:
+    resolved = make_job("vanilla").config | {"distiller": {"_target_": f"{__name__}.Failing"}}
+    return config_job.make_job(resolved, "failing", None)
+
+
+def test_an_error_is_journalled_and_the_run_can_go_on(failing: config_job.Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="the second epoch"):
+        execute(failing)
+    state = journal.state(failing.directory)
+    assert state.status == "failed"
+    assert state.failure is not None
+    assert state.failure["error"] == "ValueError: the second epoch is too much"
+    assert [record["epoch"] for record in events(failing, "epoch")] == [1]
+    log = (failing.directory / "run.log").read_text()
+    assert f"ERROR {failing.name} failed: ValueError: the second epoch is too much\nTraceback" in log
+    assert not (failing.directory / "last.pt").exists()
+    monkeypatch.setattr(Failing, "mode", "none")
+    assert execute(failing).status == "finished"
+    assert [record["resumed_from"] for record in events(failing, "start")] == [0, 1]
+
+
+def test_a_loss_that_is_not_finite(failing: config_job.Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Failing, "mode", "nan")
+    with pytest.raises(EdkdError, match=r"^epoch 2, step 1: train/loss_ce is not finite"):
+        execute(failing)
+    state = journal.state(failing.directory)
+    assert state.error is not None
+    assert state.error.startswith("epoch 2, step 1: train/loss_ce is not finite")
+    assert "Traceback" not in (failing.directory / "run.log").read_text()
+    saved = checkpoint.load(failing.directory / "checkpoint.pt")
+    assert saved is not None
+    assert saved[0]["epoch"] == 1
+    assert all(value.isfinite().all() for value in saved[0]["student"].values())
+
+
+def test_an_interruption_is_journalled_and_the_run_goes_on(student: config_job.Job) -> None:
+    interrupt(student, after=1)
+    state = journal.state(student.directory)
+    assert state.status == "interrupted"
+    assert [record["event"] for record in events(student, "start", "epoch", "interrupted")] == [
+        "start",
+        "epoch",
+        "interrupted",
+    ]
+    assert state.holder is None
+    assert execute(student).status == "finished"
+    assert [record["resumed_from"] for record in events(student, "start")] == [0, 1]
+
+
+def test_a_resumed_run_keeps_its_number_of_threads(make_job: Any) -> None:
+    # Planned, but at first kept from starting, so that the journal does not begin with the start.
+    job = make_job("kd", teacher_id=f"run:{make_job('vanilla').run}")
+    config_job.freeze(job, sweep=None, threads=None)
+    with pytest.raises(EdkdError, match="no teacher resnet8"):
+        execute(job)
+    execute(make_job("vanilla"))
+    interrupt(job, after=1)
+    execute(make_job("kd", "engine.threads=2", teacher_id=job.teacher_id))
+    assert [record["threads"] for record in events(job, "start")] == [1, 1]
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch's own making
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_compiled_student(make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    options = ("engine.compile=true", "student=resnet8")
+    whole, broken, eager = (
+        make_job("vanilla", *given, f"output={tmp_path / name}")
+        for name, given in (("whole", options), ("broken", options), ("eager", options[1:]))
+    )
+    assert whole.run == eager.run, "where and how a run is computed is not in its name"
+    metrics = [list(execute(job).epochs.values()) for job in (whole, eager)]
+    interrupt(broken, after=1)
+    metrics.append(list(execute(broken).epochs.values()))
+    compiled, plain, resumed = ([record["metrics"] for record in records] for records in metrics)
+    assert compiled == resumed, "bit for bit"
+    assert compiled[0]["train/loss"] == pytest.approx(plain[0]["train/loss"], rel=1e-3)
+    weights = [checkpoint.load_weights(job.directory / "last.pt") for job in (whole, eager)]
+    assert weights[0].keys() == weights[1].keys()
+
+
+def test_a_compiler_that_is_not_there(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        EdkdError, match=r"^engine.compile=true needs a C\+\+ compiler: g\+\+, or the one that CXX names$"
+    ):
+        execute(make_job("vanilla", "engine.compile=true"))
+
+
+def test_more_threads_than_cores_are_a_warning(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job("vanilla", "engine.threads=2")
+    monkeypatch.setattr(run, "cores", lambda: 1)
+    execute(job)
+    assert "WARNING 2 threads share 1 CPU cores" in (job.directory / "run.log").read_text()
+
+
+def test_the_log_is_left_as_it_was(taught: config_job.Job) -> None:
+    log = logging.getLogger("edkd")
+    assert (log.handlers, log.propagate, logging.getLogger("py.warnings").handlers) == ([], True, [])
+
+
+def test_a_tracking_store_that_breaks_meanwhile_costs_nothing(
+    make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = make_job("vanilla")
+    execute(quiet)
+    resolved = make_job("vanilla", "tracking=sqlite").config
+    elsewhere = str(tmp_path / "tracked")
+    job = config_job.make_job(json.loads(json.dumps(resolved).replace(resolved["output"], elsewhere)), "vanilla", None)
+    assert job.run == quiet.run
+    where = job.settings.tracking
+    assert where.uri == f"sqlite:///{elsewhere}/mlflow.db"
+    tracking.create_store(uri=where.uri, experiment=where.experiment, artifacts=where.artifacts)
+    save = checkpoint.save
+
+    def breaking(state: dict[str, Any], path: Path) -> None:
+        save(state, path)
+        (tmp_path / "tracked" / "mlflow.db").write_bytes(b"no database any more " * 1000)
+
+    monkeypatch.setattr(checkpoint, "save", breaking)
+    assert execute(job).status == "finished"
+    assert (job.directory / "run.log").read_text().count("WARNING tracking failed: ") == 1
+    for file in ("last.pt", "best.pt", "checkpoint.pt"):
+        assert (job.directory / file).read_bytes() == (quiet.directory / file).read_bytes()
+    metrics = [[record["metrics"] for record in events(each, "epoch")] for each in (job, quiet)]
+    assert metrics[0] == metrics[1]
+
+
+# --- a run started by hand ---
+
+
+def test_a_run_by_hand_says_what_it_found(compose: Any, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    single.run_one(compose(*tiny, "distiller=vanilla"), "vanilla")
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"{KEY}/resnet8/vanilla-s0-")
+    assert "top-1 last " in printed.out
+    assert "chosen on the test set" in printed.out
+    assert "epoch 2/2: train loss " in printed.err
+
+
+def test_a_dry_run_writes_nothing(
+    compose: Any, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    single.run_one(compose(*tiny, "distiller=vanilla", "+dry_run=true"), "vanilla")
+    assert f"would train {KEY}/resnet8/vanilla-s0-" in capsys.readouterr().err.replace("\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("taught")
+def test_a_teacher_that_was_trained_for_less_is_refused(compose: Any, tiny: list[str], tmp_path: Path) -> None:
+    longer = [*tiny, "distiller=kd", "student=vgg8", "schedule.epochs=3"]
+    with pytest.raises(EdkdError, match=r"was trained for 2 epochs, the student is to train 3: remove .*resnet8.pt"):
+        single.run_one(compose(*longer), "kd")
+    assert not (tmp_path / "outputs" / "runs" / KEY / "resnet8-vgg8").exists()
+    single.run_one(compose(*longer, "allow_weak_teacher=true", "+dry_run=true"), "kd")
+
+
+def test_a_run_by_hand_without_its_teacher(compose: Any, tiny: list[str], tmp_path: Path) -> None:
+    with pytest.raises(EdkdError, match="no teacher resnet8 for the data set"):
+        single.run_one(compose(*tiny, "distiller=dkd"), "dkd")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tracking_file_that_cannot_be_written(compose: Any, tiny: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    uri = f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}"
+    with pytest.raises(EdkdError, match=r"; or run with tracking=journal$"):
+        single.run_one(compose(*tiny, "distiller=vanilla", "tracking=sqlite", f"tracking.uri={uri}"), "vanilla")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,356 @@
+"""A run as SLURM starts it: real processes under submitit's own protocol, real signals, `scontrol` alone a script."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from submitit.core.utils import DelayedSubmission
+
+from edkd.config.job import Job, freeze
+from edkd.rundir import journal, lock
+from edkd.runs import preemption, run
+from edkd.runs.preemption import SafePoints, Stopped
+from edkd.slurm import job as slurm_job
+from edkd.slurm.job import FrozenRun, Warned
+from edkd.training import allocation
+from edkd.training.device import cores
+from tests.commandline import metrics
+from tests.fake_slurm import FakeSlurm, fake_slurm
+
+__all__ = ["fake_slurm"]  # a fixture
+EPOCHS = 40
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def start(fake_slurm: FakeSlurm, here: Path) -> Iterator[Start]:
+    """`start(config)`: job 1 of the queue, in a process group of its own, as sbatch would start it."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def started(config: Path | None = None, *, delay: float = 60.0, timeout_min: int = 600, timeouts: int = 3) -> Any:
+        if config is not None:
+            submission = DelayedSubmission(FrozenRun(config, signal_delay_s=delay))
+            submission.set_timeout(timeout_min, timeouts)
+            submission.dump(here / "1_submitted.pkl")
+        given = {**os.environ, "SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "1", "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "submitit.core._submit", str(here)],
+            **{"env": given, "text": True, "start_new_session": True},  # type: ignore[arg-type]
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        processes.append(process)
+        return process
+
+    yield started
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def frozen(job: Job) -> Path:
+    return freeze(job, sweep="grid-1", threads=None)
+
+
+def book(job: Job) -> Path:
+    return job.directory / journal.FILE
+
+
+def until(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+
+
+def warn(process: "subprocess.Popen[str]") -> None:
+    """As SLURM does: every process of the step gets the signal."""
+    os.killpg(process.pid, signal.SIGUSR2)
+
+
+def events(job: Job) -> list[str]:
+    return [record["event"] for record in journal.read(book(job)) if record["event"] != "epoch"]
+
+
+# ---- the warning
+
+
+def test_a_warned_job_goes_back_into_the_queue_and_ends_with_the_same_numbers(
+    make_job: Any, start: Start, fake_slurm: FakeSlurm, here: Path
+) -> None:
+    job = make_job("vanilla", f"schedule.epochs={EPOCHS}")
+    process = start(frozen(job))
+    for attempt in (1, 2):
+        reached = len(journal.state(job.directory).epochs) + 2
+        until(lambda wanted=reached: len(journal.state(job.directory).epochs) >= wanted, process)  # type: ignore[misc]
+        warn(process)
+        warn(process)
+        _, said = process.communicate(timeout=120)
+        assert "Traceback" not in said and "stopped on SLURM's warning" in said
+        assert process.returncode == 255  # submitit's; SLURM has the job in the queue by now
+        assert fake_slurm.requeued() == ["1"] * attempt
+        assert (events(job)[-1], lock.is_held(job.directory)) == ("interrupted", None)
+        process = start()  # from what submitit wrote down
+    process.communicate(timeout=200)
+    assert process.returncode == 0
+    assert events(job) == ["start", "interrupted", "start", "interrupted", "start", "end"]
+    records = journal.read(book(job))
+    assert [record["epoch"] for record in records if record["event"] == "epoch"] == list(range(1, EPOCHS + 1))
+    undisturbed = make_job("vanilla", f"schedule.epochs={EPOCHS}", f"output={here / 'elsewhere'}")
+    run.execute(undisturbed, sweep=None, show=False)
+    assert metrics(records) == metrics(journal.read(book(undisturbed)))
+
+
+@pytest.mark.parametrize(
+    ("options", "disabled", "reason"),
+    [({"timeout_min": 0, "timeouts": 0}, False, "timed-out too many times"), ({}, True, "returned non-zero")],
+)
+def test_a_job_that_is_not_queued_again_has_failed(
+    options: dict[str, int], disabled: bool, reason: str, make_job: Any, start: Start, fake_slurm: FakeSlurm
+) -> None:
+    if disabled:
+        fake_slurm.set("no_requeue")
+    job = make_job("vanilla", f"schedule.epochs={10 * EPOCHS}")
+    process = start(frozen(job), **options)
+    until(lambda: bool(journal.state(job.directory).epochs), process)
+    warn(process)
+    process.communicate(timeout=120)
+    assert process.returncode == 1
+    error = journal.state(job.directory).error
+    assert error is not None and error.startswith("stopped by SLURM and not queued again (") and reason in error
+    assert "hydra.launcher.timeout_min or max_num_timeout" in error
+
+
+NOTED = """
+import os, signal, subprocess, sys, time
+from edkd.slurm.job import warnings_noted
+from edkd.runs.preemption import Stopped
+signal.signal(signal.SIGUSR2, lambda number, frame: print("the old handler"))
+with warnings_noted(float(sys.argv[1])) as warned:
+    started = subprocess.Popen(["sleep", "60"])
+    forked = os.fork()
+    if forked == 0:
+        time.sleep(60)
+        os._exit(0)
+    print("ready", flush=True)
+    began = time.monotonic()
+    try:
+        while time.monotonic() - began < 60 and (warned.at is None or len(sys.argv) > 2):
+            time.sleep(0.01)
+        print("noted")
+    except Stopped:
+        print("broken off")
+    time.sleep(0.2)
+    print("children", started.poll(), os.waitpid(forked, os.WNOHANG)[0])
+    os.kill(forked, signal.SIGKILL)
+    started.kill()
+    started.wait()
+    warned.disarm()
+    warned.pass_on()
+os.kill(os.getpid(), signal.SIGUSR2)
+"""
+
+
+@pytest.mark.parametrize(("arguments", "word"), [(["60"], "noted"), (["0.5", "stuck"], "broken off")])
+def test_the_warning_is_noted_and_children_are_left_alone(arguments: list[str], word: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", NOTED, *arguments], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    warn(process)
+    warn(process)
+    said = process.communicate(timeout=60)[0].splitlines()
+    # The old handler once when it is asked for, and once for a signal after the block.
+    assert said == [word, "children None 0", "the old handler", "the old handler"]
+
+
+@pytest.mark.parametrize(
+    ("ago", "left", "stop"), [(0, 0.0, True), (0, 20.0, False), (0, 40.0, True), (25, 4.0, False), (25, 6.0, True)]
+)
+def test_an_epoch_is_finished_if_that_is_near(ago: float, left: float, stop: bool) -> None:
+    warned = Warned(60.0, None)
+    assert not warned.stop_asked(0.0)
+    warned.at = time.monotonic() - ago
+    assert warned.stop_asked(left) is stop
+
+
+# ---- safe points
+
+
+def test_the_rest_of_an_epoch_is_judged_by_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, asked = [100.0], []
+    monkeypatch.setattr(preemption.time, "monotonic", lambda: now[0])
+    safe = SafePoints(lambda left: bool(asked.append(left)))
+    now[0] = 102.0
+    safe.after_step(1, 4)
+    now[0] = 112.0
+    safe.after_epoch({"seconds": {"train": 8.0, "test": 3.0}})
+    now[0] = 114.0
+    safe.after_step(2, 4)
+    safe.after_step(4, 4)
+    assert asked == [6.0, 0.0, 5.0]
+
+
+@pytest.mark.parametrize("where", ["step", "epoch"])
+def test_a_run_stops_where_it_is_told_and_continues(where: str, make_job: Any, here: Path) -> None:
+    job = make_job("vanilla", "schedule.epochs=3")
+    calls = 0  # three within an epoch of four steps, and one after it
+
+    def asked(left: float) -> bool:
+        nonlocal calls
+        calls += 1
+        return left == 0.0 if where == "epoch" else calls == 6
+
+    with pytest.raises(Stopped):
+        run.execute(job, sweep=None, show=False, stop_asked=asked)
+    assert events(job) == ["start", "interrupted"]
+    assert set(journal.state(job.directory).epochs) == {1}
+    run.execute(job, sweep=None, show=False)
+    undisturbed = make_job("vanilla", "schedule.epochs=3", f"output={here / 'elsewhere'}")
+    run.execute(undisturbed, sweep=None, show=False)
+    assert metrics(journal.read(book(job))) == metrics(journal.read(book(undisturbed)))
+
+
+def test_a_run_that_is_as_good_as_finished_is_finished(make_job: Any) -> None:
+    job = make_job("vanilla", "schedule.epochs=1")
+    assert run.execute(job, sweep=None, show=False, stop_asked=lambda left: left == 0.0).status == "finished"
+
+
+# ---- failures
+
+
+def test_a_run_that_fails_fails_its_job(make_job: Any, start: Start) -> None:
+    job = make_job("kd", teacher_id="run:aaaa")
+    process = start(frozen(job))
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert events(job) == ["failure"]
+    error = journal.state(job.directory).error
+    assert error is not None and said.splitlines()[-1] == f"edkd: {error}"
+    assert "Traceback" not in said
+
+
+def test_a_job_that_cannot_begin_tells_its_journal(make_job: Any, start: Start) -> None:
+    job = make_job("vanilla")
+    earlier = journal.Journal(job.directory / journal.FILE)
+    config = frozen(job)
+    earlier.append({"event": "failure", "error": "earlier"})
+    config.write_text(config.read_text().replace("epochs: 2", "epochs: 3"))
+    process = start(config)
+    process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert next(record["error"] for record in journal.read(book(job))) == "earlier"
+    assert "was changed after planning" in str(journal.state(job.directory).error)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "failed"),
+    [("auto", "0", True), ("auto", "", False), ("auto", "NoDevFiles", False), ("cpu", "0", False)],
+)
+def test_a_gpu_that_torch_does_not_find_fails_a_job_unless_the_cpu_is_asked_for(
+    make_job: Any, here: Path, monkeypatch: pytest.MonkeyPatch, device: str, gpus: str, failed: bool
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    job = make_job("vanilla", f"engine.device={device}")
+    frozen_run = FrozenRun(frozen(job), signal_delay_s=60.0)
+    if not failed:
+        frozen_run()
+        assert journal.state(job.directory).status == "finished"
+        return
+    with pytest.raises(SystemExit) as ended:
+        frozen_run()
+    assert ended.value.code == 1
+    error = str(journal.state(job.directory).error)
+    assert error.startswith("SLURM gave this job a GPU (CUDA_VISIBLE_DEVICES=0), but torch ")
+    assert "hydra.launcher.gpus_per_node=0 engine.device=cpu" in error and "\n" not in error
+
+
+# ---- twins
+
+
+def test_a_twin_waits_for_the_one_that_has_the_directory(make_job: Any, start: Start) -> None:
+    job = make_job("vanilla")
+    with lock.hold(job.directory):
+        process = start(frozen(job))
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if not line.startswith("submitit"))
+        assert line.startswith(f"waiting: run directory {job.directory} is in use by pid {os.getpid()}")
+        assert not book(job).exists()
+    process.communicate(timeout=120)
+    assert (process.returncode, events(job)) == (0, ["start", "end"])
+
+
+def test_a_twin_that_waits_makes_way_too(make_job: Any, start: Start, fake_slurm: FakeSlurm) -> None:
+    job = make_job("vanilla")
+    with lock.hold(job.directory):
+        process = start(frozen(job))
+        assert process.stderr is not None
+        next(line for line in process.stderr if line.startswith("waiting"))
+        warn(process)
+        process.communicate(timeout=120)
+        assert fake_slurm.requeued() == ["1"]
+    assert not book(job).exists()
+
+
+def test_a_run_that_another_finished_in_the_meantime_is_left_as_it_is(
+    make_job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job("vanilla")
+    hold = lock.hold
+
+    def late(directory: Path) -> Any:
+        monkeypatch.setattr(lock, "hold", hold)
+        run.execute(job, sweep=None, show=False)
+        return hold(directory)
+
+    monkeypatch.setattr(lock, "hold", late)
+    assert run.execute(job, sweep=None, show=False).status == "finished"
+    assert events(job) == ["start", "end"]
+
+
+# ---- what SLURM says of a job
+
+
+def test_outside_slurm_there_is_no_job(fake_slurm: FakeSlurm) -> None:
+    assert (allocation.job_id(), allocation.here(), allocation.cores()) == (None, None, None)
+
+
+def test_a_job_is_named_as_squeue_names_it(fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"JOB_ID": "14", "ARRAY_JOB_ID": "12", "ARRAY_TASK_ID": "0", "RESTART_COUNT": "2"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert allocation.here() == {"job_id": "12_0", "node": "n7", "cuda_visible_devices": "3", "restarts": 2}
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID")
+    assert allocation.job_id() == "14"
+
+
+def test_a_job_computes_on_the_cores_that_it_was_given(fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)))
+    assert cores() == 16
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "6")
+    assert cores() == 6
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    assert cores() == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})
+    assert cores() == 1
+
+
+def test_the_size_of_a_journal_that_is_not_there(here: Path) -> None:
+    assert slurm_job.journal_size(here) == 0

@@ -1,0 +1,645 @@
+"""Sweeps that are handed to SLURM: what is submitted, what is found again, what has ended."""
+
+import errno
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from edkd.config import job as config_job
+from edkd.errors import EdkdError
+from edkd.rundir import files, journal, lock
+from edkd.slurm import job as slurm_job
+from edkd.slurm import queue, submit
+from edkd.slurm.submission import Ticket, keep, read
+from tests.commandline import Ended, edkd, error, journals, launch, metrics
+from tests.fake_slurm import FakeSlurm, fake_slurm
+
+__all__ = ["fake_slurm"]  # a fixture
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "SILENCE", 0.3)
+
+
+def slurm(tiny: list[str], *arguments: str, launcher: str = "slurm_detached") -> Ended:
+    return launch("-m", *tiny, f"hydra/launcher={launcher}", "hydra.launcher.poll_s=0.1", *arguments)
+
+
+def tickets(output: Path) -> dict[str, dict[str, Any]]:
+    """The tickets below an output folder, by `<pair>/<method>-s<seed>`."""
+    found = {}
+    for path in sorted((output / "runs").glob("*/*/*/slurm.json")):
+        found[f"{path.parts[-3]}/{path.parts[-2].rpartition('-')[0]}"] = json.loads(path.read_text())
+    return found
+
+
+def flags(script: str) -> dict[str, str]:
+    """The options of sbatch that a script sets."""
+    lines = [line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")]
+    return {name: value for name, _, value in (line.partition("=") for line in lines)}
+
+
+# ---- submitting
+
+
+def test_both_stages_are_submitted_at_once_and_students_wait_for_their_own_teacher(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path
+) -> None:
+    done = slurm(tiny, "distiller=kd,dkd", "teacher=resnet8,resnet14", "hydra.launcher.array_parallelism=2")
+    assert (done.code, done.err) == (0, "")
+    assert "6 jobs submitted to SLURM: 1, 2, 3\n" in done.out and "`edkd status`" in done.out
+    teachers, first, second = map(flags, fake_slurm.scripts())
+    assert (teachers["array"], first["array"], second["array"]) == ("0-1%2",) * 3
+    assert "dependency" not in teachers
+    given = tickets(here / "outputs")
+    waits = {"1_0": "afterany:1_0", "1_1": "afterany:1_1"}
+    for teacher in ("resnet8", "resnet14"):
+        students = [given[f"{teacher}-resnet8/{method}-s0"]["job_id"].split("_")[0] for method in ("kd", "dkd")]
+        assert students[0] == students[1]
+        script = {"2": first, "3": second}[students[0]]
+        assert script["dependency"] == waits[given[f"{teacher}/vanilla-s0"]["job_id"]]
+
+
+def test_what_the_launcher_is_given_reaches_sbatch(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
+    options = [
+        *("partition=gpu", "account=lab", "qos=short", "constraint=a100", "gpus_per_node=2", "cpus_per_task=3"),
+        *("mem_gb=5", "timeout_min=30", "signal_delay_s=77", "setup=['module load x']", "python='container python'"),
+        "additional_parameters.mail-user=me@example.org",
+    ]
+    tiny = [each for each in tiny if not each.startswith("engine.threads")]
+    assert slurm(tiny, "distiller=vanilla", *(f"++hydra.launcher.{each}" for each in options)).code == 0
+    (script,) = fake_slurm.scripts()
+    found = flags(script)
+    expected = {
+        **{"partition": "gpu", "account": "lab", "qos": "short", "constraint": "a100", "gpus-per-node": "2"},
+        **{"cpus-per-task": "3", "mem": "5GB", "time": "30", "signal": "USR2@77", "requeue": "", "job-name": "edkd"},
+        "mail-user": "me@example.org",
+    }
+    assert {name: found.get(name) for name in expected} == expected
+    assert "array" not in found
+    assert "\nmodule load x\n" in script
+    assert " --cpus-per-task=3 container python -u -m submitit" in script
+    (config,) = (here / "outputs").rglob("config.yaml")
+    assert yaml.safe_load(config.read_text())["engine"]["threads"] == 3
+
+
+def test_arrays_are_no_larger_than_the_cluster_allows(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
+    fake_slurm.set("max_array_size", "2\n")
+    assert slurm(tiny, "distiller=vanilla", "seed=0,1,2,3,4").code == 0
+    assert [flags(script).get("array") for script in fake_slurm.scripts()] == ["0-1%2", "0-1%2", None]
+    assert [each["job_id"] for each in tickets(here / "outputs").values()] == ["1_0", "1_1", "2_0", "2_1", "3"]
+
+
+def test_a_ticket_names_the_job_and_its_log(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
+    began = time.time()
+    assert slurm(tiny, "distiller=vanilla").code == 0
+    (ticket,) = tickets(here / "outputs").values()
+    assert began < ticket.pop("submitted") < time.time()
+    (run,) = (here / "outputs").rglob("config.yaml")
+    assert ticket == {
+        "job_id": "1",
+        "sweep": yaml.safe_load(run.read_text())["run"]["sweep"],
+        "log": str(here / "outputs" / "sweeps" / "slurm" / "1_0_log.err"),
+        "journal_size": 0,
+    }
+
+
+def test_jobs_inherit_nothing_of_a_job_that_submits_them(
+    tiny: list[str], fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (fake_slurm.folder / "bin" / "sbatch").write_text(f"#!/bin/bash\nenv >{fake_slurm.folder}/env\necho job 1\n")
+    for name in ("SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "SLURM_CONF", "SBATCH_ACCOUNT"):
+        monkeypatch.setenv(name, "7")
+    assert slurm(tiny, "distiller=vanilla").code == 0
+    env = dict(line.split("=", 1) for line in (fake_slurm.folder / "env").read_text().splitlines() if "=" in line)
+    assert "SLURM_JOB_ID" not in env and "SLURM_CPUS_PER_TASK" not in env
+    assert (env["SLURM_CONF"], env["SBATCH_ACCOUNT"]) == ("7", "7")
+    assert str(Path(submit.__file__).parents[2]) in env["PYTHONPATH"].split(":")
+
+
+def test_a_refusal_is_one_line(tiny: list[str], fake_slurm: FakeSlurm) -> None:
+    said = ("invalid partition specified: gpux", "Batch job submission failed: Invalid partition name specified")
+    fake_slurm.set("refuse", "".join(f"sbatch: error: {line}\n" for line in said))
+    done = slurm(tiny, "distiller=vanilla", "hydra.launcher.partition=gpux")
+    assert done.code == 1
+    assert done.err == (
+        "edkd: SLURM refused the jobs: invalid partition specified: gpux; Invalid partition name specified; "
+        "see hydra.launcher\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("timeout_min=0", "hydra.launcher.timeout_min=0: must be at least 1"),
+        ("timeout_min=-3", "hydra.launcher.timeout_min=-3: must be at least 1"),
+        ("timeout_min=2", "hydra.launcher.signal_delay_s=120: SLURM would warn a job of 120 s (timeout_min=2)"),
+        ("signal_delay_s=0", "hydra.launcher.signal_delay_s=0: must be at least 1"),
+        ("poll_s=-1", "hydra.launcher.poll_s=-1.0: must be at least 0.1"),
+        ("array_parallelism=0", "hydra.launcher.array_parallelism=0: must be at least 1"),
+        ("max_num_timeout=-1", "hydra.launcher.max_num_timeout=-1: must be at least 0"),
+        ("cpus_per_task=0", "hydra.launcher.cpus_per_task=0: must be at least 1"),
+        ("gpus_per_node=-1", "hydra.launcher.gpus_per_node=-1: must be at least 0"),
+        ("mem_gb=0", "hydra.launcher.mem_gb=0: must be at least 1"),
+        ("name=''", "hydra.launcher.name is empty"),
+        ("nodes=2", "hydra.launcher: a run is one process: nodes and tasks_per_node must be 1"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [(), ("+dry_run=true",)])
+def test_a_value_that_makes_no_sense_is_refused_before_anything_is_planned(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path, given: str, said: str, dry_run: tuple[str, ...]
+) -> None:
+    before = set(here.iterdir())
+    told = error(launch("-m", *tiny, "distiller=vanilla", "hydra/launcher=slurm", f"hydra.launcher.{given}", *dry_run))
+    assert told.startswith(said)
+    assert fake_slurm.scripts() == [] and set(here.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            "hydra.launcher.partitoin=main",
+            "no such key in hydra.launcher, did you mean partition?; allowed: _target_, account, ",
+        ),
+        ("+hydra.launcher.partitoin=main", "hydra.launcher.partitoin: no such key; allowed: account, "),
+        ("hydra.launcher.exclude=n[1-2]", "it needs quotes of its own: \"hydra.launcher.exclude='n[1-2]'\""),
+    ],
+)
+def test_a_key_that_there_is_not(tiny: list[str], fake_slurm: FakeSlurm, given: str, said: str) -> None:
+    assert said in error(launch("-m", *tiny, "distiller=vanilla", "hydra/launcher=slurm", given))
+    assert fake_slurm.scripts() == []
+
+
+def test_a_launcher_file_of_ones_own(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
+    folder = here / "myconf" / "hydra" / "launcher"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("defaults: [slurm_detached, _self_]\npartition: gpu\nsetup: ['module load x']\n")
+    given = [*tiny, "distiller=vanilla", "--config-dir", "myconf", "hydra/launcher=mine"]  # options among overrides
+    done = launch(*given, "-m", "hydra.launcher.timeout_min=30")
+    assert (done.code, done.err) == (0, "")
+    (script,) = fake_slurm.scripts()
+    assert flags(script)["partition"] == "gpu" and "module load x" in script
+    (folder / "bad.yaml").write_text("defaults: [slurm, _self_]\npartitoin: gpu\n")
+    told = error(launch("-m", *tiny, "distiller=vanilla", "--config-dir=myconf", "hydra/launcher=bad"))
+    assert "'hydra/launcher/bad'" in told and "partitoin" in told
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "absent"),
+    [
+        (["mail-user=ann@example.org"], {"mail-user": "ann@example.org"}, {"no-requeue"}),
+        (["requeue=false"], {"no-requeue": ""}, {"requeue"}),
+        (["requeue=null"], {}, {"requeue", "no-requeue"}),
+    ],
+)
+def test_any_other_option_of_sbatch(
+    tiny: list[str], fake_slurm: FakeSlurm, given: list[str], expected: dict[str, str], absent: set[str]
+) -> None:
+    more = [f"hydra.launcher.additional_parameters.{each}" for each in given]
+    assert slurm(tiny, "distiller=vanilla", *more).code == 0
+    found = flags(fake_slurm.scripts()[0])
+    assert expected.items() <= found.items()
+    assert not absent & found.keys()
+
+
+def test_options_of_sbatch_as_one_value(tiny: list[str], fake_slurm: FakeSlurm) -> None:
+    assert slurm(tiny, "distiller=vanilla", "hydra.launcher.additional_parameters={comment: hi}").code == 0
+    found = flags(fake_slurm.scripts()[0])
+    assert found["comment"] == "hi"
+
+
+def contents(folder: Path) -> set[Path]:
+    """All that is there, but for what submitit and MLflow keep, and locks."""
+    return {
+        path
+        for path in folder.rglob("*")
+        if not path.is_relative_to(folder / "sweeps" / "slurm") and path.suffix not in (".lock", ".db")
+    }
+
+
+def test_of_what_slurm_refuses_nothing_stays(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
+    fake_slurm.set("refuse", "sbatch: error: no\n")
+    for _ in range(2):
+        assert slurm(tiny, "distiller=kd").code == 1
+        assert contents(here / "outputs") <= {here / "outputs" / "sweeps"}
+    assert edkd("status").err.startswith("edkd: no runs in outputs/runs")
+
+
+def test_what_was_there_before_stays_though_slurm_refuses_it(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path
+) -> None:
+    assert slurm(tiny, "distiller=vanilla").code == 0
+    (run,) = (path.parent for path in (here / "outputs").rglob("slurm.json"))
+    journal.Journal(run / journal.FILE).append({"event": "failure", "error": "no"})
+    before = contents(here / "outputs")
+    fake_slurm.set("refuse", "sbatch: error: no\n")
+    assert slurm(tiny, "distiller=vanilla", "seed=0,1").code == 1
+    assert contents(here / "outputs") - before == set(), "a new seed and a new sweep: both are gone again"
+    assert before <= contents(here / "outputs")
+    assert slurm(tiny, "distiller=vanilla").code == 1
+    assert contents(here / "outputs") == before
+
+
+def test_what_slurm_took_before_it_refused_the_rest_stays(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
+    sbatch = fake_slurm.folder / "bin" / "sbatch"
+    sbatch.write_text(sbatch.read_text() + f"\necho 'sbatch: error: enough' >{fake_slurm.folder}/refuse\n")
+    assert slurm(tiny, "distiller=kd,dkd").code == 1
+    assert set(tickets(here / "outputs")) == {"resnet8/vanilla-s0"}
+    assert [path.parent.parent.name for path in (here / "outputs").rglob("config.yaml")] == ["resnet8"]
+    assert len(list((here / "outputs" / "sweeps").glob("*.json"))) == 1
+
+
+def test_a_directory_that_somebody_else_uses_by_now_is_not_removed(make_job: Any) -> None:
+    job, other = make_job("vanilla"), make_job("vanilla", "seed=1")
+    made = [*config_job.absent(job), *config_job.absent(other)]
+    for each in (job, other):
+        config_job.freeze(each, sweep=None, threads=None)
+    journal.Journal(job.directory / journal.FILE).append({"event": "start"})
+    config_job.unmake(made)
+    assert {"config.yaml", "journal.jsonl"} <= {path.name for path in job.directory.iterdir()}
+    assert not other.directory.exists()
+    assert config_job.absent(job) == []
+
+
+def test_a_ticket_that_cannot_be_written_names_the_job(
+    tiny: list[str], fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = files.write_text
+
+    def full(path: Path, text: str) -> None:
+        if path.name == "slurm.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, text)
+
+    monkeypatch.setattr(files, "write_text", full)
+    done = slurm(tiny, "distiller=vanilla", "student=resnet8")
+    assert done.code == 1
+    assert "slurm.json: No space left on device; SLURM has job 1 for this run" in done.err
+
+
+def test_without_slurm_it_says_where_to_go(
+    tiny: list[str], fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    done = slurm(tiny, "distiller=vanilla")
+    assert done.code == 1
+    assert "there is no sbatch on PATH" in done.err and "hydra/launcher=local" in done.err
+
+
+def test_a_run_is_one_process(tiny: list[str], fake_slurm: FakeSlurm) -> None:
+    done = slurm(tiny, "distiller=vanilla", "hydra.launcher.nodes=2")
+    assert (done.code, fake_slurm.scripts()) == (1, [])
+    assert done.err == "edkd: hydra.launcher: a run is one process: nodes and tasks_per_node must be 1\n"
+
+
+# ---- coming again
+
+
+def test_jobs_in_the_queue_are_found_again_and_not_submitted_twice(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path
+) -> None:
+    assert slurm(tiny, "distiller=kd", "seed=0,1").code == 0
+    before = tickets(here / "outputs")
+    fake_slurm.queue(j1="RUNNING", j2_0="PENDING", j2_1="CANCELLED")
+    done = slurm(tiny, "distiller=kd", "seed=0,1,2")
+    assert "2 jobs submitted to SLURM, 2 were in its queue already: 1, 2, 3\n" in done.out
+    assert flags(fake_slurm.scripts()[2])["dependency"] == "afterany:1"
+    after = tickets(here / "outputs")
+    assert after.pop("resnet8-resnet8/kd-s2")["job_id"] == "3_1"
+    assert after.pop("resnet8-resnet8/kd-s1")["job_id"] == "3_0"
+    assert after == {name: before[name] for name in after}
+
+
+def test_the_plan_says_what_is_in_the_queue_and_slurm_is_asked_once(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path
+) -> None:
+    squeue = fake_slurm.folder / "bin" / "squeue"
+    squeue.write_text(squeue.read_text() + f"\necho >>{fake_slurm.folder}/squeues\n")
+
+    def planned(done: Ended) -> list[str]:
+        return [
+            line.split("  ")[-1].strip()
+            for line in done.out.splitlines()
+            if line.startswith(("1 teacher", "2 student"))
+        ]
+
+    assert planned(slurm(tiny, "distiller=kd", "seed=0,1")) == ["new"] * 3
+    assert not (fake_slurm.folder / "squeues").exists(), "there was nothing to ask"
+    fake_slurm.queue(j1="RUNNING", j2_0="PENDING", j2_1="CANCELLED")
+    again = slurm(tiny, "distiller=kd", "seed=0,1")
+    assert planned(again) == ["running in SLURM (job 1)", "waiting in SLURM (job 2_0)", "new"]
+    assert "2 runs: 1 waiting in SLURM, 1 new; teachers to train first: 1" in again.out
+    assert "1 job submitted to SLURM, 2 were in its queue already" in again.out
+    assert len((fake_slurm.folder / "squeues").read_text().splitlines()) == 1
+    fake_slurm.set("away")
+    assert planned(slurm(tiny, "distiller=kd", "seed=0,1")) == ["new"] * 3
+    assert len((fake_slurm.folder / "squeues").read_text().splitlines()) == 1
+    fake_slurm.clear("away")
+    assert planned(launch("-m", *tiny, "distiller=kd", "+dry_run=true")) == ["new"] * 2
+    assert len((fake_slurm.folder / "squeues").read_text().splitlines()) == 1, "it is no business of another launcher"
+
+
+def test_a_run_that_a_job_of_slurms_holds_runs_there(make_job: Any, tiny: list[str], fake_slurm: FakeSlurm) -> None:
+    job = make_job("vanilla")
+    config_job.freeze(job, sweep=None, threads=None)
+    keep(Ticket("7_3", time.time(), "grid", "log"), job.directory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_JOB_ID", "10")
+        holding = lock.hold(job.directory)
+        holding.__enter__()
+    try:
+        shown = launch("-m", *tiny, "distiller=vanilla", "+dry_run=true").out
+    finally:
+        holding.__exit__(None, None, None)
+    assert "  running in SLURM (job 7_3)\n" in shown
+
+
+def test_what_may_still_be_queued_is_not_submitted_again_while_slurm_is_away(
+    tiny: list[str], fake_slurm: FakeSlurm
+) -> None:
+    assert slurm(tiny, "distiller=vanilla").code == 0
+    fake_slurm.set("away")
+    done = slurm(tiny, "distiller=vanilla")
+    assert done.code == 1 and "SLURM does not answer, and may still have 1 of these runs in its queue" in done.err
+    assert len(fake_slurm.scripts()) == 1
+    fake_slurm.clear("away")
+    assert slurm(tiny, "distiller=vanilla").code == 0
+    assert len(fake_slurm.scripts()) == 2
+
+
+def test_a_failed_run_is_submitted_again_though_its_job_is_still_leaving(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path
+) -> None:
+    assert slurm(tiny, "distiller=vanilla").code == 0
+    fake_slurm.queue(j1="COMPLETING")
+    (run,) = (path.parent for path in (here / "outputs").rglob("slurm.json"))
+    journal.Journal(run / journal.FILE).append({"event": "failure", "error": "no"})
+    assert "1 job submitted to SLURM: 2\n" in slurm(tiny, "distiller=vanilla").out
+
+
+def test_students_of_a_teacher_that_trains_elsewhere_are_not_submitted(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path
+) -> None:
+    assert slurm(tiny, "distiller=kd").code == 0
+    (teacher,) = (here / "outputs").glob("runs/*/resnet8/vanilla-*")
+    with lock.hold(teacher):
+        done = slurm(tiny, "distiller=kd", launcher="slurm")
+    assert done.code == 1 and len(fake_slurm.scripts()) == 2
+    assert "is running in another process" in done.out and "its teacher resnet8 is not trained yet" in done.out
+
+
+# ---- waiting
+
+
+def test_a_sweep_from_the_command_to_the_summary(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
+    fake_slurm.set("run")
+    fake_slurm.queue(j1="RUNNING", j2="PENDING")
+    done = slurm(tiny, "distiller=kd", "hydra.launcher.cpus_per_task=1", launcher="slurm")
+    assert done.code == 0, done
+    assert done.out.splitlines()[-1].endswith("2 of 2 runs finished")
+    found = journals(here / "outputs")
+    (start,) = [record for record in found["resnet8-resnet8/kd-s0"] if record["event"] == "start"]
+    assert start["slurm"] == {"job_id": "2", "node": "n1", "cuda_visible_devices": None, "restarts": 0}
+    elsewhere = here / "elsewhere"
+    assert launch("-m", *tiny, "distiller=kd", f"output={elsewhere}").code == 0
+    for name, records in journals(elsewhere).items():
+        assert metrics(found[name]) == metrics(records)
+
+
+def test_a_student_in_the_queue_outlives_its_teacher_and_says_why_it_failed(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path
+) -> None:
+    fake_slurm.set("run")
+    fake_slurm.queue(j1="RUNNING", j2="PENDING Dependency")
+    done = slurm(tiny, "distiller=kd", "schedule.lr=1e30", "hydra.launcher.cpus_per_task=1", launcher="slurm")
+    assert done.code == 1, done
+    (teacher,) = (here / "outputs").glob("runs/*/resnet8/vanilla-*")
+    failed = next(line for line in done.out.splitlines() if " failed: teacher resnet8 is not in " in line)
+    assert f": its run {teacher} failed (" in failed and "training diverged; lower schedule.lr" in failed
+    assert "`edkd retry`, or the same command again, trains it first; see " in failed
+    assert " -m" not in failed and done.err.count("SLURM: 1 run waits: Dependency") == 1
+
+
+def test_a_job_that_left_the_queue_without_a_word_has_vanished(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path
+) -> None:
+    fake_slurm.queue(j1_0="CANCELLED")
+    done = slurm(tiny, "distiller=vanilla", "seed=0,1", launcher="slurm")
+    assert done.code == 1
+    summary = [line for line in done.out.splitlines() if " vanished after epoch 0: " in line]
+    assert ["CANCELLED (SLURM job 1_0, " in summary[0], "gone from the queue (SLURM job 1_1, " in summary[1]] == [
+        True
+    ] * 2
+
+
+NO_PYTHON = """\
+slurmstepd: error: execve(): /nonexistent/python: No such file or directory
+srun: error: n1: task 0: Exited with exit code 2
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        (NO_PYTHON, "execve(): /nonexistent/python: No such file or directory"),
+        ("slurmstepd-n1: error: execve(): x: Permission denied\n", "execve(): x: Permission denied"),
+        (
+            "/var/spool/n1/job00002/slurm_script: line 19: module: command not found\n",
+            "line 19: module: command not found",
+        ),
+        ("srun: error: Unable to create step\n", "srun: error: Unable to create step"),
+        ("x" * 10_000 + "\n", "x" * 150 + "…"),
+        ("\n", ""),
+        (None, ""),
+    ],
+)
+def test_the_last_words_of_a_job(here: Path, log: str | None, words: str) -> None:
+    if log is not None:
+        (here / "log").write_text(log)
+    assert queue.last_words(here / "log") == words
+
+
+def test_a_job_that_vanished_before_its_run_began_leaves_its_last_words(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path
+) -> None:
+    log = here / "outputs" / "sweeps" / "slurm" / "1_0_log.err"
+    log.parent.mkdir(parents=True)
+    log.write_text(NO_PYTHON)
+    fake_slurm.queue(j1="FAILED")
+    done = slurm(tiny, "distiller=vanilla", launcher="slurm")
+    told = f": FAILED (SLURM job 1, {log}): execve(): /nonexistent/python: No such file or directory\n"
+    assert f" vanished after epoch 0{told}" in done.out
+    assert f": vanished{told}" in done.err
+    shown = edkd("status").out
+    assert shown.splitlines()[0].split()[-1] == "run"
+    assert "FAILED: execve(): /nonexistent/python: No such file or directory\n" in shown
+
+
+@pytest.fixture
+def watched(make_job: Any, fake_slurm: FakeSlurm) -> tuple[config_job.Job, Ticket]:
+    job = make_job("vanilla")
+    config_job.freeze(job, sweep=None, threads=None)
+    return job, Ticket("1", time.time(), "grid", "log", slurm_job.journal_size(job.directory))
+
+
+def follow(job: config_job.Job, ticket: Ticket) -> tuple[threading.Thread, dict[str, str]]:
+    vanished: dict[str, str] = {}
+    thread = threading.Thread(
+        target=lambda: vanished.update(submit.follow({job.run: (job, ticket)}, 0.05)), daemon=True
+    )
+    thread.start()
+    return thread, vanished
+
+
+def still_waiting(thread: threading.Thread) -> bool:
+    thread.join(1.0)  # more than three times SILENCE
+    return thread.is_alive()
+
+
+def test_nothing_vanishes_while_slurm_is_away_or_the_directory_is_held(
+    watched: tuple[config_job.Job, Ticket], fake_slurm: FakeSlurm
+) -> None:
+    job, _ = watched
+    fake_slurm.set("away")
+    thread, vanished = follow(*watched)
+    assert still_waiting(thread)
+    with lock.hold(job.directory):
+        fake_slurm.clear("away")
+        assert still_waiting(thread)
+    thread.join(20)
+    assert vanished[job.run].startswith("gone from the queue")
+
+
+@pytest.mark.parametrize("state", ["PENDING", "REQUEUED", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED"])
+def test_a_job_that_slurm_will_run_has_not_vanished(
+    state: str, watched: tuple[config_job.Job, Ticket], fake_slurm: FakeSlurm
+) -> None:
+    job, _ = watched
+    fake_slurm.queue(j1=state)
+    thread, vanished = follow(*watched)
+    assert still_waiting(thread)
+    journal.Journal(job.directory / journal.FILE).append({"event": "failure", "error": "no"})
+    thread.join(20)
+    assert (thread.is_alive(), vanished) == (False, {})
+
+
+def test_a_requeued_job_that_was_lost_for_a_moment_has_not_vanished(
+    watched: tuple[config_job.Job, Ticket], fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "SILENCE", 2.0)
+    fake_slurm.queue(j1="NODE_FAIL")
+    thread, _ = follow(*watched)
+    assert still_waiting(thread)
+    fake_slurm.queue(j1="PENDING")
+    assert still_waiting(thread) and still_waiting(thread)
+    journal.Journal(watched[0].directory / journal.FILE).append({"event": "failure", "error": "no"})
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_why_jobs_wait_is_told_when_it_is_news(fake_slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
+    queues = [
+        {"j1_0": "PENDING", "j1_1": "PENDING", "j1_2": "PENDING"},
+        {"j1_0": "PENDING PartitionConfig", "j1_1": "PENDING PartitionConfig", "j1_2": "PENDING PartitionConfig"},
+        {"j1_0": "PENDING PartitionConfig", "j1_1": "RUNNING", "j1_2": "COMPLETED"},
+        {"j1_0": "PENDING Resources", "j1_1": "PENDING Priority", "j1_2": "PENDING Priority"},
+        {"j1_0": "RUNNING", "j1_1": "PENDING Priority", "j1_2": "PENDING Priority"},
+        {"j1_0": "RUNNING", "j1_1": "PENDING Resources", "j1_2": "RUNNING"},
+        {"j1_0": "RUNNING", "j1_1": "PENDING ReqNodeNotAvail", "j1_2": "RUNNING"},
+        {"j1_0": "RUNNING", "j1_1": "PENDING Priority", "j1_2": "RUNNING"},
+    ]
+    told: frozenset[str] = frozenset()
+    for state in queues:
+        fake_slurm.queue(**state)
+        for _ in range(2):
+            known = queue.look_up(["1_0", "1_1", "1_2"])
+            assert known is not None
+            told = submit._tell_reasons(known, told)
+    assert capsys.readouterr().err.splitlines() == [
+        "SLURM: 3 runs wait: PartitionConfig",
+        "SLURM: 3 runs wait: Priority (2), Resources (1)",
+        "SLURM: 1 run waits: ReqNodeNotAvail",
+    ]
+
+
+def test_the_command_that_waits_says_why(
+    tiny: list[str], fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_slurm.queue(j1="PENDING PartitionDown")
+    monkeypatch.setattr(submit, "has_ended", lambda job, ticket: "SLURM: " in sys.stderr.getvalue())  # type: ignore[attr-defined]
+    done = slurm(tiny, "distiller=vanilla", launcher="slurm")
+    assert done.err == "SLURM: 1 run waits: PartitionDown\n"
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("slow", "SLURM has not answered for 0 seconds; trying to submit all the same"),
+        ("away", "scontrol: Unable to contact slurm controller; trying to submit all the same"),
+    ],
+)
+def test_a_controller_that_does_not_answer_is_told_before_sbatch_is_tried(
+    tiny: list[str],
+    fake_slurm: FakeSlurm,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    how: str,
+    told: str,
+) -> None:
+    fake_slurm.set(how)
+    monkeypatch.setattr(queue, "PATIENCE", 0.2)
+    assert slurm(tiny, "distiller=vanilla").code == 0
+    assert [record.getMessage() for record in caplog.records] == [told]
+    assert len(fake_slurm.scripts()) == 1
+
+
+def test_the_failure_of_an_earlier_job_is_not_this_ones(make_job: Any, fake_slurm: FakeSlurm) -> None:
+    job = make_job("vanilla")
+    config_job.freeze(job, sweep=None, threads=None)
+    book = journal.Journal(job.directory / journal.FILE)
+    book.append({"event": "failure", "error": "before"})
+    fake_slurm.queue(j1="PENDING")
+    thread, _ = follow(job, Ticket("1", 0.0, "grid", "log", slurm_job.journal_size(job.directory)))
+    assert still_waiting(thread)
+    book.append({"event": "failure", "error": "again"})
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"job_id": "1"}'])
+def test_a_damaged_ticket_is_none(text: str, here: Path) -> None:
+    (here / "slurm.json").write_text(text)
+    assert read(here) is None
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(make_job: Any, here: Path) -> None:
+    (here / "sweeps").touch()
+    with pytest.raises(EdkdError, match="cannot write below .*sweeps"), submit._alone(here / "sweeps"):
+        pass
+
+
+@pytest.mark.parametrize(("shown", "limit"), [("7", 7), ("0", 1), ("(null)", 1001)])
+def test_the_largest_array(shown: str, limit: int, fake_slurm: FakeSlurm) -> None:
+    fake_slurm.set("max_array_size", shown)
+    assert submit.array_limit() == limit
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "local"])
+def test_a_launcher_without_a_sweep_is_refused(launcher: str, tiny: list[str], fake_slurm: FakeSlurm) -> None:
+    told = error(launch(*tiny, "distiller=vanilla", f"hydra/launcher={launcher}"))
+    assert told == f"hydra/launcher={launcher} is for sweeps: add -m, also for one run"

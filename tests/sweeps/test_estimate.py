@@ -1,0 +1,241 @@
+"""How long a plan takes: from journals whose seconds are known here, and from a few real steps."""
+
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from edkd.config.job import Job
+from edkd.errors import EdkdError
+from edkd.rundir import journal
+from edkd.rundir.journal import RunState
+from edkd.sweeps import estimate
+from edkd.sweeps.estimate import Estimate
+from tests.commandline import error, files, launch
+
+HERE = f"cpu ({platform.machine()})"
+GPU = "NVIDIA H100 80GB HBM3"
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Any:
+    """Timing sets torch up as a run does."""
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def ran(job: Job, *seconds: float, device: str = HERE, threads: int = 1, ended: bool = False) -> Job:
+    """Leave the journal of a run whose epochs took so many seconds."""
+    job.directory.mkdir(parents=True)
+    book = journal.Journal(job.directory / journal.FILE)
+    config = {key: value for key, value in job.config.items() if key != "teacher" or job.settings.needs_teacher}
+    book.append({"event": "start", "config": config, "tags": job.tags, "device": device, "threads": threads})
+    for number, each in enumerate(seconds, start=1):
+        book.append({"event": "epoch", "epoch": number, "seconds": {"train": each - 1, "test": 1.0}})
+    if ended:
+        book.append({"event": "end", "last": {"epoch": len(seconds)}, "seconds": sum(seconds)})
+    return job
+
+
+def estimated(
+    *jobs: Job, teachers: Sequence[Job] = (), states: dict[str, RunState] | None = None, **more: Any
+) -> Estimate:
+    new = {job.run: RunState(status="new") for job in [*jobs, *teachers]}
+    given: dict[str, Any] = {"here": True, "parallel": 1, "threads": 1, **more}
+    return estimate.estimate({"teachers": teachers, "students": jobs}, new | (states or {}), **given)
+
+
+@pytest.fixture
+def job(make_job: Any) -> Any:
+    """`job(*overrides)`: a KD run of 10 epochs."""
+    return lambda *overrides, method="kd": make_job(method, "schedule.epochs=10", *overrides, teacher_id="run:a")
+
+
+# ---- recorded
+
+
+def test_a_finished_run_tells_the_mean_of_its_epochs(job: Any) -> None:
+    ran(job("seed=1"), 30.0, 10.0, ended=True)
+    found = estimated(job("seed=2"), job("seed=3"))
+    assert found.stages == {"students": [200.0, 200.0]}
+    assert (found.sources, found.unknown, found.kinds) == ({HERE: 1}, 0, 1)
+
+
+def test_an_unfinished_run_tells_its_last_epoch(job: Any) -> None:
+    ran(job("seed=1"), 30.0, 10.0)
+    assert estimated(job("seed=2")).stages == {"students": [100.0]}
+
+
+def test_only_what_is_left_counts(job: Any) -> None:
+    ran(job("seed=1"), 10.0)
+    resumed, finished, elsewhere, failed = (job(f"seed={seed}") for seed in (2, 3, 4, 5))
+    states = {
+        resumed.run: RunState(status="interrupted", epochs={7: {"event": "epoch"}}),
+        finished.run: RunState(status="finished", epochs={10: {"event": "epoch"}}),
+        elsewhere.run: RunState(status="running", epochs={1: {"event": "epoch"}}),
+        failed.run: RunState(status="failed", epochs={9: {"event": "epoch"}}),
+    }
+    found = estimated(resumed, finished, elsewhere, failed, states=states)
+    assert found.stages == {"students": [30.0, 10.0]}
+
+
+def test_a_run_that_is_resumed_tells_about_itself(job: Any) -> None:
+    mine = ran(job("seed=1"), 20.0, 20.0)
+    assert estimated(mine, states={mine.run: journal.tail_state(mine.directory)}).stages == {"students": [160.0]}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "student=resnet14",
+        "teacher=resnet14",
+        "schedule.batch_size=32",
+        "engine.precision=bf16",
+        "engine.teacher_cache=false",
+        "dataset.train_per_class=10",
+        "distiller=vanilla",
+    ],
+)
+def test_another_kind_of_run_tells_nothing(job: Any, other: str) -> None:
+    ran(job("seed=1", other, method="vanilla" if "vanilla" in other else "kd"), 10.0)
+    assert estimated(job("seed=2")).unknown == 1
+
+
+def test_another_method_tells_where_none_of_the_same_does(job: Any) -> None:
+    ran(job("seed=1", method="dkd"), 10.0)
+    assert estimated(job()).stages == {"students": [100.0]}
+    ran(job("seed=1"), 20.0)
+    assert estimated(job()).stages == {"students": [200.0]}
+
+
+def test_the_same_number_of_threads_comes_first(job: Any) -> None:
+    ran(job("seed=1"), 40.0, threads=4)
+    assert estimated(job()).stages == {"students": [400.0]}
+    ran(job("seed=2"), 80.0, threads=1)
+    ran(job("seed=3"), 60.0, threads=1)
+    assert estimated(job()).stages == {"students": [700.0]}  # the middle of the two
+
+
+def test_only_the_device_at_hand_tells_about_runs_here(job: Any) -> None:
+    ran(job("seed=1"), 2.0, device=GPU)
+    assert estimated(job()).unknown == 1
+    assert estimated(job("engine.device=cuda:7")).unknown == 1  # which is not there
+
+
+def test_where_runs_are_queued_gpus_tell_first(job: Any) -> None:
+    ran(job("seed=1"), 10.0)
+    ran(job("seed=2"), 12.0)
+    assert estimated(job(), here=False).sources == {HERE: 1}
+    ran(job("seed=3"), 2.0, device=GPU)
+    found = estimated(job(), here=False)
+    assert (found.stages, found.sources) == ({"students": [20.0]}, {GPU: 1})
+
+
+def test_stages_are_told_apart(job: Any) -> None:
+    teacher = job(method="vanilla")
+    ran(job("seed=1", method="vanilla"), 7.0)
+    found = estimated(job(), teachers=[teacher])
+    assert (found.stages, found.kinds, found.unknown) == ({"teachers": [70.0]}, 2, 1)
+
+
+@pytest.mark.parametrize("damage", ["", "no json\n{}\n", '{"event": "start", "config": {}}\n{"event": "epoch"}\n'])
+def test_damaged_and_foreign_journals_tell_nothing(job: Any, damage: str) -> None:
+    before = job("seed=1")
+    before.directory.mkdir(parents=True)
+    (before.directory / journal.FILE).write_text(damage)
+    (before.directory.parent / "kd-s9-stray").touch()
+    assert estimated(job()).unknown == 1
+
+
+def test_of_many_journals_the_latest_few_are_read(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = ran(job("seed=0"), 10.0)
+    text = (first.directory / journal.FILE).read_text()
+    for number in range(50):
+        other = first.directory.with_name(f"kd-s{number}-{number:08x}")
+        other.mkdir()
+        (other / journal.FILE).write_text(text)
+    read: list[Path] = []
+    original = journal.tail_state
+    monkeypatch.setattr(journal, "tail_state", lambda path: (read.append(path), original(path))[1])
+    assert estimated(job("seed=99")).stages == {"students": [100.0]}
+    assert len(read) == estimate.LATEST
+
+
+# ---- told
+
+
+@pytest.mark.parametrize(("value", "meant"), [(True, True), (False, False)])
+def test_what_a_dry_run_asks_for(value: Any, meant: bool) -> None:
+    assert estimate.wanted(value) == meant
+
+
+@pytest.mark.parametrize("value", ["perhaps", 1, 0, None, "true"])
+def test_what_no_dry_run_means(value: Any) -> None:
+    with pytest.raises(EdkdError, match="must be true or false"):
+        estimate.wanted(value)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (89, "89 s"), (100, "2 min"), (5399, "90 min"), (5400, "1.5 h"), (4e7, "11,111.1 h")],
+)
+def test_a_duration(seconds: float, text: str) -> None:
+    assert estimate.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        (
+            Estimate({"teachers": [4320.0], "students": [50400.0]}, 1, 4, 0, Counter({GPU: 4})),
+            f"estimate: teachers 72 min, students 14.0 h, 15.2 device hours in all; recorded on {GPU}: 4 networks",
+        ),
+        (
+            Estimate({"students": [3600.0, 7200.0, 3600.0]}, 2, 1, 0, Counter({HERE: 1})),
+            f"estimate: students 4.0 h, 4.0 device hours in all, 2.0 h with 2 runs at a time; "
+            f"recorded on {HERE}: 1 network",
+        ),
+        (
+            Estimate({"students": [60.0]}, None, 3, 2, Counter({HERE: 1})),
+            f"estimate: at least students 60 s, 0.017 device hours in all; recorded on {HERE}: 1 network; "
+            "no recorded step time for 2 of 3 networks",
+        ),
+        (
+            Estimate({}, 2, 11, 11),
+            "estimate: none yet, no recorded step time for 11 of 11 networks",
+        ),
+        (Estimate(), "estimate: nothing to train"),
+    ],
+)
+def test_the_line(found: Estimate, line: str) -> None:
+    assert found.line() == line
+
+
+def test_the_longest_run_bounds_the_time_on_the_clock() -> None:
+    stages = {"teachers": [50.0], "students": [10.0, 90.0, 20.0]}
+    assert Estimate(stages, 4).wall == 50 + 90
+    assert Estimate(stages, 1).wall == Estimate(stages, 1).seconds == 170
+    assert Estimate(stages, None).wall is None
+
+
+def test_the_plan_of_a_sweep_says_how_long_it_takes(tiny: list[str], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["-m", *tiny, "distiller=kd,dkd"]
+    said = launch(*command, "+dry_run=true").out.splitlines()[-1]
+    assert said == "estimate: none yet, no recorded step time for 2 of 2 networks"
+    assert files(tmp_path) == set()
+    assert launch(*command).code == 0
+    said = launch(*command, "seed=1", "+dry_run=true").out.splitlines()[-1]
+    assert said.startswith("estimate: students ") and said.endswith(f"; recorded on {HERE}: 1 network")
+
+
+def test_one_run_says_how_long_it_takes(tiny: list[str], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = launch(*tiny, "distiller=vanilla", "+dry_run=true").err.splitlines()[-1]
+    assert said == "estimate: none yet, no recorded step time for 1 of 1 networks"
+    assert error(launch("-m", *tiny, "+dry_run=perhaps")) == "dry_run=perhaps: must be true or false"

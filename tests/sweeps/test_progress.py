@@ -1,0 +1,234 @@
+"""What a sweep tells a person, from hand-made states of its runs."""
+
+import io
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.progress import Progress
+
+from edkd.config.schema import Tracking
+from edkd.errors import EdkdError
+from edkd.rundir import journal, lock
+from edkd.rundir.journal import RunState
+from edkd.sweeps import progress
+from edkd.sweeps.plan import Sweep
+
+
+def epoch(number: int, train: float = 9.0, test: float = 1.0) -> dict[str, Any]:
+    return {"event": "epoch", "epoch": number, "seconds": {"train": train, "test": test}}
+
+
+END = {"event": "end", "last": {"top1": 70.126}, "best": {"top1": 71.0}, "seconds": 12.4}
+
+
+def state(status: Any, done: int = 0, **more: Any) -> RunState:
+    return RunState(status=status, epochs={done: epoch(done)} if done else {}, **more)
+
+
+@pytest.fixture
+def planned(make_job: Any) -> Sweep:
+    """One teacher, and three students of it."""
+    teacher = make_job("vanilla")
+    students = [make_job(method, teacher_id=f"run:{teacher.run}") for method in ("kd", "dkd", "edkd")]
+    return Sweep(students=students, teachers=[teacher], asked={job.run for job in students})
+
+
+def states(planned: Sweep, *given: RunState) -> dict[str, RunState]:
+    return dict(zip([job.run for job in planned.jobs], given, strict=True))
+
+
+def test_the_plan(planned: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    progress.show_plan(
+        planned, states(planned, state("failed", 1), state("finished", 2), state("interrupted", 1), state("new"))
+    )
+    width = max(len(job.name) for job in planned.jobs)
+    names = [job.name.ljust(width) for job in planned.jobs]
+    assert capsys.readouterr().out.splitlines() == [
+        f"stage      {'run'.ljust(width)}  state",
+        f"1 teacher  {names[0]}  to resume (failed before), after epoch 1",
+        f"2 student  {names[1]}  finished",
+        f"2 student  {names[2]}  to resume, after epoch 1",
+        f"2 student  {names[3]}  new",
+        f"sweep {planned.id}: 3 runs: 1 finished, 1 to resume, 1 new; teachers to train first: 1",
+    ]
+
+
+def test_names_are_never_cut(planned: Sweep, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    progress.show_plan(planned, states(planned, *[state("new")] * 4))
+    out = capsys.readouterr().out
+    assert all(job.name in out for job in planned.jobs)
+
+
+def test_a_summary_of_success(planned: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert progress.show_summary(planned, states(planned, *[state("finished", 2)] * 4)) == 0
+    assert capsys.readouterr().out == f"sweep {planned.id}: 4 of 4 runs finished\n"
+
+
+def test_a_summary_names_each_run_that_is_not_done(planned: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher, *students = planned.jobs
+    (teacher.directory).mkdir(parents=True)
+    (teacher.directory / "run.log").touch()
+    outcome = states(
+        planned,
+        state("failed", 1, error="EdkdError: training diverged"),
+        state("running", 1, holder={"pid": 12, "host": "node7"}),
+        state("new"),
+        state("finished", 2),
+    )
+    assert progress.show_summary(planned, outcome) == 3
+    assert capsys.readouterr().out.splitlines() == [
+        f"sweep {planned.id}: 1 of 4 runs finished",
+        f"  {teacher.name} failed: EdkdError: training diverged; see {teacher.directory / 'run.log'}",
+        f"  {students[0].name} is running in another process (pid 12 on node7)",
+        f"  {students[1].name} not started: its teacher resnet8 is not trained yet",
+        "run the same command again to continue",
+    ]
+
+
+def test_a_summary_tells_of_a_process_that_vanished(planned: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = states(planned, state("finished", 2), state("interrupted", 1), *[state("finished", 2)] * 2)
+    assert progress.show_summary(planned, outcome) == 1
+    assert " vanished after epoch 1: its process died without a word" in capsys.readouterr().out
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`screen(terminal)`: a console in the report's place; what it shows is in its `file`."""
+
+    def made(*, terminal: bool) -> Console:
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=200, color_system=None)
+        monkeypatch.setattr(progress, "console", console)
+        return console
+
+    return made
+
+
+def append(job: Any, *records: dict[str, Any]) -> None:
+    job.directory.mkdir(parents=True, exist_ok=True)
+    book = journal.Journal(job.directory / journal.FILE)
+    for record in records:
+        book.append(record)
+
+
+def viewed(planned: Sweep, console: Console, parallel: int = 1) -> progress._View:
+    return progress._View(planned.jobs, parallel, Progress(console=console, disable=True))
+
+
+def test_each_run_that_ends_is_told_once(planned: Sweep, screen: Any) -> None:
+    console = screen(terminal=False)
+    finished, failed, before, _ = planned.jobs
+    append(before, {"event": "start"}, {"event": "failure", "error": "long ago"})
+    view = viewed(planned, console)
+    view.refresh()
+    assert console.file.getvalue() == ""
+    append(finished, {"event": "start"}, epoch(1), epoch(2), END)
+    append(failed, {"event": "start"}, epoch(1), {"event": "failure", "error": "[red] diverged"})
+    view.refresh()
+    view.refresh()
+    assert console.file.getvalue().splitlines() == [
+        f"{finished.name}: top-1 last 70.13 %, best 71.00 %, 12 s",
+        f"{failed.name}: failed: [red] diverged",
+    ]
+
+
+def test_the_time_left(planned: Sweep, screen: Any) -> None:
+    view = viewed(planned, screen(terminal=False), parallel=2)
+    teacher, first, second, _ = planned.jobs
+    view.refresh()
+    assert view.seconds_left({job.run: 0 for job in planned.jobs}) is None  # nothing is known yet
+    append(teacher, {"event": "start"}, epoch(1, 18.0, 2.0), epoch(2, 18.0, 2.0), END)
+    view.refresh()
+    epochs = {job.run: 0 for job in planned.jobs} | {teacher.run: 2}
+    assert view.seconds_left(epochs) == 3 * 2 * 20 / 2  # the mean of all that is known; two at a time
+    append(first, {"event": "start"}, epoch(1, 9.0, 1.0))
+    view.refresh()
+    epochs[first.run] = 1
+    assert view.seconds_left(epochs) == (1 + 2 + 2) * 10 / 2  # of its pair
+    append(second, {"event": "start"}, {"event": "failure", "error": "diverged"})
+    view.refresh()
+    assert view.seconds_left(epochs) == (1 + 2) * 10 / 2  # what failed takes no more time
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "00:00:00"), (3661, "01:01:01"), (86399, "23:59:59"), (129600, "1.5 days")]
+)
+def test_a_clock(seconds: float, text: str) -> None:
+    assert progress._clock(seconds) == text
+
+
+def test_a_bar_on_a_terminal(planned: Sweep, screen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "POLL", 0.01)
+    console = screen(terminal=True)
+    job = planned.jobs[0]
+    with progress.watch(planned.jobs, parallel=1), lock.hold(job.directory):
+        append(job, {"event": "start"}, epoch(1))
+        shown = threading.Event()
+        for _ in range(1000):
+            if "00:01:10 left" in console.file.getvalue():
+                break
+            shown.wait(0.01)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())
+    assert "runs 0/4 · epochs 1/8 " in text
+    assert "00:01:10 left resnet8 vanilla 1" in text
+
+
+def test_no_bar_in_a_file(planned: Sweep, screen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "POLL", 0.01)
+    console = screen(terminal=False)
+    with progress.watch(planned.jobs, parallel=1):
+        append(planned.jobs[0], {"event": "start"}, epoch(1), epoch(2), END)
+    assert console.file.getvalue() == f"{planned.jobs[0].name}: top-1 last 70.13 %, best 71.00 %, 12 s\n"
+
+
+def test_a_damaged_journal_does_not_end_the_watch(planned: Sweep, screen: Any) -> None:
+    view = viewed(planned, screen(terminal=False))
+    damaged, sound = planned.jobs[:2]
+    damaged.directory.mkdir(parents=True)
+    (damaged.directory / journal.FILE).write_text("damage\n{}\n")
+    append(sound, {"event": "start"}, epoch(1), epoch(2), END)
+    view.refresh()
+    assert view.done == {sound.run}
+
+
+def test_tracking_that_fails_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*arguments: Any, **more: Any) -> None:
+        raise EdkdError("the server is away")
+
+    monkeypatch.setattr(progress.tracking, "start_sweep", fails)
+    monkeypatch.setattr(progress.tracking, "finish_sweep", fails)
+    monkeypatch.setattr(progress.LOG, "propagate", True)
+    tracked = progress.SweepTracking("s", Tracking(uri="http://127.0.0.1:9", artifacts=None, experiment="edkd"))
+    tracked.start()
+    tracked.finish([state("finished", 2)])
+    assert [record.getMessage() for record in caplog.records] == [
+        "the server is away; `edkd sync` brings MLflow up to date later"
+    ] * 2
+
+
+@pytest.mark.parametrize("outcome", [["finished", "finished"], ["finished", "failed", "new"], []])
+def test_the_parent_run_gets_the_counts(monkeypatch: pytest.MonkeyPatch, outcome: list[str]) -> None:
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(progress.tracking, "finish_sweep", lambda sweep, **more: told.update(more, sweep=sweep))
+    where = Tracking(uri="sqlite:///x.db", artifacts="a", experiment="e")
+    progress.SweepTracking("s", where).finish([state(each) for each in outcome])
+    counts = {each: outcome.count(each) for each in outcome}
+    place = {"uri": "sqlite:///x.db", "artifacts": "a", "experiment": "e"}
+    assert told == {"sweep": "s", "counts": counts, **place}
+
+
+def test_without_a_store_nothing_is_tracked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: Any, **more: Any) -> None:
+        raise AssertionError("tracked")
+
+    monkeypatch.setattr(progress.tracking, "start_sweep", fails)
+    monkeypatch.setattr(progress.tracking, "finish_sweep", fails)
+    tracked = progress.SweepTracking("s", Tracking(uri=None, artifacts=None, experiment="edkd"))
+    tracked.start()
+    tracked.finish([])

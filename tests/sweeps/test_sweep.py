@@ -1,0 +1,553 @@
+"""Sweeps, from the plan to the summary, through the real command line."""
+
+import json
+import os
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from edkd.cli import launch as cli_launch
+from edkd.config.compose import quoted
+from edkd.errors import EdkdError
+from edkd.rundir import journal, lock
+from edkd.sweeps import plan, progress, sweep
+from tests.commandline import REPOSITORY, Ended, error, files, journals, launch, metrics, python
+
+SEVEN = ["a-b", "c-d", "e-f"]  # stands for the pairs of the table
+BRITTLE = '''
+"""Methods with the faults of real ones, while a file is there."""
+
+import os
+import signal
+from pathlib import Path
+
+from edkd.distillers.kd import KD
+
+MARKER = Path(__file__).with_name("marker")
+
+
+class Raising(KD):
+    def forward(self, student, teacher, batch):
+        if MARKER.exists() and float(batch.epoch) > 1:
+            raise RuntimeError("the marker is there")
+        return super().forward(student, teacher, batch)
+
+
+class Dying(KD):
+    def forward(self, student, teacher, batch):
+        if MARKER.exists():
+            MARKER.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(student, teacher, batch)
+
+
+class Editing(KD):
+    def forward(self, student, teacher, batch):
+        Path(__file__).with_name("conf").joinpath("schedule", "mine.yaml").write_text("epochs: [")
+        return super().forward(student, teacher, batch)
+'''
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with methods and options of a user; `marker` in it makes the methods fail."""
+    folder = tmp_path_factory.mktemp("own")
+    module = f"brittle{id(folder)}"  # a name of its own, for modules stay imported
+    (folder / f"{module}.py").write_text(BRITTLE)
+    (folder / "conf" / "distiller").mkdir(parents=True)
+    (folder / "conf" / "schedule").mkdir()
+    for name in ("Raising", "Dying", "Editing"):
+        values = {"_target_": f"{module}.{name}", "ce_weight": 0.1, "kd_weight": 0.9, "temperature": 4.0}
+        (folder / "conf" / "distiller" / f"{name.lower()}.yaml").write_text(yaml.safe_dump(values))
+    schedule = yaml.safe_load((REPOSITORY / "conf" / "schedule" / "short.yaml").read_text()) | {"epochs": 1}
+    (folder / "conf" / "schedule" / "mine.yaml").write_text(yaml.safe_dump(schedule))
+    (folder / "marker").touch()
+    monkeypatch.syspath_prepend(folder)
+    return folder
+
+
+@pytest.fixture
+def networks(tiny: list[str]) -> list[str]:
+    """`tiny` with the networks of conf/, which `pair` can choose."""
+    return [each for each in tiny if not each.startswith(("teacher=", "student="))]
+
+
+def swept(tiny: list[str], *arguments: str) -> Ended:
+    return launch("-m", *tiny, *arguments)
+
+
+def events(records: list[dict[str, Any]]) -> list[str]:
+    return [record["event"] for record in records]
+
+
+def plan_of(ended: Ended) -> list[list[str]]:
+    """The rows of a printed plan: stage, name without its hash, state."""
+    header, *lines = ended.out.splitlines()
+    assert header.split() == ["stage", "run", "state"]
+    rows = []
+    for line in lines:
+        if line.startswith("sweep "):
+            break
+        number, _, name, *state = line.split()
+        rows.append([number, name.partition("/")[2].rpartition("-")[0], " ".join(state)])
+    return rows
+
+
+# ---- expanding
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("seed=0", [["seed=0"]]),
+        ("seed=0,1", [["seed=0"], ["seed=1"]]),
+        ("seed=0,1,0", [["seed=0"], ["seed=1"]]),
+        ("seed=range(0,2)", [["seed=0"], ["seed=1"]]),
+        (
+            "distiller=kd,dkd x=1 seed=1,2",
+            [[f"distiller={d}", "x=1", f"seed={s}"] for d in ("kd", "dkd") for s in (1, 2)],
+        ),
+        ("pair=all", [["pair=a-b"], ["pair=c-d"], ["pair=e-f"]]),
+        ("pair=z-z,all", [["pair=z-z"], ["pair=a-b"], ["pair=c-d"], ["pair=e-f"]]),
+        ("pair=e-f,all", [["pair=e-f"], ["pair=a-b"], ["pair=c-d"]]),
+        ("pair=all seed=0,1", [[f"pair={p}", f"seed={s}"] for p in SEVEN for s in (0, 1)]),
+        ("+experiment=all", [["+experiment=all"]]),
+        ("name=all", [["name=all"]]),
+        ("m=[1,2],[3]", [["m=[1,2]"], ["m=[3]"]]),
+        ("m=[1,2]", [["m=[1,2]"]]),
+        ("root='/a b'", [["root='/a b'"]]),
+        ("root='/a b','/c d'", [["root='/a b'"], ["root='/c d'"]]),
+    ],
+)
+def test_the_product_of_all_choices(arguments: str, expected: list[list[str]]) -> None:
+    words = [arguments] if "'" in arguments else arguments.split()
+    assert plan.expand(OverridesParser.create().parse_overrides(words), {"all": SEVEN}) == expected
+
+
+def test_what_has_no_end_cannot_be_swept() -> None:
+    overrides = OverridesParser.create().parse_overrides(["x=interval(0,1)"])
+    with pytest.raises(EdkdError, match="only lists of values can be swept, such as x=1,2,3"):
+        plan.expand(overrides, {"all": SEVEN})
+
+
+# ---- planning
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(tiny: list[str], here: Path) -> None:
+    done = swept(tiny, "distiller=kd,dkd", "seed=0,1", "tracking=sqlite", "+dry_run=true")
+    assert (done.code, done.err) == (0, "")
+    assert plan_of(done) == [
+        ["1", "resnet8/vanilla-s0", "new"],
+        ["2", "resnet8-resnet8/kd-s0", "new"],
+        ["2", "resnet8-resnet8/kd-s1", "new"],
+        ["2", "resnet8-resnet8/dkd-s0", "new"],
+        ["2", "resnet8-resnet8/dkd-s1", "new"],
+    ]
+    numbers, estimate = done.out.splitlines()[-2:]
+    assert numbers.endswith(": 4 runs: 4 new; teachers to train first: 1")
+    assert estimate.startswith("estimate: none yet, no recorded step time for 2 of 2 networks")
+    assert files(here) == set()
+
+
+def test_the_whole_table_trains_four_teachers_for_21_students(networks: list[str]) -> None:
+    done = swept(networks, "distiller=kd,dkd,edkd", "pair=all", "+dry_run=true")
+    rows = plan_of(done)
+    assert [name for stage, name, _ in rows if stage == "1"] == [
+        f"{name}/vanilla-s0"
+        for name in ("resnet50", "vgg13", "resnet32x4", "wrn_40_2")  # the largest first
+    ]
+    students = [name for stage, name, _ in rows if stage == "2"]
+    assert len(students) == len(set(students)) == 21
+    assert students[0] == "resnet32x4-resnet8x4/kd-s0" and students[-1] == "resnet32x4-mobilenetv2/edkd-s0"
+
+
+def test_a_student_alone_is_trained_once_whatever_the_pairs(networks: list[str]) -> None:
+    rows = plan_of(
+        swept(networks, "distiller=vanilla", "pair=vgg13-vgg8,resnet50-vgg8,vgg13-mobilenetv2", "+dry_run=true")
+    )
+    assert [name for _, name, _ in rows] == ["vgg8/vanilla-s0", "mobilenetv2/vanilla-s0"]
+
+
+def test_teachers_have_a_seed_of_their_own(tiny: list[str]) -> None:
+    rows = plan_of(swept(tiny, "distiller=kd", "seed=7,8", "+dry_run=true"))
+    assert [name for _, name, _ in rows] == ["resnet8/vanilla-s0", "resnet8-resnet8/kd-s7", "resnet8-resnet8/kd-s8"]
+    rows = plan_of(swept(tiny, "distiller=kd", "seed=7,8", "teacher_seed=5", "+dry_run=true"))
+    assert rows[0][1] == "resnet8/vanilla-s5"
+
+
+def test_a_teacher_that_is_itself_asked_for_is_trained_first_and_once(tiny: list[str]) -> None:
+    rows = plan_of(swept(tiny, "distiller=vanilla,kd", "student=resnet8,resnet14", "+dry_run=true"))
+    assert [row[:2] for row in rows] == [
+        ["1", "resnet8/vanilla-s0"],
+        ["2", "resnet14/vanilla-s0"],
+        ["2", "resnet8-resnet8/kd-s0"],
+        ["2", "resnet8-resnet14/kd-s0"],
+    ]
+
+
+def test_a_teacher_that_would_be_trained_in_several_ways_is_refused(tiny: list[str], here: Path) -> None:
+    message = error(swept(tiny, "distiller=kd", "schedule.epochs=1,2"))
+    assert message.startswith("the sweep would train teacher resnet8 of digits-8-20perclass-test10 in several ways")
+    assert "python launch.py distiller=vanilla student=resnet8" in message
+    assert files(here) == set()
+
+
+def test_a_network_that_can_only_teach_must_be_in_the_store(tiny: list[str], own: Path, here: Path) -> None:
+    (own / "conf" / "teacher").mkdir()
+    values = {"name": "giant", "model": {"_target_": "edkd.models.vgg13"}}
+    (own / "conf" / "teacher" / "giant.yaml").write_text(yaml.safe_dump(values))
+    message = error(swept([f"--config-dir={own / 'conf'}", *tiny], "distiller=kd", "teacher=giant"))
+    assert message.startswith("teacher giant is not in the store, and cannot be trained: student=giant: no such option")
+    assert files(here) == set()
+
+
+def test_long_plans_are_told_in_numbers(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LONG_PLAN", 2)
+    assert len(swept(tiny, "distiller=vanilla", "seed=range(2)", "+dry_run=true").out.splitlines()) == 5
+    line, _ = swept(tiny, "distiller=vanilla", "seed=range(3)", "+dry_run=true").out.splitlines()
+    assert line.endswith(": 3 runs: 3 new; teachers to train first: 0")
+
+
+# ---- running
+
+
+def test_a_sweep_runs_to_its_end_and_is_not_run_again(tiny: list[str], here: Path) -> None:
+    command = [*tiny[:-2], "tracking=sqlite", tiny[-1], "distiller=vanilla,kd,edkd"]
+    first = swept(command)
+    assert first.code == 0, first
+    assert first.out.splitlines()[-1].endswith(": 3 of 3 runs finished")
+    for name in ("resnet8/vanilla", "resnet8-resnet8/kd", "resnet8-resnet8/edkd"):
+        assert f"{name}-s0-" in first.err  # a line for each run that ends
+    assert "\x1b" not in first.err + first.out
+    found = journals(here / "outputs")
+    assert set(found) == {"resnet8/vanilla-s0", "resnet8-resnet8/kd-s0", "resnet8-resnet8/edkd-s0"}
+    assert all(events(records) == ["start", "epoch", "epoch", "end"] for records in found.values())
+    taught_by = {f"run:{found['resnet8/vanilla-s0'][0]['run']}"}
+    assert {found[f"resnet8-resnet8/{method}-s0"][0]["teacher"]["id"] for method in ("kd", "edkd")} == taught_by
+    (name,) = {records[0]["sweep"] for records in found.values()}
+    assert {path.name for path in here.iterdir()} == {"outputs"}
+    (log,) = (here / "outputs").glob("runs/*/*/edkd-*/run.log")
+    assert "epoch 2/2: train loss" in log.read_text()
+    below = {path.name for path in (here / "outputs").iterdir()}
+    assert below == {"runs", "teachers", "sweeps", "mlflow.db", "mlflow.db.lock", "mlartifacts"}
+    assert files(here / "outputs" / "sweeps") == {f"{name}.json"}  # which runs it has
+
+    second = swept(command)
+    assert second.code == 0, second
+    assert {state for _, _, state in plan_of(second)} == {"finished"}
+    assert second.out.splitlines()[-2].startswith(f"sweep {name}: 3 runs: 3 finished; teachers to train first: 0")
+    assert second.out.splitlines()[-1] == f"sweep {name}: 3 of 3 runs finished"
+    assert journals(here / "outputs") == found
+
+    check_mlflow(here / "outputs", name, found)
+
+
+def check_mlflow(output: Path, name: str, found: dict[str, list[dict[str, Any]]]) -> None:
+    """One parent run, with a child for each journal."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{output / 'mlflow.db'}")
+    (experiment,) = [each for each in client.search_experiments() if each.name == "edkd"]
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in runs if "edkd.sweep" in run.data.tags]
+    children = [run for run in runs if run is not parent]
+    assert parent.data.tags["edkd.sweep"] == name
+    assert (parent.info.status, parent.data.tags["runs.finished"]) == ("FINISHED", "3")
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert {run.data.tags["edkd.run"] for run in children} == {records[0]["run"] for records in found.values()}
+    for run in children:
+        records = next(each for each in found.values() if each[0]["run"] == run.data.tags["edkd.run"])
+        assert run.info.status == "FINISHED"
+        assert run.data.metrics["test/top1"] == records[-1]["last"]["top1"] == run.data.metrics["last/top1"]
+        assert run.data.params["schedule.epochs"] == "2"
+        assert {"pair", "teacher", "student", "distiller", "dataset", "seed", "config_hash"} <= set(run.data.tags)
+
+
+def test_one_failure_stops_no_other_and_can_be_mended(tiny: list[str], own: Path, here: Path) -> None:
+    command = [f"--config-dir={own / 'conf'}", *tiny, "distiller=raising,kd"]
+    failed = swept(command)
+    assert failed.code == 1
+    found = journals(here / "outputs")
+    assert events(found["resnet8-resnet8/kd-s0"]) == ["start", "epoch", "epoch", "end"]
+    assert events(found["resnet8-resnet8/raising-s0"]) == ["start", "epoch", "failure"]
+    total, lost, advice = failed.out.splitlines()[-3:]
+    assert total.endswith(": 2 of 3 runs finished")
+    (log,) = (here / "outputs").rglob("raising-*/run.log")
+    assert lost.endswith(f" failed: RuntimeError: the marker is there; see {log}")
+    assert "RuntimeError: the marker is there" in log.read_text() and "Traceback" in log.read_text()
+    assert advice == "run the same command again to continue"
+    assert failed.err.count("failed: RuntimeError: the marker is there") == 1
+
+    again = swept(command)
+    assert again.code == 1
+    assert plan_of(again) == [
+        ["2", "resnet8-resnet8/raising-s0", "to resume (failed before), after epoch 1"],
+        ["2", "resnet8-resnet8/kd-s0", "finished"],
+    ]
+    assert again.out.splitlines()[3].endswith(
+        ": 2 runs: 1 to resume (failed before), 1 finished; teachers to train first: 0"
+    )
+    (own / "marker").unlink()
+    mended = swept(command)
+    assert mended.code == 0
+    assert "failed" not in mended.err
+    after = journals(here / "outputs")
+    assert events(after["resnet8-resnet8/raising-s0"])[-4:] == ["failure", "start", "epoch", "end"]
+    assert metrics(after["resnet8-resnet8/raising-s0"]) == metrics(after["resnet8-resnet8/kd-s0"])
+    assert after["resnet8-resnet8/kd-s0"] == found["resnet8-resnet8/kd-s0"]
+
+
+def test_without_its_teacher_no_student_starts(tiny: list[str], here: Path) -> None:
+    done = swept(tiny, "distiller=kd,dkd", "schedule.lr=1e30")
+    assert done.code == 1
+    total, teacher, *students, advice = done.out.splitlines()[-5:]
+    assert total.endswith(": 0 of 3 runs finished")
+    assert "/resnet8/vanilla-s0-" in teacher and "training diverged; lower schedule.lr" in teacher
+    assert all(line.endswith(" not started: its teacher resnet8 is not trained yet") for line in students)
+    assert list(journals(here / "outputs")) == ["resnet8/vanilla-s0"]
+    assert not list((here / "outputs").glob("teachers/*/*.pt"))
+    assert advice == "run the same command again to continue"
+
+
+def test_a_teacher_whose_journal_came_without_weights_is_trained(tiny: list[str], here: Path) -> None:
+    assert swept(tiny, "distiller=kd").code == 0
+    for path in [*here.glob("outputs/teachers/*/*"), *here.glob("outputs/runs/*/resnet8/*/*.pt")]:
+        path.unlink()
+    done = swept(tiny, "distiller=kd,dkd")
+    assert done.code == 0, done
+    assert len(list(here.glob("outputs/teachers/*/resnet8.pt"))) == 1
+
+
+def test_a_folder_of_any_name(tiny: list[str], here: Path) -> None:
+    folder = here / "o'b"
+    done = swept(tiny, "distiller=vanilla", "seed=0,1", f"output={quoted(str(folder))}")
+    assert done.code == 0, done
+    assert len(list(folder.glob("runs/*/*/*/last.pt"))) == 2
+
+
+def test_an_error_keeps_nothing_of_the_run_alive() -> None:
+    class Network:
+        pass
+
+    alive = []
+
+    def train() -> None:
+        network = Network()
+        alive.append(weakref.ref(network))
+        try:
+            raise OSError("disk")
+        except OSError as error:
+            raise EdkdError("run") from error
+
+    kept = []
+    for _ in range(2):
+        try:
+            train()
+        except EdkdError as error:
+            kept.append(error)  # as Hydra does
+    assert [seen() is not None for seen in alive] == [True, True]
+    for error in kept:
+        cli_launch._empty_frames(error)
+    assert [seen() for seen in alive] == [None, None]
+
+
+def test_a_stored_teacher_is_used_and_a_weak_one_refused(tiny: list[str], here: Path) -> None:
+    assert launch(*tiny, "distiller=vanilla", "schedule.epochs=1").code == 0
+    command = [*tiny, "distiller=kd"]
+    weak = error(swept(command))
+    assert weak.startswith("teacher resnet8 of digits-8-20perclass-test10 was trained for 1 epoch, the student is to ")
+    assert "allow_weak_teacher=true" in weak
+    assert error(launch(*command)) == weak
+    assert plan_of(swept(command, "schedule.epochs=1", "+dry_run=true")) == [["2", "resnet8-resnet8/kd-s0", "new"]]
+    assert swept(command, "allow_weak_teacher=true").code == 0
+    found = journals(here / "outputs")
+    assert found["resnet8-resnet8/kd-s0"][0]["teacher"]["id"] == f"run:{found['resnet8/vanilla-s0'][0]['run']}"
+
+
+def test_runs_of_another_process_are_left_to_it(tiny: list[str], here: Path, make_job: Any) -> None:
+    running, other = make_job("vanilla", "seed=1"), make_job("vanilla", "seed=2")
+    with lock.hold(running.directory):
+        done = swept(tiny, "distiller=vanilla", "seed=1,2")
+    assert done.code == 1
+    assert plan_of(done) == [
+        ["2", "resnet8/vanilla-s1", "running elsewhere"],
+        ["2", "resnet8/vanilla-s2", "new"],
+    ]
+    assert f"{running.name} is running in another process (pid {os.getpid()} on " in done.out
+    assert (journal.state(running.directory).status, journal.state(other.directory).status) == ("new", "finished")
+
+
+def test_what_was_planned_is_run_whatever_happens_to_conf(tiny: list[str], own: Path, here: Path) -> None:
+    mine = [f"--config-dir={own / 'conf'}", *tiny, "schedule=mine", "schedule.epochs=1", "allow_weak_teacher=true"]
+    done = swept(mine, "distiller=editing", "seed=0,1")
+    assert done.code == 0, done
+    assert (own / "conf" / "schedule" / "mine.yaml").read_text() == "epochs: ["
+    assert {len(metrics(records)) for records in journals(here / "outputs").values()} == {1}
+    assert len(journals(here / "outputs")) == 3
+
+
+def test_a_frozen_configuration_that_was_changed_is_not_run(
+    tiny: list[str], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freeze = sweep.plan.freeze
+
+    def changed(job: Any, **more: Any) -> Path:
+        path: Path = freeze(job, **more)
+        path.write_text(path.read_text().replace("epochs: 2", "epochs: 3"))
+        return path
+
+    monkeypatch.setattr(sweep.plan, "freeze", changed)
+    done = swept(tiny, "distiller=vanilla")
+    assert done.code == 1
+    assert "config.yaml was changed after planning: it now describes run " in done.out.splitlines()[-2]
+    assert not list((here / "outputs").rglob("*.pt"))
+
+
+def test_several_processes_give_the_bits_of_one_and_survive_a_kill(tiny: list[str], own: Path, here: Path) -> None:
+    arguments = ["-m", f"--config-dir={own / 'conf'}", *tiny, "distiller=dying,kd", "hydra/launcher=local"]
+    done = python(str(REPOSITORY / "launch.py"), *arguments, PYTHONPATH=str(own))
+    assert done.code == 0, done
+    assert not (own / "marker").exists()  # one process did kill itself
+    (stopped,) = [line for line in done.err.splitlines() if line.startswith("the launcher stopped")]
+    assert "SIGKILL" in stopped and stopped.endswith("; looking at the journals")
+    assert done.out.splitlines()[-1].endswith(": 3 of 3 runs finished")
+    several = journals(here / "outputs")
+    assert events(several["resnet8-resnet8/dying-s0"])[0] == "start"
+    assert events(several["resnet8-resnet8/dying-s0"])[-4:] == ["start", "epoch", "epoch", "end"]
+    assert len({records[0]["pid"] for records in several.values()}) > 1
+
+    serial = launch(*arguments[:-1], f"output={here / 'serial'}")
+    assert serial.code == 0, serial
+    one = journals(here / "serial")
+    assert list(one) == list(several)
+    for name, records in one.items():
+        assert metrics(records) == metrics(several[name])
+        assert records[-1]["last"] == several[name][-1]["last"]
+
+
+def test_interrupted_and_continued(tiny: list[str], here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [*tiny, "distiller=vanilla", "seed=0,1"]
+    with monkeypatch.context() as patch:
+
+        def interrupted(*arguments: Any, **more: Any) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr("edkd.rundir.checkpoint.save_weights", interrupted)
+        stopped = swept(command)
+    assert stopped.code == 130
+    assert stopped.err.endswith("interrupted; the same command continues where this one stopped\n")
+    assert list(journals(here / "outputs")) == ["resnet8/vanilla-s0"]
+    assert swept(command).code == 0
+    assert [events(records)[-1] for records in journals(here / "outputs").values()] == ["end", "end"]
+
+
+# ---- launching
+
+
+class Launcher:
+    """Stands for a launcher that loses jobs: each launch carries out the next of some scripts."""
+
+    def __init__(self, *scripts: Any) -> None:
+        self.scripts = list(scripts)
+        self.launched: list[list[str]] = []
+
+    def launch(self, job_overrides: list[list[str]], initial_job_idx: int) -> None:
+        names = [Path(overrides[0].split("'")[1]).parent.name.rpartition("-")[0] for overrides in job_overrides]
+        assert initial_job_idx == sum(map(len, self.launched))
+        self.launched.append(names)
+        self.scripts.pop(0)([Path(overrides[0].split("'")[1]).parent for overrides in job_overrides])
+
+
+def write(directory: Path, *records: dict[str, Any]) -> None:
+    with (directory / journal.FILE).open("a") as file:
+        file.writelines(json.dumps({"time": 0.0, **record}) + "\n" for record in records)
+
+
+START = {"event": "start"}
+EPOCH = {"event": "epoch", "epoch": 1, "seconds": {"train": 1.0}}
+END = {"event": "end"}
+
+
+@pytest.fixture
+def jobs(make_job: Any) -> list[Any]:
+    made = [make_job("vanilla", f"seed={seed}") for seed in (0, 1)]
+    for job in made:
+        job.directory.mkdir(parents=True)
+    return made
+
+
+def launched(jobs: list[Any], *scripts: Any) -> list[list[str]]:
+    launcher = Launcher(*scripts)
+    sweep._launch(jobs, {job.run: job.directory / "config.yaml" for job in jobs}, launcher)  # type: ignore[arg-type]
+    assert launcher.scripts == []
+    return launcher.launched
+
+
+def test_finished_and_failed_jobs_are_not_launched_again(jobs: list[Any]) -> None:
+    def script(folders: list[Path]) -> None:
+        write(folders[0], START, EPOCH, END)
+        write(folders[1], START, {"event": "failure", "error": "diverged"})
+
+    assert launched(jobs, script) == [["vanilla-s0", "vanilla-s1"]]
+
+
+def test_jobs_that_were_lost_are_launched_again_while_that_gets_further(jobs: list[Any]) -> None:
+    def one_dies(folders: list[Path]) -> None:
+        write(folders[0], START, EPOCH, END)
+        write(folders[1], START)
+        raise RuntimeError("a worker died")
+
+    def further(folders: list[Path]) -> None:
+        write(folders[0], START, EPOCH)
+        raise RuntimeError("a worker died")
+
+    def no_further(folders: list[Path]) -> None:
+        write(folders[0], START)
+        raise RuntimeError("a worker died")
+
+    first, again = ["vanilla-s0", "vanilla-s1"], ["vanilla-s1"]
+    assert launched(jobs, one_dies, further, no_further) == [first, again, again]
+
+
+def test_a_launcher_that_starts_nothing_is_not_asked_again(jobs: list[Any]) -> None:
+    def nothing(folders: list[Path]) -> None:
+        raise RuntimeError("sbatch: error: invalid partition")
+
+    assert launched(jobs, nothing) == [["vanilla-s0", "vanilla-s1"]]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "jobs", "parallel", "threads"),
+    [
+        ({"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}, 9, 1, 8),
+        ({"_target_": "x.JoblibLauncher", "n_jobs": 2}, 9, 2, 4),
+        ({"_target_": "x.JoblibLauncher", "n_jobs": 3}, 9, 3, 2),
+        ({"_target_": "x.JoblibLauncher", "n_jobs": 3}, 2, 2, 4),
+        ({"_target_": "x.JoblibLauncher", "n_jobs": -1}, 9, 8, 1),
+        ({"_target_": "x.JoblibLauncher", "n_jobs": 16}, 99, 16, 1),
+        ({"_target_": "x.SlurmLauncher"}, 9, 9, None),
+    ],
+)
+def test_jobs_side_by_side_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, launcher: dict[str, Any], jobs: int, parallel: int, threads: int | None
+) -> None:
+    monkeypatch.setattr(sweep, "cores", lambda: 8)
+    master = OmegaConf.create({"hydra": {"launcher": launcher}})
+    assert (sweep._parallel(master, jobs), sweep._threads_each(master, jobs)) == (parallel, threads)
+
+
+def test_the_plugin_is_light() -> None:
+    # Every Hydra program of the environment imports it.
+    code = "import sys, hydra_plugins.edkd_sweeper.sweeper; print({'torch', 'mlflow', 'edkd.sweeps'} & {*sys.modules})"
+    assert python("-c", code, PYTHONPATH=str(REPOSITORY)) == Ended(0, "set()\n", "")

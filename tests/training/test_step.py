@@ -1,0 +1,282 @@
+"""The step: what it reads stays in place, a recording replays it bit for bit, and what cannot be recorded runs."""
+
+import contextlib
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from edkd import models
+from edkd.data.arrays import Split
+from edkd.data.resident import DeviceData
+from edkd.distillers.base import Batch, Distiller, Outcome
+from edkd.distillers.dkd import DKD
+from edkd.distillers.edkd import EDKD
+from edkd.distillers.kd import KD
+from edkd.distillers.vanilla import Vanilla
+from edkd.models.base import Prediction
+from edkd.teachers.source import OnlineTeacher, Precision
+from edkd.training.step import Held, Step
+from edkd.training.trainer import Progress, Schedule, make_optimizer, make_step, seeded, train_epoch
+
+CPU = torch.device("cpu")
+CUDA = pytest.param(torch.device("cuda"), marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
+SCHEDULE = Schedule(
+    epochs=6, batch_size=16, lr=0.05, momentum=0.9, weight_decay=5e-4, milestones=[2], gamma=0.1, warmup_epochs=2
+)
+METHODS: dict[str, Any] = {
+    "vanilla": Vanilla,
+    "kd": lambda: KD(ce_weight=0.1, kd_weight=0.9, temperature=4.0),
+    "dkd": lambda: DKD(ce_weight=1.0, alpha=1.0, beta=2.0, temperature=4.0, warmup_epochs=4),
+    "edkd": lambda: EDKD(ce_weight=1.0, alpha=1.0, beta=2.0, temperature=4.0, warmup_epochs=4, weighting="batch"),
+}
+
+
+def images(device: torch.device, count: int = 88) -> DeviceData:
+    stream = np.random.default_rng(0)
+    split = Split(stream.integers(0, 255, (count, 8, 8, 3)).astype(np.uint8), np.arange(count, dtype=np.int64) % 5)
+    return DeviceData(split, mean=[0.4] * 3, std=[0.3] * 3, padding=1, flip=True, device=device, channels_last=True)
+
+
+def started(method: Distiller, device: torch.device, *, capture: bool, name: str = "fp32") -> tuple[Progress, Step]:
+    precision = Precision(name, device)
+    with seeded(1, 0, device):
+        student = models.resnet8(num_classes=5).to(device=device, memory_format=torch.channels_last)
+        network = models.resnet8(num_classes=5).to(device=device, memory_format=torch.channels_last)
+    method = method.to(device)
+    progress = Progress(student, method, make_optimizer(student, method, SCHEDULE, device))
+    teacher = OnlineTeacher(network, want_feats=False, precision=precision) if method.needs_teacher else None
+    return progress, make_step(progress, teacher, images(device), SCHEDULE, precision=precision, capture=capture)
+
+
+def train(progress: Progress, step: Step, epochs: int) -> list[dict[str, float]]:
+    told = []
+    for _ in range(epochs):
+        told.append(train_epoch(progress, step, SCHEDULE, seed=0))
+        progress.epoch += 1
+    return told
+
+
+def addresses(progress: Progress, step: Step) -> list[int]:
+    """Where everything lies that a recording reads or writes."""
+    assert step.sound is not None and step.sound_steps is not None
+    memory = [entry["momentum_buffer"] for entry in progress.optimizer.state.values()]
+    inputs = [step.order, step.views, step.position, step.epoch, step.offsets, step.sound, step.sound_steps]
+    rates = [group["lr"] for group in progress.optimizer.param_groups]
+    tensors = [*progress.student.parameters(), *memory, *inputs, *rates, *step.meter.sums.values()]
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_nothing_that_a_recording_holds_moves_between_epochs(device: torch.device) -> None:
+    progress, step = started(METHODS["edkd"](), device, capture=False)
+    train(progress, step, 1)
+    before = addresses(progress, step)
+    train(progress, step, 2)
+    assert addresses(progress, step) == before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_recorded_step_gives_the_bits_of_an_eager_one(method: str, precision: str) -> None:
+    """Five epochs: the whole batches are recorded in the first, the last and smaller one in the fourth."""
+    results = []
+    for capture in (False, True):
+        progress, step = started(METHODS[method](), torch.device("cuda"), capture=capture, name=precision)
+        told = train(progress, step, 5)
+        assert sorted(step.graphs) == ([8, 16] if capture else [])
+        results.append((told, progress.state()))
+    (eager, weights), (recorded, same_weights) = results
+    assert recorded == eager
+    for name, value in weights["student"].items():
+        assert torch.equal(value, same_weights["student"][name]), name
+
+
+class ReadsBack(Distiller):
+    """A method that waits for the device in every step."""
+
+    needs_teacher = False
+
+    def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
+        loss = torch.nn.functional.cross_entropy(student.logits, batch.target)
+        return Outcome({"ce": loss * (1.0 if float(loss) > 0 else 2.0)}, {})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_what_cannot_be_recorded_runs_step_by_step_on_cuda(caplog: pytest.LogCaptureFixture) -> None:
+    expected = train(*started(ReadsBack(), torch.device("cuda"), capture=False), epochs=3)
+    with caplog.at_level(logging.WARNING, logger="edkd"):
+        assert train(*started(ReadsBack(), torch.device("cuda"), capture=True), epochs=3) == expected
+    assert len(caplog.records) == 1
+
+
+class Remembers(Distiller):
+    """A method whose memory is a buffer that it changes in place, or replaces."""
+
+    needs_teacher = False
+    center: Tensor
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.register_buffer("center", torch.zeros(5))
+        self.plain = torch.zeros(())
+
+    def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
+        mean = student.logits.detach().mean(0)
+        if self.in_place:
+            self.center.lerp_(mean, 0.1)
+        else:
+            self.center = self.center.lerp(mean, 0.1)
+            self.plain = self.plain + 1
+        loss = torch.nn.functional.cross_entropy(student.logits - self.center, batch.target)
+        return Outcome({"ce": loss}, {"mine/center": self.center.norm()})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_memory_is_kept_recorded_or_not(in_place: bool, caplog: pytest.LogCaptureFixture) -> None:
+    expected = train(*started(Remembers(in_place=in_place), torch.device("cuda"), capture=False), epochs=5)
+    progress, step = started(Remembers(in_place=in_place), torch.device("cuda"), capture=True)
+    with caplog.at_level(logging.WARNING, logger="edkd"):
+        assert train(progress, step, 5) == expected
+    assert sorted(step.graphs) == ([8, 16] if in_place else [])
+    assert ("Remembers.center is replaced in every step" in caplog.text) != in_place
+
+
+def test_a_memory_that_is_replaced_is_not_recorded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a recording that runs the Python code upon copies, as one on a GPU computes nothing."""
+    expected = train(*started(Remembers(in_place=False), CPU, capture=False), epochs=3)
+    progress, step = started(Remembers(in_place=False), CPU, capture=True)
+    step.capture = True
+    recorded: list[int] = []
+
+    def forward(count: int) -> None:
+        recorded.append(count)
+        progress.distiller.center = torch.full((5,), 7.0)
+
+    whole = step._train
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(step, "_record", lambda count: _record_by(step, forward, whole, count))
+    with caplog.at_level(logging.WARNING, logger="edkd"):
+        assert train(progress, step, 3) == expected
+    assert recorded == [16] and not step.graphs and not step.capture
+    assert [record.getMessage() for record in caplog.records] == [
+        "no CUDA graph, steps run one by one: Remembers.center is replaced in every step, "
+        "and a graph needs it changed in place"
+    ]
+
+
+def _record_by(step: Step, forward: Any, whole: Any, count: int) -> None:
+    step._train = forward  # type: ignore[method-assign]
+    try:
+        Step._record(step, count)
+    finally:
+        step._train = whole  # type: ignore[method-assign]
+
+
+def test_what_modules_hold_is_put_back() -> None:
+    method = Remembers(in_place=False)
+    held, center, plain = Held(method), method.center, method.plain
+    method.center.add_(1)
+    assert held.restore() == []
+    method.center, method.plain = torch.ones(5) * 9, torch.ones(())
+    assert held.restore() == ["Remembers.center", "Remembers.plain"]
+    assert method.center is center and method.plain is plain and "center" in method.state_dict()
+    method.center.data = torch.zeros(5)
+    assert held.restore() == ["Remembers.center"]
+    assert method.center.tolist() == [1.0] * 5
+
+
+def test_a_failed_recording_is_told_once_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a GPU the recording fails for want of one, which is a failure like any other."""
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing\nCompile with `TORCH_USE_CUDA_DSA`")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    expected = train(*started(METHODS["dkd"](), CPU, capture=False), epochs=3)
+    progress, step = started(METHODS["dkd"](), CPU, capture=True)
+    assert not step.capture, "there is nothing to record without a GPU"
+    step.capture = True
+    with caplog.at_level(logging.WARNING, logger="edkd"):
+        assert train(progress, step, 3) == expected
+    assert [record.getMessage() for record in caplog.records] == [
+        "no CUDA graph, steps run one by one: RuntimeError: operation not permitted when stream is capturing "
+        "Compile with `TORCH_USE_CUDA_DSA`"
+    ]
+
+
+def test_recordings_are_made_by_batch_size_after_some_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a graph that repeats the Python code, recorded steps must be the same steps: none lost, none done twice."""
+    holder: list[Step] = []
+
+    class Graph:
+        count = 0
+
+        def replay(self) -> None:
+            holder[0]._train(self.count)
+
+    class Recording:
+        def __init__(self, graph: Graph, **options: Any) -> None:
+            self.graph = graph
+
+        def __enter__(self) -> None:
+            monkeypatch.setattr(holder[0], "_train", self.note)
+
+        def __exit__(self, *error: Any) -> None:
+            monkeypatch.setattr(holder[0], "_train", Step._train.__get__(holder[0]))
+
+        def note(self, count: int) -> None:
+            self.graph.count = count
+
+    expected = train(*started(METHODS["edkd"](), CPU, capture=False), epochs=5)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", Recording)
+    progress, step = started(METHODS["edkd"](), CPU, capture=True)
+    holder.append(step)
+    step.capture = True
+    assert train(progress, step, 5) == expected
+    assert {count: graph.count for count, graph in step.graphs.items()} == {8: 8, 16: 16}
+
+
+def test_the_meter_begins_again_in_the_same_tensors() -> None:
+    progress, step = started(Vanilla(), CPU, capture=False)
+    first, second = train(progress, step, 2)
+    alone, fresh = started(Vanilla(), CPU, capture=False)
+    train_epoch(alone, fresh, SCHEDULE, seed=0)
+    alone.epoch, fresh = (
+        1,
+        make_step(alone, None, images(CPU), SCHEDULE, precision=Precision("fp32", CPU), capture=False),
+    )
+    assert train_epoch(alone, fresh, SCHEDULE, seed=0) == second
+    assert first != second
+
+
+def test_views_follow_the_order() -> None:
+    """Image i is seen in the view that belongs to it, wherever it stands in the epoch."""
+    seen: dict[int, int] = {}
+
+    class Spy:
+        def begin_epoch(self, views: Tensor) -> None:
+            self.views = views.clone()
+
+        def __call__(self, images: Tensor, index: Tensor, view: Tensor) -> Prediction:
+            seen.update(zip(index.tolist(), view.tolist()))
+            return Prediction(torch.zeros(len(index), 5))
+
+    progress, _ = started(METHODS["kd"](), CPU, capture=False)
+    spy = Spy()
+    step = make_step(progress, spy, images(CPU), SCHEDULE, precision=Precision("fp32", CPU), capture=False)
+    train_epoch(progress, step, SCHEDULE, seed=0)
+    assert [seen[image] for image in range(88)] == spy.views.tolist()
