@@ -34,19 +34,19 @@ TRACKED = {
 }
 
 
-def evaluation(given: Settings, work: Workload, repetitions: int) -> float:
+def evaluation(cfg: Settings, work: Workload, repetitions: int) -> float:
     """Seconds to evaluate the student on the whole test set, once an epoch."""
-    set_up(given.engine, work.threads)
+    set_up(cfg.engine, work.threads)
     count = min(EVALUATED[work.device.type], len(work.arrays.test))
     part = replace(work.cut, test=work.arrays.test.take(np.arange(count)))
-    data = device_data(part, given, work.device).test
-    network = to_device(networks(given, work)[1], given.engine, work.device)
-    precision = Precision(given.engine.precision, work.device)
+    data = device_data(part, cfg, work.device).test
+    network = to_device(networks(cfg, work)[1], cfg.engine, work.device)
+    precision = Precision(cfg.engine.precision, work.device)
     times = [seconds(lambda: evaluate(network, data, precision), work.device) for _ in range(1 + repetitions)]
     return statistics.median(times[1:]) * len(work.arrays.test) / count
 
 
-def tracked(given: Settings, work: Workload) -> dict[str, float]:
+def tracked(cfg: Settings, work: Workload) -> dict[str, float]:
     """Seconds an epoch: {"journal": the step waits, "sync": a thread beside it works, "checkpoint": the step waits}."""
     folder = work.folder / "tracked"
     folder.mkdir()
@@ -57,8 +57,8 @@ def tracked(given: Settings, work: Workload) -> dict[str, float]:
     }
     tracking.create_store(**store)
     book = journal.Journal(folder / journal.FILE)
-    book.append(start_record(given))
-    student = networks(given, work)[1]
+    book.append(start_record(cfg))
+    student = networks(cfg, work)[1]
     waits, syncs, saves = [], [], []
     for epoch in range(1, EPOCHS + 1):
         record = epoch_record(epoch)
@@ -90,11 +90,11 @@ def status(folder: Path) -> Cost:
     return Cost("status", took, "s", f"{RUNS} runs")
 
 
-def start_record(given: Settings) -> dict[str, Any]:
+def start_record(cfg: Settings) -> dict[str, Any]:
     """The beginning of a run's journal, for a run that there never was."""
     run = "0" * 16
-    schedule = {key: getattr(given.schedule, key) for key in ("epochs", "batch_size", "lr", "milestones")}
-    tags = {"pair": given.pair, "teacher": given.teacher.name, "student": given.student.name, "distiller": "edkd"}
+    schedule = {key: getattr(cfg.schedule, key) for key in ("epochs", "batch_size", "lr", "milestones")}
+    tags = {"pair": cfg.pair, "teacher": cfg.teacher.name, "student": cfg.student.name, "distiller": "edkd"}
     return {
         "event": "start",
         "run": run,
@@ -103,13 +103,13 @@ def start_record(given: Settings) -> dict[str, Any]:
         "resumed_from": 0,
         "config": {
             "seed": 0,
-            "dataset": {"name": given.dataset.name},
-            "teacher": {"name": given.teacher.name},
-            "student": {"name": given.student.name},
-            "distiller": given.distiller,
+            "dataset": {"name": cfg.dataset.name},
+            "teacher": {"name": cfg.teacher.name},
+            "student": {"name": cfg.student.name},
+            "distiller": cfg.distiller,
             "schedule": schedule,
         },
-        "tags": {**tags, "dataset": given.dataset.key, "seed": "0", "config_hash": run, "cell": run, "recipe": "bench"},
+        "tags": {**tags, "dataset": cfg.dataset.key, "seed": "0", "config_hash": run, "cell": run, "recipe": "bench"},
         "versions": {"python": sys.version.split()[0]},
         "host": "bench",
         "pid": os.getpid(),

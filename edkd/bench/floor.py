@@ -18,14 +18,14 @@ SIZES = {
 }  # side of the product; images and channels of the convolution
 
 
-def operations(given: Settings, *, batch: int, classes: int, size: int) -> dict[str, float]:
+def operations(cfg: Settings, *, batch: int, classes: int, size: int) -> dict[str, float]:
     """Floating-point operations of the student's forward and backward pass: {"convolution", "product"}.
 
     Counted on the meta device, so nothing is computed. Batch norms, activations, losses and the optimiser are left out:
     they are what a perfect implementation could hide.
     """
     with torch.device("meta"):
-        network = build(given.student.model, "student.model", num_classes=classes).train()
+        network = build(cfg.student.model, "student.model", num_classes=classes).train()
         images = torch.empty(batch, 3, size, size)
     with FlopCounterMode(display=False) as counter:
         network(images, want_feats=False).logits.sum().backward()

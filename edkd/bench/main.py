@@ -71,14 +71,14 @@ def run(options: Options) -> list[Path]:
     methods = options.methods or (["edkd"] if options.quick else list(workload.METHODS))
     cells = workload.cells(options.pairs or workload.table_pairs(), methods)
     configured = [workload.settings(cell, options.dataset, options.overrides) for cell in cells]
-    given = configured[0]
-    device = pick_device(given.engine.device)
+    cfg = configured[0]
+    device = pick_device(cfg.engine.device)
     chosen = modes.choose(options.modes, device)
-    threads = options.threads or given.engine.threads or cores()
+    threads = options.threads or cfg.engine.threads or cores()
     asked = any(override.startswith("dataset.root=") for override in options.overrides)
-    arrays, described = workload.read_data(given, asked=asked)
+    arrays, described = workload.read_data(cfg, asked=asked)
     steps = options.steps or (QUICK_STEPS if options.quick else STEPS)[device.type]
-    part = workload.cut(arrays, batch=given.schedule.batch_size, steps=steps)
+    part = workload.cut(arrays, batch=cfg.schedule.batch_size, steps=steps)
     with _folder(options.output) as folder, _torch_as_it_was():
         work = Workload(arrays, part, device, threads, steps, folder, feed=None)
         timings, extra = _measure(list(zip(cells, configured)), chosen, work, Effort.of(options), quick=options.quick)
@@ -101,18 +101,18 @@ def _measure(
         set_up(cells[0][1].engine, work.threads)
         progress = stack.enter_context(Progress(*columns, console=console, transient=True))
         bar = progress.add_task("", total=len(cells) + 1)
-        for number, (cell, given) in enumerate(cells):
+        for number, (cell, cfg) in enumerate(cells):
             progress.update(bar, description=f"{cell.pair} {cell.method}", completed=number)
             share = (until - time.monotonic()) / (len(cells) - number)
-            found = _cell(cell, given, [name for name in chosen if name != TOGETHER], work, host, effort, share)
+            found = _cell(cell, cfg, [name for name in chosen if name != TOGETHER], work, host, effort, share)
             if TOGETHER in chosen and cell.method == cells[-1][0].method:
-                found += _together(cell, given, work)
+                found += _together(cell, cfg, work)
             compare(found)
-            _add_floor(found, given, work)
+            _add_floor(found, cfg, work)
             timings += found
             progress.console.print(_line(found), highlight=False, soft_wrap=True)
         progress.update(bar, description="evaluation, tracking, planning, status", completed=len(cells))
-        extra = _surroundings([given for _, given in cells], timings, work, effort.least)
+        extra = _surroundings([cfg for _, cfg in cells], timings, work, effort.least)
         for measured in () if quick else (costs.planning, costs.status):
             try:
                 extra.append(measured(work.folder))
@@ -127,7 +127,7 @@ def _not_measured(what: str) -> None:
 
 def _cell(
     cell: Cell,
-    given: Settings,
+    cfg: Settings,
     names: Sequence[str],
     work: Workload,
     host: Host | None,
@@ -139,11 +139,11 @@ def _cell(
     turns: list[tuple[Timing, Here | Away]] = []
     for name in names:
         try:
-            turn = Away(host, name, given) if name == PLAIN and host is not None else Here(name, given, work)
+            turn = Away(host, name, cfg) if name == PLAIN and host is not None else Here(name, cfg, work)
         except modes.NotCapturedError as error:  # what it would measure is in the table already
             _not_measured(f"{cell.pair} {cell.method}, {error}")
             continue
-        timing = Timing(cell.pair, cell.method, name, given.schedule.batch_size, peak_mb=turn.peak_mb)
+        timing = Timing(cell.pair, cell.method, name, cfg.schedule.batch_size, peak_mb=turn.peak_mb)
         turns.append((timing, turn))
     for repetition in range(effort.repetitions):
         start = time.monotonic()
@@ -157,7 +157,7 @@ def _cell(
     return [timing for timing, _ in turns]
 
 
-def _together(cell: Cell, given: Settings, work: Workload) -> list[Timing]:
+def _together(cell: Cell, cfg: Settings, work: Workload) -> list[Timing]:
     """Runs side by side: per-step time of one, images of all. Each is captured on a GPU, in a process of its own."""
     mode = "captured" if work.device.type == "cuda" else "warm"
     alone = replace(work, threads=1, arrays=work.cut)
@@ -168,7 +168,7 @@ def _together(cell: Cell, given: Settings, work: Workload) -> list[Timing]:
             hosts.append(Host(replace(alone, folder=work.folder / f"run-{number}"), feed=None))
             stack.callback(hosts[-1].close)
         for host in hosts:
-            host.ask("make", mode, given)
+            host.ask("make", mode, cfg)
         try:
             for host in hosts:
                 host.answer()
@@ -177,14 +177,14 @@ def _together(cell: Cell, given: Settings, work: Workload) -> list[Timing]:
             return []
         for count in SIDE_BY_SIDE:
             took = [together(hosts[:count], EPOCHS_TOGETHER) / (EPOCHS_TOGETHER * work.steps) for _ in range(3)]
-            batch = count * given.schedule.batch_size
+            batch = count * cfg.schedule.batch_size
             timings.append(Timing(cell.pair, cell.method, f"{TOGETHER}-{count}", batch, took))
     return timings
 
 
-def _add_floor(timings: Sequence[Timing], given: Settings, work: Workload) -> None:
+def _add_floor(timings: Sequence[Timing], cfg: Settings, work: Workload) -> None:
     counts = floor.operations(
-        given, batch=given.schedule.batch_size, classes=work.arrays.num_classes, size=work.arrays.image_size
+        cfg, batch=cfg.schedule.batch_size, classes=work.arrays.num_classes, size=work.arrays.image_size
     )
     for timing in timings:
         if not timing.mode.startswith(TOGETHER):
@@ -203,13 +203,13 @@ def _surroundings(
             fastest[timing.pair] = min(timing.ms / 1000 * epochs, fastest.get(timing.pair, float("inf")))
     found = []
     evaluated: dict[str, float] = {}
-    for given in {given.pair: given for given in configured}.values():
-        took = evaluated.get(given.student.name) or costs.evaluation(given, work, repetitions)
-        if given.student.name not in evaluated:
-            found.append(Cost(f"evaluation of {given.student.name}", took, "s/epoch", "the whole test set"))
-        evaluated[given.student.name] = took
-        if given.pair in fastest:
-            found.append(_share(f"evaluation, {given.pair}", took, fastest[given.pair]))
+    for cfg in {cfg.pair: cfg for cfg in configured}.values():
+        took = evaluated.get(cfg.student.name) or costs.evaluation(cfg, work, repetitions)
+        if cfg.student.name not in evaluated:
+            found.append(Cost(f"evaluation of {cfg.student.name}", took, "s/epoch", "the whole test set"))
+        evaluated[cfg.student.name] = took
+        if cfg.pair in fastest:
+            found.append(_share(f"evaluation, {cfg.pair}", took, fastest[cfg.pair]))
     times = costs.tracked(configured[0], work)
     found += [Cost(f"tracking: {name}", took * 1000, "ms/epoch", costs.TRACKED[name]) for name, took in times.items()]
     if fastest:

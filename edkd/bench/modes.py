@@ -66,9 +66,9 @@ class Mode(Protocol):
         """Called once, after the first repetition. Raises NotCapturedError."""
 
 
-def make(name: str, given: Settings, work: Workload) -> Mode:
+def make(name: str, cfg: Settings, work: Workload) -> Mode:
     """A mode by name."""
-    return Plain(given, work) if name == PLAIN else Ours(WAYS[name], given, work)
+    return Plain(cfg, work) if name == PLAIN else Ours(WAYS[name], cfg, work)
 
 
 def choose(asked: list[str] | None, device: torch.device) -> list[str]:
@@ -85,12 +85,12 @@ def choose(asked: list[str] | None, device: torch.device) -> list[str]:
 class Plain:
     """The plain loop, with torch as it comes and cuDNN choosing its algorithms by trial."""
 
-    def __init__(self, given: Settings, work: Workload) -> None:
+    def __init__(self, cfg: Settings, work: Workload) -> None:
         assert work.feed is not None
         self.work, self.feed = work, work.feed
-        teacher, student = networks(given, work)
+        teacher, student = networks(cfg, work)
         self.teacher, self.student = teacher.to(work.device), student.to(work.device)
-        self.schedule, self.loss = given.schedule, plain.loss_of(given.distiller)
+        self.schedule, self.loss = cfg.schedule, plain.loss_of(cfg.distiller)
         self.first = _weights(self.student)
         self.ready()
 
@@ -128,16 +128,16 @@ class Plain:
 class Ours:
     """`trainer.train_epoch` over data on the device, with the teacher that a run of this configuration gets."""
 
-    def __init__(self, way: Way, given: Settings, work: Workload) -> None:
+    def __init__(self, way: Way, cfg: Settings, work: Workload) -> None:
         self.way, self.work = way, work
-        chosen = replace(given.engine, precision=way.precision, teacher_cache=way.cache != "none", capture=way.capture)
-        self.given = replace(given, engine=chosen, output=str(work.folder))
-        set_up(self.given.engine, work.threads)
-        self.teacher = to_device(networks(given, work)[0], self.given.engine, work.device)
-        self.progress = new_progress(self.given, work.arrays.num_classes, work.device)
+        chosen = replace(cfg.engine, precision=way.precision, teacher_cache=way.cache != "none", capture=way.capture)
+        self.cfg = replace(cfg, engine=chosen, output=str(work.folder))
+        set_up(self.cfg.engine, work.threads)
+        self.teacher = to_device(networks(cfg, work)[0], self.cfg.engine, work.device)
+        self.progress = new_progress(self.cfg, work.arrays.num_classes, work.device)
         self.precision = Precision(way.precision, work.device)
         self.first = _weights(self.progress.student)
-        self.data = device_data(work.cut, self.given, work.device).train
+        self.data = device_data(work.cut, self.cfg, work.device).train
         self.step: Step | None = None
 
     def fill(self) -> None:
@@ -148,7 +148,7 @@ class Ours:
 
     def ready(self) -> None:
         """See `Mode`."""
-        set_up(self.given.engine, self.work.threads)
+        set_up(self.cfg.engine, self.work.threads)
         self.progress.student.load_state_dict(self.first)
         for memory in self.progress.optimizer.state.values():
             memory["momentum_buffer"].zero_()
@@ -158,7 +158,7 @@ class Ours:
     def run(self) -> dict[str, float]:
         """See `Mode`. The progress is not moved on, so that each repetition is the same epoch, with the same views."""
         assert self.step is not None
-        return train_epoch(self.progress, self.step, self.given.schedule, seed=self.given.seed)
+        return train_epoch(self.progress, self.step, self.cfg.schedule, seed=self.cfg.seed)
 
     def check(self) -> None:
         """See `Mode`."""
@@ -167,19 +167,19 @@ class Ours:
             raise NotCapturedError(f"{self.way.label}: no CUDA graph was recorded")
 
     def _step(self) -> Step:
-        given = self.given
+        cfg = self.cfg
         if self.way.cache == "cold":
             shutil.rmtree(self.work.folder / "cold", ignore_errors=True)
-            given = replace(given, output=str(self.work.folder / "cold"))
-        found = inputs(given, self.work, self.teacher)
+            cfg = replace(cfg, output=str(self.work.folder / "cold"))
+        found = inputs(cfg, self.work, self.teacher)
         needs_feats = self.progress.distiller.needs_feats
         return make_step(
             self.progress,
-            teacher_source(given, found, self.data, self.precision, needs_feats),
+            teacher_source(cfg, found, self.data, self.precision, needs_feats),
             self.data,
-            given.schedule,
+            cfg.schedule,
             precision=self.precision,
-            capture=given.engine.capture,
+            capture=cfg.engine.capture,
         )
 
 

@@ -33,10 +33,10 @@ class Here:
     Raises NotCapturedError (see `modes`).
     """
 
-    def __init__(self, name: str, given: Settings, work: Workload) -> None:
+    def __init__(self, name: str, cfg: Settings, work: Workload) -> None:
         self.work = work
         memory = measure.Memory(work.device)
-        self.mode = modes.make(name, given, work)
+        self.mode = modes.make(name, cfg, work)
         self.mode.fill()
         self.mode.ready()
         memory.restart()
@@ -97,9 +97,9 @@ class Host:
 class Away:
     """A mode in the process of a host."""
 
-    def __init__(self, host: Host, name: str, given: Settings) -> None:
+    def __init__(self, host: Host, name: str, cfg: Settings) -> None:
         self.host = host
-        host.ask("make", name, given)
+        host.ask("make", name, cfg)
         self.peak_mb: float | None = host.answer()
 
     def train(self, epochs: int) -> Span:
@@ -125,9 +125,9 @@ class _Service:
         self.work = work if feed is None else replace(work, feed=workload.feed(feed, work.arrays, work.device))
         self.turn: Here | None = None
 
-    def make(self, name: str, given: Settings) -> float | None:
+    def make(self, name: str, cfg: Settings) -> float | None:
         self.turn = None  # the memory of the mode before
-        self.turn = Here(name, given, self.work)
+        self.turn = Here(name, cfg, self.work)
         return self.turn.peak_mb
 
     def train(self, epochs: int) -> Span:

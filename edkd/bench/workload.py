@@ -77,7 +77,7 @@ def settings(cell: Cell, dataset: str, overrides: Sequence[str]) -> Settings:
 
     Only the learning rate is another, for what an untrained teacher teaches must not make a student diverge.
     """
-    given = compose_settings(
+    cfg = compose_settings(
         [
             f"dataset={dataset}",
             f"teacher={cell.teacher}",
@@ -86,24 +86,24 @@ def settings(cell: Cell, dataset: str, overrides: Sequence[str]) -> Settings:
             *overrides,
         ]
     )
-    return replace(given, schedule=replace(given.schedule, lr=LEARNING_RATE))
+    return replace(cfg, schedule=replace(cfg.schedule, lr=LEARNING_RATE))
 
 
-def read_data(given: Settings, *, asked: bool) -> tuple[Arrays, str]:
+def read_data(cfg: Settings, *, asked: bool) -> tuple[Arrays, str]:
     """The data set of a configuration and words for it; random images of its shape where CIFAR-100 is not here.
 
     `asked`: the user said where the data are, so they must be there. Nothing is downloaded.
     """
-    source = dict(given.dataset.source)
+    source = dict(cfg.dataset.source)
     if "download" in source:
         source["download"] = False
     try:
-        arrays, _ = load_arrays(replace(given, dataset=replace(given.dataset, source=source)))
+        arrays, _ = load_arrays(replace(cfg, dataset=replace(cfg.dataset, source=source)))
     except EdkdError:
-        if asked or given.dataset.name != "cifar100":
+        if asked or cfg.dataset.name != "cifar100":
             raise
         return random_arrays(**LIKE_CIFAR100), "random images of CIFAR-100's shape (the data set is not here)"
-    return arrays, f"{given.dataset.key}, {len(arrays.train)} training images"
+    return arrays, f"{cfg.dataset.key}, {len(arrays.train)} training images"
 
 
 def random_arrays(*, train: int, test: int, classes: int, size: int) -> Arrays:
@@ -125,30 +125,30 @@ def cut(arrays: Arrays, *, batch: int, steps: int) -> Arrays:
     return replace(arrays, train=arrays.train.take(np.arange(steps * batch)), validation=None)
 
 
-def feed(given: Settings, arrays: Arrays, device: torch.device) -> plain.Feed:
+def feed(cfg: Settings, arrays: Arrays, device: torch.device) -> plain.Feed:
     """The plain loop's batches of all training images, from a worker for each core, up to eight."""
     return plain.Feed(
         arrays.train,
-        mean=given.dataset.mean,
-        std=given.dataset.std,
-        padding=given.dataset.padding,
-        flip=given.dataset.flip,
-        batch_size=given.schedule.batch_size,
+        mean=cfg.dataset.mean,
+        std=cfg.dataset.std,
+        padding=cfg.dataset.padding,
+        flip=cfg.dataset.flip,
+        batch_size=cfg.schedule.batch_size,
         workers=min(cores(), plain.MOST_WORKERS),
         device=device,
     )
 
 
-def inputs(given: Settings, work: Workload, teacher: nn.Module) -> Inputs:
+def inputs(cfg: Settings, work: Workload, teacher: nn.Module) -> Inputs:
     """What a run would have gathered, of a teacher that nobody trained: its answers take as long."""
-    name = f"untrained {given.teacher.name}"
+    name = f"untrained {cfg.teacher.name}"
     return Inputs(work.cut, "cut for the benchmark", work.device, teacher, {"id": name, "sha256": name, "top1": 0.0})
 
 
-def networks(given: Settings, work: Workload) -> tuple[nn.Module, nn.Module]:
+def networks(cfg: Settings, work: Workload) -> tuple[nn.Module, nn.Module]:
     """(teacher, student) on the CPU, the same weights whenever they are made."""
     made = []
-    for role, network in (("teacher", given.teacher), ("student", given.student)):
-        with seeded(given.seed, 0, work.device):
+    for role, network in (("teacher", cfg.teacher), ("student", cfg.student)):
+        with seeded(cfg.seed, 0, work.device):
             made.append(build(network.model, f"{role}.model", num_classes=work.arrays.num_classes))
     return made[0], made[1]

@@ -44,8 +44,8 @@ def _sorted(arguments: list[str]) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--multirun", "-m", action="store_true")
     parser.add_argument("--config-dir", "-cd")
-    given, others = parser.parse_known_args(arguments)
-    options = ["--multirun"] * given.multirun + (["--config-dir", given.config_dir] if given.config_dir else [])
+    args, others = parser.parse_known_args(arguments)
+    options = ["--multirun"] * args.multirun + (["--config-dir", args.config_dir] if args.config_dir else [])
     free = "hydra.launcher.additional_parameters"
     return [*options, *(f"++{word}" if word.startswith((f"{free}.", f"{free}=")) else word for word in others)]
 

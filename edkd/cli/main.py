@@ -17,15 +17,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `edkd` and `python -m edkd.cli.main`: exits with 0, or with 1 and one line after an error."""
     parser = _parser()
     # Overrides may stand anywhere among the options, which argparse alone does not allow below a subcommand.
-    given, surplus = parser.parse_known_args(arguments)
-    misplaced = [word for word in surplus if word.startswith("-") or "=" not in word or "overrides" not in given]
+    args, surplus = parser.parse_known_args(arguments)
+    misplaced = [word for word in surplus if word.startswith("-") or "=" not in word or "overrides" not in args]
     if misplaced:
         parser.error(f"unrecognized arguments: {' '.join(misplaced)}")
     if surplus:
-        given.overrides += surplus
+        args.overrides += surplus
     try:
         try:
-            given.act(given)
+            args.act(args)
         finally:
             sys.stdout.flush()
     except EdkdError as error:
@@ -92,15 +92,15 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(act=_server)
 
 
-def _server(given: argparse.Namespace) -> None:
+def _server(args: argparse.Namespace) -> None:
     from edkd.tracking.server import serve
 
     ended = serve(
-        given.output / "server",
-        host=given.host,
-        port=given.port,
-        allowed_hosts=given.allowed_hosts,
-        workers=given.workers,
+        args.output / "server",
+        host=args.host,
+        port=args.port,
+        allowed_hosts=args.allowed_hosts,
+        workers=args.workers,
     )
     if ended:
         raise EdkdError(f"the MLflow server ended with exit status {ended}; its own lines above say why")
@@ -129,23 +129,23 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _evaluate(given: argparse.Namespace) -> None:
+def _evaluate(args: argparse.Namespace) -> None:
     from edkd.config.compose import compose_settings
     from edkd.runs.evaluate import evaluate_network
 
-    settings = compose_settings([f"dataset={given.dataset}", f"student={given.model}", *given.overrides])
-    where, result = evaluate_network(settings, given.checkpoint)
-    print(f"{given.model} on {settings.dataset.key} ({where})")
+    settings = compose_settings([f"dataset={args.dataset}", f"student={args.model}", *args.overrides])
+    where, result = evaluate_network(settings, args.checkpoint)
+    print(f"{args.model} on {settings.dataset.key} ({where})")
     print(f"top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %  loss {result['loss']:.4f}")
 
 
-def _list_teachers(given: argparse.Namespace) -> None:
+def _list_teachers(args: argparse.Namespace) -> None:
     from edkd.teachers import store
 
-    entries = store.listing(given.output / "teachers")
+    entries = store.listing(args.output / "teachers")
     if not entries:
         print(
-            f"no teachers in {given.output / 'teachers'}; sweeps train what they need, `edkd teachers import` adds more"
+            f"no teachers in {args.output / 'teachers'}; sweeps train what they need, `edkd teachers import` adds more"
         )
     for entry in entries:
         try:
@@ -157,32 +157,32 @@ def _list_teachers(given: argparse.Namespace) -> None:
         print(f"{entry.dataset}/{entry.name}: {accuracy}, {entry.id}, from {entry.source}")
 
 
-def _import_teacher(given: argparse.Namespace) -> None:
+def _import_teacher(args: argparse.Namespace) -> None:
     from edkd.config.compose import compose_settings
     from edkd.runs.evaluate import import_teacher
 
-    settings = compose_settings([f"dataset={given.dataset}", f"student={given.name}", *given.overrides])
-    entry = import_teacher(settings, given.file, replace=given.replace)
+    settings = compose_settings([f"dataset={args.dataset}", f"student={args.name}", *args.overrides])
+    entry = import_teacher(settings, args.file, replace=args.replace)
     assert entry.test is not None
     print(f"{entry.name} of {entry.dataset}: top-1 {entry.test['top1']:.2f} %, {entry.id}, in {entry.path}")
 
 
-def _cache_teachers(given: argparse.Namespace) -> None:
+def _cache_teachers(args: argparse.Namespace) -> None:
     from edkd.config.compose import compose_settings
     from edkd.runs.fill_cache import fill
 
     # Names, seeds and overrides may follow each other in any order: an override is what has a "=".
-    words = [*given.names, *given.seeds, *given.overrides]
-    seeds = _seeds([*given.seeds, *(word for word in words if word.startswith("seed="))])
-    if given.all and (seeds or given.epochs):
+    words = [*args.names, *args.seeds, *args.overrides]
+    seeds = _seeds([*args.seeds, *(word for word in words if word.startswith("seed="))])
+    if args.all and (seeds or args.epochs):
         raise EdkdError("--all means every view, whatever seeds and epochs would draw: leave those away, or --all")
-    overrides = [f"dataset={given.dataset}", *(word for word in words if "=" in word and not word.startswith("seed="))]
-    overrides += [f"schedule.epochs={given.epochs}"] if given.epochs else []
-    names = [word for word in given.names if "=" not in word]
+    overrides = [f"dataset={args.dataset}", *(word for word in words if "=" in word and not word.startswith("seed="))]
+    overrides += [f"schedule.epochs={args.epochs}"] if args.epochs else []
+    names = [word for word in args.names if "=" not in word]
     if not names:
         raise EdkdError("no teacher named; example: edkd teachers cache vgg13 --seeds 0 1 2")
     tables = [compose_settings([*overrides, f"teacher={name}"]) for name in names]
-    fill(tables, None if given.all else seeds or [0])
+    fill(tables, None if args.all else seeds or [0])
 
 
 def _seeds(words: Sequence[str]) -> list[int]:
@@ -195,22 +195,22 @@ def _seeds(words: Sequence[str]) -> list[int]:
     return [int(seed) for seed in dict.fromkeys(seeds)]
 
 
-def _sync(given: argparse.Namespace) -> None:
+def _sync(args: argparse.Namespace) -> None:
     from edkd import tracking
 
-    if not (given.output / "runs").is_dir():
-        raise EdkdError(f"no runs in {given.output / 'runs'}; --output DIR names the folder that holds runs/")
-    uri = given.uri or f"sqlite:///{given.output / 'mlflow.db'}"
-    artifacts = None if given.uri else str(given.output / "mlartifacts")
+    if not (args.output / "runs").is_dir():
+        raise EdkdError(f"no runs in {args.output / 'runs'}; --output DIR names the folder that holds runs/")
+    uri = args.uri or f"sqlite:///{args.output / 'mlflow.db'}"
+    artifacts = None if args.uri else str(args.output / "mlartifacts")
     failed = 0
-    place = {"uri": uri, "experiment": given.experiment, "artifacts": artifacts}
-    for result in tracking.sync_all(given.output / "runs", **place):
+    place = {"uri": uri, "experiment": args.experiment, "artifacts": artifacts}
+    for result in tracking.sync_all(args.output / "runs", **place):
         if result.report is None:
             failed += 1
             print(f"{result.run_dir}: {result.error}", file=sys.stderr)
         elif result.report.created or result.report.epochs_logged or result.report.ended:
             print(f"{result.run_dir}: {counted(result.report.epochs_logged, 'epoch')} logged")
-    for sweep, ended in tracking.settle_sweeps(_ended_sweeps(given.output), **place).items():
+    for sweep, ended in tracking.settle_sweeps(_ended_sweeps(args.output), **place).items():
         print(f"sweep {sweep}: {ended}")
     if failed:
         raise EdkdError(f"{counted(failed, 'run')} could not be brought to {uri}")
@@ -232,10 +232,10 @@ def _ended_sweeps(output: Path) -> dict[str, Counter[str]]:
     }
 
 
-def _bench(given: argparse.Namespace) -> None:
+def _bench(args: argparse.Namespace) -> None:
     from edkd.bench.main import Options, run
 
-    values = {name: value for name, value in vars(given).items() if name != "act"}
+    values = {name: value for name, value in vars(args).items() if name != "act"}
     for path in run(Options(**values)):
         print(path)
 

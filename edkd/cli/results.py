@@ -31,22 +31,22 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
     unpacking.set_defaults(act=_unpack_results)
 
 
-def _pack_results(given: argparse.Namespace) -> None:
+def _pack_results(args: argparse.Namespace) -> None:
     from edkd.rundir import results
 
-    to = given.to or Path("analysis/results") / given.dataset
-    done = results.pack(given.output, to, dataset=given.dataset, everything=given.all)
+    to = args.to or Path("analysis/results") / args.dataset
+    done = results.pack(args.output, to, dataset=args.dataset, everything=args.all)
     for line in done.reasons():
         print(f"left out: {line}")
     print(done.line(to))
     if not done.written and not done.unchanged:
-        raise EdkdError(f"nothing to pack: {given.output} has no finished run of {given.dataset} that can be packed")
+        raise EdkdError(f"nothing to pack: {args.output} has no finished run of {args.dataset} that can be packed")
 
 
-def _unpack_results(given: argparse.Namespace) -> None:
+def _unpack_results(args: argparse.Namespace) -> None:
     from edkd.rundir import packed, results
 
-    if not packed.find(given.folder):
-        raise EdkdError(f"{given.folder} has no packed runs (*{packed.SUFFIX}); `edkd results pack` writes them")
-    count = results.unpack(given.folder, given.output)
-    print(f"{counted(count, 'run')} of {given.folder} now in {given.output}, journals without weights")
+    if not packed.find(args.folder):
+        raise EdkdError(f"{args.folder} has no packed runs (*{packed.SUFFIX}); `edkd results pack` writes them")
+    count = results.unpack(args.folder, args.output)
+    print(f"{counted(count, 'run')} of {args.folder} now in {args.output}, journals without weights")

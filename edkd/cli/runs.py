@@ -90,17 +90,17 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{what}", type=_words, default=(), metavar=f"{what.upper()},…")
 
 
-def _status(given: argparse.Namespace) -> None:
+def _status(args: argparse.Namespace) -> None:
     from edkd.status import table
 
-    chosen = _selection(given)
+    chosen = _selection(args)
     try:
-        if given.watch is not None:
-            views = table.watch(chosen.look, given.watch)
+        if args.watch is not None:
+            views = table.watch(chosen.look, args.watch)
         else:
             views = chosen.look()
-            if given.json:
-                print(table.document(views, str(given.output), given.sweep))
+            if args.json:
+                print(table.document(views, str(args.output), args.sweep))
             else:
                 table.show(views)
     except EdkdError as error:
@@ -108,42 +108,42 @@ def _status(given: argparse.Namespace) -> None:
     raise SystemExit(table.exit_code(views))
 
 
-def _logs(given: argparse.Namespace) -> None:
+def _logs(args: argparse.Namespace) -> None:
     from edkd.status import logs, select
 
-    run = select.find_run(given.output, given.run)
-    if given.follow:
+    run = select.find_run(args.output, args.run)
+    if args.follow:
         with contextlib.suppress(KeyboardInterrupt):
-            logs.follow(run, given.lines)
+            logs.follow(run, args.lines)
     else:
-        logs.show(run, given.lines)
+        logs.show(run, args.lines)
 
 
-def _retry(given: argparse.Namespace) -> None:
+def _retry(args: argparse.Namespace) -> None:
     from edkd.rundir.paths import find_runs
     from edkd.status.state import look
     from edkd.status.table import summary
     from edkd.sweeps import retry
 
-    if given.sweep is not None and "=" in given.sweep:  # an override, for all runs
-        given.overrides.insert(0, given.sweep)
-        given.sweep = None
-    foreign = [word for word in given.overrides if not word.lstrip("+~").startswith(("hydra/launcher", "hydra."))]
+    if args.sweep is not None and "=" in args.sweep:  # an override, for all runs
+        args.overrides.insert(0, args.sweep)
+        args.sweep = None
+    foreign = [word for word in args.overrides if not word.lstrip("+~").startswith(("hydra/launcher", "hydra."))]
     if foreign:
         raise EdkdError(
             f"{foreign[0]}: a retried run is what it was planned to be; only hydra/launcher=… and hydra.launcher.…=… "
             "can be given; launch.py plans new runs"
         )
-    views = _selection(given).look()
-    chosen = retry.choose(views, look(find_runs(given.output)), new=given.all)
+    views = _selection(args).look()
+    chosen = retry.choose(views, look(find_runs(args.output)), new=args.all)
     if not chosen:
         print(f"nothing to retry: {summary(views)}")
         return
     with tempfile.TemporaryDirectory(prefix="edkd-") as folder:
         file = Path(folder) / "retry.json"
         file.write_text(json.dumps([str(path) for path in chosen]))
-        options = ["--config-dir", given.config_dir] if given.config_dir else []
-        _launch(file, given.output, [*options, *given.overrides, *(["+dry_run=true"] if given.dry_run else [])])
+        options = ["--config-dir", args.config_dir] if args.config_dir else []
+        _launch(file, args.output, [*options, *args.overrides, *(["+dry_run=true"] if args.dry_run else [])])
 
 
 def _launch(file: Path, output: Path, overrides: Sequence[str]) -> None:
@@ -159,17 +159,17 @@ def _launch(file: Path, output: Path, overrides: Sequence[str]) -> None:
         sys.argv = before
 
 
-def _selection(given: argparse.Namespace) -> Any:
+def _selection(args: argparse.Namespace) -> Any:
     from edkd.status.select import Selection
 
     return Selection(
-        output=given.output,
-        sweep=given.sweep,
-        state=given.state,
-        dataset=given.dataset,
-        pair=given.pair,
-        distiller=given.distiller,
-        seed=given.seed,
+        output=args.output,
+        sweep=args.sweep,
+        state=args.state,
+        dataset=args.dataset,
+        pair=args.pair,
+        distiller=args.distiller,
+        seed=args.seed,
     )
 
 

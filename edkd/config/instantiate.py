@@ -42,18 +42,18 @@ def build(node: Mapping[str, Any], where: str, **extra: Any) -> Any:
 def check_call(node: Mapping[str, Any], where: str, extra: Mapping[str, Any]) -> dict[str, Any]:
     """A node's values, converted to what its `_target_` declares; `extra` are arguments that the code gives itself."""
     found = target(node, where)
-    given = {name: value for name, value in node.items() if name != "_target_"}
+    cfg = {name: value for name, value in node.items() if name != "_target_"}
     hints, parameters = _declared(found)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     allowed = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    for name in given:
+    for name in cfg:
         if name in extra or (name not in allowed and not open_ended):
             valid = ", ".join(n for n in allowed if n not in extra) or "none"
             raise EdkdError(f"{where}.{name}: {node['_target_']} takes no such value; allowed: {valid}")
     for name in allowed:
-        if name not in given and name not in extra and parameters[name].default is inspect.Parameter.empty:
+        if name not in cfg and name not in extra and parameters[name].default is inspect.Parameter.empty:
             raise EdkdError(f"{where}.{name} is missing: {node['_target_']} needs it")
-    return {name: convert(value, hints.get(name, Any), f"{where}.{name}") for name, value in given.items()}
+    return {name: convert(value, hints.get(name, Any), f"{where}.{name}") for name, value in cfg.items()}
 
 
 @functools.cache

@@ -41,8 +41,8 @@ class Job:
     @functools.cached_property
     def name(self) -> str:
         """Readable, and unique by the hash at its end."""
-        given = self.settings
-        return f"{given.dataset.key}/{given.pair}/{given.method}-s{given.seed}-{self.run[:8]}"
+        cfg = self.settings
+        return f"{cfg.dataset.key}/{cfg.pair}/{cfg.method}-s{cfg.seed}-{self.run[:8]}"
 
     @property
     def directory(self) -> Path:
@@ -52,14 +52,14 @@ class Job:
     @property
     def tags(self) -> dict[str, str]:
         """What tracking and analysis sort runs by."""
-        given, identified = self.settings, self.identity
+        cfg, identified = self.settings, self.identity
         return {
-            "pair": given.pair,
-            "teacher": given.teacher.name if given.needs_teacher else "",
-            "student": given.student.name,
-            "distiller": given.method,
-            "dataset": given.dataset.key,
-            "seed": str(given.seed),
+            "pair": cfg.pair,
+            "teacher": cfg.teacher.name if cfg.needs_teacher else "",
+            "student": cfg.student.name,
+            "distiller": cfg.method,
+            "dataset": cfg.dataset.key,
+            "seed": str(cfg.seed),
             "config_hash": self.run,
             "cell": schema.cell(identified),
             "recipe": schema.recipe(identified),
@@ -68,8 +68,8 @@ class Job:
 
 def make_job(resolved: Mapping[str, Any], method: str, teacher_id: str | None) -> Job:
     """A job from a resolved configuration; `teacher_id` names the weights that teach (None without a teacher)."""
-    given = schema.settings(resolved, method)
-    return Job(config=dict(resolved), settings=given, teacher_id=teacher_id if given.needs_teacher else None)
+    cfg = schema.settings(resolved, method)
+    return Job(config=dict(resolved), settings=cfg, teacher_id=teacher_id if cfg.needs_teacher else None)
 
 
 def freeze(job: Job, *, sweep: str | None, threads: int | None, planned_with: provenance.Code | None = None) -> Path:
@@ -129,9 +129,9 @@ def training_run(teacher_id: str | None) -> str:
     return value if kind == "run" else ""
 
 
-def directory_of(run: str, given: Settings) -> Path | None:
+def directory_of(run: str, cfg: Settings) -> Path | None:
     """The directory of a run of the same data set in the same output folder, by its hash; None where there is none."""
-    folder = Path(given.output) / "runs" / given.dataset.key
+    folder = Path(cfg.output) / "runs" / cfg.dataset.key
     found = sorted(folder.glob(f"*/*-{run[:8]}/{_FROZEN}"))
     return found[0].parent if found else None
 

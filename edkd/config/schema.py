@@ -205,24 +205,24 @@ def settings(config: Mapping[str, Any], method: str) -> Settings:
     )
 
 
-def identity(given: Settings, teacher_id: str | None) -> dict[str, Any]:
+def identity(cfg: Settings, teacher_id: str | None) -> dict[str, Any]:
     """All that can change a run's result, and nothing else: no paths, no tracking, no launcher, no device.
 
     `teacher_id` says which weights teach: the hash of the run that trained them, or of the file they came from.
     """
-    dataset = {field.name: getattr(given.dataset, field.name) for field in fields(Dataset)}
-    dataset["source"] = {k: v for k, v in given.dataset.source.items() if k not in ("root", "download")}
+    dataset = {field.name: getattr(cfg.dataset, field.name) for field in fields(Dataset)}
+    dataset["source"] = {k: v for k, v in cfg.dataset.source.items() if k not in ("root", "download")}
     teacher = None
-    if given.needs_teacher:
-        teacher = {"name": given.teacher.name, "model": given.teacher.model, "id": teacher_id}
+    if cfg.needs_teacher:
+        teacher = {"name": cfg.teacher.name, "model": cfg.teacher.model, "id": teacher_id}
     return {
-        "seed": given.seed,
+        "seed": cfg.seed,
         "dataset": dataset,
         "teacher": teacher,
-        "student": {"name": given.student.name, "model": given.student.model},
-        "distiller": {"method": given.method, **given.distiller},
-        "schedule": {field.name: getattr(given.schedule, field.name) for field in fields(Schedule)},
-        "precision": given.engine.precision,
+        "student": {"name": cfg.student.name, "model": cfg.student.model},
+        "distiller": {"method": cfg.method, **cfg.distiller},
+        "schedule": {field.name: getattr(cfg.schedule, field.name) for field in fields(Schedule)},
+        "precision": cfg.engine.precision,
     }
 
 

@@ -27,14 +27,14 @@ _ABSOLUTE = re.compile(r"(?<![\w.:/…])(?:/[^/\s'\",;:]+)+/?")
 
 def compact(records: Iterable[Record]) -> list[Record]:
     """The records of a journal that are worth keeping, in their order, without traces of the machine."""
-    given = list(records)
-    hosts = {record["host"] for record in given if record.get("host")}
-    latest = {record["epoch"]: number for number, record in enumerate(given) if record["event"] == "epoch"}
+    cfg = list(records)
+    hosts = {record["host"] for record in cfg if record.get("host")}
+    latest = {record["epoch"]: number for number, record in enumerate(cfg) if record["event"] == "epoch"}
     kept = [
         record
-        for number, record in enumerate(given)
+        for number, record in enumerate(cfg)
         # A failure, say, that a later start continued is no part of the result.
-        if record["event"] == "start" or number in (latest.get(record.get("epoch", 0)), len(given) - 1)
+        if record["event"] == "start" or number in (latest.get(record.get("epoch", 0)), len(cfg) - 1)
     ]
     return [_without_machine(record, hosts) for record in kept]
 

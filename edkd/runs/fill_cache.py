@@ -58,44 +58,44 @@ def fill(tables: Sequence[Settings], seeds: Sequence[int] | None) -> None:
     Without seeds the whole table. Raises EdkdError for a teacher that is not in the store (before anything is
     computed), a table above engine.teacher_cache_gb, and a folder or disk that cannot take it.
     """
-    for given in tables:
-        if not given.engine.teacher_cache:
+    for cfg in tables:
+        if not cfg.engine.teacher_cache:
             raise EdkdError("engine.teacher_cache=false: runs of this configuration look into no table")
-        name, where = given.teacher.name, teacher_folder(given)
-        if store.find(where, given.dataset.key, name) is None:
+        name, where = cfg.teacher.name, teacher_folder(cfg)
+        if store.find(where, cfg.dataset.key, name) is None:
             raise EdkdError(
-                f"no teacher {name} of {given.dataset.key} in {where}; `python launch.py distiller=vanilla "
+                f"no teacher {name} of {cfg.dataset.key} in {where}; `python launch.py distiller=vanilla "
                 f"student={name}`, with the same dataset options, trains one, `edkd teachers import` adds a file"
             )
-    for given in tables:
-        source, images = _open(given)
+    for cfg in tables:
+        source, images = _open(cfg)
         try:
-            _fill(given.teacher.name, source, images, Wanted(seeds, given.schedule.epochs))
+            _fill(cfg.teacher.name, source, images, Wanted(seeds, cfg.schedule.epochs))
         except OSError as error:
             raise EdkdError(f"{source.table.path}: {error.strerror or error}") from error
 
 
-def _open(given: Settings) -> tuple[CachedTeacher, int]:
+def _open(cfg: Settings) -> tuple[CachedTeacher, int]:
     """The table that runs of a configuration use, and the number of training images."""
-    inputs = teacher_inputs(given)
+    inputs = teacher_inputs(cfg)
     assert inputs.teacher is not None
-    device, name, key = inputs.device, given.teacher.name, given.dataset.key
-    data = device_data(inputs.arrays, given, device).train
-    online = OnlineTeacher(inputs.teacher, want_feats=False, precision=Precision(given.engine.precision, device))
+    device, name, key = inputs.device, cfg.teacher.name, cfg.dataset.key
+    data = device_data(inputs.arrays, cfg, device).train
+    online = OnlineTeacher(inputs.teacher, want_feats=False, precision=Precision(cfg.engine.precision, device))
     size = table_gb(inputs, data, online)
-    if size > given.engine.teacher_cache_gb:
+    if size > cfg.engine.teacher_cache_gb:
         raise EdkdError(
             f"the table of teacher {name} for {key} would be {size:.3g} GB, above "
-            f"engine.teacher_cache_gb={given.engine.teacher_cache_gb:g}: runs do not use it unless that is raised, "
+            f"engine.teacher_cache_gb={cfg.engine.teacher_cache_gb:g}: runs do not use it unless that is raised, "
             "here and there"
         )
     try:
-        source = cached(given, inputs, data, online)
+        source = cached(cfg, inputs, data, online)
     except OSError as error:
-        raise EdkdError(f"no table can be made in {teacher_folder(given) / key}: {error.strerror or error}") from error
+        raise EdkdError(f"no table can be made in {teacher_folder(cfg) / key}: {error.strerror or error}") from error
     threads = torch.get_num_threads()
     where = f"the CPU with {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else f"device {device}"
-    print(f"{name} of {key}: for runs in {given.engine.precision} on {where}")
+    print(f"{name} of {key}: for runs in {cfg.engine.precision} on {where}")
     return source, len(data)
 
 

@@ -40,16 +40,16 @@ def execute(job: Job, *, sweep: str | None, show: bool, stop_asked: Asked | None
     Data and teacher of a run that was not planned by a sweep are found and verified before anything is written. Raises
     EdkdError for what the user can mend; the journal and the log have every error, once the run's directory exists.
     """
-    directory, given = job.directory, job.settings
+    directory, cfg = job.directory, job.settings
     before = journal.state(directory)
     if before.status == "finished" and not _is_lost(job):
         _publish(job, before.end)
         return before
     # Sums over another number of threads differ in their last bits: a resumed run keeps the number it began with.
-    threads = before.first_start["threads"] if before.first_start is not None else given.engine.threads or cores()
-    set_up(given.engine, threads)
+    threads = before.first_start["threads"] if before.first_start is not None else cfg.engine.threads or cores()
+    set_up(cfg.engine, threads)
     planned = (directory / "config.yaml").exists()
-    inputs = None if planned else gather(given, job.teacher_id)
+    inputs = None if planned else gather(cfg, job.teacher_id)
     with lock.hold(directory):
         now = journal.state(directory)
         if now.status == "finished" and not _is_lost(job):  # by another process, since the look above
@@ -98,12 +98,12 @@ def _run(
     show: bool,
     stop_asked: Asked | None,
 ) -> None:
-    directory, given = job.directory, job.settings
+    directory, cfg = job.directory, job.settings
     first = journal.state(directory).first_start
     if first is not None:
         _check_unchanged(first, inputs, directory)
-    progress = new_progress(given, inputs.arrays.num_classes, inputs.device)
-    precision = Precision(given.engine.precision, inputs.device)
+    progress = new_progress(cfg, inputs.arrays.num_classes, inputs.device)
+    precision = Precision(cfg.engine.precision, inputs.device)
     saved = checkpoint.load(directory / "checkpoint.pt")
     if saved is not None:
         progress.restore(saved[0])
@@ -121,12 +121,12 @@ def _run(
     if threads > cores():
         LOG.warning("%d threads share %d CPU cores, which may be very slow: see engine.threads", threads, cores())
     hardware.forget_peak(inputs.device)
-    splits = device_data(inputs.arrays, given, inputs.device)
+    splits = device_data(inputs.arrays, cfg, inputs.device)
     teacher = None
     if inputs.teacher is not None:
-        teacher = teacher_source(given, inputs, splits.train, precision, progress.distiller.needs_feats)
+        teacher = teacher_source(cfg, inputs, splits.train, precision, progress.distiller.needs_feats)
     safe = SafePoints(stop_asked) if stop_asked is not None else None
-    with console.step_bar(show, given.schedule.epochs) as bar:
+    with console.step_bar(show, cfg.schedule.epochs) as bar:
 
         def on_epoch(record: dict[str, Any], improved: bool) -> None:
             if improved:
@@ -135,8 +135,8 @@ def _run(
             checkpoint.save(progress.state(), directory / "checkpoint.pt")
             if tracker is not None:
                 tracker.notify()
-            LOG.info("%s", describe(record, given.schedule.epochs))
-            if safe is not None and record["epoch"] < given.schedule.epochs:
+            LOG.info("%s", describe(record, cfg.schedule.epochs))
+            if safe is not None and record["epoch"] < cfg.schedule.epochs:
                 safe.after_epoch(record)
 
         def on_step(done: int, steps: int) -> None:
@@ -149,10 +149,10 @@ def _run(
             progress,
             teacher,
             splits,
-            given.schedule,
-            seed=given.seed,
+            cfg.schedule,
+            seed=cfg.seed,
             precision=precision,
-            capture=given.engine.capture,
+            capture=cfg.engine.capture,
             on_epoch=on_epoch,
             on_step=on_step if bar is not None or safe is not None else None,
         )
@@ -255,11 +255,11 @@ def _is_to_teach(job: Job) -> bool:
 
 def _is_lost(job: Job) -> bool:
     """Whether the network of a finished run is to teach, and is neither in its directory nor any in the store."""
-    given = job.settings
+    cfg = job.settings
     return (
         _is_to_teach(job)
         and not (job.directory / "last.pt").exists()
-        and store.find(teacher_folder(given), given.dataset.key, given.student.name) is None
+        and store.find(teacher_folder(cfg), cfg.dataset.key, cfg.student.name) is None
     )
 
 
@@ -268,28 +268,28 @@ def _publish(job: Job, end: Mapping[str, Any] | None) -> None:
 
     Of several seeds only `teacher_seed` teaches, so that it does not depend on which of them is done first.
     """
-    given = job.settings
+    cfg = job.settings
     if not _is_to_teach(job) or end is None or not (job.directory / "last.pt").exists():
         return
     outgrown = False
     with contextlib.suppress(EdkdError):  # what is there may be damaged; publishing mends that
-        held = store.find(teacher_folder(given), given.dataset.key, given.student.name)
-        outgrown = held is not None and held.epochs is not None and held.epochs < given.schedule.epochs
+        held = store.find(teacher_folder(cfg), cfg.dataset.key, cfg.student.name)
+        outgrown = held is not None and held.epochs is not None and held.epochs < cfg.schedule.epochs
     entry, published = store.publish(
-        teacher_folder(given),
-        given.dataset.key,
-        given.student.name,
+        teacher_folder(cfg),
+        cfg.dataset.key,
+        cfg.student.name,
         job.directory / "last.pt",
         id=f"run:{job.run}",
         source=str(job.directory),
-        epochs=given.schedule.epochs,
+        epochs=cfg.schedule.epochs,
         recipe=job.tags["recipe"],
         test={name: end["last"][name] for name in ("top1", "top5", "loss")},
         num_classes=end["num_classes"],
         replace=outgrown,
     )
     if not published and entry.id != f"run:{job.run}":
-        how = f"edkd teachers import {given.student.name} {job.directory / 'last.pt'} --replace"
+        how = f"edkd teachers import {cfg.student.name} {job.directory / 'last.pt'} --replace"
         LOG.info("%s stays %s; `%s`, with this run's dataset options, changes that", entry.path, entry.id, how)
 
 

@@ -45,23 +45,23 @@ class Inputs:
     taught_by: dict[str, Any] | None  # the journal's note on the teacher
 
 
-def gather(given: Settings, teacher_id: str | None) -> Inputs:
+def gather(cfg: Settings, teacher_id: str | None) -> Inputs:
     """Read and verify all that a run needs: data, device, teacher."""
-    arrays, sha256 = load_arrays(given)
-    device = pick_device(given.engine.device)
-    if not given.needs_teacher:
+    arrays, sha256 = load_arrays(cfg)
+    device = pick_device(cfg.engine.device)
+    if not cfg.needs_teacher:
         return Inputs(arrays, sha256, device, None, None)
-    entry = find_teacher(given, trained_by=training_run(teacher_id))
+    entry = find_teacher(cfg, trained_by=training_run(teacher_id))
     if teacher_id is not None and entry.id != teacher_id:
         raise EdkdError(
             f"teacher {entry.name} in {entry.path.parent} is {entry.id}, but the run was planned with {teacher_id}: "
             "start the same command again to plan anew"
         )
-    network = load_teacher(given, entry, arrays.num_classes, device)
-    shown = schema.digest({"data": sha256, "mean": given.dataset.mean, "std": given.dataset.std})
+    network = load_teacher(cfg, entry, arrays.num_classes, device)
+    shown = schema.digest({"data": sha256, "mean": cfg.dataset.mean, "std": cfg.dataset.std})
     measured = store.accuracy_for(entry, shown)
     if measured is None:
-        measured = {**evaluate(network, device_data(arrays, given, device).test, Precision("fp32", device))}
+        measured = {**evaluate(network, device_data(arrays, cfg, device).test, Precision("fp32", device))}
         store.record_accuracy(entry, measured, shown)
     _compare(entry, measured["top1"])
     note = {"id": entry.id, "sha256": entry.sha256, "top1": measured["top1"]}
@@ -79,28 +79,28 @@ def _compare(entry: store.Entry, top1: float | None) -> None:
         )  # fmt: skip
 
 
-def teacher_inputs(given: Settings) -> Inputs:
+def teacher_inputs(cfg: Settings) -> Inputs:
     """Data and stored teacher of a configuration for other uses than a run, computing as its runs would."""
-    set_up(given.engine, given.engine.threads or cores())
-    entry = find_teacher(given)
-    arrays, sha256 = load_arrays(given)
-    device = pick_device(given.engine.device)
-    network = load_teacher(given, entry, arrays.num_classes, device)
+    set_up(cfg.engine, cfg.engine.threads or cores())
+    entry = find_teacher(cfg)
+    arrays, sha256 = load_arrays(cfg)
+    device = pick_device(cfg.engine.device)
+    network = load_teacher(cfg, entry, arrays.num_classes, device)
     return Inputs(arrays, sha256, device, network, {"id": entry.id, "sha256": entry.sha256})
 
 
-def find_teacher(given: Settings, trained_by: str = "") -> store.Entry:
+def find_teacher(cfg: Settings, trained_by: str = "") -> store.Entry:
     """The stored teacher of a configuration, as run `trained_by` was to train it where that is known.
 
     Raises EdkdError if there is none, with what became of that run.
     """
-    entry = store.find(teacher_folder(given), given.dataset.key, given.teacher.name)
+    entry = store.find(teacher_folder(cfg), cfg.dataset.key, cfg.teacher.name)
     if entry is None:
-        directory = directory_of(trained_by, given) if trained_by else None
+        directory = directory_of(trained_by, cfg) if trained_by else None
         if directory is None:
-            raise store.missing(given.dataset.key, given.teacher.name, teacher_folder(given))
+            raise store.missing(cfg.dataset.key, cfg.teacher.name, teacher_folder(cfg))
         raise EdkdError(
-            f"teacher {given.teacher.name} is not in {teacher_folder(given)}: its run {directory} {_fate(directory)}; "
+            f"teacher {cfg.teacher.name} is not in {teacher_folder(cfg)}: its run {directory} {_fate(directory)}; "
             "`edkd retry`, or the same command again, trains it first"
         )
     return entry
@@ -120,41 +120,41 @@ def _fate(directory: Path) -> str:
     }[state.status]
 
 
-def load_teacher(given: Settings, entry: store.Entry, num_classes: int, device: torch.device) -> nn.Module:
+def load_teacher(cfg: Settings, entry: store.Entry, num_classes: int, device: torch.device) -> nn.Module:
     """The verified network of a stored teacher, frozen, on the device. Raises EdkdError if the file does not fit."""
-    network = build(given.teacher.model, "teacher.model", num_classes=num_classes)
-    return to_device(store.load(entry, network), given.engine, device)
+    network = build(cfg.teacher.model, "teacher.model", num_classes=num_classes)
+    return to_device(store.load(entry, network), cfg.engine, device)
 
 
-def new_progress(given: Settings, num_classes: int, device: torch.device) -> Progress:
+def new_progress(cfg: Settings, num_classes: int, device: torch.device) -> Progress:
     """Student, method and optimiser of a run before its first step.
 
     The methods of one seed share initial weights; a method's own parameters come from another stream.
     """
-    with seeded(given.seed, 0, device):
-        student = build(given.student.model, "student.model", num_classes=num_classes)
-    with seeded(given.seed, -1, device):
-        distiller = build(given.distiller, "distiller").to(device)
-    student = to_device(student, given.engine, device)
-    if given.engine.compile:
+    with seeded(cfg.seed, 0, device):
+        student = build(cfg.student.model, "student.model", num_classes=num_classes)
+    with seeded(cfg.seed, -1, device):
+        distiller = build(cfg.distiller, "distiller").to(device)
+    student = to_device(student, cfg.engine, device)
+    if cfg.engine.compile:
         compile_network(student, device)
-    return Progress(student, distiller, make_optimizer(student, distiller, given.schedule, device))
+    return Progress(student, distiller, make_optimizer(student, distiller, cfg.schedule, device))
 
 
 def teacher_source(
-    given: Settings, inputs: Inputs, data: DeviceData, precision: Precision, needs_feats: bool
+    cfg: Settings, inputs: Inputs, data: DeviceData, precision: Precision, needs_feats: bool
 ) -> TeacherSource:
     """The teacher of a run: its cache where logits suffice and the table fits, else the network itself."""
     assert inputs.teacher is not None
     online = OnlineTeacher(inputs.teacher, want_feats=needs_feats, precision=precision)
-    if needs_feats or not given.engine.teacher_cache:
+    if needs_feats or not cfg.engine.teacher_cache:
         return online
     size = table_gb(inputs, data, online)
-    if size > given.engine.teacher_cache_gb:
-        LOG.info("no teacher cache: %.1f GB, above engine.teacher_cache_gb=%g", size, given.engine.teacher_cache_gb)
+    if size > cfg.engine.teacher_cache_gb:
+        LOG.info("no teacher cache: %.1f GB, above engine.teacher_cache_gb=%g", size, cfg.engine.teacher_cache_gb)
         return online
     try:
-        source = cached(given, inputs, data, online)
+        source = cached(cfg, inputs, data, online)
         source.resident = Resident.where_it_fits(source.table, inputs.device)
         return source
     except OSError as error:
@@ -162,13 +162,13 @@ def teacher_source(
         return online
 
 
-def cached(given: Settings, inputs: Inputs, data: DeviceData, online: OnlineTeacher) -> CachedTeacher:
+def cached(cfg: Settings, inputs: Inputs, data: DeviceData, online: OnlineTeacher) -> CachedTeacher:
     """The teacher behind its table for these data. Raises OSError if the file can be neither opened nor made."""
     assert inputs.taught_by is not None
     views = n_views(data.padding, data.flip)
-    key = table_key(given, inputs.taught_by["sha256"], inputs.data_sha256, inputs.device)
+    key = table_key(cfg, inputs.taught_by["sha256"], inputs.data_sha256, inputs.device)
     table = Table(
-        teacher_folder(given) / given.dataset.key / f"{given.teacher.name}.{schema.digest(key)}.logits",
+        teacher_folder(cfg) / cfg.dataset.key / f"{cfg.teacher.name}.{schema.digest(key)}.logits",
         key=key,
         rows=len(data) * views,
         classes=inputs.arrays.num_classes,
@@ -181,7 +181,7 @@ def cached(given: Settings, inputs: Inputs, data: DeviceData, online: OnlineTeac
     return CachedTeacher(table, compute, views=views, device=inputs.device)
 
 
-def table_key(given: Settings, teacher_sha256: str, data_sha256: str, device: torch.device) -> dict[str, Any]:
+def table_key(cfg: Settings, teacher_sha256: str, data_sha256: str, device: torch.device) -> dict[str, Any]:
     """All that the bits of a table depend on; its number of rows and of classes follows from that.
 
     A CPU's matrix products add in an order that depends on the number of threads.
@@ -191,11 +191,11 @@ def table_key(given: Settings, teacher_sha256: str, data_sha256: str, device: to
     libraries = [torch.version.cuda, torch.backends.cudnn.version()] if cuda else []
     return {
         "teacher": teacher_sha256,
-        "model": given.teacher.model,
+        "model": cfg.teacher.model,
         "data": data_sha256,
-        "normalisation": [given.dataset.mean, given.dataset.std],
-        "views": [given.dataset.padding, given.dataset.flip],
-        "engine": {name: value for name, value in vars(given.engine).items() if name not in _NEUTRAL},
+        "normalisation": [cfg.dataset.mean, cfg.dataset.std],
+        "views": [cfg.dataset.padding, cfg.dataset.flip],
+        "engine": {name: value for name, value in vars(cfg.engine).items() if name not in _NEUTRAL},
         "batch": TEACHER_BATCH,
         "machine": [device.type, *computer],
         "versions": [__version__, torch.__version__, *libraries],
@@ -219,15 +219,15 @@ def _stored(online: OnlineTeacher, data: DeviceData) -> torch.dtype:
     return online.raw(data.plain(first)).logits.dtype  # autocast leaves a head that is fp32 by itself as it is
 
 
-def teacher_folder(given: Settings) -> Path:
+def teacher_folder(cfg: Settings) -> Path:
     """The teacher store of a configuration."""
-    return Path(given.output) / "teachers"
+    return Path(cfg.output) / "teachers"
 
 
-def load_arrays(given: Settings) -> tuple[Arrays, str]:
+def load_arrays(cfg: Settings) -> tuple[Arrays, str]:
     """The data set of a configuration and its fingerprint; the last one stays in memory for the next run."""
-    arguments = {name: getattr(given.dataset, name) for name in _PREPARED}
-    return _load_arrays(json.dumps(given.dataset.source, sort_keys=True), json.dumps(arguments))
+    arguments = {name: getattr(cfg.dataset, name) for name in _PREPARED}
+    return _load_arrays(json.dumps(cfg.dataset.source, sort_keys=True), json.dumps(arguments))
 
 
 _PREPARED = ("train_per_class", "test_per_class", "validation", "validation_seed")
@@ -239,22 +239,22 @@ def _load_arrays(source: str, arguments: str) -> tuple[Arrays, str]:
     return arrays, arrays.fingerprint()
 
 
-def device_data(arrays: Arrays, given: Settings, device: torch.device) -> Splits:
+def device_data(arrays: Arrays, cfg: Settings, device: torch.device) -> Splits:
     """The splits resident on the device; only training images are padded and augmented."""
 
     def make(split: Any, padding: int, flip: bool) -> DeviceData:
         return DeviceData(
             split,
-            mean=given.dataset.mean,
-            std=given.dataset.std,
+            mean=cfg.dataset.mean,
+            std=cfg.dataset.std,
             padding=padding,
             flip=flip,
             device=device,
-            channels_last=given.engine.channels_last,
+            channels_last=cfg.engine.channels_last,
         )
 
     return Splits(
-        train=make(arrays.train, given.dataset.padding, given.dataset.flip),
+        train=make(arrays.train, cfg.dataset.padding, cfg.dataset.flip),
         validation=make(arrays.validation, 0, False) if arrays.validation is not None else None,
         test=make(arrays.test, 0, False),
     )

@@ -53,31 +53,31 @@ def _having(views: list[RunView], what: str, allowed: Sequence[str]) -> list[Run
     return [view for view in views if not allowed or str(getattr(view, what)) in allowed]
 
 
-def find_run(output: Path, given: str) -> Path:
+def find_run(output: Path, cfg: str) -> Path:
     """The directory of the run that a hash (or its beginning), a name (or its end), or a folder names.
 
     The end of a name may leave out its hash: ``vgg13-vgg8/kd-s0``. Raises EdkdError if there is none, or several.
     """
-    folder = Path(given)
+    folder = Path(cfg)
     if (folder / "config.yaml").is_file() or (folder / "journal.jsonl").is_file():
         return folder
     runs = find_runs(output)
     root = Path(output) / "runs"
     names = {run: f"/{run.relative_to(root).as_posix()}" for run in runs}
     rules: tuple[Callable[[str], bool], ...] = (
-        lambda name: name.endswith(f"/{given.strip('/')}"),
-        lambda name: name.rpartition("-")[0].endswith(f"/{given.strip('/')}"),
-        lambda name: len(given) > 0 and name.rpartition("-")[2].startswith(given[:8]),
+        lambda name: name.endswith(f"/{cfg.strip('/')}"),
+        lambda name: name.rpartition("-")[0].endswith(f"/{cfg.strip('/')}"),
+        lambda name: len(cfg) > 0 and name.rpartition("-")[2].startswith(cfg[:8]),
     )
     for rule in rules:
         found = [run for run, name in names.items() if rule(name)]
         if len(found) > 1:
             several = _listed(names[run][1:] for run in found)
-            raise EdkdError(f"{given} names {len(found)} runs: {several}; give more of a name, or its hash")
+            raise EdkdError(f"{cfg} names {len(found)} runs: {several}; give more of a name, or its hash")
         if found:
             return found[0]
     raise EdkdError(
-        f"no run {given} in {root}; give a hash or its beginning, a name, or a directory (`edkd status` lists the runs)"
+        f"no run {cfg} in {root}; give a hash or its beginning, a name, or a directory (`edkd status` lists the runs)"
     )
 
 

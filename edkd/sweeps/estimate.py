@@ -214,10 +214,10 @@ def _choose(paces: Sequence[Pace], job: Job, device: str | None, threads: int | 
     return fitting[0]._replace(seconds=statistics.median(pace.seconds for pace in fitting))
 
 
-def _device(given: Settings) -> str:
+def _device(cfg: Settings) -> str:
     """The device of a run on this machine, as its journal would name it; empty if it is not there."""
     try:
-        device = pick_device(given.engine.device)
+        device = pick_device(cfg.engine.device)
     except EdkdError:
         return ""
     return hardware.device_name(device)

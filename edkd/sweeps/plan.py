@@ -81,19 +81,19 @@ def _make_plan(combinations: Iterable[Sequence[str]], overrides: Sequence[Overri
     stored = _Stored()
     for combination in combinations:
         resolved, method = composer.compose(combination)
-        given = schema.settings(resolved, method)
+        cfg = schema.settings(resolved, method)
         teacher_id = None
-        if given.needs_teacher:
-            entry = stored.find(given)
+        if cfg.needs_teacher:
+            entry = stored.find(cfg)
             if entry is not None:
-                check_strength(given, entry)
+                check_strength(cfg, entry)
                 stored.verify(entry)
                 teacher_id = entry.id
             else:
-                job = training.job(given.teacher.name, combination, overrides)
-                wanted.setdefault((given.dataset.key, given.teacher.name), []).append(job)
+                job = training.job(cfg.teacher.name, combination, overrides)
+                wanted.setdefault((cfg.dataset.key, cfg.teacher.name), []).append(job)
                 teacher_id = f"run:{job.run}"
-        planned.students.append(Job(config=resolved, settings=given, teacher_id=teacher_id))
+        planned.students.append(Job(config=resolved, settings=cfg, teacher_id=teacher_id))
     for (dataset, name), jobs in wanted.items():
         if len({job.run for job in jobs}) > 1:
             raise EdkdError(
@@ -115,11 +115,11 @@ class _Stored:
         self.found: dict[tuple[str, str, str], store.Entry | None] = {}
         self.verified: set[Path] = set()
 
-    def find(self, given: schema.Settings) -> store.Entry | None:
+    def find(self, cfg: schema.Settings) -> store.Entry | None:
         """The teacher of a run, None if the store lacks it."""
-        key = given.output, given.dataset.key, given.teacher.name
+        key = cfg.output, cfg.dataset.key, cfg.teacher.name
         if key not in self.found:
-            self.found[key] = store.find(Path(given.output) / "teachers", *key[1:])
+            self.found[key] = store.find(Path(cfg.output) / "teachers", *key[1:])
         return self.found[key]
 
     def verify(self, entry: store.Entry) -> None:
@@ -183,10 +183,10 @@ class _Undrawn(TorchFunctionMode):
     """Leaves normal numbers undrawn: on the meta device, torch would first load its compiler for them (seconds)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = kwargs or {}
+        cfg = kwargs or {}
         if func in (torch.Tensor.normal_, torch.nn.init.normal_):
-            return args[0] if args else given["tensor"]
-        return func(*args, **given)
+            return args[0] if args else cfg["tensor"]
+        return func(*args, **cfg)
 
 
 def _unique(jobs: Iterable[Job]) -> list[Job]:

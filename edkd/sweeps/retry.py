@@ -86,18 +86,18 @@ def _missing_teacher(job: Job) -> str | None:
     wanted = training_run(job.teacher_id)
     if not wanted:
         return None
-    given = job.settings
-    held = store.find(Path(given.output) / "teachers", given.dataset.key, given.teacher.name)
+    cfg = job.settings
+    held = store.find(Path(cfg.output) / "teachers", cfg.dataset.key, cfg.teacher.name)
     return None if held is not None and held.id == job.teacher_id else wanted
 
 
 def _teacher_directory(student: Job, wanted: str) -> Path:
     found = directory_of(wanted, student.settings)
     if found is None:
-        given = student.settings
+        cfg = student.settings
         raise EdkdError(
-            f"{student.name} is to be taught by run {wanted} of {given.teacher.name}, which is neither in "
-            f"{Path(given.output) / 'teachers'} nor in {Path(given.output) / 'runs' / given.dataset.key}: "
+            f"{student.name} is to be taught by run {wanted} of {cfg.teacher.name}, which is neither in "
+            f"{Path(cfg.output) / 'teachers'} nor in {Path(cfg.output) / 'runs' / cfg.dataset.key}: "
             "give the sweep's own command again"
         )
     return found

@@ -22,28 +22,28 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
     Raises EdkdError for bad input, a missing teacher, or a tracking store that cannot be written.
     """
     dry_run = estimate.wanted(resolved.pop("dry_run", False))
-    given = schema.settings(resolved, method)
+    cfg = schema.settings(resolved, method)
     teacher_id = None
-    if given.needs_teacher:
-        entry = store.find(teacher_folder(given), given.dataset.key, given.teacher.name)
+    if cfg.needs_teacher:
+        entry = store.find(teacher_folder(cfg), cfg.dataset.key, cfg.teacher.name)
         if entry is None:
-            raise store.missing(given.dataset.key, given.teacher.name, teacher_folder(given))
-        check_strength(given, entry)
+            raise store.missing(cfg.dataset.key, cfg.teacher.name, teacher_folder(cfg))
+        check_strength(cfg, entry)
         teacher_id = entry.id
     job = make_job(resolved, method, teacher_id)
     before = journal.tail_state(job.directory)
     if dry_run:
         done = max(before.epochs, default=0)
         console.print(
-            f"would train {job.name} for {counted(given.schedule.epochs, 'epoch')}, {done} of them done, "
+            f"would train {job.name} for {counted(cfg.schedule.epochs, 'epoch')}, {done} of them done, "
             f"in {job.directory}",
             soft_wrap=True,
         )
         found = estimate.estimate({"run": [job]}, {job.run: before}, here=True, parallel=1, threads=cores())
         console.print(found.line(), soft_wrap=True)
         return
-    gather(given, teacher_id)  # what is wrong with data, device or teacher is said before anything is written
-    open_tracking(given.tracking)
+    gather(cfg, teacher_id)  # what is wrong with data, device or teacher is said before anything is written
+    open_tracking(cfg.tracking)
     tell_outdated([job], {job.run: before})
     finished = execute(job, sweep=None, show=True)
     assert finished.end is not None
@@ -51,18 +51,18 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
     print(
         f"{job.name}{' (finished before)' if finished.end == before.end else ''}\ntop-1 last {last['top1']:.2f} %, "
         f"best {best['top1']:.2f} % (epoch {best['epoch']}, chosen on the {best['by']} set)\n"
-        f"in {job.directory}; {'' if given.tracking.uri else '`edkd sync` for MLflow, then '}"
+        f"in {job.directory}; {'' if cfg.tracking.uri else '`edkd sync` for MLflow, then '}"
         "`make table` for the table, `make ui` for the curves"
     )
 
 
-def check_strength(given: schema.Settings, entry: store.Entry) -> None:
+def check_strength(cfg: schema.Settings, entry: store.Entry) -> None:
     """Refuse a teacher that was trained here for fewer epochs than its student will be, unless that is wanted."""
-    if given.allow_weak_teacher or entry.epochs is None or entry.epochs >= given.schedule.epochs:
+    if cfg.allow_weak_teacher or entry.epochs is None or entry.epochs >= cfg.schedule.epochs:
         return
     raise EdkdError(
         f"teacher {entry.name} of {entry.dataset} was trained for {counted(entry.epochs, 'epoch')}, the student is to "
-        f"train {given.schedule.epochs}: remove {entry.path} to train it anew, or set allow_weak_teacher=true"
+        f"train {cfg.schedule.epochs}: remove {entry.path} to train it anew, or set allow_weak_teacher=true"
     )
 
 

@@ -57,9 +57,9 @@ def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, la
     todo = [job for job in planned.teachers if states[job.run].status != "running"]
     todo += [job for job in planned.students if states[job.run].status not in ("finished", "running")]
     if _runs_here(master):
-        for given in {job.settings.dataset.key: job.settings for job in todo}.values():
-            pick_device(given.engine.device)
-            load_arrays(given)
+        for cfg in {job.settings.dataset.key: job.settings for job in todo}.values():
+            pick_device(cfg.engine.device)
+            load_arrays(cfg)
     open_tracking(planned.students[0].settings.tracking)
     output = Path(planned.students[0].settings.output)
     recorded = again is not None or planned.id in registry.known(output)

@@ -42,7 +42,7 @@ def settle_sweeps(
     settled: dict[str, Status] = {}
     with one_line(uri):
         store = open_store(uri, experiment, artifacts)
-        for run in search(store.client, store.experiment_id, "tags.`edkd.sweeps` != ''"):
+        for run in search(store.client, store.experiment_id, "tags.`edkd.sweep` != ''"):
             counts = outcomes.get(run.data.tags["edkd.sweep"])
             if counts and run.info.status != status_of(counts):
                 settled[run.data.tags["edkd.sweep"]] = status_of(counts)
@@ -57,7 +57,7 @@ def status_of(counts: Mapping[str, int]) -> Status:
 
 def parent(store: Store, sweep: str, *, started: int) -> str:
     """The MLflow run id of a sweep's parent run, made where there is none as started then (unix ms)."""
-    condition = f"tags.`edkd.sweeps` = '{sweep}'"
+    condition = f"tags.`edkd.sweep` = '{sweep}'"
     run = find_one(store, condition)
     if run is None:
         with lock(store):

@@ -202,7 +202,7 @@ def test_sync_leaves_a_sweep_that_goes_on_alone(output: Path) -> None:
 
     def status() -> str:
         client = MlflowClient(store)
-        (parent,) = client.search_runs(["1"], f"tags.`edkd.sweeps` = '{sweep}'")
+        (parent,) = client.search_runs(["1"], f"tags.`edkd.sweep` = '{sweep}'")
         return str(parent.info.status)
 
     run = run_file(output, "kd", "journal.jsonl")

@@ -178,7 +178,7 @@ def test_a_true_header_does_not_make_a_pickle_harmless(tmp_path: Path) -> None:
 SAVE_TWICE = """
 import sys, torch
 from pathlib import Path
-from edkd import checkpoint
+from edkd.rundir import checkpoint
 from edkd.errors import EdkdError
 path = Path(sys.argv[1])
 for epoch in (1, 2):
@@ -246,7 +246,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     """A process that saves without a pause is killed at random moments; what it had saved is never lost."""
     path = tmp_path / "checkpoint.pt"
     program = (
-        "import sys, torch; from pathlib import Path; from edkd import checkpoint\n"
+        "import sys, torch; from pathlib import Path; from edkd.rundir import checkpoint\n"
         "path = Path(sys.argv[1]); found = checkpoint.load(path); epoch = found[0]['epoch'] if found else 0\n"
         "while True:\n"
         "    epoch += 1\n"

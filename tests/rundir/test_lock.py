@@ -16,7 +16,7 @@ from edkd.rundir import lock
 def hold_elsewhere(run_dir: Path, **environment: str) -> subprocess.Popen[str]:
     """Another process that holds the directory until it is killed or its input closes."""
     program = (
-        "import sys; from pathlib import Path; from edkd import lock\n"
+        "import sys; from pathlib import Path; from edkd.rundir import lock\n"
         "with lock.hold(Path(sys.argv[1])):\n"
         "    print('held', flush=True)\n"
         "    sys.stdin.read()\n"
@@ -71,7 +71,7 @@ def test_the_lock_dies_with_a_killed_process(tmp_path: Path) -> None:
 def test_looking_does_not_keep_a_holder_out(tmp_path: Path) -> None:
     """While another process asks as fast as it can, every attempt to hold the directory succeeds."""
     program = (
-        "import sys; from pathlib import Path; from edkd import lock\n"
+        "import sys; from pathlib import Path; from edkd.rundir import lock\n"
         "print('asking', flush=True)\n"
         "while True: lock.is_held(Path(sys.argv[1]))\n"
     )

@@ -15,7 +15,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from test_code import git
 
 from edkd import models, tracking
 from edkd.config import job as config_job
@@ -29,6 +28,7 @@ from edkd.teachers import store as teacher_store
 from edkd.teachers.source import Precision
 from edkd.training.device import to_device
 from edkd.training.trainer import evaluate
+from tests.rundir.test_provenance import git
 
 KEY = "digits-8-20perclass-test10"
 
@@ -445,7 +445,7 @@ def test_real_cifar100(compose: Any, tiny: list[str], cifar100_root: Path) -> No
 
 def test_a_directory_that_another_process_holds(student: config_job.Job) -> None:
     holding = (
-        "import sys; from edkd import lock\n"
+        "import sys; from edkd.rundir import lock\n"
         "with lock.hold(sys.argv[1]):\n    print('held', flush=True)\n    sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -400,14 +400,14 @@ def test_what_was_planned_is_run_whatever_happens_to_conf(tiny: list[str], own: 
 def test_a_frozen_configuration_that_was_changed_is_not_run(
     tiny: list[str], here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    freeze = sweep.plan.freeze
+    freeze = sweep.freeze
 
     def changed(job: Any, **more: Any) -> Path:
         path: Path = freeze(job, **more)
         path.write_text(path.read_text().replace("epochs: 2", "epochs: 3"))
         return path
 
-    monkeypatch.setattr(sweep.plan, "freeze", changed)
+    monkeypatch.setattr(sweep, "freeze", changed)
     done = swept(tiny, "distiller=vanilla")
     assert done.code == 1
     assert "config.yaml was changed after planning: it now describes run " in done.out.splitlines()[-2]

@@ -341,16 +341,16 @@ def test_the_error_for_a_missing_teacher_says_what_to_do(tmp_path: Path) -> None
 PUBLISHER = """
 import sys, torch
 from pathlib import Path
-from edkd import teachers
+from edkd.teachers.store import publish
 me, store = int(sys.argv[1]), Path(sys.argv[2])
 print("ready", flush=True)
 sys.stdin.readline()
 for turn in range(20):
     state = {"weight": torch.full((20_000,), float(me * 100 + turn))}
     values = dict(source="x", epochs=1, recipe=None, test=None, num_classes=2)
-    once, new = teachers.publish(store, "digits", f"once{turn}", state, id=f"run:{me}", replace=False, **values)
+    once, new = publish(store, "digits", f"once{turn}", state, id=f"run:{me}", replace=False, **values)
     print(f"once{turn}" if new else "kept", once.id)
-    teachers.publish(store, "digits", "often", state, id=f"run:{me}.{turn}", replace=True, **values)
+    publish(store, "digits", "often", state, id=f"run:{me}.{turn}", replace=True, **values)
     assert teachers.find(store, "digits", "often") is not None
 """
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_models import fill
 
 from edkd import models
 from edkd.distillers import Batch, Distiller
 from edkd.distillers.dkd import DKD
 from edkd.distillers.edkd import EDKD
+from tests.models.test_models import fill
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "trajectories.json").read_text())
 DISTILLERS: dict[str, Distiller] = {
