@@ -341,7 +341,7 @@ def test_the_error_for_a_missing_teacher_says_what_to_do(tmp_path: Path) -> None
 PUBLISHER = """
 import sys, torch
 from pathlib import Path
-from edkd.teachers.store import publish
+from edkd.teachers.store import find, publish
 me, store = int(sys.argv[1]), Path(sys.argv[2])
 print("ready", flush=True)
 sys.stdin.readline()
@@ -351,7 +351,7 @@ for turn in range(20):
     once, new = publish(store, "digits", f"once{turn}", state, id=f"run:{me}", replace=False, **values)
     print(f"once{turn}" if new else "kept", once.id)
     publish(store, "digits", "often", state, id=f"run:{me}.{turn}", replace=True, **values)
-    assert teachers.find(store, "digits", "often") is not None
+    assert find(store, "digits", "often") is not None
 """
 
 
