@@ -15,7 +15,7 @@ from edkd.bench import plain
 from edkd.bench.workload import Workload, inputs, networks
 from edkd.config.schema import Settings
 from edkd.errors import EdkdError
-from edkd.runs.setup import device_data, new_progress, teacher_source
+from edkd.runs.setup import device_data, new_state, teacher_source
 from edkd.teachers.source import Precision
 from edkd.training.device import set_up, to_device
 from edkd.training.step import EAGER_FIRST, Step
@@ -134,9 +134,9 @@ class Ours:
         self.cfg = replace(cfg, engine=chosen, output=str(work.folder))
         set_up(self.cfg.engine, work.threads)
         self.teacher = to_device(networks(cfg, work)[0], self.cfg.engine, work.device)
-        self.progress = new_progress(self.cfg, work.arrays.num_classes, work.device)
+        self.state = new_state(self.cfg, inputs(self.cfg, work, self.teacher))
         self.precision = Precision(way.precision, work.device)
-        self.first = _weights(self.progress.student)
+        self.first = _weights(self.state.student)
         self.data = device_data(work.cut, self.cfg, work.device).train
         self.step: Step | None = None
 
@@ -149,8 +149,8 @@ class Ours:
     def ready(self) -> None:
         """See `Mode`."""
         set_up(self.cfg.engine, self.work.threads)
-        self.progress.student.load_state_dict(self.first)
-        for memory in self.progress.optimizer.state.values():
+        self.state.student.load_state_dict(self.first)
+        for memory in self.state.optimizer.state.values():
             memory["momentum_buffer"].zero_()
         if self.step is None or self.way.cache == "cold":
             self.step = self._step()
@@ -158,7 +158,7 @@ class Ours:
     def run(self) -> dict[str, float]:
         """See `Mode`. The progress is not moved on, so that each repetition is the same epoch, with the same views."""
         assert self.step is not None
-        return train_epoch(self.progress, self.step, self.cfg.schedule, seed=self.cfg.seed)
+        return train_epoch(self.state, self.step, self.cfg.schedule, seed=self.cfg.seed)
 
     def check(self) -> None:
         """See `Mode`."""
@@ -172,13 +172,12 @@ class Ours:
             shutil.rmtree(self.work.folder / "cold", ignore_errors=True)
             cfg = replace(cfg, output=str(self.work.folder / "cold"))
         found = inputs(cfg, self.work, self.teacher)
-        needs_feats = self.progress.distiller.needs_feats
+        needs_feats = self.state.distiller.needs_feats
         return make_step(
-            self.progress,
+            self.state,
             teacher_source(cfg, found, self.data, self.precision, needs_feats),
             self.data,
             cfg.schedule,
-            precision=self.precision,
             capture=cfg.engine.capture,
         )
 

@@ -16,6 +16,8 @@ from edkd.config.instantiate import build, check_call, convert, target, typed
 from edkd.distillers.base import Distiller
 from edkd.errors import EdkdError
 
+SGD = {"_target_": "edkd.training.optimizers.SGD"}  # the optimiser of runs that name none
+
 
 def folder() -> Path:
     """Where the configuration groups are: beside the package in a checkout, inside it when installed as a wheel."""
@@ -149,6 +151,7 @@ class Settings:
     student: Network
     distiller: dict[str, Any]
     schedule: Schedule
+    optimizer: dict[str, Any]
     engine: Engine
     tracking: Tracking
     method: str  # the name of the distiller's configuration file
@@ -199,6 +202,7 @@ def settings(config: Mapping[str, Any], method: str) -> Settings:
         student=networks["student"],
         distiller=distiller,
         schedule=typed(Schedule, config["schedule"], "schedule"),
+        optimizer=_optimizer(config["optimizer"]),
         engine=typed(Engine, config["engine"], "engine"),
         tracking=typed(Tracking, config["tracking"], "tracking"),
         method=method,
@@ -215,7 +219,7 @@ def identity(cfg: Settings, teacher_id: str | None) -> dict[str, Any]:
     teacher = None
     if cfg.needs_teacher:
         teacher = {"name": cfg.teacher.name, "model": cfg.teacher.model, "id": teacher_id}
-    return {
+    identified = {
         "seed": cfg.seed,
         "dataset": dataset,
         "teacher": teacher,
@@ -224,6 +228,15 @@ def identity(cfg: Settings, teacher_id: str | None) -> dict[str, Any]:
         "schedule": {field.name: getattr(cfg.schedule, field.name) for field in fields(Schedule)},
         "precision": cfg.engine.precision,
     }
+    return identified if cfg.optimizer == SGD else {**identified, "optimizer": cfg.optimizer}
+
+
+def _optimizer(node: Any) -> dict[str, Any]:
+    """The optimiser's node, checked against its signature; the run gives parameters, rate, momentum and decay."""
+    if not isinstance(node, Mapping):
+        raise EdkdError(f"optimizer={node!r}: must be an option of conf/optimizer, such as sgd")
+    given = dict.fromkeys(("params", "lr", "momentum", "weight_decay"))
+    return {"_target_": node["_target_"], **check_call(node, "optimizer", given)}
 
 
 def digest(value: Any) -> str:

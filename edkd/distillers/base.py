@@ -23,6 +23,29 @@ class Batch:
     """float32, 0-dim, on the device; epochs count from 1. A tensor, so that one captured graph serves every epoch."""
 
 
+class Shapes(NamedTuple):
+    """The shapes of a network's features at the image size of a run, without the batch dimension."""
+
+    feats: tuple[tuple[int, int, int], ...]
+    """(C, H, W) of each entry of `Prediction.feats`."""
+    preact_feats: tuple[tuple[int, int, int], ...]
+    """(C, H, W) of each entry of `Prediction.preact_feats`."""
+    pooled_feat: int
+    """The width of `Prediction.pooled_feat`."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a method may know of its run when it makes its own modules and memory."""
+
+    student: Shapes
+    teacher: Shapes | None
+    num_classes: int
+    train_images: int
+    classifier: tuple[Tensor, Tensor] | None
+    """Weight [K, C] and bias [K] of the frozen teacher's classifier."""
+
+
 class Outcome(NamedTuple):
     """What one step of a method yields."""
 
@@ -35,8 +58,9 @@ class Outcome(NamedTuple):
 class Distiller(nn.Module, ABC):
     """A distillation method.
 
-    It never calls a network and never moves a tensor. Modules and parameters of its own are optimised together with
-    the student's. `forward` stays on the device: no `.item()`, no branch on a tensor's value.
+    It is constructed from hyper-parameters alone, which costs nothing, and makes its own modules and memory in `setup`;
+    they are optimised, saved and resumed together with the student. It never calls a network and never moves a tensor.
+    `forward` stays on the device: no `.item()`, no branch on a tensor's value, and a memory is changed in place.
     """
 
     needs_teacher: ClassVar[bool] = True
@@ -47,6 +71,16 @@ class Distiller(nn.Module, ABC):
     def __init__(self) -> None:
         # Narrower than nn.Module's (*args, **kwargs): the signature is what configuration is validated against.
         super().__init__()
+
+    def setup(self, spec: Spec) -> None:
+        """Make the method's own modules and memory; called once, when a run is put together.
+
+        What is drawn here is a function of the run's seed; the caller moves it to the device.
+        """
+
+    def predict(self, student: Prediction) -> Prediction:
+        """What is evaluated of the student's prediction: by default all of it, unchanged."""
+        return student
 
     @abstractmethod
     def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:

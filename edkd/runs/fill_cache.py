@@ -14,6 +14,7 @@ import torch
 
 from edkd.config.schema import Settings
 from edkd.console import counting
+from edkd.data.resident import ResidentData
 from edkd.data.views import epoch_views
 from edkd.errors import EdkdError
 from edkd.runs.setup import cached, device_data, table_gb, teacher_folder, teacher_inputs
@@ -81,6 +82,8 @@ def _open(cfg: Settings) -> tuple[CachedTeacher, int]:
     assert inputs.teacher is not None
     device, name, key = inputs.device, cfg.teacher.name, cfg.dataset.key
     data = device_data(inputs.arrays, cfg, device).train
+    if not isinstance(data, ResidentData):
+        raise EdkdError(f"{key} is streamed: its views have no numbers, so the teacher runs in every step")
     online = OnlineTeacher(inputs.teacher, want_feats=False, precision=Precision(cfg.engine.precision, device))
     size = table_gb(inputs, data, online)
     if size > cfg.engine.teacher_cache_gb:

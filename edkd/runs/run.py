@@ -19,13 +19,14 @@ from edkd.config.job import Job, freeze, planned_code
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint, journal, lock, provenance
 from edkd.runs.preemption import Asked, SafePoints, Stopped
-from edkd.runs.setup import Inputs, device_data, gather, new_progress, teacher_folder, teacher_source
+from edkd.runs.setup import Inputs, device_data, gather, new_state, teacher_folder, teacher_source
 from edkd.teachers import store
 from edkd.teachers.source import Precision
 from edkd.tracking import LiveTracker
 from edkd.training import allocation, hardware
 from edkd.training.device import cores, set_up
-from edkd.training.trainer import Progress, fit
+from edkd.training.state import TrainState
+from edkd.training.trainer import fit
 
 LOG = logging.getLogger("edkd")
 
@@ -102,12 +103,12 @@ def _run(
     first = journal.state(directory).first_start
     if first is not None:
         _check_unchanged(first, inputs, directory)
-    progress = new_progress(cfg, inputs.arrays.num_classes, inputs.device)
+    state = new_state(cfg, inputs)
     precision = Precision(cfg.engine.precision, inputs.device)
     saved = checkpoint.load(directory / "checkpoint.pt")
     if saved is not None:
-        progress.restore(saved[0])
-    resumed = progress.epoch
+        state.restore(saved[0])
+    resumed = state.epoch
     if resumed:
         before = journal.state(directory)
         if resumed not in before.epochs:
@@ -124,15 +125,15 @@ def _run(
     splits = device_data(inputs.arrays, cfg, inputs.device)
     teacher = None
     if inputs.teacher is not None:
-        teacher = teacher_source(cfg, inputs, splits.train, precision, progress.distiller.needs_feats)
+        teacher = teacher_source(cfg, inputs, splits.train, precision, state.distiller.needs_feats)
     safe = SafePoints(stop_asked) if stop_asked is not None else None
     with console.step_bar(show, cfg.schedule.epochs) as bar:
 
         def on_epoch(record: dict[str, Any], improved: bool) -> None:
             if improved:
-                _save_student(progress.student, directory / "best.pt", job, record)
+                _save_student(state.student, directory / "best.pt", job, record)
             book.append(record)
-            checkpoint.save(progress.state(), directory / "checkpoint.pt")
+            checkpoint.save(state.state(), directory / "checkpoint.pt")
             if tracker is not None:
                 tracker.notify()
             LOG.info("%s", describe(record, cfg.schedule.epochs))
@@ -141,22 +142,21 @@ def _run(
 
         def on_step(done: int, steps: int) -> None:
             if bar is not None:
-                bar(progress.epoch + 1, done, steps)
+                bar(state.epoch + 1, done, steps)
             if safe is not None:
                 safe.after_step(done, steps)
 
         fit(
-            progress,
+            state,
             teacher,
             splits,
             cfg.schedule,
             seed=cfg.seed,
-            precision=precision,
             capture=cfg.engine.capture,
             on_epoch=on_epoch,
             on_step=on_step if bar is not None or safe is not None else None,
         )
-    _finish(job, progress, book, inputs)
+    _finish(job, state, book, inputs)
 
 
 def _check_unchanged(first: Mapping[str, Any], inputs: Inputs, directory: Path) -> None:
@@ -223,18 +223,18 @@ def _start_record(job: Job, inputs: Inputs, *, sweep: str | None, threads: int, 
     }
 
 
-def _finish(job: Job, progress: Progress, book: journal.Journal, inputs: Inputs) -> None:
+def _finish(job: Job, state: TrainState, book: journal.Journal, inputs: Inputs) -> None:
     """Save the last weights, hand a network trained alone to the teacher store, and close the journal."""
     done = journal.state(job.directory)
-    last = done.epochs[progress.epoch]
-    assert progress.best is not None
-    _save_student(progress.student, job.directory / "last.pt", job, last)
+    last = done.epochs[state.epoch]
+    assert state.best is not None
+    _save_student(state.student, job.directory / "last.pt", job, last)
     metrics = last["metrics"]
-    best = {name: value for name, value in progress.best.items() if name != "chosen_at"}
+    best = {name: value for name, value in state.best.items() if name != "chosen_at"}
     seconds = sum(sum(record["seconds"].values()) for record in done.epochs.values())
     end: dict[str, Any] = {
         "event": "end",
-        "last": {"epoch": progress.epoch, **{name: metrics[f"test/{name}"] for name in ("top1", "top5", "loss")}},
+        "last": {"epoch": state.epoch, **{name: metrics[f"test/{name}"] for name in ("top1", "top5", "loss")}},
         "best": best,
         "seconds": seconds,
         "peak_memory_mb": hardware.peak_mb(inputs.device),

@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ from edkd.config.instantiate import build
 from edkd.config.job import directory_of, training_run
 from edkd.config.schema import Settings
 from edkd.data.arrays import Arrays, prepare
-from edkd.data.resident import DeviceData
+from edkd.data.base import TrainData
+from edkd.data.resident import ResidentData
 from edkd.data.views import n_views
+from edkd.distillers.base import Distiller, Shapes, Spec
 from edkd.errors import EdkdError
+from edkd.models.base import Prediction
 from edkd.rundir import journal
 from edkd.teachers import store
 from edkd.teachers.cache import CachedTeacher, Resident
@@ -26,7 +30,8 @@ from edkd.teachers.cache_file import Table, entry_bytes
 from edkd.teachers.source import TEACHER_BATCH, OnlineTeacher, Precision, TeacherSource
 from edkd.training import hardware
 from edkd.training.device import compile_network, cores, pick_device, set_up, to_device
-from edkd.training.trainer import Progress, Splits, evaluate, make_optimizer, seeded
+from edkd.training.state import Trainable, TrainState
+from edkd.training.trainer import Splits, evaluate, seeded
 
 LOG = logging.getLogger("edkd")
 
@@ -126,28 +131,72 @@ def load_teacher(cfg: Settings, entry: store.Entry, num_classes: int, device: to
     return to_device(store.load(entry, network), cfg.engine, device)
 
 
-def new_progress(cfg: Settings, num_classes: int, device: torch.device) -> Progress:
+def new_state(cfg: Settings, inputs: Inputs) -> TrainState:
     """Student, method and optimiser of a run before its first step.
 
     The methods of one seed share initial weights; a method's own parameters come from another stream.
     """
+    device, precision = inputs.device, Precision(cfg.engine.precision, inputs.device)
     with seeded(cfg.seed, 0, device):
-        student = build(cfg.student.model, "student.model", num_classes=num_classes)
+        student = build(cfg.student.model, "student.model", num_classes=inputs.arrays.num_classes)
     with seeded(cfg.seed, -1, device):
-        distiller = build(cfg.distiller, "distiller").to(device)
+        distiller: Distiller = build(cfg.distiller, "distiller")
+        if type(distiller).setup is not Distiller.setup:
+            distiller.setup(_spec(student, inputs))
     student = to_device(student, cfg.engine, device)
     if cfg.engine.compile:
         compile_network(student, device)
-    return Progress(student, distiller, make_optimizer(student, distiller, cfg.schedule, device))
+    trainable = Trainable(student, distiller.to(device), precision)
+    schedule = cfg.schedule
+    optimizer = build(
+        cfg.optimizer,
+        "optimizer",
+        params=list(trainable.parameters()),
+        lr=torch.tensor(schedule.lr, dtype=torch.float32, device=device),
+        momentum=schedule.momentum,
+        weight_decay=schedule.weight_decay,
+    )
+    return TrainState(trainable, optimizer)
+
+
+def _spec(student: nn.Module, inputs: Inputs) -> Spec:
+    """What a method is told when it makes its own modules."""
+    height, width = inputs.arrays.train.images.shape[1:3]
+    classifier = None
+    if inputs.teacher is not None:
+        linear = [module for module in inputs.teacher.modules() if isinstance(module, nn.Linear)][-1]
+        classifier = (linear.weight.detach().cpu(), linear.bias.detach().cpu())
+    return Spec(
+        student=_shapes(student, (height, width)),
+        teacher=None if inputs.teacher is None else _shapes(inputs.teacher, (height, width)),
+        num_classes=inputs.arrays.num_classes,
+        train_images=len(inputs.arrays.train.images),
+        classifier=classifier,
+    )
+
+
+def _shapes(network: nn.Module, size: tuple[int, int]) -> Shapes:
+    """The shapes of a network's features for one image of this size."""
+    training = network.training
+    image = torch.zeros(1, 3, *size, device=next(network.parameters()).device)
+    with torch.no_grad():
+        made: Prediction = network.eval()(image, want_feats=True)
+    network.train(training)
+
+    def sizes(feats: Sequence[Tensor]) -> tuple[tuple[int, int, int], ...]:
+        return tuple((feat.shape[1], feat.shape[2], feat.shape[3]) for feat in feats)
+
+    assert made.pooled_feat is not None
+    return Shapes(sizes(made.feats), sizes(made.preact_feats), made.pooled_feat.shape[1])
 
 
 def teacher_source(
-    cfg: Settings, inputs: Inputs, data: DeviceData, precision: Precision, needs_feats: bool
+    cfg: Settings, inputs: Inputs, data: TrainData, precision: Precision, needs_feats: bool
 ) -> TeacherSource:
     """The teacher of a run: its cache where logits suffice and the table fits, else the network itself."""
     assert inputs.teacher is not None
     online = OnlineTeacher(inputs.teacher, want_feats=needs_feats, precision=precision)
-    if needs_feats or not cfg.engine.teacher_cache:
+    if needs_feats or not cfg.engine.teacher_cache or not isinstance(data, ResidentData):
         return online
     size = table_gb(inputs, data, online)
     if size > cfg.engine.teacher_cache_gb:
@@ -162,7 +211,7 @@ def teacher_source(
         return online
 
 
-def cached(cfg: Settings, inputs: Inputs, data: DeviceData, online: OnlineTeacher) -> CachedTeacher:
+def cached(cfg: Settings, inputs: Inputs, data: ResidentData, online: OnlineTeacher) -> CachedTeacher:
     """The teacher behind its table for these data. Raises OSError if the file can be neither opened nor made."""
     assert inputs.taught_by is not None
     views = n_views(data.padding, data.flip)
@@ -205,13 +254,13 @@ def table_key(cfg: Settings, teacher_sha256: str, data_sha256: str, device: torc
 _NEUTRAL = ("device", "threads", "teacher_cache", "teacher_cache_gb", "compile", "capture")  # they change no logit
 
 
-def table_gb(inputs: Inputs, data: DeviceData, online: OnlineTeacher) -> float:
+def table_gb(inputs: Inputs, data: ResidentData, online: OnlineTeacher) -> float:
     """The size of a whole table, in gigabytes."""
     rows = len(data) * n_views(data.padding, data.flip)
     return rows * entry_bytes(inputs.arrays.num_classes, _stored(online, data)) / 1e9
 
 
-def _stored(online: OnlineTeacher, data: DeviceData) -> torch.dtype:
+def _stored(online: OnlineTeacher, data: ResidentData) -> torch.dtype:
     """The precision in which logits are stored: that in which the network computes them."""
     if online.precision.name == "fp32":
         return torch.float32
@@ -242,8 +291,8 @@ def _load_arrays(source: str, arguments: str) -> tuple[Arrays, str]:
 def device_data(arrays: Arrays, cfg: Settings, device: torch.device) -> Splits:
     """The splits resident on the device; only training images are padded and augmented."""
 
-    def make(split: Any, padding: int, flip: bool) -> DeviceData:
-        return DeviceData(
+    def make(split: Any, padding: int, flip: bool) -> ResidentData:
+        return ResidentData(
             split,
             mean=cfg.dataset.mean,
             std=cfg.dataset.std,

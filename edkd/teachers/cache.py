@@ -78,8 +78,9 @@ class CachedTeacher:
         self._copied: torch.cuda.Event | None = None
         self._said = False
 
-    def begin_epoch(self, views: Tensor) -> None:
+    def begin_epoch(self, views: Tensor | None) -> None:
         """Make the logits of an epoch ready, in which training image i is seen as `views[i]`, int64 [images]."""
+        assert views is not None, "only data whose views are integers can be remembered"
         count = len(views)
         if self.logits is None:
             self.logits = torch.empty(count, self.table.classes, dtype=torch.float32, device=self.device)
@@ -96,7 +97,7 @@ class CachedTeacher:
             self.logits.index_copy_(0, late, self.table.decode(words).float())
             self.resident.put(rows, words)
 
-    def __call__(self, images: Tensor, index: Tensor, view: Tensor) -> Prediction:
+    def __call__(self, images: Tensor, index: Tensor, view: Tensor | None) -> Prediction:
         """The logits of training images `index` [B] in the views of the current epoch; `images` are not looked at."""
         assert self.logits is not None, "begin_epoch comes first"
         return Prediction(self.logits.index_select(0, index))

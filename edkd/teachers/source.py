@@ -15,10 +15,10 @@ TEACHER_BATCH = 64  # images
 class TeacherSource(Protocol):
     """Gives the frozen teacher's prediction for a batch; whether it computes or remembers is its own affair."""
 
-    def begin_epoch(self, views: Tensor) -> None:
+    def begin_epoch(self, views: Tensor | None) -> None:
         """Prepare for an epoch in which training image i is seen as `views[i]`, int64 [N]."""
 
-    def __call__(self, images: Tensor, index: Tensor, view: Tensor) -> Prediction:
+    def __call__(self, images: Tensor, index: Tensor, view: Tensor | None) -> Prediction:
         """Predict for `images` [B, 3, H, W], which are `view` [B] of training images `index` [B]."""
 
 
@@ -45,10 +45,10 @@ class OnlineTeacher:
         self.want_feats = want_feats
         self.precision = precision
 
-    def begin_epoch(self, views: Tensor) -> None:
+    def begin_epoch(self, views: Tensor | None) -> None:
         """Nothing to prepare."""
 
-    def __call__(self, images: Tensor, index: Tensor, view: Tensor) -> Prediction:
+    def __call__(self, images: Tensor, index: Tensor, view: Tensor | None) -> Prediction:
         """Predict for a batch of images [B, 3, H, W]."""
         return in_fp32(self.raw(images))
 

@@ -1,8 +1,8 @@
 """One training step, and the means over the steps of an epoch. On a GPU the whole step becomes one CUDA graph.
 
-A step reads everything that changes from tensors that stay where they are: the epoch's order and views, the position
-in them, the learning rate, the epoch's number, the teacher's logits. So it can be recorded once and replayed to the end
-of the run, without a word from Python between two steps.
+A step reads everything that changes from tensors that stay where they are: the data's position in the epoch, the
+learning rate, the epoch's number, the teacher's logits. So it can be recorded once and replayed to the end of the run,
+without a word from Python between two steps.
 """
 
 import logging
@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edkd.data.resident import DeviceData
+from edkd.data.base import TrainData
 from edkd.distillers.base import Batch, Distiller, Outcome
 from edkd.errors import EdkdError
-from edkd.teachers.source import Precision, TeacherSource, in_fp32
+from edkd.teachers.source import TeacherSource
+from edkd.training.state import Trainable
 
 LOG = logging.getLogger("edkd")
 EAGER_FIRST = 3  # steps before a recording: libraries choose algorithms, the optimiser makes its buffers
@@ -102,38 +103,29 @@ class Step:
 
     def __init__(
         self,
-        student: nn.Module,
-        distiller: Distiller,
-        optimizer: torch.optim.Optimizer,
+        trainable: Trainable,
+        optimizer: Any,
         teacher: TeacherSource | None,
-        data: DeviceData,
+        data: TrainData,
         *,
         batch_size: int,
-        precision: Precision,
         capture: bool,
     ) -> None:
-        device = precision.device
-        self.student, self.distiller, self.optimizer, self.teacher = student, distiller, optimizer, teacher
-        self.data, self.precision = data, precision
-        self.capture = capture and device.type == "cuda"
+        self.device = device = trainable.precision.device
+        self.trainable, self.optimizer, self.teacher, self.data = trainable, optimizer, teacher, data
+        self.batch_size = batch_size
+        self.capture = capture and device.type == "cuda" and data.on_device
         self.meter = Meter(device)
         self.loss_names: list[str] = []
-        self.order = torch.zeros(len(data), dtype=torch.int64, device=device)
-        self.views = torch.zeros_like(self.order)
-        self.position = torch.zeros((), dtype=torch.int64, device=device)
         self.epoch = torch.zeros((), device=device)
-        self.offsets = torch.arange(batch_size, device=device)
         self.sound: Tensor | None = None  # [losses]: whether each was finite so far
         self.sound_steps: Tensor | None = None  # [losses]: for how many steps
         self.eager_steps: dict[int, int] = {}
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by batch size: the last batch is smaller
         self.stream = torch.cuda.Stream(device) if self.capture else None
 
-    def begin(self, order: Tensor, views: Tensor, epoch: int) -> None:
-        """Begin an epoch that visits images in this order, in these views (both int64 [N], by place in the order)."""
-        self.order.copy_(order)
-        self.views.copy_(views)
-        self.position.zero_()
+    def begin(self, epoch: int) -> None:
+        """Begin an epoch, after the data have."""
         self.epoch.fill_(float(epoch))
         self.meter.reset()
         if self.sound is not None and self.sound_steps is not None:
@@ -150,7 +142,7 @@ class Step:
         if self.stream is None:
             self._train(count)
         else:  # a graph cannot be recorded on the stream that is current here, nor follow work left on it
-            here = torch.cuda.current_stream(self.precision.device)
+            here = torch.cuda.current_stream(self.device)
             self.stream.wait_stream(here)
             with torch.cuda.stream(self.stream):
                 self._train(count)
@@ -159,8 +151,8 @@ class Step:
 
     def _record(self, count: int) -> None:
         graph = torch.cuda.CUDAGraph()
-        here = torch.cuda.current_stream(self.precision.device) if self.stream is not None else None
-        held = Held(self.student, self.distiller)
+        here = torch.cuda.current_stream(self.device) if self.stream is not None else None
+        held = Held(self.trainable)
         self.optimizer.zero_grad(set_to_none=True)
         try:
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
@@ -183,38 +175,31 @@ class Step:
         LOG.warning("no CUDA graph, steps run one by one: %s", reason)
 
     def _train(self, count: int) -> None:
-        where = self.position + self.offsets[:count]
-        index, view = self.order.index_select(0, where), self.views.index_select(0, where)
-        images, target = self.data.augmented(index, view), self.data.targets(index)
+        given = self.data.next(count)
+        taught = self.teacher(given.images, given.index, given.view) if self.teacher is not None else None
         try:
-            with self.precision.autocast():
-                prediction = in_fp32(self.student(images, want_feats=self.distiller.needs_feats))
+            batch = Batch(index=given.index, target=given.target, epoch=self.epoch)
+            outcome, logits = self.trainable(given.images, taught, batch)
         except ValueError as error:
             if count > 1:
                 raise
             raise EdkdError(
                 f"the last batch of {len(self.data)} images has one alone, which batch norm cannot take here: "
-                f"change schedule.batch_size (now {len(self.offsets)})"
+                f"change schedule.batch_size (now {self.batch_size})"
             ) from error
-        taught = self.teacher(images, index, view) if self.teacher is not None else None
-        outcome = self.distiller(prediction, taught, Batch(index=index, target=target, epoch=self.epoch))
         if self.sound is None:
-            _check(outcome, self.distiller)
-        losses = torch.stack(list(outcome.losses.values()))
-        loss = losses.sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        hits = prediction.logits.detach().argmax(1) == target
+            _check(outcome, self.trainable.distiller)
+        losses = torch.stack([loss.detach() for loss in outcome.losses.values()])
+        loss = self.optimizer.minimise(outcome.losses)
+        hits = logits.argmax(1) == given.target
         if self.sound is None or self.sound_steps is None:
             self.loss_names = list(outcome.losses)
             self.sound = torch.ones_like(losses, dtype=torch.bool)
             self.sound_steps = torch.zeros_like(losses, dtype=torch.int64)
-        self.sound.logical_and_(losses.detach().isfinite())
+        self.sound.logical_and_(losses.isfinite())
         self.sound_steps.add_(self.sound)
         parts = {f"train/loss_{name}": value for name, value in outcome.losses.items()}
         self.meter.add(count, {"train/loss": loss, **parts, **outcome.metrics}, {"train/top1": hits})
-        self.position.add_(count)
 
     def first_unsound(self, steps: int) -> tuple[int, list[str]]:
         """The first step of the epoch at which a loss was not finite, from 1, and which losses; (0, []) for none."""

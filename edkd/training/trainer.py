@@ -14,66 +14,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from edkd.config.schema import Schedule
-from edkd.data.resident import DeviceData
-from edkd.data.views import epoch_order, epoch_views, n_views
-from edkd.distillers.base import Distiller
+from edkd.data.base import EvaluationData, TrainData
 from edkd.errors import EdkdError
 from edkd.teachers.source import Precision, TeacherSource
+from edkd.training.state import TrainState
 from edkd.training.step import Meter, Step
 
 EVALUATION_BATCH = {"cpu": 100, "cuda": 1000}  # images; on a CPU larger batches are slower and take gigabytes
-
-
-@dataclass
-class Progress:
-    """What `fit` changes: all that a checkpoint must hold."""
-
-    student: nn.Module
-    distiller: Distiller
-    optimizer: torch.optim.Optimizer
-    epoch: int = 0  # epochs done
-    best: dict[str, Any] | None = None
-
-    def state(self) -> dict[str, Any]:
-        """Tensors and plain values, loadable with `weights_only=True`."""
-        return {
-            "epoch": self.epoch,
-            "best": self.best,
-            "student": self.student.state_dict(),
-            "distiller": self.distiller.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue from `state()`."""
-        self.student.load_state_dict(state["student"])
-        self.distiller.load_state_dict(state["distiller"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            # The saved rate was loaded on the CPU; a saved buffer may have another memory layout than its parameter
-            # has now, and fused SGD walks both in the order in which they lie in memory.
-            group["lr"] = group["lr"].to(group["params"][0].device)
-            for parameter in group["params"]:
-                memory = self.optimizer.state.get(parameter, {})  # none without momentum
-                if memory.get("momentum_buffer") is not None:
-                    memory["momentum_buffer"] = torch.empty_like(parameter).copy_(memory["momentum_buffer"])
-        self.epoch = state["epoch"]
-        self.best = state["best"]
-
-
-def make_optimizer(student: nn.Module, distiller: Distiller, schedule: Schedule, device: torch.device) -> Any:
-    """SGD over the student's and the distiller's parameters, with the learning rate as a tensor on the device."""
-    parameters = [*student.parameters(), *distiller.parameters()]
-    return torch.optim.SGD(
-        parameters,
-        lr=torch.tensor(schedule.lr, dtype=torch.float32, device=device),
-        momentum=schedule.momentum,
-        weight_decay=schedule.weight_decay,
-        fused=True,
-    )
 
 
 def _stream(seed: int, epoch: int) -> int:
@@ -90,58 +40,52 @@ def seeded(seed: int, epoch: int, device: torch.device) -> Any:
 
 
 def make_step(
-    progress: Progress,
+    state: TrainState,
     teacher: TeacherSource | None,
-    data: DeviceData,
+    data: TrainData,
     schedule: Schedule,
     *,
-    precision: Precision,
     capture: bool,
 ) -> Step:
     """The training step of a run, which serves all its epochs."""
     return Step(
-        progress.student,
-        progress.distiller,
-        progress.optimizer,
+        state.trainable,
+        state.optimizer,
         teacher,
         data,
         batch_size=schedule.batch_size,
-        precision=precision,
         capture=capture,
     )
 
 
 def train_epoch(
-    progress: Progress,
+    state: TrainState,
     step: Step,
     schedule: Schedule,
     *,
     seed: int,
     on_step: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
-    """Train epoch `progress.epoch + 1` and return its metrics (`train/…`, `lr`).
+    """Train epoch `state.epoch + 1` and return its metrics (`train/…`, `lr`).
 
-    The epoch's permutation and every image's view depend on (seed, epoch) only; the last, smaller batch is kept.
+    What the epoch draws depends on (seed, epoch) only.
     `on_step(steps done, steps)` is called after each step. Raises EdkdError if a loss is not finite.
     """
-    epoch, data, device = progress.epoch + 1, step.data, step.precision.device
-    count = len(data)
-    order = torch.from_numpy(epoch_order(seed, epoch, count)).to(device)
-    by_image = torch.from_numpy(epoch_views(seed, epoch, count, n_views(data.padding, data.flip))).to(device)
+    epoch = state.epoch + 1
+    planned = step.data.begin(seed, epoch, schedule.batch_size)
     if step.teacher is not None:
-        step.teacher.begin_epoch(by_image)
-    step.begin(order, by_image[order], epoch)
-    for group in progress.optimizer.param_groups:
+        step.teacher.begin_epoch(planned.views)
+    step.begin(epoch)
+    for group in state.optimizer.param_groups:
         group["lr"].fill_(schedule.rate(epoch))
-    progress.student.train()
-    progress.distiller.train()
-    steps = math.ceil(count / schedule.batch_size)
-    with seeded(seed, epoch, device):
-        for number in range(steps):
-            step(min(schedule.batch_size, count - number * schedule.batch_size))
+    state.trainable.train()
+    steps = len(planned.counts)
+    with seeded(seed, epoch, step.device):
+        for number, count in enumerate(planned.counts, 1):
+            step(count)
             if on_step is not None:
-                on_step(number + 1, steps)
-    metrics = step.meter.read(count)
+                on_step(number, steps)
+    metrics = step.meter.read(len(step.data))
     if not math.isfinite(metrics["train/loss"]):
         # Once the weights are spoilt, every loss is: the first one tells. None, if only their sum is too large.
         first, guilty = step.first_unsound(steps)
@@ -154,22 +98,29 @@ def train_epoch(
     return {**metrics, "lr": schedule.rate(epoch)}
 
 
+def evaluate(network: nn.Module, data: EvaluationData, precision: Precision) -> dict[str, float]:
+    """Accuracies and cross-entropy of a network over a whole split, see `measure`."""
+    network.eval()
+
+    def predict(images: Tensor) -> Tensor:
+        with precision.autocast():
+            logits: Tensor = network(images, want_feats=False).logits
+        return logits
+
+    return measure(predict, data, precision.device)
+
+
 @torch.inference_mode()
-def evaluate(network: nn.Module, data: DeviceData, precision: Precision) -> dict[str, float]:
-    """Accuracies in percent and cross-entropy of a network over a whole split: {"loss", "top1", "top5"}.
+def measure(predict: Callable[[Tensor], Tensor], data: EvaluationData, device: torch.device) -> dict[str, float]:
+    """Accuracies in percent and cross-entropy of predicted logits over a whole split: {"loss", "top1", "top5"}.
 
     With fewer than five classes, top5 counts all of them.
     """
-    network.eval()
-    meter = Meter(precision.device)
-    size = EVALUATION_BATCH[precision.device.type]
-    for start in range(0, len(data), size):
-        index = torch.arange(start, min(start + size, len(data)), device=precision.device)
-        target = data.targets(index)
-        with precision.autocast():
-            logits = network(data.plain(index), want_feats=False).logits.float()
+    meter = Meter(device)
+    for images, target in data.batches(EVALUATION_BATCH[device.type]):
+        logits = predict(images).float()
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
-        meter.add(len(index), {"loss": F.cross_entropy(logits, target)}, {"top1": top[:, 0], "top5": top.any(1)})
+        meter.add(len(target), {"loss": F.cross_entropy(logits, target)}, {"top1": top[:, 0], "top5": top.any(1)})
     return meter.read(len(data))
 
 
@@ -177,49 +128,50 @@ def evaluate(network: nn.Module, data: DeviceData, precision: Precision) -> dict
 class Splits:
     """The data of a run on its device. The validation part, where there is one, chooses the best epoch."""
 
-    train: DeviceData
-    validation: DeviceData | None
-    test: DeviceData
+    train: TrainData
+    validation: EvaluationData | None
+    test: EvaluationData
 
 
 def fit(
-    progress: Progress,
+    state: TrainState,
     teacher: TeacherSource | None,
     data: Splits,
     schedule: Schedule,
     *,
     seed: int,
-    precision: Precision,
     capture: bool,
     on_epoch: Callable[[dict[str, Any], bool], None],
     on_step: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Train from `progress.epoch` to the end of the schedule. `capture`: see `Step`.
+    """Train from `state.epoch` to the end of the schedule. `capture`: see `Step`.
 
     After each epoch `on_epoch(record, improved)` gets the journal's epoch record and whether this is the best epoch so
     far (by validation accuracy where a part is held out, by test accuracy otherwise; the first of equals).
     """
-    step = make_step(progress, teacher, data.train, schedule, precision=precision, capture=capture)
-    while progress.epoch < schedule.epochs:
+    step = make_step(state, teacher, data.train, schedule, capture=capture)
+    device = state.trainable.precision.device
+    while state.epoch < schedule.epochs:
         began = time.monotonic()
-        metrics = train_epoch(progress, step, schedule, seed=seed, on_step=on_step)
+        metrics = train_epoch(state, step, schedule, seed=seed, on_step=on_step)
         trained = time.monotonic()
-        test = evaluate(progress.student, data.test, precision)
+        state.trainable.eval()
+        test = measure(state.trainable.predict, data.test, device)
         if not math.isfinite(test["loss"]):
-            raise EdkdError(f"epoch {progress.epoch + 1}: test/loss is {test['loss']}: training diverged")
+            raise EdkdError(f"epoch {state.epoch + 1}: test/loss is {test['loss']}: training diverged")
         metrics |= {f"test/{name}": value for name, value in test.items()}
         chooser, by = test, "test"
         if data.validation is not None:
-            chooser, by = evaluate(progress.student, data.validation, precision), "validation"
+            chooser, by = measure(state.trainable.predict, data.validation, device), "validation"
             metrics |= {f"val/{name}": value for name, value in chooser.items()}
         evaluated = time.monotonic()
-        progress.epoch += 1
-        improved = progress.best is None or chooser["top1"] > progress.best["chosen_at"]
+        state.epoch += 1
+        improved = state.best is None or chooser["top1"] > state.best["chosen_at"]
         if improved:
-            progress.best = {"epoch": progress.epoch, **test, "by": by, "chosen_at": chooser["top1"]}
+            state.best = {"epoch": state.epoch, **test, "by": by, "chosen_at": chooser["top1"]}
         record = {
             "event": "epoch",
-            "epoch": progress.epoch,
+            "epoch": state.epoch,
             "metrics": metrics,
             "seconds": {"train": trained - began, "test": evaluated - trained},
             "images_per_second": len(data.train) / (trained - began),

@@ -5,7 +5,7 @@ from PIL import Image
 
 from edkd.data import _torchvision, views
 from edkd.data.arrays import Split
-from edkd.data.resident import DeviceData
+from edkd.data.resident import ResidentData
 from edkd.errors import EdkdError
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -19,7 +19,7 @@ def random_split(n, height=32, width=32):
 
 
 def device_data(split, *, padding=4, flip=True, channels_last=True, mean=MEAN, std=STD):
-    return DeviceData(split, mean=mean, std=std, padding=padding, flip=flip, device=CPU, channels_last=channels_last)
+    return ResidentData(split, mean=mean, std=std, padding=padding, flip=flip, device=CPU, channels_last=channels_last)
 
 
 def torchvision_view(image, view, padding, flip):
@@ -130,7 +130,7 @@ def test_bad_values_are_refused(change, message):
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_a_captured_graph_on_cuda_gives_the_bits_of_the_cpu(channels_last):
     split, device = random_split(162), torch.device("cuda")
-    data = DeviceData(split, mean=MEAN, std=STD, padding=4, flip=True, device=device, channels_last=channels_last)
+    data = ResidentData(split, mean=MEAN, std=STD, padding=4, flip=True, device=device, channels_last=channels_last)
     index, view = torch.zeros(162, dtype=torch.int64, device=device), torch.zeros(162, dtype=torch.int64, device=device)
     data.augmented(index, view)
     graph = torch.cuda.CUDAGraph()

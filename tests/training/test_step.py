@@ -11,7 +11,7 @@ from torch import Tensor
 
 from edkd import models
 from edkd.data.arrays import Split
-from edkd.data.resident import DeviceData
+from edkd.data.resident import ResidentData
 from edkd.distillers.base import Batch, Distiller, Outcome
 from edkd.distillers.dkd import DKD
 from edkd.distillers.edkd import EDKD
@@ -19,8 +19,10 @@ from edkd.distillers.kd import KD
 from edkd.distillers.vanilla import Vanilla
 from edkd.models.base import Prediction
 from edkd.teachers.source import OnlineTeacher, Precision
+from edkd.training.state import TrainState
 from edkd.training.step import Held, Step
-from edkd.training.trainer import Progress, Schedule, make_optimizer, make_step, seeded, train_epoch
+from edkd.training.trainer import Schedule, make_step, seeded, train_epoch
+from tests.training.test_trainer import make_state
 
 CPU = torch.device("cpu")
 CUDA = pytest.param(torch.device("cuda"), marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
@@ -35,24 +37,24 @@ METHODS: dict[str, Any] = {
 }
 
 
-def images(device: torch.device, count: int = 88) -> DeviceData:
+def images(device: torch.device, count: int = 88) -> ResidentData:
     stream = np.random.default_rng(0)
     split = Split(stream.integers(0, 255, (count, 8, 8, 3)).astype(np.uint8), np.arange(count, dtype=np.int64) % 5)
-    return DeviceData(split, mean=[0.4] * 3, std=[0.3] * 3, padding=1, flip=True, device=device, channels_last=True)
+    return ResidentData(split, mean=[0.4] * 3, std=[0.3] * 3, padding=1, flip=True, device=device, channels_last=True)
 
 
-def started(method: Distiller, device: torch.device, *, capture: bool, name: str = "fp32") -> tuple[Progress, Step]:
+def started(method: Distiller, device: torch.device, *, capture: bool, name: str = "fp32") -> tuple[TrainState, Step]:
     precision = Precision(name, device)
     with seeded(1, 0, device):
         student = models.resnet8(num_classes=5).to(device=device, memory_format=torch.channels_last)
         network = models.resnet8(num_classes=5).to(device=device, memory_format=torch.channels_last)
     method = method.to(device)
-    progress = Progress(student, method, make_optimizer(student, method, SCHEDULE, device))
+    progress = make_state(student, method, SCHEDULE, precision)
     teacher = OnlineTeacher(network, want_feats=False, precision=precision) if method.needs_teacher else None
-    return progress, make_step(progress, teacher, images(device), SCHEDULE, precision=precision, capture=capture)
+    return progress, make_step(progress, teacher, images(device), SCHEDULE, capture=capture)
 
 
-def train(progress: Progress, step: Step, epochs: int) -> list[dict[str, float]]:
+def train(progress: TrainState, step: Step, epochs: int) -> list[dict[str, float]]:
     told = []
     for _ in range(epochs):
         told.append(train_epoch(progress, step, SCHEDULE, seed=0))
@@ -60,11 +62,13 @@ def train(progress: Progress, step: Step, epochs: int) -> list[dict[str, float]]
     return told
 
 
-def addresses(progress: Progress, step: Step) -> list[int]:
+def addresses(progress: TrainState, step: Step) -> list[int]:
     """Where everything lies that a recording reads or writes."""
     assert step.sound is not None and step.sound_steps is not None
+    data = step.data
+    assert isinstance(data, ResidentData)
     memory = [entry["momentum_buffer"] for entry in progress.optimizer.state.values()]
-    inputs = [step.order, step.views, step.position, step.epoch, step.offsets, step.sound, step.sound_steps]
+    inputs = [data.order, data.views, data.position, step.epoch, step.sound, step.sound_steps]
     rates = [group["lr"] for group in progress.optimizer.param_groups]
     tensors = [*progress.student.parameters(), *memory, *inputs, *rates, *step.meter.sums.values()]
     return [tensor.data_ptr() for tensor in tensors]
@@ -257,7 +261,7 @@ def test_the_meter_begins_again_in_the_same_tensors() -> None:
     train_epoch(alone, fresh, SCHEDULE, seed=0)
     alone.epoch, fresh = (
         1,
-        make_step(alone, None, images(CPU), SCHEDULE, precision=Precision("fp32", CPU), capture=False),
+        make_step(alone, None, images(CPU), SCHEDULE, capture=False),
     )
     assert train_epoch(alone, fresh, SCHEDULE, seed=0) == second
     assert first != second
@@ -277,6 +281,6 @@ def test_views_follow_the_order() -> None:
 
     progress, _ = started(METHODS["kd"](), CPU, capture=False)
     spy = Spy()
-    step = make_step(progress, spy, images(CPU), SCHEDULE, precision=Precision("fp32", CPU), capture=False)
+    step = make_step(progress, spy, images(CPU), SCHEDULE, capture=False)
     train_epoch(progress, step, SCHEDULE, seed=0)
     assert [seen[image] for image in range(88)] == spy.views.tolist()

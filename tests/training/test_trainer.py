@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edkd import models
 from edkd.data.arrays import Split
-from edkd.data.resident import DeviceData
+from edkd.data.resident import ResidentData
 from edkd.data.views import epoch_order, epoch_views, n_views
 from edkd.distillers import Batch, Distiller, Outcome
 from edkd.distillers.dkd import DKD
@@ -26,8 +26,10 @@ from edkd.models.base import Prediction
 from edkd.rundir import checkpoint
 from edkd.teachers.source import OnlineTeacher, Precision
 from edkd.training import trainer
+from edkd.training.optimizers import SGD
+from edkd.training.state import Trainable, TrainState
 from edkd.training.step import Step
-from edkd.training.trainer import Progress, Schedule, Splits, evaluate, fit, make_step, seeded, train_epoch
+from edkd.training.trainer import Schedule, Splits, evaluate, fit, make_step, seeded, train_epoch
 
 CPU = torch.device("cpu")
 FP32, BF16 = Precision("fp32", CPU), Precision("bf16", CPU)
@@ -37,13 +39,13 @@ SCHEDULE = Schedule(
 )
 
 
-def images(count: int, *, seed: int = 0, classes: int = CLASSES, padding: int = 1) -> DeviceData:
+def images(count: int, *, seed: int = 0, classes: int = CLASSES, padding: int = 1) -> ResidentData:
     """Noise with a trace of its label, so that there is something to learn."""
     stream = np.random.default_rng(seed)
     labels = np.arange(count, dtype=np.int64) % classes
     pixels = stream.integers(0, 200, (count, 8, 8, 3)) + 9 * labels[:, None, None, None]
     split = Split(pixels.astype(np.uint8), labels)
-    return DeviceData(
+    return ResidentData(
         split, mean=[0.4] * 3, std=[0.3] * 3, padding=padding, flip=False, device=CPU, channels_last=False
     )
 
@@ -52,16 +54,23 @@ def splits(*, validation: bool = False) -> Splits:
     return Splits(images(40), images(18, seed=1, padding=0) if validation else None, images(24, seed=2, padding=0))
 
 
-def progress(distiller: Distiller | None = None, *, seed: int = 0, student: nn.Module | None = None) -> Progress:
+def progress(distiller: Distiller | None = None, *, seed: int = 0, student: nn.Module | None = None) -> TrainState:
     if student is None:
         with seeded(seed, 0, CPU):
             student = models.resnet8(num_classes=CLASSES)
     distiller = distiller or Vanilla()
-    return Progress(student, distiller, trainer.make_optimizer(student, distiller, SCHEDULE, CPU))
+    return make_state(student, distiller, SCHEDULE)
 
 
-def eager(made: Progress, data: DeviceData) -> Step:
-    return make_step(made, None, data, SCHEDULE, precision=FP32, capture=False)
+def make_state(student: nn.Module, distiller: Distiller, schedule: Schedule, precision: Precision = FP32) -> TrainState:
+    trainable = Trainable(student, distiller, precision)
+    lr = torch.tensor(schedule.lr, device=precision.device)
+    optimizer = SGD(trainable.parameters(), lr=lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay)
+    return TrainState(trainable, optimizer)
+
+
+def eager(made: TrainState, data: ResidentData) -> Step:
+    return make_step(made, None, data, SCHEDULE, capture=False)
 
 
 def teacher(*, want_feats: bool = False, precision: Precision = FP32) -> OnlineTeacher:
@@ -77,11 +86,11 @@ def edkd() -> Distiller:
     return EDKD(ce_weight=1.0, alpha=1.0, beta=2.0, temperature=4.0, warmup_epochs=2, weighting="batch")
 
 
-def trained(made: Progress, source: Any = None, **options: Any) -> list[tuple[dict[str, Any], bool]]:
+def trained(made: TrainState, source: Any = None, **options: Any) -> list[tuple[dict[str, Any], bool]]:
     """Fit to the end; what `on_epoch` was told."""
     told: list[tuple[dict[str, Any], bool]] = []
-    arguments: dict[str, Any] = {"data": splits(), "schedule": SCHEDULE, "seed": 0, "precision": FP32}
-    arguments |= {"capture": False, **options}
+    arguments: dict[str, Any] = {"data": splits(), "schedule": SCHEDULE, "seed": 0, "capture": False, **options}
+    made.trainable.precision = arguments.pop("precision", FP32)
     fit(
         made,
         source,
@@ -267,15 +276,15 @@ def test_the_methods_of_one_seed_share_initial_weights_order_and_views(monkeypat
     made = {"vanilla": Vanilla(), "kd": KD(ce_weight=0.1, kd_weight=0.9, temperature=4.0), "dkd": dkd(), "edkd": edkd()}
     batches: dict[str, list[Tensor]] = {}
     weights: dict[str, dict[str, Tensor]] = {}
-    original = DeviceData.augmented
+    original = ResidentData.augmented
     for name, distiller in made.items():
         seen = batches[name] = []
 
-        def spying(self: DeviceData, index: Tensor, view: Tensor, seen: list[Tensor] = seen) -> Tensor:
+        def spying(self: ResidentData, index: Tensor, view: Tensor, seen: list[Tensor] = seen) -> Tensor:
             seen.append(original(self, index, view))
             return seen[-1]
 
-        monkeypatch.setattr(DeviceData, "augmented", spying)
+        monkeypatch.setattr(ResidentData, "augmented", spying)
         run = progress(distiller, seed=5)
         weights[name] = {key: value.clone() for key, value in run.student.state_dict().items()}
         trained(run, teacher() if distiller.needs_teacher else None, seed=5)
@@ -298,7 +307,7 @@ class Dropping(nn.Module):
         return Prediction(self.layers(x))
 
 
-def dropping() -> Progress:
+def dropping() -> TrainState:
     with seeded(0, 0, CPU):
         return progress(student=Dropping())
 
@@ -320,10 +329,9 @@ def test_an_epoch_repeats_bit_for_bit_even_if_the_network_draws() -> None:
 def test_a_resumed_run_without_momentum_has_the_same_state() -> None:
     schedule = Schedule(**vars(SCHEDULE) | {"momentum": 0.0})
 
-    def made() -> Progress:
+    def made() -> TrainState:
         progressing = dropping()
-        progressing.optimizer = trainer.make_optimizer(progressing.student, progressing.distiller, schedule, CPU)
-        return progressing
+        return make_state(progressing.student, progressing.distiller, schedule)
 
     whole, half, again = made(), made(), made()
     trained(whole, schedule=schedule)
@@ -347,15 +355,15 @@ def test_training_leaves_the_random_state_outside_as_it_was() -> None:
 
 @contextlib.contextmanager
 def scripted(monkeypatch: pytest.MonkeyPatch, test: list[float], validation: list[float]) -> Iterator[Splits]:
-    """Splits on which `evaluate` finds these accuracies, epoch by epoch."""
+    """Splits on which `measure` finds these accuracies, epoch by epoch."""
     data = splits(validation=bool(validation))
     results = {id(data.test): iter(test), id(data.validation): iter(validation)}
 
-    def found(network: nn.Module, split: DeviceData, precision: Precision) -> dict[str, float]:
+    def found(predict: Any, split: ResidentData, device: torch.device) -> dict[str, float]:
         top1 = next(results[id(split)])
         return {"top1": top1, "top5": top1 + 1, "loss": 1.0}
 
-    monkeypatch.setattr(trainer, "evaluate", found)
+    monkeypatch.setattr(trainer, "measure", found)
     yield data
 
 
@@ -422,7 +430,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(values: dict[str, float], named
             splits(),
             SCHEDULE,
             seed=0,
-            precision=FP32,
             capture=False,
             on_epoch=lambda record, improved: told.append(record),
         )
@@ -491,7 +498,7 @@ class Connector(Distiller):
         return Outcome({"ce": F.cross_entropy(student.logits, batch.target), "hint": hint}, {})
 
 
-def connecting() -> Progress:
+def connecting() -> TrainState:
     with seeded(0, -1, CPU):
         return progress(Connector())
 

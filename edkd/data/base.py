@@ -1,0 +1,60 @@
+"""Where batches come from: what training and evaluation ask of a data set, resident on the device or streamed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBatch:
+    """Images of one step, on the device."""
+
+    images: Tensor
+    """float32 [B, 3, H, W], normalised."""
+    target: Tensor
+    """int64 [B], the class labels."""
+    index: Tensor
+    """int64 [B], each image's position in the training set."""
+    view: Tensor | None
+    """int64 [B], what was done to each image, where that is an integer (`edkd.data.views`)."""
+
+
+class Epoch(NamedTuple):
+    """What an epoch will bring."""
+
+    counts: list[int]
+    """The number of images of each batch."""
+    views: Tensor | None
+    """int64 [N], the view in which each image of the training set will be seen, where views are integers."""
+
+
+class TrainData(Protocol):
+    """Training images, batch by batch.
+
+    `begin` and `next` rather than one generator: on a GPU `next` of resident data is part of the captured step, which
+    is replayed without a word from Python. What an epoch draws is a pure function of (seed, epoch).
+    """
+
+    on_device: bool
+    """Whether `next` neither reads from the host nor makes tensors of host data: a CUDA graph can then capture it."""
+
+    def __len__(self) -> int:
+        """The number of images."""
+
+    def begin(self, seed: int, epoch: int, batch_size: int) -> Epoch:
+        """Begin an epoch, from its first batch."""
+
+    def next(self, count: int) -> ImageBatch:
+        """The next batch of the epoch, of so many images."""
+
+
+class EvaluationData(Protocol):
+    """Images as they are, for measuring accuracy."""
+
+    def __len__(self) -> int:
+        """The number of images."""
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images in their order with their labels: float32 [B, 3, H, W] and int64 [B], at most `size` at a time."""
