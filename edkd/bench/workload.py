@@ -103,6 +103,8 @@ def read_data(cfg: Settings, *, asked: bool) -> tuple[Arrays, str]:
         if asked or cfg.dataset.name != "cifar100":
             raise
         return random_arrays(**LIKE_CIFAR100), "random images of CIFAR-100's shape (the data set is not here)"
+    if not isinstance(arrays, Arrays):
+        raise EdkdError(f"{cfg.dataset.key} is streamed: the benchmark needs data in memory")
     return arrays, f"{cfg.dataset.key}, {len(arrays.train)} training images"
 
 

@@ -215,7 +215,7 @@ def identity(cfg: Settings, teacher_id: str | None) -> dict[str, Any]:
     `teacher_id` says which weights teach: the hash of the run that trained them, or of the file they came from.
     """
     dataset = {field.name: getattr(cfg.dataset, field.name) for field in fields(Dataset)}
-    dataset["source"] = {k: v for k, v in cfg.dataset.source.items() if k not in ("root", "download")}
+    dataset["source"] = {k: v for k, v in cfg.dataset.source.items() if k not in ("root", "download", "workers")}
     teacher = None
     if cfg.needs_teacher:
         teacher = {"name": cfg.teacher.name, "model": cfg.teacher.model, "id": teacher_id}

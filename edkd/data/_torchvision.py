@@ -29,3 +29,11 @@ def load() -> Any:
                 )
             import torchvision
     return torchvision
+
+
+def transforms_v2() -> Any:
+    """torchvision's second generation of transforms, which takes tensors."""
+    load()
+    from torchvision.transforms import v2
+
+    return v2

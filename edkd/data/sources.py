@@ -20,6 +20,7 @@ from filelock import FileLock
 
 from edkd.data import _torchvision
 from edkd.data.arrays import Arrays, Split, hold_out
+from edkd.data.streaming import Files, Streamed
 from edkd.errors import EdkdError
 
 NETWORK_TIMEOUT = 30.0  # seconds without an answer; a node whose packets are dropped would otherwise wait for ever
@@ -137,8 +138,24 @@ def folder(*, root: str, image_size: int) -> Arrays:
 
     Each is read as RGB, resized so that its shorter side is `image_size` pixels, and cropped to the central square.
     """
+    train, test = _find_splits(root, image_size)
+    splits = [Split(_decode(found.samples, image_size), np.asarray(found.targets, np.int64)) for found in (train, test)]
+    return Arrays(train=splits[0], validation=None, test=splits[1], classes=tuple(train.classes))
+
+
+def imagefolder(*, root: str, image_size: int, workers: int) -> Streamed:
+    """Your own images as `folder`, but left in their files and read anew in every epoch by `workers` processes."""
+    if workers < 0:
+        raise EdkdError(f"workers of imagefolder is {workers}; allowed: 0 (this process reads) or more")
+    found = _find_splits(root, image_size)
+    train, test = (Files(Path(split.root), tuple(split.samples)) for split in found)
+    return Streamed(train, test, tuple(found[0].classes), image_size, workers)
+
+
+def _find_splits(root: str, image_size: int) -> tuple[Any, Any]:
+    """What torchvision finds below root/train and root/test: the same classes in both."""
     if image_size < 1:
-        raise EdkdError(f"image_size of folder is {image_size}; allowed: 1 or more pixels")
+        raise EdkdError(f"dataset.image_size is {image_size}; allowed: 1 or more pixels")
     train, test = (_find_images(Path(root).expanduser() / name) for name in ("train", "test"))
     if train.classes != test.classes:
         only_train, only_test = sorted({*train.classes} - {*test.classes}), sorted({*test.classes} - {*train.classes})
@@ -146,8 +163,7 @@ def folder(*, root: str, image_size: int) -> Arrays:
             f"the classes of {train.root} and {test.root} differ: only in train: {', '.join(only_train) or 'none'}; "
             f"only in test: {', '.join(only_test) or 'none'}; both need a folder, with images, for every class"
         )
-    splits = [Split(_decode(found.samples, image_size), np.asarray(found.targets, np.int64)) for found in (train, test)]
-    return Arrays(train=splits[0], validation=None, test=splits[1], classes=tuple(train.classes))
+    return train, test
 
 
 def _find_images(path: Path) -> Any:

@@ -14,6 +14,7 @@ ORDER = 1
 VIEWS = 2
 SUBSET = 3
 HOLD_OUT = 4
+TRANSFORMS = 5
 
 
 def draw(n: int, *, seed: int, stream: int, counter: int) -> npt.NDArray[np.uint64]:

@@ -19,6 +19,7 @@ from edkd.config.schema import Settings
 from edkd.data.arrays import Arrays, prepare
 from edkd.data.base import TrainData
 from edkd.data.resident import ResidentData
+from edkd.data.streaming import Streamed, StreamedData
 from edkd.data.views import n_views
 from edkd.distillers.base import Distiller, Shapes, Spec
 from edkd.errors import EdkdError
@@ -43,7 +44,7 @@ _AS_GOOD = 1.0  # points of top-1 between two measurements of one teacher
 class Inputs:
     """Data and teacher of a run."""
 
-    arrays: Arrays
+    arrays: Arrays | Streamed
     data_sha256: str
     device: torch.device
     teacher: nn.Module | None
@@ -161,16 +162,16 @@ def new_state(cfg: Settings, inputs: Inputs) -> TrainState:
 
 def _spec(student: nn.Module, inputs: Inputs) -> Spec:
     """What a method is told when it makes its own modules."""
-    height, width = inputs.arrays.train.images.shape[1:3]
+    size = inputs.arrays.image_size
     classifier = None
     if inputs.teacher is not None:
         linear = [module for module in inputs.teacher.modules() if isinstance(module, nn.Linear)][-1]
         classifier = (linear.weight.detach().cpu(), linear.bias.detach().cpu())
     return Spec(
-        student=_shapes(student, (height, width)),
-        teacher=None if inputs.teacher is None else _shapes(inputs.teacher, (height, width)),
+        student=_shapes(student, (size, size)),
+        teacher=None if inputs.teacher is None else _shapes(inputs.teacher, (size, size)),
         num_classes=inputs.arrays.num_classes,
-        train_images=len(inputs.arrays.train.images),
+        train_images=len(inputs.arrays.train),
         classifier=classifier,
     )
 
@@ -273,7 +274,7 @@ def teacher_folder(cfg: Settings) -> Path:
     return Path(cfg.output) / "teachers"
 
 
-def load_arrays(cfg: Settings) -> tuple[Arrays, str]:
+def load_arrays(cfg: Settings) -> tuple[Arrays | Streamed, str]:
     """The data set of a configuration and its fingerprint; the last one stays in memory for the next run."""
     arguments = {name: getattr(cfg.dataset, name) for name in _PREPARED}
     return _load_arrays(json.dumps(cfg.dataset.source, sort_keys=True), json.dumps(arguments))
@@ -283,13 +284,32 @@ _PREPARED = ("train_per_class", "test_per_class", "validation", "validation_seed
 
 
 @functools.lru_cache(maxsize=1)
-def _load_arrays(source: str, arguments: str) -> tuple[Arrays, str]:
-    arrays = prepare(build(json.loads(source), "dataset.source"), **json.loads(arguments))
+def _load_arrays(source: str, arguments: str) -> tuple[Arrays | Streamed, str]:
+    arrays, parts = build(json.loads(source), "dataset.source"), json.loads(arguments)
+    if isinstance(arrays, Streamed):
+        if any(parts[name] for name in ("train_per_class", "test_per_class", "validation")):
+            raise EdkdError("train_per_class, test_per_class and validation need data in memory: dataset=folder")
+    else:
+        arrays = prepare(arrays, **parts)
     return arrays, arrays.fingerprint()
 
 
-def device_data(arrays: Arrays, cfg: Settings, device: torch.device) -> Splits:
-    """The splits resident on the device; only training images are padded and augmented."""
+def device_data(arrays: Arrays | Streamed, cfg: Settings, device: torch.device) -> Splits:
+    """The splits, resident on the device or streamed to it; only training images are augmented."""
+    if isinstance(arrays, Streamed):
+        train, test = (
+            StreamedData(
+                files,
+                mean=cfg.dataset.mean,
+                std=cfg.dataset.std,
+                size=arrays.image_size,
+                workers=arrays.workers,
+                device=device,
+                channels_last=cfg.engine.channels_last,
+            )
+            for files in (arrays.train, arrays.test)
+        )
+        return Splits(train, None, test)
 
     def make(split: Any, padding: int, flip: bool) -> ResidentData:
         return ResidentData(

@@ -49,6 +49,7 @@ def test_the_groups() -> None:
         "engine",
         "experiment",
         "hydra",
+        "optimizer",
         "pair",
         "schedule",
         "student",
@@ -170,6 +171,7 @@ def test_the_warm_up_follows_the_schedule(compose: Any) -> None:
         ("dataset=cifar100", "cifar100"),
         ("dataset=digits", "digits-16"),
         ("dataset=folder dataset.name=birds dataset.root=/data/birds", "birds"),
+        ("dataset=imagefolder dataset.name=birds dataset.root=/data/birds", "birds"),
         ("schedule=short", "cifar100"),
         ("engine=default", "cifar100"),
         ("tracking=journal", "cifar100"),
@@ -185,7 +187,7 @@ def test_every_other_option_composes(compose: Any, choice: str, key: str) -> Non
 
 
 def test_no_other_option_was_forgotten() -> None:
-    assert options("dataset") == ["cifar100", "digits", "folder"]
+    assert options("dataset") == ["cifar100", "digits", "folder", "imagefolder"]
     assert options("schedule") == ["cifar240", "short"]
     assert options("engine") == ["default"]
     assert options("tracking") == ["journal", "server", "sqlite"]

@@ -406,7 +406,7 @@ def test_folder_names_the_image_that_cannot_be_read(pictures, damage):
 
 
 def test_folder_refuses_a_size_that_is_none(pictures):
-    with pytest.raises(EdkdError, match="image_size of folder is 0; allowed: 1 or more"):
+    with pytest.raises(EdkdError, match="dataset.image_size is 0; allowed: 1 or more"):
         sources.folder(root=str(pictures), image_size=0)
 
 

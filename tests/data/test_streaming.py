@@ -1,0 +1,130 @@
+"""Streamed images: what an epoch draws is a function of (seed, epoch), and the trainer knows no difference."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from edkd.config.schema import settings
+from edkd.data.base import ImageBatch
+from edkd.data.sources import imagefolder
+from edkd.data.streaming import StreamedData
+from edkd.errors import EdkdError
+from tests.commandline import error, journals, launch, metrics
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """24 training and 8 test images of two classes, of several sizes."""
+    stream = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for label, name in enumerate(("cat", "dog")):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                height, width = stream.integers(10, 20, 2)
+                pixels = stream.integers(0, 155, (height, width, 3)) + 100 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:02}.png")
+    return tmp_path / "images"
+
+
+def data(root: Path, *, workers: int) -> StreamedData:
+    found = imagefolder(root=str(root), image_size=8, workers=workers)
+    options: dict[str, Any] = {"mean": [0.5] * 3, "std": [0.25] * 3, "size": 8, "device": CPU, "channels_last": False}
+    return StreamedData(found.train, workers=workers, **options)
+
+
+def epoch(made: StreamedData, seed: int, number: int) -> list[ImageBatch]:
+    return [made.next(count) for count in made.begin(seed, number, 10).counts]
+
+
+def same(left: list[ImageBatch], right: list[ImageBatch]) -> bool:
+    return all(
+        torch.equal(getattr(a, name), getattr(b, name))
+        for a, b in zip(left, right, strict=True)
+        for name in ("images", "target", "index")
+    )
+
+
+def test_an_epoch_is_a_function_of_seed_and_epoch(root: Path) -> None:
+    made = data(root, workers=0)
+    first = epoch(made, 0, 1)
+    assert [len(batch.target) for batch in first] == [10, 10, 4]
+    assert sorted(torch.cat([batch.index for batch in first]).tolist()) == list(range(24))
+    assert first[0].images.shape == (10, 3, 8, 8) and first[0].view is None
+    assert not same(first, epoch(made, 0, 2))
+    assert not same(first, epoch(made, 1, 1))
+    before = torch.random.get_rng_state()
+    assert same(first, epoch(made, 0, 1))
+    assert torch.equal(torch.random.get_rng_state(), before), "torch's own random numbers are left alone"
+
+
+def test_the_number_of_workers_changes_nothing(root: Path) -> None:
+    assert same(epoch(data(root, workers=0), 0, 1), epoch(data(root, workers=2), 0, 1))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_is_named(root: Path, workers: int) -> None:
+    broken = root / "train" / "dog" / "03.png"
+    broken.write_bytes(b"no image")
+    with pytest.raises(EdkdError, match=rf"^cannot read the image {broken}: .*; repair or remove it$"):
+        epoch(data(root, workers=workers), 0, 1)
+
+
+def test_evaluation_sees_every_image_once_in_order(root: Path) -> None:
+    made = data(root, workers=0)
+    batches = list(made.batches(10))
+    assert [len(target) for _, target in batches] == [10, 10, 4]
+    assert torch.cat([target for _, target in batches]).tolist() == [0] * 12 + [1] * 12
+    assert torch.equal(batches[0][0], next(iter(made.batches(10)))[0])
+
+
+@pytest.fixture
+def streamed(root: Path, tiny: list[str]) -> list[str]:
+    kept = [word for word in tiny if not word.startswith("dataset")]
+    dataset = ["dataset=imagefolder", "dataset.name=pets", f"dataset.root={root}", "dataset.image_size=8"]
+    return [*kept, *dataset, "dataset.workers=0", "schedule.batch_size=10"]
+
+
+def test_a_teacher_and_its_student_train_on_streamed_images(streamed: list[str], tmp_path: Path) -> None:
+    done = launch("-m", *streamed, "distiller=kd", "student=resnet14")
+    assert done.code == 0, done
+    found = journals(tmp_path / "outputs")
+    assert {len(metrics(records)) for records in found.values()} == {2}
+    assert error(launch(*streamed, "distiller=vanilla", "dataset.validation=0.1")).startswith("train_per_class, ")
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(
+    streamed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["distiller=vanilla", "student=resnet14"]
+    assert launch(*streamed, *command).code == 0
+    whole = journals(tmp_path / "outputs")
+    elsewhere = [*streamed, *command, f"output={tmp_path / 'stopped'}"]
+    begin = StreamedData.begin
+
+    def interrupted(self: StreamedData, seed: int, epoch: int, batch_size: int) -> Any:
+        if epoch == 2:
+            signal.raise_signal(signal.SIGINT)
+        return begin(self, seed, epoch, batch_size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StreamedData, "begin", interrupted)
+        assert launch(*elsewhere).code == 130
+    assert launch(*elsewhere).code == 0
+    stopped = journals(tmp_path / "stopped")
+    assert [metrics(records) for records in stopped.values()] == [metrics(records) for records in whole.values()]
+
+
+def test_workers_are_no_part_of_an_identity(compose: Any) -> None:
+    words = ["dataset=imagefolder", "dataset.name=pets", "dataset.root=/x"]
+    from edkd.config.schema import identity
+
+    runs = [identity(settings(compose(*words, f"dataset.workers={n}"), "edkd"), None) for n in (0, 8)]
+    assert runs[0] == runs[1]
