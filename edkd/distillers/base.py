@@ -32,6 +32,29 @@ class Outcome(NamedTuple):
     """Named 0-dim tensors without gradient, averaged over an epoch and logged under their names."""
 
 
+class Shapes(NamedTuple):
+    """Shapes of a network's features at the run's image size, without the batch dimension."""
+
+    feats: tuple[tuple[int, int, int], ...]
+    """(C, H, W) of each entry of `Prediction.feats`."""
+    preact_feats: tuple[tuple[int, int, int], ...]
+    """(C, H, W) of each entry of `Prediction.preact_feats`."""
+    pooled_feat: int
+    """The width of `Prediction.pooled_feat`."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a method may know of the run before its first step."""
+
+    student: Shapes
+    teacher: Shapes | None
+    num_classes: int
+    train_images: int
+    classifier: tuple[Tensor, Tensor] | None
+    """Weight and bias of the frozen teacher's classifier."""
+
+
 class Distiller(nn.Module, ABC):
     """A distillation method.
 
@@ -47,6 +70,13 @@ class Distiller(nn.Module, ABC):
     def __init__(self) -> None:
         # Narrower than nn.Module's (*args, **kwargs): the signature is what configuration is validated against.
         super().__init__()
+
+    def setup(self, spec: Spec) -> None:
+        """Make the method's own modules and memory; called once, when a run is put together."""
+
+    def predict(self, student: Prediction) -> Prediction:
+        """The prediction that is evaluated and exported."""
+        return student
 
     @abstractmethod
     def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:

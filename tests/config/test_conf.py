@@ -133,6 +133,7 @@ EXPECTED = {
         "warmup_epochs": 20,
         "weighting": "batch",
     },
+    "fitnet": {"ce_weight": 1.0, "feat_weight": 100.0, "hint_stage": 2},
 }
 
 
