@@ -133,6 +133,14 @@ EXPECTED = {
         "warmup_epochs": 20,
         "weighting": "batch",
     },
+    "crd": {
+        "ce_weight": 1.0,
+        "feat_weight": 0.8,
+        "feat_dim": 128,
+        "negatives": 16384,
+        "temperature": 0.07,
+        "momentum": 0.5,
+    },
     "fitnet": {"ce_weight": 1.0, "feat_weight": 100.0, "hint_stage": 2},
 }
 
