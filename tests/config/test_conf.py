@@ -49,6 +49,7 @@ def test_the_groups() -> None:
         "engine",
         "experiment",
         "hydra",
+        "optimizer",
         "pair",
         "schedule",
         "student",
@@ -197,6 +198,7 @@ def test_no_other_option_was_forgotten() -> None:
     assert options("dataset") == ["cifar100", "digits", "folder"]
     assert options("schedule") == ["cifar240", "short"]
     assert options("engine") == ["default"]
+    assert options("optimizer") == ["dot", "sgd"]
     assert options("tracking") == ["journal", "server", "sqlite"]
     assert options("experiment") == ["cifar100_short", "cifar100_small", "demo"]
     assert options("hydra/launcher") == ["local", "slurm", "slurm_detached"]
