@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from edkd import models
 from edkd.distillers.base import Batch, Shapes, Spec
 from edkd.distillers.fitnet import FitNet
 from edkd.errors import EdkdError
@@ -12,6 +13,21 @@ from edkd.models.base import Prediction
 from tests.golden.methods import CASES, assert_recorded, fill, normal
 
 Shape = tuple[int, int, int]
+PAIRS = {  # teacher-student: whether the student's map at stage 2 is enlarged
+    "resnet56-resnet20": False,
+    "resnet110-resnet32": False,
+    "resnet32x4-resnet8x4": False,
+    "wrn_40_2-wrn_16_2": False,
+    "wrn_40_2-wrn_40_1": False,
+    "vgg13-vgg8": False,
+    "vgg13-mobilenetv2": False,
+    "resnet50-mobilenetv2": True,
+    "resnet50-vgg8": True,
+    "resnet32x4-shufflenetv1": True,
+    "resnet32x4-shufflenetv2": True,
+    "resnet32x4-mobilenetv2": True,
+    "wrn_40_2-shufflenetv1": True,
+}
 
 
 def made(student: Shape, teacher: Shape, *, stage: int = 0) -> FitNet:
@@ -44,6 +60,22 @@ def test_recorded_values_gradients_and_statistics(case: dict) -> None:
     assert list(conv.weight.shape) == case["kernel"]
     assert conv.stride == (case["stride"], case["stride"])
     assert isinstance(conv, nn.ConvTranspose2d) is case["transposed"]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_every_pair_of_the_field_can_be_matched(pair: str) -> None:
+    def feats(name: str) -> tuple[torch.Tensor, ...]:
+        return getattr(models, name)(num_classes=100).eval()(torch.zeros(2, 3, 32, 32), want_feats=True).feats
+
+    with torch.device("meta"):
+        teacher, student = (feats(name) for name in pair.split("-"))
+        method = FitNet(ce_weight=1.0, feat_weight=100.0, hint_stage=2)
+        shapes = [Shapes(tuple(tuple(each.shape[1:]) for each in maps), (), 1) for maps in (student, teacher)]
+        method.setup(Spec(shapes[0], shapes[1], 100, 10, None))
+        assert method.conv_reg(student[2]).shape == teacher[2].shape
+    conv = method.conv_reg.conv
+    assert isinstance(conv, nn.ConvTranspose2d) is PAIRS[pair]
+    assert conv.kernel_size == ((4, 4) if PAIRS[pair] else (1, 1))
 
 
 def test_the_constructor_allocates_nothing_and_setup_makes_the_regressor() -> None:
