@@ -1,5 +1,6 @@
 """Distillation losses as pure tensor functions: on logits, on features, on relations between samples."""
 
+from edkd.losses.features import hint, nce
 from edkd.losses.logits import (
     WEIGHTINGS,
     Decoupled,
@@ -26,6 +27,8 @@ __all__ = [
     "edkd_beta",
     "edkd_combine",
     "edkd_confidence",
+    "hint",
     "kd",
     "kd_per_sample",
+    "nce",
 ]

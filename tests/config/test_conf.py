@@ -134,6 +134,15 @@ EXPECTED = {
         "warmup_epochs": 20,
         "weighting": "batch",
     },
+    "crd": {
+        "ce_weight": 1.0,
+        "feat_weight": 0.8,
+        "feat_dim": 128,
+        "negatives": 16384,
+        "temperature": 0.07,
+        "momentum": 0.5,
+    },
+    "fitnet": {"ce_weight": 1.0, "feat_weight": 100.0, "hint_stage": 2},
 }
 
 
@@ -190,6 +199,7 @@ def test_no_other_option_was_forgotten() -> None:
     assert options("dataset") == ["cifar100", "digits", "folder", "imagefolder"]
     assert options("schedule") == ["cifar240", "short"]
     assert options("engine") == ["default"]
+    assert options("optimizer") == ["dot", "sgd"]
     assert options("tracking") == ["journal", "server", "sqlite"]
     assert options("experiment") == ["cifar100_short", "cifar100_small", "demo"]
     assert options("hydra/launcher") == ["local", "slurm", "slurm_detached"]

@@ -1,0 +1,143 @@
+"""Contrastive representation distillation: Tian, Krishnan and Isola, ICLR 2020, arXiv:1910.10699."""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edkd import losses
+from edkd.distillers.base import Batch, Distiller, Outcome, Spec, check_temperature
+from edkd.errors import EdkdError
+from edkd.models.base import Prediction
+
+
+class Embedding(nn.Module):
+    """A linear layer to vectors of length 1: [B, width] to [B, feat_dim]."""
+
+    def __init__(self, width: int, feat_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, feat_dim)
+
+    def forward(self, pooled_feat: Tensor) -> Tensor:
+        """Embed and normalise."""
+        return F.normalize(self.linear(pooled_feat))
+
+
+class CRD(Distiller):
+    """ce_weight·CE + feat_weight·(NCE of the student's embeddings + NCE of the teacher's).
+
+    Each embedding is scored against the other network's memory of the same image (the positive) and of `negatives`
+    images of other classes, exp(memory · embedding / temperature) / Z. Z, the number of training images times the
+    mean score, is fixed by the first batch. Afterwards the batch's rows of both memories become
+    unit(momentum·row + (1 − momentum)·embedding).
+
+    The negatives of an image are `negatives` successive images of other classes in a random order of the training set,
+    from a random start: a uniform draw without replacement. The images of a batch share the order, so that it is drawn
+    once a step. Where fewer images of other classes exist, the walk goes round: the published code, too, draws some of
+    them repeatedly then. Order and starts depend on `draws` (a number drawn at setup and saved), the epoch and the
+    batch's images alone, so a resumed run continues with the same ones.
+
+    The labels of the training set become known as its images come by. Until an image's first visit, in the first epoch
+    alone, it counts as one of another class.
+    """
+
+    needs_feats: ClassVar[bool] = True
+    memory_student: Tensor  # [train_images, feat_dim]
+    memory_teacher: Tensor
+    z_student: Tensor  # 0-dim; 0 before the first batch
+    z_teacher: Tensor
+    labels: Tensor  # int64 [train_images]; -1: not known yet
+    draws: Tensor  # int64, 0-dim
+
+    def __init__(
+        self,
+        *,
+        ce_weight: float,
+        feat_weight: float,
+        feat_dim: int,
+        negatives: int,
+        temperature: float,
+        momentum: float,
+    ) -> None:
+        super().__init__()
+        check_temperature(temperature)
+        for name, value in {"feat_dim": feat_dim, "negatives": negatives}.items():
+            if value < 1:
+                raise EdkdError(f"distiller.{name} is {value}: it must be 1 or more (see conf/distiller/crd.yaml)")
+        if not 0 <= momentum < 1:
+            raise EdkdError(
+                f"distiller.momentum is {momentum}: it must be at least 0 and below 1 (see conf/distiller/crd.yaml)"
+            )
+        self.ce_weight = ce_weight
+        self.feat_weight = feat_weight
+        self.feat_dim = feat_dim
+        self.negatives = negatives
+        self.temperature = temperature
+        self.momentum = momentum
+
+    def setup(self, spec: Spec) -> None:
+        """Make the embeddings and the memories, whose entries start uniform in ±sqrt(3 / feat_dim)."""
+        assert spec.teacher is not None
+        self.embed_s = Embedding(spec.student.pooled_feat, self.feat_dim)
+        self.embed_t = Embedding(spec.teacher.pooled_feat, self.feat_dim)
+        bound = (3 / self.feat_dim) ** 0.5
+        for name in ("student", "teacher"):
+            memory = torch.empty(spec.train_images, self.feat_dim).uniform_(-bound, bound)
+            self.register_buffer(f"memory_{name}", memory)
+            self.register_buffer(f"z_{name}", torch.zeros(()))
+        self.register_buffer("labels", torch.full((spec.train_images,), -1))
+        self.register_buffer("draws", torch.randint(2**62, ()))
+
+    def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
+        """Losses: `ce`, `kd`."""
+        assert student.pooled_feat is not None and teacher is not None and teacher.pooled_feat is not None
+        ce = losses.cross_entropy(student.logits, batch.target)
+        embedded_student = self.embed_s(student.pooled_feat)
+        embedded_teacher = self.embed_t(teacher.pooled_feat.detach())
+        self.labels.index_copy_(0, batch.index, batch.target)
+        images = torch.cat((batch.index[:, None], self.draw_negatives(batch)), dim=1)
+        nce = self._nce(embedded_student, self.memory_teacher, self.z_student, images) + self._nce(
+            embedded_teacher, self.memory_student, self.z_teacher, images
+        )
+        self._remember(self.memory_student, embedded_student, batch.index)
+        self._remember(self.memory_teacher, embedded_teacher, batch.index)
+        return Outcome({"ce": self.ce_weight * ce, "kd": self.feat_weight * nce}, {})
+
+    def draw_negatives(self, batch: Batch) -> Tensor:
+        """Indices of training images of other classes, int64 [B, negatives]."""
+        count = len(self.labels)
+        key = _mix(_mix(self.draws + batch.epoch.long()) + batch.index[0])  # another one in each step
+        order = _mix(key + torch.arange(count, device=key.device)).argsort()
+        others_so_far = (self.labels[order] != batch.target[:, None]).cumsum(dim=1)  # [B, train_images]
+        others = others_so_far[:, -1:]
+        start = _mix(_mix(~key) + batch.index[:, None]) % others
+        walk = torch.arange(self.negatives, device=key.device)
+        return order[torch.searchsorted(others_so_far, (start + walk) % others + 1)]
+
+    def _nce(self, embedded: Tensor, memory: Tensor, z: Tensor, images: Tensor) -> Tensor:
+        """NCE of embeddings [B, feat_dim] against the memory's rows `images`, [B, 1 + negatives]; fixes z if it is 0.
+
+        All rows are scored and the wanted ones picked: the rows themselves would be a gigabyte in each step. The
+        memory is copied because its rows change before the backward pass.
+        """
+        scores = (embedded @ memory.clone().T / self.temperature).gather(1, images).exp()
+        z.copy_(torch.where(z == 0, len(memory) * scores.detach().mean(), z))
+        return losses.nce(scores / z, len(memory))
+
+    @torch.no_grad()
+    def _remember(self, memory: Tensor, embedded: Tensor, index: Tensor) -> None:
+        """Move the rows of a batch's images towards their embeddings, in place."""
+        memory.index_copy_(0, index, F.normalize(torch.lerp(embedded, memory[index], self.momentum)))
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Hash int64 numbers one to one, to numbers that look independent.
+
+    The output function of SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA
+    2014), increment included. Products wrap around; a mask makes the arithmetic shifts logical ones.
+    """
+    x = x * -0x61C8864680B583EB
+    x = (x ^ ((x >> 30) & (2**34 - 1))) * -0x40A7B892E31B1A47
+    x = (x ^ ((x >> 27) & (2**37 - 1))) * -0x6B2FB644ECCEEE15
+    return x ^ ((x >> 31) & (2**33 - 1))
