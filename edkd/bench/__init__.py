@@ -1,6 +1,5 @@
 """How fast this machine trains: our step against the plain loop that a careful reader would write from the papers.
 
-`plain` is that loop; `workload` prepares pair and method for every way to train, `modes` runs each of them, `costs`
-measures what surrounds the step, `floor` what the device could do at best; `results` is the arithmetic, `table` what a
-person reads, and `main` puts them in order. Nothing but the command line uses this package.
+`plain` is that loop, `workload` holds what every mode is given, `modes` runs each of them, `processes` runs some beside
+this process; `costs` measures what surrounds the step, `floor` the best that a device could do, `table` shows it all.
 """

@@ -1,20 +1,20 @@
 """What surrounds the steps: evaluation and tracking once an epoch, planning and status once a sweep."""
 
-import os
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from edkd import tracking
-from edkd.bench.many_runs import make_runs
+from edkd.bench import many_runs
 from edkd.bench.measure import seconds
-from edkd.bench.results import Cost
+from edkd.bench.modes import WAYS
+from edkd.bench.results import Cost, Timing
 from edkd.bench.workload import METHODS, Workload, networks, table_pairs
 from edkd.config.schema import Settings
 from edkd.errors import EdkdError
@@ -34,7 +34,30 @@ TRACKED = {
 }
 
 
-def evaluation(cfg: Settings, work: Workload, repetitions: int) -> float:
+def of_an_epoch(configured: Sequence[Settings], timings: Sequence[Timing], work: Workload) -> list[Cost]:
+    """Evaluation of each student, and tracking; also as shares of the fastest epoch of ours that was measured."""
+    epochs = len(work.arrays.train) / configured[0].schedule.batch_size
+    ours = [timing for timing in timings if timing.mode in WAYS]
+
+    def share(name: str, took: float, pair: str) -> list[Cost]:
+        steps = [timing.ms / 1000 * epochs for timing in ours if pair in ("", timing.pair)]
+        note = f"of the fastest epoch, {min(steps, default=0):.1f} s of steps"
+        return [Cost(f"{name}, share", 100 * took / min(steps), "%", note)] if steps else []
+
+    found = []
+    evaluated: dict[str, float] = {}
+    for cfg in {cfg.pair: cfg for cfg in configured}.values():
+        student = cfg.student.name
+        if student not in evaluated:
+            evaluated[student] = evaluation(cfg, work)
+            found.append(Cost(f"evaluation of {student}", evaluated[student], "s/epoch", "the whole test set"))
+        found += share(f"evaluation, {cfg.pair}", evaluated[student], cfg.pair)
+    times = tracked(configured[0], work)
+    found += [Cost(f"tracking: {name}", took * 1000, "ms/epoch", TRACKED[name]) for name, took in times.items()]
+    return found + share("tracking", times["journal"] + times["sync"], "")
+
+
+def evaluation(cfg: Settings, work: Workload) -> float:
     """Seconds to evaluate the student on the whole test set, once an epoch."""
     set_up(cfg.engine, work.threads)
     count = min(EVALUATED[work.device.type], len(work.arrays.test))
@@ -42,7 +65,7 @@ def evaluation(cfg: Settings, work: Workload, repetitions: int) -> float:
     data = device_data(part, cfg, work.device).test
     network = to_device(networks(cfg, work)[1], cfg.engine, work.device)
     precision = Precision(cfg.engine.precision, work.device)
-    times = [seconds(lambda: evaluate(network, data, precision), work.device) for _ in range(1 + repetitions)]
+    times = [seconds(lambda: evaluate(network, data, precision), work.device) for _ in range(4)]
     return statistics.median(times[1:]) * len(work.arrays.test) / count
 
 
@@ -50,83 +73,43 @@ def tracked(cfg: Settings, work: Workload) -> dict[str, float]:
     """Seconds an epoch: {"journal": the step waits, "sync": a thread beside it works, "checkpoint": the step waits}."""
     folder = work.folder / "tracked"
     folder.mkdir()
-    store: dict[str, Any] = {
-        "uri": f"sqlite:///{work.folder / 'mlflow.db'}",
+    store = {
+        "uri": f"sqlite:///{work.folder}/mlflow.db",
         "experiment": "bench",
-        "artifacts": str(work.folder / "mlartifacts"),
+        "artifacts": f"{work.folder}/artifacts",
     }
     tracking.create_store(**store)
     book = journal.Journal(folder / journal.FILE)
-    book.append(start_record(cfg))
-    student = networks(cfg, work)[1]
-    waits, syncs, saves = [], [], []
-    for epoch in range(1, EPOCHS + 1):
-        record = epoch_record(epoch)
-        waits.append(seconds(lambda record=record: book.append(record), work.device))  # type: ignore[misc]
-        syncs.append(seconds(lambda: tracking.sync_run(folder, **store), work.device))
-        state = {"epoch": epoch, "student": student.state_dict(), "optimizer": student.state_dict()}
-        saves.append(seconds(lambda state=state: checkpoint.save(state, folder / "checkpoint.pt"), work.device))  # type: ignore[misc]
-    late = slice(EPOCHS // 4, None)
-    names = {"journal": waits, "sync": syncs, "checkpoint": saves}
-    return {name: statistics.median(times[late]) for name, times in names.items()}
+    start, *epochs = many_runs.records("vanished", "bench", "0" * 16, 2 * EPOCHS)
+    book.append(start)
+    student = networks(cfg, work)[1].state_dict()
+    state = {"student": student, "optimizer": student}
+    times: dict[str, list[float]] = {name: [] for name in TRACKED}
+    for record in epochs:
+        times["journal"].append(seconds(lambda: book.append(record), work.device))  # noqa: B023
+        times["sync"].append(seconds(lambda: tracking.sync_run(folder, **store), work.device))
+        times["checkpoint"].append(seconds(lambda: checkpoint.save(state, folder / "checkpoint.pt"), work.device))
+    return {name: statistics.median(found[EPOCHS // 4 :]) for name, found in times.items()}
 
 
 def planning(folder: Path) -> Cost:
     """A sweep of a thousand runs planned by a process of its own, as a user waits for it."""
-    pairs, methods = len(table_pairs()), len(METHODS)
-    seeds = -(-RUNS // (pairs * methods))
+    cells = len(table_pairs()) * len(METHODS)
+    seeds = -(-RUNS // cells)
     command = "import sys; from edkd.cli.launch import main; sys.argv[0] = 'launch.py'; main()"
-    arguments = ["-m", "+dry_run=true", f"distiller={','.join(METHODS)}", "pair=all"]
-    arguments += [f"seed={','.join(map(str, range(seeds)))}", f"output={folder / 'planned'}"]
-    took = _command("-c", command, *arguments, says=f"{pairs * methods * seeds} runs")
-    return Cost("planning", took, "s", f"{pairs * methods * seeds} jobs, with imports and the teachers' jobs")
+    sweep = [f"distiller={','.join(METHODS)}", "pair=all", f"seed={','.join(map(str, range(seeds)))}"]
+    took = _command(
+        "-c", command, "-m", "+dry_run=true", *sweep, f"output={folder / 'planned'}", says=f"{cells * seeds} runs"
+    )
+    return Cost("planning", took, "s", f"{cells * seeds} jobs, with imports and the teachers' jobs")
 
 
 def status(folder: Path) -> Cost:
     """`edkd status` over a thousand runs of 240 epochs each."""
     output = folder / "many"
-    make_runs(output, RUNS, epochs=240)
+    many_runs.make_runs(output, RUNS, epochs=240)
     took = _command("-m", "edkd.cli.main", "status", "--output", str(output), says=f"{RUNS} runs")
     return Cost("status", took, "s", f"{RUNS} runs")
-
-
-def start_record(cfg: Settings) -> dict[str, Any]:
-    """The beginning of a run's journal, for a run that there never was."""
-    run = "0" * 16
-    schedule = {key: getattr(cfg.schedule, key) for key in ("epochs", "batch_size", "lr", "milestones")}
-    tags = {"pair": cfg.pair, "teacher": cfg.teacher.name, "student": cfg.student.name, "distiller": "edkd"}
-    return {
-        "event": "start",
-        "run": run,
-        "name": "bench",
-        "sweep": "bench",
-        "resumed_from": 0,
-        "config": {
-            "seed": 0,
-            "dataset": {"name": cfg.dataset.name},
-            "teacher": {"name": cfg.teacher.name},
-            "student": {"name": cfg.student.name},
-            "distiller": cfg.distiller,
-            "schedule": schedule,
-        },
-        "tags": {**tags, "dataset": cfg.dataset.key, "seed": "0", "config_hash": run, "cell": run, "recipe": "bench"},
-        "versions": {"python": sys.version.split()[0]},
-        "host": "bench",
-        "pid": os.getpid(),
-        "device": "bench",
-        "threads": 1,
-        "data_sha256": "0" * 64,
-        "teacher": {"id": "run:bench", "sha256": "0" * 64, "top1": 70.0},
-    }
-
-
-def epoch_record(epoch: int) -> dict[str, Any]:
-    """An epoch of a journal with as many numbers as EDKD's have."""
-    names = ("train/loss", "train/loss_ce", "train/loss_kd", "train/top1", "edkd/beta_mean", "edkd/confidence_mean")
-    metrics = {name: 1.0 / (epoch + number) for number, name in enumerate((*names, "lr"))}
-    metrics |= {"test/top1": 70.0 - 1 / epoch, "test/top5": 90.0 - 1 / epoch, "test/loss": 1.0 + 1 / epoch}
-    times = {"train": 10.0, "test": 1.0}
-    return {"event": "epoch", "epoch": epoch, "metrics": metrics, "seconds": times, "images_per_second": 5000.0}
 
 
 def _command(*arguments: str, says: str) -> float:

@@ -1,7 +1,6 @@
 """The floor of a step: the student's own convolutions and matrix products, at the best rate this device shows."""
 
 import functools
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +11,13 @@ from edkd.config.instantiate import build
 from edkd.config.schema import Settings
 
 TRIES = 5
-SIZES = {
-    "cpu": (2048, 64, 128),
-    "cuda": (8192, 256, 256),
-}  # side of the product; images and channels of the convolution
+SIZES = {"cpu": (2048, 64, 128), "cuda": (8192, 256, 256)}  # side of the product; images, channels of the convolution
+
+
+def milliseconds(counts: dict[str, float], device: torch.device, dtype: torch.dtype) -> float:
+    """The least time for these operations on a device in this precision."""
+    best = rates(device, dtype)
+    return 1000 * sum(count / best[name] for name, count in counts.items())
 
 
 def operations(cfg: Settings, *, batch: int, classes: int, size: int) -> dict[str, float]:
@@ -29,9 +31,9 @@ def operations(cfg: Settings, *, batch: int, classes: int, size: int) -> dict[st
         images = torch.empty(batch, 3, size, size)
     with FlopCounterMode(display=False) as counter:
         network(images, want_feats=False).logits.sum().backward()
-    counts: dict[Any, int] = counter.get_flop_counts()["Global"]
-    convolution = sum(count for operator, count in counts.items() if "convolution" in str(operator))
-    return {"convolution": float(convolution), "product": float(sum(counts.values()) - convolution)}
+    counts = counter.get_flop_counts()["Global"]
+    convolution = float(sum(count for operator, count in counts.items() if "convolution" in str(operator)))
+    return {"convolution": convolution, "product": sum(counts.values()) - convolution}
 
 
 @functools.cache
@@ -41,17 +43,10 @@ def rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     x = torch.randn(images, channels, 32, 32, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     weight = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
-    actions = {
-        "convolution": (2.0 * images * 32 * 32 * channels * channels * 9, lambda: F.conv2d(x, weight, padding=1)),
-        "product": (2.0 * side**3, lambda: a @ b),
-    }
+    convolution = 2.0 * images * 32 * 32 * channels * channels * 9
     with torch.no_grad():
         return {
-            name: count / min(seconds(action, device) for _ in range(TRIES))
-            for name, (count, action) in actions.items()
+            "convolution": convolution
+            / min(seconds(lambda: F.conv2d(x, weight, padding=1), device) for _ in range(TRIES)),
+            "product": 2.0 * side**3 / min(seconds(lambda: a @ b, device) for _ in range(TRIES)),
         }
-
-
-def milliseconds(counts: dict[str, float], rate: dict[str, float]) -> float:
-    """The least time for some operations at these rates."""
-    return 1000 * sum(count / rate[name] for name, count in counts.items())

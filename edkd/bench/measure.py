@@ -9,9 +9,6 @@ from pathlib import Path
 
 import torch
 
-STATUS = Path("/proc/self/status")
-CLEAR_REFS = Path("/proc/self/clear_refs")
-
 
 def wait(device: torch.device) -> None:
     """Return when the device has done all that it was asked to do."""
@@ -36,53 +33,39 @@ class Memory:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        tidy(device)
-        self.before = self._held()
+        self.device, self.cuda = device, device.type == "cuda"
+        self._tidy()
+        self.before = torch.cuda.memory_reserved(device) / 1e6 if self.cuda else _read("self/status", "VmRSS:")
 
     def restart(self) -> None:
         """Forget the peak so far, not what is held."""
-        tidy(self.device)
-        if self.device.type == "cuda":
+        self._tidy()
+        if self.cuda:
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             with contextlib.suppress(OSError):
-                CLEAR_REFS.write_text("5")
+                Path("/proc/self/clear_refs").write_text("5")
 
-    def peak(self, processes: Iterable[int] = ()) -> float | None:
+    def peak(self, processes: Iterable[int | None] = ()) -> float | None:
         """The peak since `restart`; on a CPU with what these other processes hold for themselves now."""
-        if self.before is None:
-            return None
-        if self.device.type == "cuda":
+        if self.cuda:
             return torch.cuda.max_memory_reserved(self.device) / 1e6 - self.before
-        highest = _status("VmHWM")
-        return None if highest is None else highest - self.before + sum(map(_private, processes))
+        others = sum(_read(f"{process}/smaps_rollup", "Private_") for process in processes)
+        return _read("self/status", "VmHWM:") - self.before + others if self.before else None
 
-    def _held(self) -> float | None:
-        return torch.cuda.memory_reserved(self.device) / 1e6 if self.device.type == "cuda" else _status("VmRSS")
-
-
-def tidy(device: torch.device) -> None:
-    """Give memory that nothing uses back to the system, where that is possible."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    def _tidy(self) -> None:
+        """Give memory that nothing uses back to the system, where that is possible."""
+        gc.collect()
+        if self.cuda:
+            torch.cuda.empty_cache()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
-def _status(name: str) -> float | None:
+def _read(file: str, name: str) -> float:
+    """The sum of the lines of a file in /proc that begin with `name`, in MB; 0 where there is none."""
     try:
-        lines = STATUS.read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{name}:")), None)
-
-
-def _private(pid: int) -> float:
-    """What a process does not share with others, in MB; 0 where that cannot be told."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        lines = Path("/proc", file).read_text().splitlines()
     except OSError:
         return 0.0
-    return sum(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("Private_"))
+    return sum(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(name))

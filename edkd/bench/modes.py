@@ -1,21 +1,22 @@
 """The ways to train that are compared: made once for a cell, each repeats the same few steps from the same weights.
 
-`ready` and `run` alternate: only `run` is timed. Ours run the code of a real run, over an epoch cut to a few batches.
+`ready` and `run` alternate, and only `run` is timed. Ours run the code of a real run, over an epoch of a few batches.
 """
 
 import copy
+import functools
+import itertools
 import shutil
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor, nn
 
 from edkd.bench import plain
-from edkd.bench.workload import Workload, inputs, networks
+from edkd.bench.workload import Workload, networks
 from edkd.config.schema import Settings
 from edkd.errors import EdkdError
-from edkd.runs.setup import device_data, new_state, teacher_source
+from edkd.runs.setup import Inputs, device_data, new_state, teacher_source
 from edkd.teachers.source import Precision
 from edkd.training.device import set_up, to_device
 from edkd.training.step import EAGER_FIRST, Step
@@ -32,7 +33,7 @@ class Way:
     capture: bool = False
 
 
-PLAIN = "plain"
+PLAIN, TOGETHER = "plain", "together"
 WAYS = {
     "online": Way("(b) ours, teacher online"),
     "cold": Way("(c) cache cold", cache="cold"),
@@ -41,39 +42,32 @@ WAYS = {
     "captured": Way("(f) captured step", cache="warm", capture=True),
     "captured_bf16": Way("(f) captured, bf16", precision="bf16", cache="warm", capture=True),
 }
-TOGETHER = "together"
 LABELS = {PLAIN: "(a) plain loop", **{name: way.label for name, way in WAYS.items()}, TOGETHER: "(f) side by side"}
-ON_CUDA = ("captured", "captured_bf16", TOGETHER)
 
 
 class NotCapturedError(EdkdError):
-    """The step of a mode that is to be captured ran one by one."""
+    """The steps of a mode that is to be captured ran one by one."""
 
 
 class Mode(Protocol):
-    """One way to train one cell."""
-
-    def fill(self) -> None:
-        """Bring about what the mode takes for granted, such as a full cache."""
+    """One way to train one cell, warmed up when it is made."""
 
     def ready(self) -> None:
         """Go back to the first weights, untimed."""
 
     def run(self) -> dict[str, float]:
-        """Train for the steps of one repetition; what was measured meanwhile, as a progress line shows it."""
-
-    def check(self) -> None:
-        """Called once, after the first repetition. Raises NotCapturedError."""
+        """Train for the steps of one repetition; returns the metrics, as a progress line shows them."""
 
 
 def make(name: str, cfg: Settings, work: Workload) -> Mode:
-    """A mode by name."""
+    """A mode by name. Raises NotCapturedError."""
     return Plain(cfg, work) if name == PLAIN else Ours(WAYS[name], cfg, work)
 
 
 def choose(asked: list[str] | None, device: torch.device) -> list[str]:
     """The modes that were asked for, in the order of the table, or all that the device has. Raises EdkdError."""
-    possible = [name for name in LABELS if device.type == "cuda" or name not in ON_CUDA]
+    on_cuda = [TOGETHER, *(name for name, way in WAYS.items() if way.capture)]
+    possible = [name for name in LABELS if device.type == "cuda" or name not in on_cuda]
     for name in asked or []:
         if name not in LABELS:
             raise EdkdError(f"--modes={name}: no such mode; allowed: {', '.join(LABELS)}")
@@ -86,16 +80,22 @@ class Plain:
     """The plain loop, with torch as it comes and cuDNN choosing its algorithms by trial."""
 
     def __init__(self, cfg: Settings, work: Workload) -> None:
-        assert work.feed is not None
-        self.work, self.feed = work, work.feed
+        self.cfg, self.work, data = cfg, work, cfg.dataset
+        self.loss = functools.partial(plain.LOSSES[cfg.method], cfg=cfg.distiller)
         teacher, student = networks(cfg, work)
         self.teacher, self.student = teacher.to(work.device), student.to(work.device)
-        self.schedule, self.loss = cfg.schedule, plain.loss_of(cfg.distiller)
-        self.first = _weights(self.student)
+        self.first = copy.deepcopy(self.student.state_dict())
+        train, size = work.arrays.train, work.arrays.image_size
+        seen = plain.transform(size, mean=data.mean, std=data.std, padding=data.padding, flip=data.flip)
+        self.loader = plain.loader(
+            plain.Images(train.images, train.labels.tolist(), seen),
+            batch_size=cfg.schedule.batch_size,
+            workers=work.workers,
+            device=work.device,
+        )
+        self.batches = iter(plain.forever(self.loader))
         self.ready()
-
-    def fill(self) -> None:
-        """Nothing is taken for granted."""
+        self.run()
 
     def ready(self) -> None:
         """See `Mode`. On a GPU the batches that the workers made in the pause are used up: they cost a run nothing."""
@@ -104,25 +104,24 @@ class Plain:
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = True  # torch's default
         self.student.load_state_dict(self.first)
-        self.loop = plain.PlainLoop(
-            self.teacher,
-            self.student,
-            self.loss,
-            self.feed.batches,
-            lr=self.schedule.rate(1),
-            momentum=self.schedule.momentum,
-            weight_decay=self.schedule.weight_decay,
-            device=self.work.device,
+        schedule = self.cfg.schedule
+        self.optimizer = torch.optim.SGD(
+            self.student.parameters(),
+            lr=schedule.rate(1),
+            momentum=schedule.momentum,
+            weight_decay=schedule.weight_decay,
         )
         if self.work.device.type == "cuda":
-            self.loop.train(self.feed.ready, epoch=1)
+            self._train((self.loader.prefetch_factor or 0) * self.work.workers)
 
     def run(self) -> dict[str, float]:
         """See `Mode`."""
-        return self.loop.train(self.work.steps, epoch=1)
+        return self._train(self.work.steps)
 
-    def check(self) -> None:
-        """Nothing can be otherwise than meant."""
+    def _train(self, steps: int) -> dict[str, float]:
+        batches = itertools.islice(self.batches, steps)
+        networks = self.teacher, self.student
+        return plain.train(*networks, self.optimizer, self.loss, batches, epoch=1, device=self.work.device)
 
 
 class Ours:
@@ -130,21 +129,23 @@ class Ours:
 
     def __init__(self, way: Way, cfg: Settings, work: Workload) -> None:
         self.way, self.work = way, work
-        chosen = replace(cfg.engine, precision=way.precision, teacher_cache=way.cache != "none", capture=way.capture)
-        self.cfg = replace(cfg, engine=chosen, output=str(work.folder))
-        set_up(self.cfg.engine, work.threads)
-        self.teacher = to_device(networks(cfg, work)[0], self.cfg.engine, work.device)
-        self.state = new_state(self.cfg, inputs(self.cfg, work, self.teacher))
+        engine = replace(cfg.engine, precision=way.precision, teacher_cache=way.cache != "none", capture=way.capture)
+        self.cfg = replace(cfg, engine=engine, output=str(work.folder / way.cache))
+        set_up(engine, work.threads)
+        self.teacher = to_device(networks(cfg, work)[0], engine, work.device)
+        name = f"untrained {cfg.teacher.name}"  # its answers take as long as a trained one's
+        note = {"id": name, "sha256": name, "top1": 0.0}
+        self.inputs = Inputs(work.cut, "cut for the benchmark", work.device, self.teacher, note)
+        self.state = new_state(self.cfg, self.inputs)
+        self.first = copy.deepcopy(self.state.student.state_dict())
         self.precision = Precision(way.precision, work.device)
-        self.first = _weights(self.state.student)
         self.data = device_data(work.cut, self.cfg, work.device).train
-        self.step: Step | None = None
-
-    def fill(self) -> None:
-        """One epoch fills the cache, whose table the methods of a pair share, as runs do; a capture takes more."""
-        self.ready()
-        for _ in range(1 + (EAGER_FIRST // self.work.steps if self.way.capture else 0)):
+        self.step = self._step()
+        # One epoch fills the cache, whose table the methods of a pair share, as runs do; a capture takes more.
+        for _ in range(1 + (EAGER_FIRST // work.steps if way.capture else 0)):
             self.run()
+        if way.capture and not self.step.graphs:
+            raise NotCapturedError(f"{way.label}: no CUDA graph was recorded")
 
     def ready(self) -> None:
         """See `Mode`."""
@@ -152,35 +153,16 @@ class Ours:
         self.state.student.load_state_dict(self.first)
         for memory in self.state.optimizer.state.values():
             memory["momentum_buffer"].zero_()
-        if self.step is None or self.way.cache == "cold":
+        if self.way.cache == "cold":
             self.step = self._step()
 
     def run(self) -> dict[str, float]:
         """See `Mode`. The progress is not moved on, so that each repetition is the same epoch, with the same views."""
-        assert self.step is not None
         return train_epoch(self.state, self.step, self.cfg.schedule, seed=self.cfg.seed)
 
-    def check(self) -> None:
-        """See `Mode`."""
-        assert self.step is not None
-        if self.way.capture and not self.step.graphs:
-            raise NotCapturedError(f"{self.way.label}: no CUDA graph was recorded")
-
     def _step(self) -> Step:
-        cfg = self.cfg
+        cfg, state = self.cfg, self.state
         if self.way.cache == "cold":
-            shutil.rmtree(self.work.folder / "cold", ignore_errors=True)
-            cfg = replace(cfg, output=str(self.work.folder / "cold"))
-        found = inputs(cfg, self.work, self.teacher)
-        needs_feats = self.state.distiller.needs_feats
-        return make_step(
-            self.state,
-            teacher_source(cfg, found, self.data, self.precision, needs_feats),
-            self.data,
-            cfg.schedule,
-            capture=cfg.engine.capture,
-        )
-
-
-def _weights(network: nn.Module) -> dict[str, Tensor]:
-    return copy.deepcopy(network.state_dict())
+            shutil.rmtree(cfg.output, ignore_errors=True)
+        source = teacher_source(cfg, self.inputs, self.data, self.precision, state.distiller.needs_feats)
+        return make_step(state, source, self.data, cfg.schedule, capture=cfg.engine.capture)

@@ -4,7 +4,8 @@ import csv
 import io
 import os
 import platform
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -14,24 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 from edkd import __version__
-from edkd.bench.modes import LABELS
-from edkd.bench.results import Cost, Target, Timing, by_pair, geometric_mean, ratios_of, targets
+from edkd.bench.modes import LABELS, PLAIN
+from edkd.bench.results import Cost, Timing, by_pair
 from edkd.rundir import files, provenance
 from edkd.training import hardware
 from edkd.training.device import cores
 
-COLUMNS = (
-    "pair", "method", "mode", "ms_median", "ms_q1", "ms_q3", "repetitions", "images_per_second", "ratio", "peak_mb",
-    "floor_ms",
-)  # fmt: skip
-ABOUT = (
-    "date", "device", "cpu", "cores", "threads", "data", "steps", "edkd", "commit", "modified", "python", "torch",
-    "cpu_capability", "cuda", "cudnn",
-)  # fmt: skip
 
-
-def about(device: torch.device, *, threads: int, described: str, steps: int) -> dict[str, Any]:
-    """Versions and hardware: a value for each of `ABOUT`."""
+def about(device: torch.device, *, threads: int, data: str, steps: int) -> dict[str, Any]:
+    """Versions and hardware."""
     version = provenance.read().version
     cuda = device.type == "cuda"
     return {
@@ -40,7 +32,7 @@ def about(device: torch.device, *, threads: int, described: str, steps: int) -> 
         "cpu": hardware.cpu_model(),
         "cores": cores(),
         "threads": threads,
-        "data": described,
+        "data": data,
         "steps": steps,
         "edkd": __version__,
         "commit": version.get("git_commit", ""),
@@ -53,48 +45,35 @@ def about(device: torch.device, *, threads: int, described: str, steps: int) -> 
     }
 
 
-def show(timings: Sequence[Timing], extra: Sequence[Cost], about: dict[str, Any], *, cuda: bool) -> None:
+def show(timings: Sequence[Timing], costs: Sequence[Cost], about: dict[str, Any]) -> None:
     """Print everything on standard output."""
     console = Console(width=None if os.isatty(1) else 160)
-    names = _modes(timings)
-    console.print(
-        f"{about['device']} ({about['cpu']}, {about['threads']} threads), torch {about['torch']}; {about['data']}"
-    )
-    console.print("Teachers are untrained. Each cell: ms per step · images/s · times as fast as the plain loop.")
-    grid = Table("pair", "method", *(_label(name) for name in names))
-    cells = {(timing.pair, timing.method, timing.mode): timing for timing in timings}
-    for pair, method in dict.fromkeys((timing.pair, timing.method) for timing in timings):
-        grid.add_row(pair, method, *(_cell(cells.get((pair, method, name))) for name in names))
-    console.print(grid)
-    space = Table("pair", "method", *(f"{_label(name)}: MB, x floor" for name in names), title="peak memory, floor")
-    for pair, method in dict.fromkeys((timing.pair, timing.method) for timing in timings):
-        space.add_row(pair, method, *(_space(cells.get((pair, method, name))) for name in names))
-    console.print(space)
+    console.print(_heading(about), "Teachers are untrained.", highlight=False)
+    console.print(_grid(timings, "ms per step · images/s · times as fast as the plain loop", _speed))
+    console.print(_grid(timings, "peak memory in MB · step as a multiple of its floor", _space))
     beside = Table("beside the step", "", "", "")
-    for cost in extra:
+    for cost in costs:
         beside.add_row(cost.name, f"{cost.value:.3g}", cost.unit, cost.note)
     console.print(beside)
-    for target in _targets(timings, extra, cuda=cuda):
-        console.print(_sentence(target))
 
 
-def write(
-    folder: Path, timings: Sequence[Timing], extra: Sequence[Cost], about: dict[str, Any], *, cuda: bool
-) -> list[Path]:
-    """Write `<folder>/<device>-<date>.csv`, `….costs.csv` and `….md`; returns them. Raises EdkdError."""
+def write(folder: Path, timings: Sequence[Timing], costs: Sequence[Cost], about: dict[str, Any]) -> list[Path]:
+    """Write `<folder>/<device>-<date>.csv` and `….md`; returns them. Raises EdkdError."""
     device = "".join(letter if letter.isalnum() else "-" for letter in str(about["device"])).lower()
-    stem = f"{device}-{about['date'][:19].replace(':', '').replace('-', '')}"
-    made = [folder / f"{stem}.csv", folder / f"{stem}.costs.csv", folder / f"{stem}.md"]
-    rows = ({**row(timing), **about} for timing in timings)
-    measured = ({"name": c.name, "value": f"{c.value:.6g}", "unit": c.unit, "note": c.note, **about} for c in extra)
-    files.write_bytes(made[0], _csv((*COLUMNS, *ABOUT), rows))
-    files.write_bytes(made[1], _csv(("name", "value", "unit", "note", *ABOUT), measured))
-    files.write_bytes(made[2], markdown(timings, extra, about, cuda=cuda).encode())
-    return made
+    stem = folder / f"{device}-{about['date'][:19].replace(':', '').replace('-', '')}"
+    text = io.StringIO()
+    rows = [{**row(timing), **about} for timing in timings]
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    contents = {stem.with_suffix(".csv"): text.getvalue(), stem.with_suffix(".md"): markdown(timings, costs, about)}
+    for path, content in contents.items():
+        files.write_bytes(path, content.encode())
+    return list(contents)
 
 
 def row(timing: Timing) -> dict[str, Any]:
-    """A timing as `COLUMNS`; what was not measured is empty."""
+    """A timing as a row of the CSV; what was not measured is empty."""
     low, high = timing.quartiles
     return {
         "pair": timing.pair,
@@ -111,65 +90,54 @@ def row(timing: Timing) -> dict[str, Any]:
     }
 
 
-def markdown(timings: Sequence[Timing], extra: Sequence[Cost], about: dict[str, Any], *, cuda: bool) -> str:
-    """The plain loop's time and the ratios by pair (geometric means over the methods), then the targets."""
-    names = [name for name in _modes(timings) if name != "plain"]
+def markdown(timings: Sequence[Timing], costs: Sequence[Cost], about: dict[str, Any]) -> str:
+    """The plain loop's time and the ratios by pair (geometric means over the methods), then the other costs."""
+    names = [name for name in _modes(timings) if name != PLAIN]
     lines = [
-        f"{about['device']} ({about['cpu']}, {about['threads']} threads), torch {about['torch']}, {about['data']}, "
-        f"commit {str(about['commit'])[:7] or 'unknown'}, {about['date'][:10]}",
+        f"{_heading(about)}, commit {str(about['commit'])[:7] or 'unknown'}, {about['date'][:10]}",
         "",
-        f"| pair | {' | '.join(['(a) plain loop, ms'] + [_label(name) for name in names])} |",
+        f"| pair | {' | '.join(['(a) plain loop, ms', *map(_label, names)])} |",
         f"|---|{'---:|' * (len(names) + 1)}",
     ]
-    means = {name: by_pair(ratios_of(timings, name)) for name in names}
+    means = {name: by_pair(timings, name) for name in names}
     for pair in dict.fromkeys(timing.pair for timing in timings):
-        base = [timing.ms for timing in timings if (timing.pair, timing.mode) == (pair, "plain")]
+        base = [timing.ms for timing in timings if (timing.pair, timing.mode) == (pair, PLAIN)]
         shown = [f"{means[name][pair]:.1f}x" if pair in means[name] else "" for name in names]
-        lines.append(f"| {pair} | {' | '.join([f'{geometric_mean(base):.0f}' if base else '', *shown])} |")
-    overall = [f"**{geometric_mean(list(means[name].values())):.1f}x**" if means[name] else "" for name in names]
+        lines.append(f"| {pair} | {' | '.join([f'{statistics.geometric_mean(base):.0f}' if base else '', *shown])} |")
+    overall = [f"**{statistics.geometric_mean(means[name].values()):.1f}x**" if means[name] else "" for name in names]
     lines += [f"| geometric mean | {' | '.join(['', *overall])} |", ""]
-    lines += [f"- {_sentence(target)}" for target in _targets(timings, extra, cuda=cuda)]
+    lines += [f"- {cost.name}: {cost.value:.3g} {cost.unit} ({cost.note})" for cost in costs]
     return "\n".join(lines) + "\n"
 
 
-def _targets(timings: Sequence[Timing], extra: Sequence[Cost], *, cuda: bool) -> list[Target]:
-    limits = {"planning": 10.0, "status": 2.0, "tracking, share": 1.0}
-    costs = [Target(c.name, limits[c.name], c.value, False, f" {c.unit}") for c in extra if c.name in limits]
-    return [*targets(timings, cuda=cuda), *costs]
+def _heading(about: dict[str, Any]) -> str:
+    return f"{about['device']} ({about['cpu']}, {about['threads']} threads), torch {about['torch']}, {about['data']}"
 
 
-def _sentence(target: Target) -> str:
-    bound = "at least" if target.at_least else "at most"
-    word = {True: "met", False: "MISSED", None: "not judged by fewer than 3 repetitions"}[target.met]
-    return f"{target.name}: {target.value:.2f}{target.unit}; {bound} {target.goal:g}: {word}"
+def _grid(timings: Sequence[Timing], title: str, shown: Callable[[Timing], str]) -> Table:
+    """A row for each pair and method, a column for each mode."""
+    names = _modes(timings)
+    grid = Table("pair", "method", *map(_label, names), title=title)
+    cells = {(timing.pair, timing.method, timing.mode): shown(timing) for timing in timings}
+    for pair, method in dict.fromkeys((timing.pair, timing.method) for timing in timings):
+        grid.add_row(pair, method, *(cells.get((pair, method, name), "") for name in names))
+    return grid
 
 
-def _modes(timings: Iterable[Timing]) -> list[str]:
+def _modes(timings: Sequence[Timing]) -> list[str]:
     return list(dict.fromkeys(timing.mode for timing in timings))
 
 
 def _label(mode: str) -> str:
-    name, _, count = mode.partition("-")
-    return f"(f) {count} side by side" if count else LABELS[name]
+    _, _, count = mode.partition("-")
+    return f"(f) {count} side by side" if count else LABELS[mode]
 
 
-def _cell(timing: Timing | None) -> str:
-    if timing is None:
-        return ""
-    ratio = f" · {timing.ratio:.1f}x" if timing.ratio is not None and timing.mode != "plain" else ""
+def _speed(timing: Timing) -> str:
+    ratio = f" · {timing.ratio:.1f}x" if timing.ratio is not None and timing.mode != PLAIN else ""
     return f"{timing.ms:.1f} ms · {timing.images_per_second:.0f}/s{ratio}"
 
 
-def _space(timing: Timing | None) -> str:
-    if timing is None:
-        return ""
-    floor = f", {timing.above_floor:.1f}x" if timing.above_floor is not None else ""
-    return (f"{timing.peak_mb:.0f}" if timing.peak_mb is not None else "–") + floor
-
-
-def _csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
+def _space(timing: Timing) -> str:
+    memory = "–" if timing.peak_mb is None else f"{timing.peak_mb:.0f}"
+    return memory + (f" · {timing.ms / timing.floor_ms:.1f}x" if timing.floor_ms else "")

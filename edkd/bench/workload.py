@@ -1,4 +1,4 @@
-"""What every way to train is given: data, configuration, networks. The same for all of them."""
+"""What every mode is given: data, configuration, networks. The same for all of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,47 +9,32 @@ import torch
 import yaml
 from torch import nn
 
-from edkd.bench import plain
+from edkd.bench.plain import LOSSES
 from edkd.config import schema
 from edkd.config.compose import compose_settings
 from edkd.config.instantiate import build
 from edkd.config.schema import Settings
 from edkd.data.arrays import Arrays, Split
 from edkd.errors import EdkdError
-from edkd.runs.setup import Inputs, load_arrays
-from edkd.training.device import cores
+from edkd.runs.setup import load_arrays
 from edkd.training.trainer import seeded
 
-METHODS = ("kd", "dkd", "edkd")
+METHODS = tuple(LOSSES)
 LEARNING_RATE = 1e-4  # a step takes as long with any
 LIKE_CIFAR100 = {"train": 50_000, "test": 10_000, "classes": 100, "size": 32}
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One pair with one method."""
-
-    teacher: str
-    student: str
-    method: str
-
-    @property
-    def pair(self) -> str:
-        """`teacher-student`."""
-        return f"{self.teacher}-{self.student}"
-
-
-@dataclass(frozen=True)
 class Workload:
-    """The data, the device, and a folder for files that last as long as the benchmark."""
+    """Data, device and effort of all modes."""
 
     arrays: Arrays  # all images: what the plain loop draws from
     cut: Arrays  # the images of one repetition: an epoch of ours
     device: torch.device
     threads: int
-    steps: int
-    folder: Path
-    feed: plain.Feed | None  # of the plain loop
+    workers: int  # processes that load the plain loop's images
+    steps: int  # of one repetition
+    folder: Path  # for files that last as long as the benchmark
 
 
 def table_pairs() -> list[str]:
@@ -58,49 +43,31 @@ def table_pairs() -> list[str]:
     return list(yaml.safe_load(text)["pairs"])
 
 
-def cells(pairs: Sequence[str], methods: Sequence[str]) -> list[Cell]:
-    """The cells of a table. Raises EdkdError for a name that is neither a pair nor a method of the benchmark."""
-    for method in methods:
-        if method not in METHODS:
-            raise EdkdError(f"--methods={method}: no such method; allowed: {', '.join(METHODS)}")
-    made = []
-    for pair in pairs:
-        teacher, hyphen, student = pair.partition("-")
-        if not (teacher and hyphen and student):
-            raise EdkdError(f"--pairs={pair}: a pair is TEACHER-STUDENT, such as {table_pairs()[0]} (see conf/pair)")
-        made += [Cell(teacher, student, method) for method in methods]
-    return made
-
-
-def settings(cell: Cell, dataset: str, overrides: Sequence[str]) -> Settings:
-    """The configuration of a run of this cell, from the real conf/. Raises EdkdError for what does not fit.
+def settings(pair: str, method: str, dataset: str, overrides: Sequence[str]) -> Settings:
+    """The configuration of a run of this pair and method, from the real conf/. Raises EdkdError for what does not fit.
 
     Only the learning rate is another, for what an untrained teacher teaches must not make a student diverge.
     """
-    cfg = compose_settings(
-        [
-            f"dataset={dataset}",
-            f"teacher={cell.teacher}",
-            f"student={cell.student}",
-            f"distiller={cell.method}",
-            *overrides,
-        ]
-    )
-    return replace(cfg, schedule=replace(cfg.schedule, lr=LEARNING_RATE))
+    if method not in METHODS:
+        raise EdkdError(f"--methods={method}: no such method; allowed: {', '.join(METHODS)}")
+    teacher, _, student = pair.partition("-")
+    if not (teacher and student):
+        raise EdkdError(f"--pairs={pair}: a pair is TEACHER-STUDENT, such as {table_pairs()[0]} (see conf/pair)")
+    groups = [f"dataset={dataset}", f"teacher={teacher}", f"student={student}", f"distiller={method}"]
+    cfg = compose_settings([*groups, *overrides])
+    return replace(cfg, method=method, schedule=replace(cfg.schedule, lr=LEARNING_RATE))
 
 
-def read_data(cfg: Settings, *, asked: bool) -> tuple[Arrays, str]:
-    """The data set of a configuration and words for it; random images of its shape where CIFAR-100 is not here.
+def read_data(cfg: Settings, *, required: bool) -> tuple[Arrays, str]:
+    """The data set of a configuration and its description; without it, unless `required`, images like CIFAR-100's.
 
-    `asked`: the user said where the data are, so they must be there. Nothing is downloaded.
+    Nothing is downloaded.
     """
-    source = dict(cfg.dataset.source)
-    if "download" in source:
-        source["download"] = False
+    source = {key: False if key == "download" else value for key, value in cfg.dataset.source.items()}
     try:
         arrays, _ = load_arrays(replace(cfg, dataset=replace(cfg.dataset, source=source)))
     except EdkdError:
-        if asked or cfg.dataset.name != "cifar100":
+        if required or cfg.dataset.name != "cifar100":
             raise
         return random_arrays(**LIKE_CIFAR100), "random images of CIFAR-100's shape (the data set is not here)"
     if not isinstance(arrays, Arrays):
@@ -125,26 +92,6 @@ def cut(arrays: Arrays, *, batch: int, steps: int) -> Arrays:
     if not 1 <= steps <= most:
         raise EdkdError(f"--steps={steps}: allowed: 1 to {most}, for {len(arrays.train)} images in batches of {batch}")
     return replace(arrays, train=arrays.train.take(np.arange(steps * batch)), validation=None)
-
-
-def feed(cfg: Settings, arrays: Arrays, device: torch.device) -> plain.Feed:
-    """The plain loop's batches of all training images, from a worker for each core, up to eight."""
-    return plain.Feed(
-        arrays.train,
-        mean=cfg.dataset.mean,
-        std=cfg.dataset.std,
-        padding=cfg.dataset.padding,
-        flip=cfg.dataset.flip,
-        batch_size=cfg.schedule.batch_size,
-        workers=min(cores(), plain.MOST_WORKERS),
-        device=device,
-    )
-
-
-def inputs(cfg: Settings, work: Workload, teacher: nn.Module) -> Inputs:
-    """What a run would have gathered, of a teacher that nobody trained: its answers take as long."""
-    name = f"untrained {cfg.teacher.name}"
-    return Inputs(work.cut, "cut for the benchmark", work.device, teacher, {"id": name, "sha256": name, "top1": 0.0})
 
 
 def networks(cfg: Settings, work: Workload) -> tuple[nn.Module, nn.Module]:

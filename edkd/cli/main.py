@@ -233,10 +233,10 @@ def _ended_sweeps(output: Path) -> dict[str, Counter[str]]:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    from edkd.bench.main import Options, run
+    from edkd.bench.main import run
 
     values = {name: value for name, value in vars(args).items() if name != "act"}
-    for path in run(Options(**values)):
+    for path in run(**values):
         print(path)
 
 

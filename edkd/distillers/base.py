@@ -55,29 +55,6 @@ class Outcome(NamedTuple):
     """Named 0-dim tensors without gradient, averaged over an epoch and logged under their names."""
 
 
-class Shapes(NamedTuple):
-    """Shapes of a network's features at the run's image size, without the batch dimension."""
-
-    feats: tuple[tuple[int, int, int], ...]
-    """(C, H, W) of each entry of `Prediction.feats`."""
-    preact_feats: tuple[tuple[int, int, int], ...]
-    """(C, H, W) of each entry of `Prediction.preact_feats`."""
-    pooled_feat: int
-    """The width of `Prediction.pooled_feat`."""
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What a method may know of the run before its first step."""
-
-    student: Shapes
-    teacher: Shapes | None
-    num_classes: int
-    train_images: int
-    classifier: tuple[Tensor, Tensor] | None
-    """Weight and bias of the frozen teacher's classifier."""
-
-
 class Distiller(nn.Module, ABC):
     """A distillation method.
 
