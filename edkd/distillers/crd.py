@@ -32,14 +32,14 @@ class CRD(Distiller):
     mean score, is fixed by the first batch. Afterwards the batch's rows of both memories become
     unit(momentum·row + (1 − momentum)·embedding).
 
-    The negatives of an image are `negatives` successive images of other classes in a random order of the training set,
-    from a random start: a uniform draw without replacement. The images of a batch share the order, so that it is drawn
-    once a step. Where fewer images of other classes exist, the walk goes round: the published code, too, draws some of
-    them repeatedly then. Order and starts depend on `draws` (a number drawn at setup and saved), the epoch and the
-    batch's images alone, so a resumed run continues with the same ones.
+    The negatives of an image are successive images of other classes in a random order of the training set, beginning
+    at a random place: a uniform draw without replacement. The images of a batch share the order, which is therefore
+    drawn once a step. Where other classes have fewer than `negatives` images, these repeat in that order; the published
+    code repeats images at random then. Order and places depend on `seed` (drawn at setup and saved), the epoch and the
+    batch's images alone, so a resumed run continues with the same negatives.
 
-    The labels of the training set become known as its images come by. Until an image's first visit, in the first epoch
-    alone, it counts as one of another class.
+    The labels of the training set become known batch by batch. Before its first visit, in the first epoch, an image
+    counts as one of another class.
     """
 
     needs_feats: ClassVar[bool] = True
@@ -48,7 +48,7 @@ class CRD(Distiller):
     z_student: Tensor  # 0-dim; 0 before the first batch
     z_teacher: Tensor
     labels: Tensor  # int64 [train_images]; -1: not known yet
-    draws: Tensor  # int64, 0-dim
+    seed: Tensor  # int64, 0-dim
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class CRD(Distiller):
             self.register_buffer(f"memory_{name}", memory)
             self.register_buffer(f"z_{name}", torch.zeros(()))
         self.register_buffer("labels", torch.full((spec.train_images,), -1))
-        self.register_buffer("draws", torch.randint(2**62, ()))
+        self.register_buffer("seed", torch.randint(2**62, ()))
 
     def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
         """Losses: `ce`, `kd`."""
@@ -97,29 +97,28 @@ class CRD(Distiller):
         embedded_teacher = self.embed_t(teacher.pooled_feat.detach())
         self.labels.index_copy_(0, batch.index, batch.target)
         images = torch.cat((batch.index[:, None], self.draw_negatives(batch)), dim=1)
-        nce = self._nce(embedded_student, self.memory_teacher, self.z_student, images) + self._nce(
-            embedded_teacher, self.memory_student, self.z_teacher, images
-        )
+        nce_student = self._nce(embedded_student, self.memory_teacher, self.z_student, images)
+        nce_teacher = self._nce(embedded_teacher, self.memory_student, self.z_teacher, images)
         self._remember(self.memory_student, embedded_student, batch.index)
         self._remember(self.memory_teacher, embedded_teacher, batch.index)
-        return Outcome({"ce": self.ce_weight * ce, "kd": self.feat_weight * nce}, {})
+        return Outcome({"ce": self.ce_weight * ce, "kd": self.feat_weight * (nce_student + nce_teacher)}, {})
 
     def draw_negatives(self, batch: Batch) -> Tensor:
         """Indices of training images of other classes, int64 [B, negatives]."""
         count = len(self.labels)
-        key = _mix(_mix(self.draws + batch.epoch.long()) + batch.index[0])  # another one in each step
+        key = _mix(_mix(self.seed + batch.epoch.long()) + batch.index[0])  # another one in each step
         order = _mix(key + torch.arange(count, device=key.device)).argsort()
         others_so_far = (self.labels[order] != batch.target[:, None]).cumsum(dim=1)  # [B, train_images]
         others = others_so_far[:, -1:]
         start = _mix(_mix(~key) + batch.index[:, None]) % others
-        walk = torch.arange(self.negatives, device=key.device)
-        return order[torch.searchsorted(others_so_far, (start + walk) % others + 1)]
+        wanted = (start + torch.arange(self.negatives, device=key.device)) % others + 1
+        return order[torch.searchsorted(others_so_far, wanted)]
 
     def _nce(self, embedded: Tensor, memory: Tensor, z: Tensor, images: Tensor) -> Tensor:
         """NCE of embeddings [B, feat_dim] against the memory's rows `images`, [B, 1 + negatives]; fixes z if it is 0.
 
-        All rows are scored and the wanted ones picked: the rows themselves would be a gigabyte in each step. The
-        memory is copied because its rows change before the backward pass.
+        Every row is scored and the wanted scores are picked, because the wanted rows would take half a gigabyte. The
+        backward pass needs the memory as it is here, hence the copy.
         """
         scores = (embedded @ memory.clone().T / self.temperature).gather(1, images).exp()
         z.copy_(torch.where(z == 0, len(memory) * scores.detach().mean(), z))

@@ -16,9 +16,9 @@ def hint(regressed: Tensor, feat_teacher: Tensor) -> Tensor:
 def nce(scores: Tensor, images: int) -> Tensor:
     """Noise-contrastive estimation of one positive against k negatives, batch mean (scalar).
 
-    Tian, Krishnan and Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv:1910.10699, equations 17 to
-    19 with the normalised scores of the published code. With the noise c = k / images, uniform over the training
-    images, a sample gives −log(x_0 / (x_0 + c)) − Σ_j log(c / (x_j + c)).
+    Tian, Krishnan and Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv:1910.10699. A sample gives
+    −log(x_0 / (x_0 + c)) − Σ_j log(c / (x_j + c)), with c = k / images; the published code adds 1e-7 to both
+    denominators.
 
     Args:
         scores: [B, 1 + k], positive numbers; the first column belongs to the positive.

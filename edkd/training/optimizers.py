@@ -29,12 +29,12 @@ class SGD(torch.optim.SGD):
 class DOT(torch.optim.Optimizer):
     """Distillation-oriented trainer: the task's and the distillation's gradient have a momentum buffer each.
 
-    Zhao, Cui, Song and Liang, "DOT: A Distillation-Oriented Trainer", ICCV 2023, arXiv:2307.08436, algorithm 1. With
-    g_c the gradient of the loss `ce` and g_k that of all others, v_c ← (momentum − delta)·v_c + g_c + weight_decay·p,
+    Zhao, Cui, Song and Liang, "DOT: A Distillation-Oriented Trainer", ICCV 2023, arXiv:2307.08436. With g_c the
+    gradient of the loss `ce` and g_k that of all others, v_c ← (momentum − delta)·v_c + g_c + weight_decay·p,
     v_k ← (momentum + delta)·v_k + g_k, and p ← p − lr·v_c − lr·v_k.
 
-    As in the published code, a parameter with one gradient alone has the plain momentum, and one with g_k alone decays
-    from its second step on.
+    As in the published code, a parameter that only one of the two reaches has the momentum itself, and where that one
+    is g_k, weight decay begins with the second step.
     """
 
     def __init__(

@@ -100,7 +100,7 @@ def test_the_constructor_allocates_nothing_and_setup_makes_embeddings_and_memori
         "z_student": (),
         "z_teacher": (),
         "labels": (500,),
-        "draws": (),
+        "seed": (),
         "embed_s.linear.weight": (6, 7),
         "embed_s.linear.bias": (6,),
         "embed_t.linear.weight": (6, 9),
@@ -150,7 +150,7 @@ def test_negatives_are_uniform() -> None:
     assert ((counts[counts > 0] - 750).abs() < 100).all()
 
 
-def test_the_draw_depends_on_the_saved_number_the_epoch_and_the_images_alone() -> None:
+def test_the_draw_depends_on_the_saved_seed_the_epoch_and_the_images_alone() -> None:
     method = made(images=500)
     method.labels.copy_(torch.arange(500) % 3)
     _, _, batch = step(0, images=500)
@@ -159,7 +159,7 @@ def test_the_draw_depends_on_the_saved_number_the_epoch_and_the_images_alone() -
     assert torch.equal(method.draw_negatives(batch), first)
     assert not torch.equal(method.draw_negatives(Batch(batch.index, batch.target, batch.epoch + 1)), first)
     assert not torch.equal(method.draw_negatives(Batch(batch.index + 1, batch.target, batch.epoch)), first)
-    method.draws += 1
+    method.seed += 1
     assert not torch.equal(method.draw_negatives(batch), first)
 
 
