@@ -107,6 +107,11 @@ def fail(message: str, code: int = 1) -> NoReturn:
     raise SystemExit(code)
 
 
+def size(count: float) -> str:
+    """A number of bytes, as ``1.52 GB`` or ``0.31 MB``."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
+
+
 def counted(count: int, noun: str) -> str:
     """A number and its noun: ``1 run``, ``2 runs``."""
     return f"{count} {noun}{'' if count == 1 else 's'}"

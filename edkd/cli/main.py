@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edkd import __version__
-from edkd.cli import results, runs
+from edkd.cli import clean, results, runs
 from edkd.console import counted, fail
 from edkd.errors import EdkdError
 
@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     caching.set_defaults(act=_cache_teachers)
 
     runs.add_to(commands)
+    clean.add_to(commands)
 
     sync = commands.add_parser("sync", help="bring MLflow up to date with the runs' journals")
     sync.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR")

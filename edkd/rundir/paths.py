@@ -20,6 +20,11 @@ def find_runs(output: Path) -> list[Path]:
     return sorted(run for pair in pairs for run in _folders(pair) if DIRECTORY_NAME.fullmatch(run.name))
 
 
+def checkpoints(run_dir: Path) -> list[Path]:
+    """What a run continues from: its last two checkpoints, and damaged ones. A finished run needs none of them."""
+    return sorted(Path(run_dir).glob("checkpoint.*"))
+
+
 def _folders(parent: Path) -> Iterator[Path]:
     with contextlib.suppress(OSError), os.scandir(parent) as entries:
         yield from (Path(entry.path) for entry in entries if entry.is_dir())

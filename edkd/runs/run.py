@@ -18,6 +18,7 @@ from edkd.config import schema
 from edkd.config.job import Job, freeze, planned_code
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint, journal, lock, provenance
+from edkd.rundir.paths import checkpoints
 from edkd.runs.preemption import Asked, SafePoints, Stopped
 from edkd.runs.setup import Inputs, device_data, gather, new_state, teacher_folder, teacher_source
 from edkd.teachers import store
@@ -45,6 +46,7 @@ def execute(job: Job, *, sweep: str | None, show: bool, stop_asked: Asked | None
     before = journal.state(directory)
     if before.status == "finished" and not _is_lost(job):
         _publish(job, before.end)
+        _remove_checkpoints(directory)  # a kill after the journal's end may have left them
         return before
     # Sums over another number of threads differ in their last bits: a resumed run keeps the number it began with.
     threads = before.first_start["threads"] if before.first_start is not None else cfg.engine.threads or cores()
@@ -243,10 +245,18 @@ def _finish(job: Job, state: TrainState, book: journal.Journal, inputs: Inputs) 
     # Before the journal's end, so that a finished network is never missing from the store.
     _publish(job, end)
     book.append(end)
+    _remove_checkpoints(job.directory)
     LOG.info(
         "%s: top-1 last %.2f %%, best %.2f %% (epoch %d, chosen on the %s set), in %.0f s; %s",
         job.name, metrics["test/top1"], best["top1"], best["epoch"], best["by"], seconds, job.directory,
     )  # fmt: skip
+
+
+def _remove_checkpoints(directory: Path) -> None:
+    """Remove what a finished run continued from; what cannot be removed does not make it fail."""
+    with contextlib.suppress(OSError):
+        for path in checkpoints(directory):
+            path.unlink(missing_ok=True)
 
 
 def _is_to_teach(job: Job) -> bool:

@@ -158,6 +158,16 @@ class Table:
             self._file = self._open()
 
 
+def key_of(path: Path) -> dict[str, Any]:
+    """What a file says its entries are the answer to; empty where it is no table."""
+    try:
+        with path.open("rb") as file:
+            found = json.loads(file.read(HEADER))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def entry_bytes(classes: int, dtype: torch.dtype) -> int:
     """The size of one entry in the file."""
     return WORD + -(-classes * dtype.itemsize // WORD) * WORD

@@ -75,7 +75,7 @@ def test_as_a_module_in_a_process_of_its_own(output: Path) -> None:
     assert done.out.endswith(f"{said(end(output, 'resnet8/vanilla-s0')['last'])}\n")
 
 
-@pytest.mark.parametrize(("file", "which"), [("last.pt", "last"), ("best.pt", "best"), ("checkpoint.pt", "last")])
+@pytest.mark.parametrize(("file", "which"), [("last.pt", "last"), ("best.pt", "best")])
 def test_a_file_of_ours(output: Path, file: str, which: str) -> None:
     path = run_file(output, "kd", file)
     done = evaluate("-c", str(path))

@@ -19,6 +19,7 @@ import pytest
 from edkd.config.job import Job, make_job, thaw
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint, journal, lock
+from edkd.rundir.paths import checkpoints
 from edkd.runs import run
 from tests.commandline import REPOSITORY
 
@@ -30,7 +31,7 @@ KILLED = -signal.SIGKILL
 # Starts launch.py again and again, each time in a process of its own, forked from one that has done the imports: such
 # a process can be killed as cheaply as it deserves. Reads an order a line, says the pid, waits, says how it ended.
 # `limit` is the largest file that the process may write; `die` = [call, name, n] kills it when it is about to make the
-# n-th such call: to os.fsync, or to Path.replace for a file of that name.
+# n-th such call: to os.fsync, or to Path.replace or Path.unlink for a file of that name.
 NURSERY = """
 import json, os, pathlib, resource, runpy, signal, sys
 import hydra, hydra.core.plugins, joblib, sklearn.datasets, torch._dynamo, torch._inductor, PIL.Image
@@ -39,12 +40,12 @@ hydra.core.plugins.Plugins.instance()
 
 def deadly(owner, call, name, left):
     original = getattr(owner, call)
-    def called(first, *others):
+    def called(first, *others, **options):
         nonlocal left
         left -= name is None or first.name == name
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(first, *others)
+        return original(first, *others, **options)
     setattr(owner, call, called)
 
 for line in sys.stdin:
@@ -57,7 +58,7 @@ for line in sys.stdin:
         if order["limit"]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], order["limit"]))
         if order["die"]:
-            deadly({"fsync": os, "replace": pathlib.Path}[order["die"][0]], *order["die"])
+            deadly(os if order["die"][0] == "fsync" else pathlib.Path, *order["die"])
         sys.argv = ["launch.py", *order["argv"]]
         code = 0
         try:
@@ -170,14 +171,10 @@ def results(output: Path) -> dict[str, Any]:
     assert folder is not None
     state = journal.state(folder)
     assert state.end is not None
-    saved = checkpoint.load(folder / "checkpoint.pt")
-    assert saved is not None
     return {
         "metrics": {epoch: record["metrics"] for epoch, record in state.epochs.items()},
         "end": {name: state.end[name] for name in ("last", "best", "num_classes")},
-        **{
-            name: (folder / name).read_bytes() for name in ("last.pt", "best.pt", "checkpoint.pt", "checkpoint.prev.pt")
-        },
+        **{name: (folder / name).read_bytes() for name in ("last.pt", "best.pt")},
     }
 
 
@@ -247,7 +244,11 @@ def test_a_run_that_is_killed_again_and_again(nursery: Nursery, undisturbed: Pat
     assert ends.count(KILLED) >= 2
     # Trained to the end, but nothing handed over yet.
     assert nursery.run(*command, die=("replace", ".last.pt.tmp", 1)) in (KILLED, 0)
+    # Finished, and its checkpoints not removed yet.
+    assert nursery.run(*command, die=("unlink", "checkpoint.pt", 1)) in (KILLED, 0)
+    assert journal.state(folder).status == "finished"
     assert nursery.run(*command) == 0, nursery.log.read_text()
+    assert checkpoints(folder) == []
 
     resumed = [record["resumed_from"] for record in events(folder, "start")]
     assert resumed[:4] == [0, 0, 1, 2]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from edkd.distillers import Batch, Distiller, Outcome
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 from edkd.rundir import checkpoint, journal, provenance
+from edkd.rundir.paths import checkpoints
 from edkd.runs import run, setup
 from edkd.sweeps import single
 from edkd.teachers import store as teacher_store
@@ -90,8 +92,6 @@ def test_the_files_of_a_run(student: config_job.Job) -> None:
         "config.yaml",
         "journal.jsonl",
         "run.log",
-        "checkpoint.pt",
-        "checkpoint.prev.pt",
         "last.pt",
         "best.pt",
     }
@@ -125,7 +125,7 @@ def test_a_start_says_what_is_run_on_what(student: config_job.Job, taught: confi
     assert (start["host"], start["threads"]) == (socket.gethostname(), 1)
     assert start["device"].startswith("cpu (")
     assert start["data_sha256"] == setup.load_arrays(student.settings)[1]
-    entry = teacher_store.find(setup.store(student.settings), KEY, "resnet8")
+    entry = teacher_store.find(setup.teacher_folder(student.settings), KEY, "resnet8")
     assert entry is not None
     last = events(taught, "end")[0]["last"]
     assert start["teacher"] == {"id": f"run:{taught.run}", "sha256": entry.sha256, "top1": pytest.approx(last["top1"])}
@@ -178,7 +178,7 @@ def test_the_saved_weights_have_the_accuracies_of_the_end(make_job: Any) -> None
 
 def test_the_accuracy_of_a_teacher_is_measured_once(student: config_job.Job, monkeypatch: pytest.MonkeyPatch) -> None:
     execute(student)
-    entry = teacher_store.find(setup.store(student.settings), KEY, "resnet8")
+    entry = teacher_store.find(setup.teacher_folder(student.settings), KEY, "resnet8")
     assert entry is not None
     (measured,) = entry.measured.values()
     assert measured["top1"] == events(student, "start")[0]["teacher"]["top1"]
@@ -207,27 +207,24 @@ def test_a_teacher_is_measured_as_this_run_shows_it_the_images(
 
 
 def test_a_finished_network_that_is_lost_is_made_again(taught: config_job.Job) -> None:
-    weights, stored = taught.directory / "last.pt", setup.store(taught.settings) / KEY / "resnet8.pt"
+    weights, stored = taught.directory / "last.pt", setup.teacher_folder(taught.settings) / KEY / "resnet8.pt"
     before, teacher, end = weights.read_bytes(), stored.read_bytes(), events(taught, "end")[0]
     weights.unlink()
     assert execute(taught).status == "finished"  # as long as the store has the teacher, nothing is lost
     assert not weights.exists()
     stored.unlink()
-    execute(taught)  # from its checkpoint
+    state = execute(taught)  # from its beginning
     assert (weights.read_bytes(), stored.read_bytes()) == (before, teacher)
-    for path in (weights, stored, taught.directory / "checkpoint.pt", taught.directory / "checkpoint.prev.pt"):
-        path.unlink()
-    state = execute(taught)  # from its beginning: such is a journal that came without weights
-    assert (weights.read_bytes(), stored.read_bytes()) == (before, teacher)
-    assert [record["resumed_from"] for record in events(taught, "start")] == [0, len(state.epochs), 0]
+    assert [record["resumed_from"] for record in events(taught, "start")] == [0, 0]
     assert state.end is not None
     assert {name: state.end[name] for name in ("last", "best")} == {name: end[name] for name in ("last", "best")}
 
 
-def test_a_checkpoint_without_its_journal_is_refused(taught: config_job.Job) -> None:
-    (taught.directory / "journal.jsonl").unlink()
-    with pytest.raises(EdkdError, match="has a checkpoint of epoch [0-9]+, and no record of that epoch in journal.jso"):
-        execute(taught)
+def test_a_checkpoint_without_its_journal_is_refused(student: config_job.Job) -> None:
+    interrupt(student, after=1)
+    (student.directory / "journal.jsonl").unlink()
+    with pytest.raises(EdkdError, match="has a checkpoint of epoch 1, and no record of that epoch in journal.jsonl"):
+        execute(student)
 
 
 def test_a_finished_run_is_left_alone(student: config_job.Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,11 +237,38 @@ def test_a_finished_run_is_left_alone(student: config_job.Job, monkeypatch: pyte
     assert contents(student.directory) == before
 
 
+def test_checkpoints_stay_until_the_end_is_journalled(student: config_job.Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    append = journal.Journal.append
+
+    def watched(self: journal.Journal, record: dict[str, Any]) -> None:
+        append(self, record)
+        if record["event"] == "end":
+            assert {path.name for path in checkpoints(student.directory)} == {"checkpoint.pt", "checkpoint.prev.pt"}
+
+    monkeypatch.setattr(journal.Journal, "append", watched)
+    execute(student)
+    assert checkpoints(student.directory) == []
+
+
+def test_checkpoints_that_cannot_be_removed_do_not_make_a_run_fail(
+    student: config_job.Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "checkpoints", lambda _: [SimpleNamespace(unlink=refused)])
+        assert execute(student).status == "finished"
+    assert len(checkpoints(student.directory)) == 2
+    execute(student)  # the next look
+    assert checkpoints(student.directory) == []
+
+
 # --- teachers ---
 
 
 def test_a_network_trained_alone_becomes_a_teacher(taught: config_job.Job) -> None:
-    entry = teacher_store.find(setup.store(taught.settings), KEY, "resnet8")
+    entry = teacher_store.find(setup.teacher_folder(taught.settings), KEY, "resnet8")
     assert entry is not None
     assert (entry.id, entry.source, entry.epochs) == (f"run:{taught.run}", str(taught.directory), 2)
     assert entry.recipe == taught.tags["recipe"]
@@ -255,10 +279,10 @@ def test_a_network_trained_alone_becomes_a_teacher(taught: config_job.Job) -> No
 
 
 def test_a_teacher_is_not_replaced_by_a_later_run(taught: config_job.Job, make_job: Any) -> None:
-    before = contents(setup.store(taught.settings))
+    before = contents(setup.teacher_folder(taught.settings))
     other = make_job("vanilla", "schedule.lr=0.02")
     execute(other)
-    assert contents(setup.store(taught.settings)) == before
+    assert contents(setup.teacher_folder(taught.settings)) == before
     how = f"edkd teachers import resnet8 {other.directory / 'last.pt'} --replace"
     assert how in (other.directory / "run.log").read_text()
 
@@ -266,7 +290,7 @@ def test_a_teacher_is_not_replaced_by_a_later_run(taught: config_job.Job, make_j
 def test_a_teacher_that_trained_longer_replaces_one_that_trained_less(taught: config_job.Job, make_job: Any) -> None:
     longer = make_job("vanilla", "schedule.epochs=3")
     execute(longer)
-    entry = teacher_store.find(setup.store(taught.settings), KEY, "resnet8")
+    entry = teacher_store.find(setup.teacher_folder(taught.settings), KEY, "resnet8")
     assert entry is not None
     assert (entry.id, entry.epochs) == (f"run:{longer.run}", 3)
 
@@ -284,14 +308,14 @@ def test_a_last_batch_of_one_that_batch_norm_cannot_take(make_job: Any) -> None:
 
 
 def test_a_teacher_that_was_removed_comes_back_from_its_finished_run(taught: config_job.Job) -> None:
-    weights = (setup.store(taught.settings) / KEY / "resnet8.pt").read_bytes()
-    shutil.rmtree(setup.store(taught.settings))
+    weights = (setup.teacher_folder(taught.settings) / KEY / "resnet8.pt").read_bytes()
+    shutil.rmtree(setup.teacher_folder(taught.settings))
     execute(taught)
-    assert (setup.store(taught.settings) / KEY / "resnet8.pt").read_bytes() == weights
+    assert (setup.teacher_folder(taught.settings) / KEY / "resnet8.pt").read_bytes() == weights
 
 
 def test_a_student_publishes_nothing(student: config_job.Job) -> None:
-    store = setup.store(student.settings)
+    store = setup.teacher_folder(student.settings)
     before = teacher_store.listing(store)
     execute(student)
     assert [(entry.name, entry.id) for entry in teacher_store.listing(store)] == [
@@ -317,12 +341,12 @@ def test_a_teacher_that_is_not_the_planned_one(make_job: Any, taught: config_job
 
 def test_a_teacher_whose_weights_changed_since_the_run_began(student: config_job.Job) -> None:
     interrupt(student, after=1)
-    path = setup.store(student.settings) / KEY / "resnet8.pt"
+    path = setup.teacher_folder(student.settings) / KEY / "resnet8.pt"
     state = checkpoint.load_weights(path)
     state["fc.bias"] += 0.1
     path.unlink()
     teacher_store.publish(
-        setup.store(student.settings),
+        setup.teacher_folder(student.settings),
         KEY,
         "resnet8",
         state,
@@ -394,7 +418,7 @@ def test_a_student_names_what_became_of_its_teacher(make_job: Any, records: list
     with pytest.raises(EdkdError, match="resnet8"):
         execute(job)
     assert journal.state(job.directory).error == (
-        f"teacher resnet8 is not in {setup.store(job.settings)}: its run {teacher.directory} {fate}; "
+        f"teacher resnet8 is not in {setup.teacher_folder(job.settings)}: its run {teacher.directory} {fate}; "
         "`edkd retry`, or the same command again, trains it first"
     )
 
@@ -601,7 +625,7 @@ def test_a_tracking_store_that_breaks_meanwhile_costs_nothing(
     monkeypatch.setattr(checkpoint, "save", breaking)
     assert execute(job).status == "finished"
     assert (job.directory / "run.log").read_text().count("WARNING tracking failed: ") == 1
-    for file in ("last.pt", "best.pt", "checkpoint.pt"):
+    for file in ("last.pt", "best.pt"):
         assert (job.directory / file).read_bytes() == (quiet.directory / file).read_bytes()
     metrics = [[record["metrics"] for record in events(each, "epoch")] for each in (job, quiet)]
     assert metrics[0] == metrics[1]
