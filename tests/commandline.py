@@ -18,6 +18,8 @@ from edkd.cli import main
 from edkd.rundir import journal
 
 REPOSITORY = Path(__file__).parents[1]
+# The smallest runs there are, of `dataset=digits`.
+DIGITS = ["dataset.image_size=8", "dataset.train_per_class=20", "dataset.test_per_class=10", "engine.device=cpu"]
 
 
 class Ended(NamedTuple):
@@ -64,6 +66,12 @@ def journals(output: Path) -> dict[str, list[dict[str, Any]]]:
     for path in sorted((output / "runs").glob("*/*/*/journal.jsonl")):
         found[f"{path.parts[-3]}/{path.parts[-2].rpartition('-')[0]}"] = journal.read(path)
     return found
+
+
+def run_file(output: Path, method: str, name: str) -> Path:
+    """A file of the one run of a method."""
+    (path,) = output.glob(f"runs/*/*/{method}-*/{name}")
+    return path
 
 
 def metrics(records: list[dict[str, Any]]) -> dict[int, Mapping[str, float]]:

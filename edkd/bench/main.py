@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from edkd.bench import costs, floor, table, workload
-from edkd.bench.modes import PLAIN, TOGETHER, WAYS, NotCapturedError, choose
+from edkd.bench.modes import PLAIN, TOGETHER, WAYS, choose
 from edkd.bench.processes import Away, Here
 from edkd.bench.results import Timing, compare
 from edkd.bench.workload import Workload
@@ -20,6 +20,7 @@ from edkd.console import console
 from edkd.errors import EdkdError
 from edkd.training.device import cores, pick_device, set_up
 
+LEAST = 3  # repetitions, whatever the time
 STEPS = {"cpu": 2, "cuda": 100}  # of one repetition
 MOST_WORKERS = 8  # of the plain loop, one for each core
 SIDE_BY_SIDE = (1, 2, 4, 8)
@@ -60,97 +61,74 @@ def run(
     part = workload.cut(arrays, batch=cfg.schedule.batch_size, steps=steps)
     with _folder(output) as folder:
         work = Workload(arrays, part, device, threads, min(cores(), MOST_WORKERS), steps, folder)
-        until = time.monotonic() + (seconds or (90 if quick else 600))
-        most = repetitions or (3 if quick else 7)
+        most = repetitions or (LEAST if quick else 7)
         try:
-            timings = _timings(cells, chosen, work, most, 1 if quick else 3, until)
+            timings = _timings(cells, chosen, work, most, (seconds or (90 if quick else 600)) / len(cells))
         except BrokenProcessPool as error:
             raise EdkdError("a process of the benchmark died: is there memory enough?") from error
         found = costs.of_an_epoch(cells, timings, work)
-        for measured in () if quick else (costs.planning, costs.status):
-            try:
-                found.append(measured(work.folder))
-            except EdkdError as error:  # what took minutes to measure is not thrown away for it
-                _say(f"not measured: {error}")
+        if not quick:
+            found += [costs.planning(folder), costs.status(folder)]
     about = table.about(device, threads=threads, data=data, steps=steps)
     table.show(timings, found, about)
     return table.write(output, timings, found, about)
 
 
 def _timings(
-    cells: Sequence[Settings], chosen: Sequence[str], work: Workload, most: int, least: int, until: float
+    cells: Sequence[Settings], chosen: Sequence[str], work: Workload, most: int, seconds: float
 ) -> list[Timing]:
-    """All cells, in `least` to `most` repetitions, in equal shares of the time that is left."""
+    """All cells, each with up to `most` repetitions in about so many seconds."""
     set_up(cells[0].engine, work.threads)
     timings: list[Timing] = []
-    alternating = [name for name in chosen if name != TOGETHER]
-    with contextlib.ExitStack() as stack:
-        away = stack.enter_context(contextlib.closing(Away(work))) if PLAIN in chosen else None
-        for number, cfg in enumerate(cells):
+    with Away(work) as away:
+        for cfg in cells:
             with console.status(f"{cfg.pair} {cfg.method}"):
-                share = (until - time.monotonic()) / (len(cells) - number)
-                found = _cell(cfg, alternating, work, away, most, least, time.monotonic() + share)
+                found = _in_turns(cfg, [name for name in chosen if name != TOGETHER], work, away, most, seconds)
                 if TOGETHER in chosen and cfg.method == cells[-1].method:
-                    found += _together(cfg, work)
-            compare(found)
-            _add_floor(found, cfg, work)
+                    found += _side_by_side(cfg, work)
+                compare(found)
+                _add_floor(found, cfg, work)
             shown = [f"{t.mode} {t.ms:.1f} ms" + (f" ({t.ratio:.1f}x)" if t.ratio else "") for t in found]
-            _say(f"{cfg.pair} {cfg.method}: {', '.join(shown)}")
+            console.print(f"{cfg.pair} {cfg.method}: {', '.join(shown)}", highlight=False, soft_wrap=True)
             timings += found
-    if not timings:
-        raise EdkdError("nothing was measured")
     return timings
 
 
-def _cell(
-    cfg: Settings, names: Sequence[str], work: Workload, away: Away | None, most: int, least: int, until: float
+def _in_turns(
+    cfg: Settings, names: Sequence[str], work: Workload, away: Away, most: int, seconds: float
 ) -> list[Timing]:
-    """All modes of a cell: each is made and warmed up, then they take turns, the first to go changing each time."""
-    turns: list[tuple[Timing, Here | Away]] = []
-    mode: Here | Away
-    for name in names:
-        try:
-            if name == PLAIN and away is not None:
-                away.prepare(name, cfg).result()
-                mode = away
-            else:
-                mode = Here(name, cfg, work)
-        except NotCapturedError as error:  # what it would measure is in the table already
-            _say(f"not measured: {cfg.pair} {cfg.method}, {error}")
-            continue
-        turns.append((Timing(cfg.pair, cfg.method, name, cfg.schedule.batch_size), mode))
+    """Modes of a cell: each is made and warmed up, then they take turns, the first to go changing each time."""
+    until = time.monotonic() + seconds
+    if PLAIN in names:
+        away.prepare(PLAIN, cfg).result()
+    batch = cfg.schedule.batch_size
+    turns: list[tuple[Timing, Here | Away]] = [
+        (Timing(cfg.pair, cfg.method, name, batch), away if name == PLAIN else Here(name, cfg, work)) for name in names
+    ]
     for repetition in range(most):
-        start = time.monotonic()
         first = repetition % max(1, len(turns))
         for timing, mode in turns[first:] + turns[:first]:
             span = mode.train()
             timing.seconds.append((span.ended - span.began) / work.steps)
             timing.peak_mb = span.peak_mb
-        now = time.monotonic()
-        if repetition + 1 >= least and now + (now - start) > until:
+        if repetition + 1 >= LEAST and time.monotonic() > until:
             break
     return [timing for timing, _ in turns]
 
 
-def _together(cfg: Settings, work: Workload) -> list[Timing]:
-    """Captured runs side by side, a process each: per-step time of one, images of all."""
-    alone = replace(work, threads=1, arrays=work.cut)
+def _side_by_side(cfg: Settings, work: Workload) -> list[Timing]:
+    """Captured runs, a process each: the time of a step of one, the images of all."""
     timings = []
     with contextlib.ExitStack() as stack:
-        runs = [
-            stack.enter_context(contextlib.closing(Away(replace(alone, folder=work.folder / f"run-{number}"))))
-            for number in range(max(SIDE_BY_SIDE))
-        ]
-        try:
-            for prepared in [each.prepare("captured", cfg) for each in runs]:
-                prepared.result()
-        except NotCapturedError as error:
-            _say(f"not measured: {cfg.pair} {cfg.method}, side by side: {error}")
-            return []
+        folders = [work.folder / f"run-{number}" for number in range(max(SIDE_BY_SIDE))]
+        alone = replace(work, threads=1, arrays=work.cut)
+        runs = [stack.enter_context(Away(replace(alone, folder=folder))) for folder in folders]
+        for prepared in [each.prepare("captured", cfg) for each in runs]:
+            prepared.result()
         for count in SIDE_BY_SIDE:
             timing = Timing(cfg.pair, cfg.method, f"{TOGETHER}-{count}", count * cfg.schedule.batch_size)
-            for _ in range(3):
-                spans = [each.result() for each in [each.start(EPOCHS_TOGETHER) for each in runs[:count]]]
+            for _ in range(LEAST):
+                spans = [begun.result() for begun in [each.start(EPOCHS_TOGETHER) for each in runs[:count]]]
                 took = max(span.ended for span in spans) - min(span.began for span in spans)
                 timing.seconds.append(took / (EPOCHS_TOGETHER * work.steps))
             timings.append(timing)
@@ -164,10 +142,6 @@ def _add_floor(timings: Sequence[Timing], cfg: Settings, work: Workload) -> None
         if timing.mode == PLAIN or timing.mode in WAYS:
             half = timing.mode in WAYS and WAYS[timing.mode].precision == "bf16"
             timing.floor_ms = floor.milliseconds(counts, work.device, torch.bfloat16 if half else torch.float32)
-
-
-def _say(line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -7,8 +7,9 @@ import copy
 import functools
 import itertools
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal
 
 import torch
 
@@ -45,22 +46,8 @@ WAYS = {
 LABELS = {PLAIN: "(a) plain loop", **{name: way.label for name, way in WAYS.items()}, TOGETHER: "(f) side by side"}
 
 
-class NotCapturedError(EdkdError):
-    """The steps of a mode that is to be captured ran one by one."""
-
-
-class Mode(Protocol):
-    """One way to train one cell, warmed up when it is made."""
-
-    def ready(self) -> None:
-        """Go back to the first weights, untimed."""
-
-    def run(self) -> dict[str, float]:
-        """Train for the steps of one repetition; returns the metrics, as a progress line shows them."""
-
-
-def make(name: str, cfg: Settings, work: Workload) -> Mode:
-    """A mode by name. Raises NotCapturedError."""
+def make(name: str, cfg: Settings, work: Workload) -> "Plain | Ours":
+    """A mode by name, warmed up."""
     return Plain(cfg, work) if name == PLAIN else Ours(WAYS[name], cfg, work)
 
 
@@ -85,20 +72,22 @@ class Plain:
         teacher, student = networks(cfg, work)
         self.teacher, self.student = teacher.to(work.device), student.to(work.device)
         self.first = copy.deepcopy(self.student.state_dict())
-        train, size = work.arrays.train, work.arrays.image_size
-        seen = plain.transform(size, mean=data.mean, std=data.std, padding=data.padding, flip=data.flip)
         self.loader = plain.loader(
-            plain.Images(train.images, train.labels.tolist(), seen),
+            work.arrays.train,
+            mean=data.mean,
+            std=data.std,
+            padding=data.padding,
+            flip=data.flip,
             batch_size=cfg.schedule.batch_size,
             workers=work.workers,
             device=work.device,
         )
-        self.batches = iter(plain.forever(self.loader))
+        self.batches: Iterator[Any] = itertools.chain.from_iterable(itertools.repeat(self.loader))
         self.ready()
         self.run()
 
     def ready(self) -> None:
-        """See `Mode`. On a GPU the batches that the workers made in the pause are used up: they cost a run nothing."""
+        """Go back to the first weights; on a GPU, use up the batches that the workers made in the pause."""
         torch.set_num_threads(self.work.threads)
         torch.use_deterministic_algorithms(False)
         torch.backends.cudnn.benchmark = True
@@ -115,7 +104,7 @@ class Plain:
             self._train((self.loader.prefetch_factor or 0) * self.work.workers)
 
     def run(self) -> dict[str, float]:
-        """See `Mode`."""
+        """Train for the steps of one repetition; returns the averages that a progress line shows."""
         return self._train(self.work.steps)
 
     def _train(self, steps: int) -> dict[str, float]:
@@ -145,10 +134,10 @@ class Ours:
         for _ in range(1 + (EAGER_FIRST // work.steps if way.capture else 0)):
             self.run()
         if way.capture and not self.step.graphs:
-            raise NotCapturedError(f"{way.label}: no CUDA graph was recorded")
+            raise EdkdError(f"{way.label}: no CUDA graph was recorded")
 
     def ready(self) -> None:
-        """See `Mode`."""
+        """Go back to the first weights, and to an empty cache where it is to be cold."""
         set_up(self.cfg.engine, self.work.threads)
         self.state.student.load_state_dict(self.first)
         for memory in self.state.optimizer.state.values():
@@ -157,7 +146,7 @@ class Ours:
             self.step = self._step()
 
     def run(self) -> dict[str, float]:
-        """See `Mode`. The progress is not moved on, so that each repetition is the same epoch, with the same views."""
+        """Train for an epoch; the progress is not moved on, so that all repetitions see the same views."""
         return train_epoch(self.state, self.step, self.cfg.schedule, seed=self.cfg.seed)
 
     def _step(self) -> Step:

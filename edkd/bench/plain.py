@@ -5,13 +5,10 @@ fp32 with torch's own defaults, the losses as the papers state them, and the run
 shows. It shares the networks with the rest of the project and nothing else.
 """
 
-import itertools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -19,16 +16,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from edkd.data import _torchvision
+from edkd.data.arrays import Split
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """(images [B, 3, H, W], target [B]), both on the CPU."""
 
 
 class Images(Dataset[Any]):
-    """Images [N, H, W, 3] in memory, each made a PIL image and transformed when asked for, as torchvision does."""
+    """Images in memory, each made a PIL image and transformed when asked for, as torchvision's CIFAR100 does."""
 
-    def __init__(self, images: npt.NDArray[np.uint8], labels: Sequence[int], transform: Callable[[Any], Any]) -> None:
-        self.images, self.labels, self.transform = images, labels, transform
+    def __init__(self, split: Split, transform: Callable[[Any], Tensor]) -> None:
+        self.images, self.labels, self.transform = split.images, split.labels.tolist(), transform
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -37,18 +35,23 @@ class Images(Dataset[Any]):
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
-def transform(size: int, *, mean: Sequence[float], std: Sequence[float], padding: int, flip: bool) -> Any:
-    """The augmentation of a training image of `size` pixels a side."""
+def loader(
+    split: Split,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    padding: int,
+    flip: bool,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+) -> DataLoader[Any]:
+    """Shuffled, augmented `Batches` from worker processes that live as long as the loader."""
     transforms = _torchvision.load().transforms
     flips = [transforms.RandomHorizontalFlip()] if flip else []
-    steps = [transforms.RandomCrop(size, padding=padding), *flips, transforms.ToTensor()]
-    return transforms.Compose([*steps, transforms.Normalize(mean, std)])
-
-
-def loader(images: Images, *, batch_size: int, workers: int, device: torch.device) -> DataLoader[Any]:
-    """Shuffled batches from worker processes that live as long as the loader."""
+    steps = [transforms.RandomCrop(split.images.shape[1], padding=padding), *flips, transforms.ToTensor()]
     return DataLoader(
-        images,
+        Images(split, transforms.Compose([*steps, transforms.Normalize(mean, std)])),
         batch_size=batch_size,
         shuffle=True,
         drop_last=True,
@@ -58,11 +61,6 @@ def loader(images: Images, *, batch_size: int, workers: int, device: torch.devic
         # Linux's own way, which a process that was itself spawned would not take by default.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
-
-
-def forever(batches: Batches) -> Batches:
-    """Epoch after epoch."""
-    return itertools.chain.from_iterable(itertools.repeat(batches))
 
 
 def train(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from edkd.bench import measure, modes
 from edkd.bench.workload import Workload
 from edkd.config.schema import Settings
+from edkd.data import _torchvision
 
 LULL = 0.1  # seconds for the plain loop's workers to finish what its last step asked of them
 
@@ -29,6 +30,8 @@ class Here:
 
     def __init__(self, name: str, cfg: Settings, work: Workload) -> None:
         self.work = work
+        if name == modes.PLAIN:
+            _torchvision.load()  # a library counts as little as torch does
         memory = measure.Memory(work.device)
         self.mode = modes.make(name, cfg, work)
         memory.restart()
@@ -48,29 +51,25 @@ class Here:
         return Span(began, time.monotonic(), self.peak_mb)
 
 
-class Away:
+class Away(ProcessPoolExecutor):
     """One mode after another in a process of their own. Where that process dies, BrokenProcessPool is raised."""
 
     def __init__(self, work: Workload) -> None:
-        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (work,))
+        super().__init__(1, multiprocessing.get_context("spawn"), _begin, (work,))
 
     def prepare(self, name: str, cfg: Settings) -> Future[None]:
         """Begin to put a mode in the place of the one before."""
-        return self.pool.submit(_prepare, name, cfg)
+        return self.submit(_prepare, name, cfg)
 
     def start(self, epochs: int) -> Future[Span]:
         """Begin what `Here.train` does."""
-        return self.pool.submit(_train, epochs)
+        return self.submit(_train, epochs)
 
     def train(self) -> Span:
         """See `Here.train`."""
         span = self.start(1).result()
         time.sleep(LULL)
         return span
-
-    def close(self) -> None:
-        """End the process."""
-        self.pool.shutdown()
 
 
 _held: dict[str, Any] = {}  # in a process of its own: "work", and "here" of the mode

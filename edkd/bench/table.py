@@ -74,20 +74,18 @@ def write(folder: Path, timings: Sequence[Timing], costs: Sequence[Cost], about:
 
 def row(timing: Timing) -> dict[str, Any]:
     """A timing as a row of the CSV; what was not measured is empty."""
-    low, high = timing.quartiles
-    return {
-        "pair": timing.pair,
-        "method": timing.method,
-        "mode": timing.mode,
-        "ms_median": f"{timing.ms:.4f}",
-        "ms_q1": f"{low:.4f}",
-        "ms_q3": f"{high:.4f}",
+    numbers = {
+        "ms_median": timing.ms,
+        "ms_q1": timing.quartiles[0],
+        "ms_q3": timing.quartiles[1],
         "repetitions": len(timing.seconds),
-        "images_per_second": f"{timing.images_per_second:.1f}",
-        "ratio": "" if timing.ratio is None else f"{timing.ratio:.4f}",
-        "peak_mb": "" if timing.peak_mb is None else f"{timing.peak_mb:.1f}",
-        "floor_ms": "" if timing.floor_ms is None else f"{timing.floor_ms:.4f}",
+        "images_per_second": timing.images_per_second,
+        "ratio": timing.ratio,
+        "peak_mb": timing.peak_mb,
+        "floor_ms": timing.floor_ms,
     }
+    named = {"pair": timing.pair, "method": timing.method, "mode": timing.mode}
+    return named | {name: "" if number is None else f"{number:.6g}" for name, number in numbers.items()}
 
 
 def markdown(timings: Sequence[Timing], costs: Sequence[Cost], about: dict[str, Any]) -> str:

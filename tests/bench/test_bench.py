@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edkd.bench import costs, floor, modes, plain, results, table, workload
+from edkd.bench import costs, floor, plain, results, table, workload
 from edkd.bench.modes import WAYS, Ours, Plain
 from edkd.bench.processes import Away, Here
 from edkd.bench.results import Timing
@@ -124,19 +124,18 @@ def test_every_repetition_is_the_same(mode: str, expected: int, work: Workload) 
 
 
 def test_a_step_that_was_to_be_captured_and_is_not_is_no_timing(work: Workload) -> None:
-    with pytest.raises(modes.NotCapturedError, match="captured step: no CUDA graph was recorded"):
+    with pytest.raises(EdkdError, match="captured step: no CUDA graph was recorded"):
         Here("captured", given("kd"), work)  # on a CPU, where nothing is captured
 
 
 def test_a_process_of_its_own(work: Workload) -> None:
-    away = Away(work)
     broken = dataclasses.replace(given("kd"), student=Network("x", {"_target_": "edkd.models.x"}))
-    failed, prepared, running = away.prepare("warm", broken), away.prepare("warm", given("kd")), away.start(2)
-    with pytest.raises(EdkdError, match=r"^student.model._target_: cannot import edkd.models.x"):
-        failed.result()
-    prepared.result()
-    assert running.result().ended > running.result().began
-    away.close()
+    with Away(work) as away:
+        failed, prepared, running = away.prepare("warm", broken), away.prepare("warm", given("kd")), away.start(2)
+        with pytest.raises(EdkdError, match=r"^student.model._target_: cannot import edkd.models.x"):
+            failed.result()
+        prepared.result()
+        assert running.result().ended > running.result().began
 
 
 # ---- arithmetic
@@ -179,7 +178,7 @@ def test_the_floor_counts_the_students_operations() -> None:
 
 def test_a_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(floor, "SIZES", {"cpu": (64, 2, 8)})
-    monkeypatch.setattr(costs, "EPOCHS", 4)
+    monkeypatch.setattr(costs, "tracked", lambda *_: {"sync": 0.5})
     output = tmp_path / "bench"
     done = edkd("bench", *SMALL, "--quick", "--modes=plain,warm", "--repetitions=2", "--steps=1", f"--output={output}")
     assert done.code == 0, done
@@ -196,13 +195,18 @@ def test_a_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert row["torch"] == torch.__version__ and row["cpu"] and row["date"]
         assert row["data"] == "digits-8-20perclass-test10, 200 training images"
         assert sys.platform != "linux" or float(row["peak_mb"]) > 0
-    for words in ("| resnet8-resnet8 |", "geometric mean", "- evaluation of resnet8: ", "- tracking: sync: "):
+    for words in (
+        "| resnet8-resnet8 |",
+        "geometric mean",
+        "- evaluation of resnet8: ",
+        "- tracking: sync: 500 ms/epoch (to MLflow",
+    ):
         assert words in text.read_text()
 
 
 def test_random_images_where_cifar100_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(workload, "LIKE_CIFAR100", {"train": 300, "test": 200, "classes": 100, "size": 32})
+    monkeypatch.setattr(workload, "LIKE_CIFAR100", (300, 200))
     cfg = workload.settings("resnet32x4-resnet8x4", "dkd", "cifar100", [])
     arrays, described = workload.read_data(cfg, required=False)
     assert described.startswith("random images")
@@ -242,6 +246,13 @@ def test_what_cannot_be_measured(
     (tmp_path / "file").write_text("")
     assert error(edkd("bench", *arguments)).startswith(message)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.slow
+def test_tracking_is_measured(work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs, "EPOCHS", 4)
+    times = costs.tracked(given("kd"), work)
+    assert set(times) == set(costs.TRACKED) and min(times.values()) > 0
 
 
 @pytest.mark.slow

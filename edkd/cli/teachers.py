@@ -1,0 +1,111 @@
+"""The commands of `edkd` about trained networks: evaluate, and what the teacher store offers."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edkd.errors import EdkdError
+
+
+def add_to(commands: Any) -> None:
+    """Add the commands to the parser's subcommands."""
+    evaluate = commands.add_parser("evaluate", help="accuracy of a stored teacher or of a checkpoint file")
+    evaluate.add_argument(
+        "-m", "--model", required=True, metavar="NAME", help="network, such as vgg13 (see conf/student)"
+    )
+    evaluate.add_argument("-c", "--checkpoint", type=Path, metavar="FILE", help="weights; default: the stored teacher")
+    add_dataset(evaluate)
+    evaluate.set_defaults(act=_evaluate)
+
+    stored = commands.add_parser("teachers", help="the teacher store").add_subparsers(required=True, metavar="ACTION")
+    listing = stored.add_parser("list", help="all stored teachers, each file verified")
+    listing.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR")
+    listing.set_defaults(act=_list_teachers)
+    importing = stored.add_parser("import", help="make a checkpoint file a teacher, after measuring its accuracy")
+    importing.add_argument("name", help="network, such as vgg13")
+    importing.add_argument("file", type=Path, help="checkpoint: ours, or the field's {'model': state_dict}")
+    importing.add_argument("--replace", action="store_true", help="replace the teacher of that name")
+    add_dataset(importing)
+    importing.set_defaults(act=_import_teacher)
+    caching = stored.add_parser("cache", help="compute teachers' logits ahead of the runs that will use them")
+    caching.add_argument("names", nargs="+", metavar="NAME", help="teachers, such as vgg13")
+    caching.add_argument("--seeds", nargs="+", default=[], metavar="N", help="of the runs; default 0")
+    caching.add_argument("--epochs", metavar="N", help="of the runs; default: the schedule's")
+    caching.add_argument("--all", action="store_true", help="every view of every image, whatever the seeds")
+    add_dataset(caching)
+    caching.set_defaults(act=_cache_teachers)
+
+
+def add_dataset(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which data set, and how it is configured."""
+    parser.add_argument("-d", "--dataset", default="cifar100", help="data set (see conf/dataset); default cifar100")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="more of the configuration, such as dataset.root=/data"
+    )
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from edkd.config.compose import compose_settings
+    from edkd.runs.evaluate import evaluate_network
+
+    settings = compose_settings([f"dataset={args.dataset}", f"student={args.model}", *args.overrides])
+    where, result = evaluate_network(settings, args.checkpoint)
+    print(f"{args.model} on {settings.dataset.key} ({where})")
+    print(f"top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %  loss {result['loss']:.4f}")
+
+
+def _list_teachers(args: argparse.Namespace) -> None:
+    from edkd.teachers import store
+
+    entries = store.listing(args.output / "teachers")
+    if not entries:
+        print(
+            f"no teachers in {args.output / 'teachers'}; sweeps train what they need, `edkd teachers import` adds more"
+        )
+    for entry in entries:
+        try:
+            store.verify(entry)
+        except EdkdError as error:
+            print(f"{entry.dataset}/{entry.name}: {error}")
+            continue
+        accuracy = f"top-1 {entry.test['top1']:.2f} %" if entry.test else "not measured"
+        print(f"{entry.dataset}/{entry.name}: {accuracy}, {entry.id}, from {entry.source}")
+
+
+def _import_teacher(args: argparse.Namespace) -> None:
+    from edkd.config.compose import compose_settings
+    from edkd.runs.evaluate import import_teacher
+
+    settings = compose_settings([f"dataset={args.dataset}", f"student={args.name}", *args.overrides])
+    entry = import_teacher(settings, args.file, replace=args.replace)
+    assert entry.test is not None
+    print(f"{entry.name} of {entry.dataset}: top-1 {entry.test['top1']:.2f} %, {entry.id}, in {entry.path}")
+
+
+def _cache_teachers(args: argparse.Namespace) -> None:
+    from edkd.config.compose import compose_settings
+    from edkd.runs.fill_cache import fill
+
+    # Names, seeds and overrides may follow each other in any order: an override is what has a "=".
+    words = [*args.names, *args.seeds, *args.overrides]
+    seeds = _seeds([*args.seeds, *(word for word in words if word.startswith("seed="))])
+    if args.all and (seeds or args.epochs):
+        raise EdkdError("--all means every view, whatever seeds and epochs would draw: leave those away, or --all")
+    overrides = [f"dataset={args.dataset}", *(word for word in words if "=" in word and not word.startswith("seed="))]
+    overrides += [f"schedule.epochs={args.epochs}"] if args.epochs else []
+    names = [word for word in args.names if "=" not in word]
+    if not names:
+        raise EdkdError("no teacher named; example: edkd teachers cache vgg13 --seeds 0 1 2")
+    tables = [compose_settings([*overrides, f"teacher={name}"]) for name in names]
+    fill(tables, None if args.all else seeds or [0])
+
+
+def _seeds(words: Sequence[str]) -> list[int]:
+    """The seeds among some words, each once: numbers, or as in seed=0,1; other KEY=VALUEs are passed over."""
+    named = [word.removeprefix("seed=") for word in words if "=" not in word or word.startswith("seed=")]
+    seeds = [seed for name in named for seed in name.split(",")]
+    for seed in seeds:
+        if not seed.isdecimal() or int(seed) >= 2**32:
+            raise EdkdError(f"seed {seed}: must be a whole number, 0 or more, and below 2^32; example: --seeds 0 1 2")
+    return [int(seed) for seed in dict.fromkeys(seeds)]

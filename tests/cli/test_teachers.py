@@ -1,0 +1,149 @@
+"""The commands about trained networks, on runs that `launch.py` made."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from edkd.rundir import checkpoint
+from edkd.teachers import store as teacher_store
+from tests.commandline import DIGITS, Ended, edkd, error, files, journals, launch, python, run_file
+
+KEY = "digits-8-20perclass-test10"
+
+
+def end(output: Path, name: str) -> dict[str, Any]:
+    return journals(output)[name][-1]
+
+
+def said(values: dict[str, Any]) -> str:
+    return f"top-1 {values['top1']:.2f} %  top-5 {values['top5']:.2f} %  loss {values['loss']:.4f}"
+
+
+def evaluate(*arguments: str) -> Ended:
+    return edkd("evaluate", "-m", "resnet8", "-d", "digits", *arguments, *DIGITS)
+
+
+# ---- evaluate
+
+
+def test_a_stored_teacher(output: Path) -> None:
+    before = files(output)
+    done = evaluate()
+    assert done.code == 0, done
+    run = journals(output)["resnet8/vanilla-s0"][0]["run"]
+    expected = said(end(output, "resnet8/vanilla-s0")["last"])
+    assert done.out == f"resnet8 on {KEY} (teacher run:{run})\n{expected}\n"
+    assert files(output) == before
+
+
+def test_as_a_module_in_a_process_of_its_own(output: Path) -> None:
+    done = python("-m", "edkd.cli.main", "evaluate", "-m", "resnet8", "-d", "digits", *DIGITS)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.endswith(f"{said(end(output, 'resnet8/vanilla-s0')['last'])}\n")
+
+
+@pytest.mark.parametrize(("file", "which"), [("last.pt", "last"), ("best.pt", "best")])
+def test_a_file_of_ours(output: Path, file: str, which: str) -> None:
+    path = run_file(output, "kd", file)
+    done = evaluate("-c", str(path))
+    assert done.code == 0, done
+    assert done.out == f"resnet8 on {KEY} ({path})\n{said(end(output, 'resnet8-resnet8/kd-s0')[which])}\n"
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module.student."])
+def test_a_file_of_the_fields(output: Path, prefix: str) -> None:
+    state = checkpoint.load_weights(run_file(output, "kd", "last.pt"))
+    torch.save({"epoch": 240, "model": {f"{prefix}{key}": value for key, value in state.items()}}, "theirs.pth")
+    done = evaluate("-c", "theirs.pth")
+    assert done.code == 0, done
+    assert done.out.endswith(f"{said(end(output, 'resnet8-resnet8/kd-s0')['last'])}\n")
+
+
+def test_what_cannot_be_evaluated(output: Path) -> None:
+    before = files(output)
+    (output.parent / "broken.pt").write_bytes(b"PK\x03\x04 and no more")
+    torch.save({"model": {"weight": torch.zeros(1)}}, output.parent / "other.pt")
+    assert "nowhere.pt" in error(evaluate("-c", "nowhere.pt"))
+    assert "broken.pt" in error(evaluate("-c", "broken.pt"))
+    assert error(evaluate("-c", "other.pt")).startswith("other.pt")
+    assert error(edkd("evaluate", "-m", "vgg8", "-d", "digits", *DIGITS)).startswith(
+        f"no teacher vgg8 of {KEY} in outputs/teachers; -c FILE names a checkpoint"
+    )
+    assert error(edkd("evaluate", "-m", "vgg9", "-d", "digits")).startswith(
+        "student=vgg9: no such option, did you mean vgg19?; allowed: mobilenetv2, "
+    )
+    assert error(edkd("evaluate", "-m", "vgg8", "-d", "digit")).startswith(
+        "dataset=digit: no such option, did you mean digits?; allowed: cifar100, digits, folder"
+    )
+    assert error(edkd("evaluate", "-m", "vgg8", "-d", "digits", "dataset.root=x")).startswith(
+        "dataset.root: no such key in dataset=digits; allowed: flip, image_size, "
+    )
+    assert files(output) == before
+
+
+def test_the_default_data_set_is_cifar100(output: Path) -> None:
+    message = error(
+        edkd("evaluate", "-m", "resnet8", "-c", str(run_file(output, "kd", "last.pt")), "dataset.download=false")
+    )
+    assert message.startswith("CIFAR-100 not found: looked for data/cifar-100-python; dataset.root=DIR names ")
+
+
+# ---- teachers
+
+
+def test_the_list_of_teachers(output: Path) -> None:
+    run = journals(output)["resnet8/vanilla-s0"][0]["run"]
+    top1 = end(output, "resnet8/vanilla-s0")["last"]["top1"]
+    done = edkd("teachers", "list")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith(f"{KEY}/resnet8: top-1 {top1:.2f} %, run:{run}, from ")
+    assert done.out.count("\n") == 1
+
+    empty = edkd("teachers", "list", "--output", "elsewhere")
+    assert empty.code == 0 and empty.out.startswith("no teachers in elsewhere/teachers; ")
+
+    with (output / "teachers" / KEY / "resnet8.pt").open("ab") as file:
+        file.write(b"\0")
+    damaged = edkd("teachers", "list")
+    assert damaged.out.startswith(f"{KEY}/resnet8: ") and "does not match its sidecar resnet8.json" in damaged.out
+
+
+def import_(*arguments: str) -> Ended:
+    return edkd("teachers", "import", "resnet8", *arguments, "-d", "digits", *DIGITS)
+
+
+def test_a_file_becomes_a_teacher(output: Path) -> None:
+    file = run_file(output, "kd", "last.pt")
+    run = journals(output)["resnet8/vanilla-s0"][0]["run"]
+    kept = error(import_(str(file)))
+    assert kept == f"{KEY} has a teacher resnet8 already (run:{run}); --replace replaces it"
+
+    done = import_(str(file), "--replace")
+    assert done.code == 0, done
+    last = end(output, "resnet8-resnet8/kd-s0")["last"]
+    identity = f"file:{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
+    path = Path("outputs") / "teachers" / KEY / "resnet8.pt"
+    assert done.out == f"resnet8 of {KEY}: top-1 {last['top1']:.2f} %, {identity}, in {path}\n"
+    entry = teacher_store.find(Path("outputs") / "teachers", KEY, "resnet8")
+    assert entry is not None
+    assert (entry.id, entry.num_classes, entry.epochs) == (identity, 10, None)
+    assert entry.test == {name: last[name] for name in ("top1", "top5", "loss")}
+    assert import_(str(file)).code == 0  # the same file again
+    assert evaluate().out.endswith(f"{said(last)}\n")
+
+    common = ["dataset=digits", *DIGITS, "schedule=short", "schedule.epochs=1", "tracking=journal", "teacher=resnet8"]
+    assert launch(*common, "student=resnet8", "distiller=dkd", "engine.threads=1").code == 0
+    assert journals(output)["resnet8-resnet8/dkd-s0"][0]["teacher"]["id"] == identity
+
+
+def test_what_cannot_become_a_teacher(output: Path) -> None:
+    torch.save({"model": {"weight": torch.zeros(1)}}, "other.pt")
+    before, sidecar = files(output), output / "teachers" / KEY / "resnet8.json"
+    content = json.loads(sidecar.read_text())
+    assert error(import_("other.pt", "--replace")).startswith("other.pt")
+    assert "nowhere.pt" in error(import_("nowhere.pt", "--replace"))
+    assert files(output) == before and json.loads(sidecar.read_text()) == content
