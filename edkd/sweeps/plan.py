@@ -9,16 +9,12 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
-from torch.overrides import TorchFunctionMode
 
 from edkd.config import schema
-from edkd.config.instantiate import build
 from edkd.config.job import Job, make_job
 from edkd.errors import EdkdError
 from edkd.sweeps.composer import Composer, files_read_once
@@ -90,7 +86,7 @@ def _make_plan(combinations: Iterable[Sequence[str]], overrides: Sequence[Overri
                 stored.verify(entry)
                 teacher_id = entry.id
             else:
-                job = training.job(cfg.teacher.name, combination, overrides)
+                job = training.job(cfg, combination, overrides)
                 wanted.setdefault((cfg.dataset.key, cfg.teacher.name), []).append(job)
                 teacher_id = f"run:{job.run}"
         planned.students.append(Job(config=resolved, settings=cfg, teacher_id=teacher_id))
@@ -100,8 +96,7 @@ def _make_plan(combinations: Iterable[Sequence[str]], overrides: Sequence[Overri
                 f"the sweep would train teacher {name} of {dataset} in several ways; "
                 f"train it first: python launch.py distiller=vanilla student={name}, with the values that it shall have"
             )
-    # The largest first: with several processes, the last to start then waits for nobody.
-    planned.teachers = sorted(_unique(job for jobs in wanted.values() for job in jobs), key=_size, reverse=True)
+    planned.teachers = _unique(job for jobs in wanted.values() for job in jobs)
     planned.asked = {job.run for job in planned.students}
     alone = {job.run for job in planned.teachers}
     planned.students = [job for job in _unique(planned.students) if job.run not in alone]
@@ -138,20 +133,21 @@ class _TeacherRuns:
         self.composer = composer
         self.made: dict[tuple[str, ...], Job] = {}
 
-    def job(self, name: str, combination: Sequence[str], overrides: Sequence[Override]) -> Job:
-        """The run for the teacher of a student that is composed by `combination`."""
+    def job(self, cfg: schema.Settings, combination: Sequence[str], overrides: Sequence[Override]) -> Job:
+        """The run for the teacher of the student `cfg`, which is composed by `combination`."""
         kept = [
             text
             for text, override in zip(combination, overrides, strict=True)
             if key_of(override).split(".")[0] not in self.about_students
         ]
-        asked = (*kept, "distiller=vanilla", f"student={name}")
+        asked = (*kept, "distiller=vanilla", f"student={cfg.teacher.name}", f"seed={cfg.teacher_seed}")
         if asked not in self.made:
             try:
-                seed = self.composer.compose(asked)[0]["teacher_seed"]
-                composed = self.composer.compose((*asked, f"seed={seed}"))
+                composed = self.composer.compose(asked)
             except EdkdError as error:
-                raise EdkdError(f"teacher {name} is not in the store, and cannot be trained: {error}") from error
+                raise EdkdError(
+                    f"teacher {cfg.teacher.name} is not in the store, and cannot be trained: {error}"
+                ) from error
             self.made[asked] = make_job(*composed, teacher_id=None)
         return self.made[asked]
 
@@ -170,23 +166,6 @@ def pair_lists(overrides: Sequence[Override], master: DictConfig, loader: Config
         if pairs:
             lists[option] = [str(pair) for pair in pairs]
     return lists
-
-
-def _size(job: Job) -> int:
-    """The number of parameters of the network that a job trains."""
-    with torch.device("meta"), _Undrawn():
-        network = build(job.settings.student.model, "student.model", num_classes=10)
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-class _Undrawn(TorchFunctionMode):
-    """Leaves normal numbers undrawn: on the meta device, torch would first load its compiler for them (seconds)."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        cfg = kwargs or {}
-        if func in (torch.Tensor.normal_, torch.nn.init.normal_):
-            return args[0] if args else cfg["tensor"]
-        return func(*args, **cfg)
 
 
 def _unique(jobs: Iterable[Job]) -> list[Job]:

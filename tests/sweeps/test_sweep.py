@@ -164,8 +164,7 @@ def test_the_whole_table_trains_four_teachers_for_21_students(networks: list[str
     done = swept(networks, "distiller=kd,dkd,edkd", "pair=all", "+dry_run=true")
     rows = plan_of(done)
     assert [name for stage, name, _ in rows if stage == "1"] == [
-        f"{name}/vanilla-s0"
-        for name in ("resnet50", "vgg13", "resnet32x4", "wrn_40_2")  # the largest first
+        f"{name}/vanilla-s0" for name in ("resnet32x4", "wrn_40_2", "vgg13", "resnet50")
     ]
     students = [name for stage, name, _ in rows if stage == "2"]
     assert len(students) == len(set(students)) == 21
