@@ -103,8 +103,10 @@ def identity(overrides: str) -> dict[str, Any]:
 
 
 def machine_of_traces() -> dict[str, str]:
-    """What the bits of a trace depend on besides the code."""
-    return {"cpu": hardware.cpu_model(), "torch": torch.__version__, "machine": platform.machine()}
+    """What the bits of a trace depend on besides the code: many CPUs share a name and differ in their instructions."""
+    cpu = [hardware._cpu(field) for field in ("model name", "cpu family", "model", "stepping")]
+    kernels = torch.backends.cpu.get_cpu_capability()
+    return {"cpu": " ".join(cpu), "kernels": kernels, "torch": torch.__version__, "machine": platform.machine()}
 
 
 def trace(pair: str, precision: str, output: Path) -> dict[str, Any]:
