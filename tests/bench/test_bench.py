@@ -4,13 +4,14 @@ import csv
 import dataclasses
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from edkd.bench import costs, floor, plain, results, table, workload
+from edkd.bench import costs, floor, main, plain, processes, results, table, workload
 from edkd.bench.modes import WAYS, Ours, Plain
 from edkd.bench.processes import Away, Here
 from edkd.bench.results import Timing
@@ -128,10 +129,11 @@ def test_a_step_that_was_to_be_captured_and_is_not_is_no_timing(work: Workload) 
         Here("captured", given("kd"), work)  # on a CPU, where nothing is captured
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own(work: Workload) -> None:
     broken = dataclasses.replace(given("kd"), student=Network("x", {"_target_": "edkd.models.x"}))
-    with Away(work) as away:
-        failed, prepared, running = away.prepare("warm", broken), away.prepare("warm", given("kd")), away.start(2)
+    with Away(dataclasses.replace(work, workers=1)) as away:
+        failed, prepared, running = away.prepare("plain", broken), away.prepare("plain", given("kd")), away.start(2)
         with pytest.raises(EdkdError, match=r"^student.model._target_: cannot import edkd.models.x"):
             failed.result()
         prepared.result()
@@ -176,7 +178,17 @@ def test_the_floor_counts_the_students_operations() -> None:
 # ---- what is written
 
 
+class Near(ThreadPoolExecutor):
+    """In the place of `Away`, without the seconds that a process takes to start."""
+
+    def __init__(self, work: Workload) -> None:
+        super().__init__(1, "near", processes._begin, (dataclasses.replace(work, workers=0),))
+
+    prepare, start, train = Away.prepare, Away.start, Away.train
+
+
 def test_a_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main, "Away", Near)
     monkeypatch.setattr(floor, "SIZES", {"cpu": (64, 2, 8)})
     monkeypatch.setattr(costs, "tracked", lambda *_: {"sync": 0.5})
     output = tmp_path / "bench"
