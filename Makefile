@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 SQLITE = sqlite:///outputs/mlflow.db
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slurm lint table bench server ui clean
+.PHONY: help setup demo test test-slurm lint table bench ui clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -40,9 +40,6 @@ table: setup  ## rebuild outputs/table.md and .csv from MLflow and analysis/resu
 
 bench: setup  ## time per step against the plain loop; DATA=dir holds cifar-100-python/; ARGS=--quick
 	$(VENV)/bin/edkd bench $(if $(DATA),dataset.root=$(DATA)) $(ARGS)
-
-server: setup  ## an MLflow server over PostgreSQL (apt-get install postgresql) on 127.0.0.1:5000; ARGS=--help
-	$(VENV)/bin/edkd server $(ARGS)
 
 ui: setup  ## the MLflow UI on http://127.0.0.1:5000
 	$(VENV)/bin/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri $(SQLITE)

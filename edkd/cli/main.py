@@ -53,34 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_argument("--experiment", default="edkd")
     sync.set_defaults(act=_sync)
 
-    _add_server(commands.add_parser("server", help="an MLflow server over PostgreSQL, for runs on several machines"))
     results.add_to(commands)
     _add_bench(commands.add_parser("bench", help="how fast this machine trains, against the plain loop"))
     return parser
-
-
-def _add_server(parser: argparse.ArgumentParser) -> None:
-    parser.description = "MLflow over a PostgreSQL of its own; everything lies in DIR/server. Ctrl-C stops both."
-    parser.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR")
-    parser.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1: this machine alone")
-    parser.add_argument("--port", type=int, default=5000)
-    parser.add_argument("--allowed-hosts", metavar="NAMES", help="comma-separated names by which others may reach it")
-    parser.add_argument("--workers", type=int, default=4, help="processes that answer; default 4")
-    parser.set_defaults(act=_server)
-
-
-def _server(args: argparse.Namespace) -> None:
-    from edkd.tracking.server import serve
-
-    ended = serve(
-        args.output / "server",
-        host=args.host,
-        port=args.port,
-        allowed_hosts=args.allowed_hosts,
-        workers=args.workers,
-    )
-    if ended:
-        raise EdkdError(f"the MLflow server ended with exit status {ended}; its own lines above say why")
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:

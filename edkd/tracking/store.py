@@ -211,8 +211,8 @@ def _probe(path: Path) -> None:
     if network is not None:
         raise EdkdError(
             f"MLflow store {path} would be a SQLite file on a network file system ({network}), where it gets damaged: "
-            "tracking=server (see `edkd server --help`), tracking.uri=sqlite:////LOCAL/PATH, or tracking=journal and "
-            "`edkd sync` later"
+            "tracking=server (see docs/tracking-server.md), tracking.uri=sqlite:////LOCAL/PATH, or tracking=journal "
+            "and `edkd sync` later"
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
