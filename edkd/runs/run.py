@@ -20,6 +20,7 @@ from edkd.errors import EdkdError
 from edkd.rundir import checkpoint, journal, lock, provenance
 from edkd.rundir.paths import checkpoints
 from edkd.runs.preemption import Asked, SafePoints, Stopped
+from edkd.runs.published import warn_of_teacher
 from edkd.runs.setup import Inputs, device_data, gather, new_state, teacher_folder, teacher_source
 from edkd.teachers import store
 from edkd.teachers.source import Precision
@@ -242,6 +243,8 @@ def _finish(job: Job, state: TrainState, book: journal.Journal, inputs: Inputs) 
         "peak_memory_mb": hardware.peak_mb(inputs.device),
         "num_classes": inputs.arrays.num_classes,
     }
+    if _is_to_teach(job):
+        warn_of_teacher(job, metrics["test/top1"])
     # Before the journal's end, so that a finished network is never missing from the store.
     _publish(job, end)
     book.append(end)
