@@ -28,6 +28,8 @@ def resolve(composed: DictConfig) -> dict[str, Any]:
         _, missing, key = text.partition("Missing mandatory value: ")
         raise EdkdError(f"{key} has no value yet: set {key}=…" if missing else text) from error
     assert isinstance(resolved, dict)
+    if absent := sorted(OmegaConf.missing_keys(plain)):
+        raise EdkdError(f"{absent[0]} has no value yet: set {absent[0]}=…")
     return {str(key): value for key, value in resolved.items()}
 
 

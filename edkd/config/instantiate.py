@@ -7,16 +7,37 @@ added by a user gets the same errors as ours. `where` is the dotted key of a nod
 import functools
 import importlib
 import inspect
-import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
-from typing import Any, Literal, TypeVar
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Annotated, Any, TypeVar
+
+from pydantic import ConfigDict, Strict, TypeAdapter, ValidationError
+from typing_extensions import NotRequired, TypedDict
 
 from edkd.errors import EdkdError
 
 T = TypeVar("T")
+# Strict: an int passes for a float, a bool for no number, a text for itself alone.
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
+
+_FITTING = {  # by pydantic's name of an error
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "none_required": "null",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "sequence_str": "a list",
+    "dict_type": "a group of values",
+    "literal_error": "one of {expected}",
+    "greater_than": "above {gt:.15g}",
+    "greater_than_equal": "{ge:.15g} or more",
+    "less_than": "below {lt:.15g}",
+}
 
 
 def target(node: Mapping[str, Any], where: str) -> Any:
@@ -41,92 +62,90 @@ def build(node: Mapping[str, Any], where: str, **extra: Any) -> Any:
 
 def check_call(node: Mapping[str, Any], where: str, extra: Mapping[str, Any]) -> dict[str, Any]:
     """A node's values, converted to what its `_target_` declares; `extra` are arguments that the code gives itself."""
-    found = target(node, where)
+    hints, arguments = _arguments(target(node, where), frozenset(extra))
     cfg = {name: value for name, value in node.items() if name != "_target_"}
-    hints, parameters = _declared(found)
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    allowed = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    for name in cfg:
-        if name in extra or (name not in allowed and not open_ended):
-            valid = ", ".join(n for n in allowed if n not in extra) or "none"
-            raise EdkdError(f"{where}.{name}: {node['_target_']} takes no such value; allowed: {valid}")
-    for name in allowed:
-        if name not in cfg and name not in extra and parameters[name].default is inspect.Parameter.empty:
-            raise EdkdError(f"{where}.{name} is missing: {node['_target_']} needs it")
-    return {name: convert(value, hints.get(name, Any), f"{where}.{name}") for name, value in cfg.items()}
+    try:
+        return arguments.validate_python(cfg)
+    except ValidationError as error:
+        raise EdkdError(_line(error, cfg, where, hints)) from error
 
 
-@functools.cache
-def _declared(found: Any) -> tuple[dict[str, Any], Mapping[str, inspect.Parameter]]:
-    """The type hints and the parameters of a class or function."""
-    return _hints(found.__init__ if inspect.isclass(found) else found), inspect.signature(found).parameters
-
-
-@functools.cache
-def _hints(found: Any) -> dict[str, Any]:
-    return typing.get_type_hints(found)
-
-
-def typed(cls: type[T], values: Any, where: str, *, surplus: bool = False) -> T:
-    """Make a dataclass of a node, each value checked; with `surplus`, keys that it does not declare are left out."""
+def typed(cls: type[T], values: Any, where: str) -> T:
+    """Make a pydantic dataclass of a node. Raises EdkdError for a value that does not fit."""
     if not isinstance(values, Mapping):
         raise EdkdError(f"{where} must be a group of values, not {values!r}; see conf/{where}")
-    hints = _hints(cls)  # type: ignore[arg-type]
-    declared = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
-    if not surplus and (unknown := sorted(set(values) - set(declared))):
-        raise EdkdError(f"{where}.{unknown[0]}: no such value; allowed: {', '.join(declared)}")
-    for name, field in declared.items():
-        if name not in values and field.default is MISSING:
-            raise EdkdError(f"{where}.{name} is missing; see conf/{where}")
-    made = {name: convert(values[name], hints[name], f"{where}.{name}") for name in declared if name in values}
     try:
-        return cls(**made)
-    except ValueError as error:
-        raise EdkdError(f"{where}.{error}; see conf/{where}") from error
+        return cls(**values)
+    except ValidationError as error:
+        hints = typing.get_type_hints(cls)
+        declared = {field.name: hints[field.name] for field in fields(cls)}  # type: ignore[arg-type]
+        raise EdkdError(_line(error, values, where, declared)) from error
 
 
-def convert(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the type that `hint` names (an int passes for a float). Raises EdkdError naming `where`."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any or isinstance(hint, TypeVar):
-        return value
-    if value == "???":
-        raise EdkdError(f"{where} has no value yet: set {where}=…")
-    if origin in (typing.Union, types.UnionType):
-        for option in arguments:
-            try:
-                return convert(value, option, where)
-            except EdkdError:
-                continue
-    elif origin is Literal:
-        for option in arguments:
-            if type(option) is type(value) and option == value:  # True is no 1
-                return option
-        raise EdkdError(f"{where}={value}: must be one of {', '.join(map(str, arguments))}")
-    elif origin in (list, tuple, Sequence) and arguments:
-        if isinstance(value, list | tuple):
-            items = [convert(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(value)]
-            return tuple(items) if origin is tuple else items
-    elif origin is dict or hint is dict:
-        if isinstance(value, Mapping):
-            return dict(value)
-    elif hint is type(None):
-        if value is None:
-            return None
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if math.isnan(value):
-            raise EdkdError(f"{where}={value}: must be a number")
-        return float(value)
-    elif inspect.isclass(hint) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    raise EdkdError(f"{where}={value}: must be {_words(hint)}")
+@functools.cache
+def _arguments(found: Any, given: frozenset[str]) -> tuple[dict[str, Any], TypeAdapter[Any]]:
+    """The arguments of a class or function with their type hints, but for those that are given already."""
+    parameters = inspect.signature(found).parameters.values()
+    hints = typing.get_type_hints(found.__init__ if inspect.isclass(found) else found)
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in given]
+    declared = {p.name: hints.get(p.name, Any) for p in named}
+    required = {p.name for p in named if p.default is p.empty}
+    return declared, adapter(declared, required, any(p.kind is p.VAR_KEYWORD for p in parameters))
 
 
-def _words(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+def adapter(hints: Mapping[str, Any], required: set[str], open_ended: bool) -> TypeAdapter[Any]:
+    """What checks a mapping whose values have these type hints; `open_ended`: others may be there too."""
+    accepted = {name: _listed(hint) for name, hint in hints.items()}
+    made = TypedDict("made", {n: h if n in required else NotRequired[h] for n, h in accepted.items()})  # type: ignore
+    made.__pydantic_config__ = STRICT | {"extra": "allow" if open_ended else "forbid"}  # type: ignore
+    return TypeAdapter(made)
+
+
+def _listed(hint: Any) -> Any:
+    """A type hint whose tuples accept a list: YAML has no tuples."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_words(option) for option in arguments)
-    if origin in (list, tuple) and arguments:
-        return f"a list, each of it {_words(arguments[0])}"
-    return names.get(hint) or str(getattr(hint, "__name__", hint))
+        return typing.Union[tuple(map(_listed, arguments))]  # noqa: UP007
+    if origin is list:
+        return list[_listed(arguments[0])]  # type: ignore[misc]
+    return Annotated[hint, Strict(False)] if origin is tuple else hint
+
+
+def _line(error: ValidationError, values: Mapping[str, Any], where: str, hints: Mapping[str, Any]) -> str:
+    """One line for a user about the first value that does not fit: its key, itself and what is allowed."""
+    errors = error.errors(include_url=False)
+    prefix = f"{where}." if where else ""
+    see = f"see conf/{where.partition('.')[0] or 'config.yaml'}"
+    for each in errors:
+        if each["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            return f"{prefix}{each['loc'][0]}: no such value; allowed: {', '.join(hints) or 'none'}"
+    for each in errors:
+        if each["type"] == "missing":
+            return f"{prefix}{each['loc'][0]} is missing; {see}"
+        if each["type"] == "value_error":
+            return f"{prefix}{each['ctx']['error']}; {see}"
+    path, value = _place(values, errors[0]["loc"])
+    fitting = [_fitting(each) for each in errors if _place(values, each["loc"])[0] == path]
+    if len(path) == 1 and type(None) in typing.get_args(hints[str(path[0])]):
+        fitting.append("null")
+    key = prefix + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)[1:]
+    return f"{key}={value}: must be {' or '.join(dict.fromkeys(fitting))}"
+
+
+def _place(values: Any, loc: tuple[int | str, ...]) -> tuple[tuple[int | str, ...], Any]:
+    """Where an error's value lies, and the value; pydantic's location may go on with the option of a union."""
+    for depth, part in enumerate(loc):
+        if not ((isinstance(values, Mapping) and part in values) or isinstance(part, int)):
+            return loc[:depth], values
+        values = values[part]
+    return loc, values
+
+
+def _fitting(error: Any) -> str:
+    text = _FITTING.get(error["type"])
+    if text is None:
+        return f"fitting: {error['msg']}"
+    context = error.get("ctx", {})
+    if "expected" in context:
+        context = {"expected": context["expected"].replace("'", "").replace(" or ", ", ")}
+    return text.format(**context)

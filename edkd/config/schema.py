@@ -6,17 +6,25 @@ Works on the resolved configuration as plain dicts, so it serves the composition
 import hashlib
 import inspect
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from edkd.config.instantiate import build, check_call, convert, target, typed
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from edkd.config.instantiate import STRICT, check_call, target, typed
 from edkd.distillers.base import Distiller
 from edkd.errors import EdkdError
 
 SGD = {"_target_": "edkd.training.optimizers.SGD"}  # the optimiser of runs that name none
+PositiveInt = Annotated[int, Field(gt=0)]
+NaturalInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NaturalFloat = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+_OPEN = STRICT | {"extra": "ignore"}  # the group has values for other groups to refer to
 
 
 def folder() -> Path:
@@ -25,7 +33,7 @@ def folder() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_OPEN)
 class Dataset:
     """The part of a data set's configuration that is the same for all; its source has arguments of its own."""
 
@@ -33,11 +41,11 @@ class Dataset:
     source: dict[str, Any]
     mean: list[float]
     std: list[float]
-    padding: int
+    padding: NaturalInt
     flip: bool
-    train_per_class: int | None
-    test_per_class: int | None
-    validation: float
+    train_per_class: PositiveInt | None
+    test_per_class: PositiveInt | None
+    validation: Annotated[float, Field(ge=0, lt=1)]
     validation_seed: int
 
     def __post_init__(self) -> None:
@@ -45,13 +53,6 @@ class Dataset:
             raise ValueError(f"name must consist of letters, digits, '-', '_' and '.', not {self.name!r}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean and std need three numbers each, std above 0; got {self.mean} and {self.std}")
-        if not 0 <= self.validation < 1:
-            raise ValueError(f"validation must be at least 0 and below 1, not {self.validation}")
-        for name, count in {"train_per_class": self.train_per_class, "test_per_class": self.test_per_class}.items():
-            if count is not None and count < 1:
-                raise ValueError(f"{name} must be 1 or more, or null for all, not {count}")
-        if self.padding < 0:
-            raise ValueError(f"padding must be 0 or more, not {self.padding}")
 
     @property
     def key(self) -> str:
@@ -66,7 +67,7 @@ class Dataset:
         return key
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_OPEN)
 class Network:
     """A teacher or a student: its name and how it is built."""
 
@@ -74,36 +75,25 @@ class Network:
     model: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Schedule:
     """How long and how fast to train: SGD with step-wise decay (the recipe is in conf/schedule)."""
 
-    epochs: int
-    batch_size: int
-    lr: float
-    momentum: float
-    weight_decay: float
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    lr: PositiveFloat
+    momentum: NaturalFloat
+    weight_decay: NaturalFloat
     milestones: list[int]
-    gamma: float
-    warmup_epochs: int
-
-    def __post_init__(self) -> None:
-        positive = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr, "gamma": self.gamma}
-        for name, value in positive.items():
-            if not value > 0 or math.isinf(value):
-                raise ValueError(f"{name} must be above 0, not {value}")
-        for name, value in {"momentum": self.momentum, "weight_decay": self.weight_decay}.items():
-            if not value >= 0:
-                raise ValueError(f"{name} must be 0 or more, not {value}")
-        if self.warmup_epochs < 0:
-            raise ValueError(f"warmup_epochs must be 0 or more, not {self.warmup_epochs}")
+    gamma: PositiveFloat
+    warmup_epochs: NaturalInt
 
     def rate(self, epoch: int) -> float:
         """Learning rate of an epoch (from 1): `milestones: [150]` makes epoch 151 the first at the lower rate."""
         return self.lr * self.gamma ** sum(epoch > milestone for milestone in self.milestones)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Engine:
     """How a run computes. Only the precision belongs to its identity."""
 
@@ -114,18 +104,12 @@ class Engine:
     compile: bool
     capture: bool
     cpu_kernels: bool
-    threads: int | None
+    threads: PositiveInt | None
     teacher_cache: bool
-    teacher_cache_gb: float
-
-    def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads must be 1 or more, or null for all cores, not {self.threads}")
-        if not self.teacher_cache_gb >= 0:
-            raise ValueError(f"teacher_cache_gb must be 0 or more, not {self.teacher_cache_gb}")
+    teacher_cache_gb: NaturalFloat
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Tracking:
     """Where MLflow is; without a URI the journal is the only record until `edkd sync`."""
 
@@ -138,12 +122,12 @@ class Tracking:
             raise ValueError(f"uri={self.uri}: a SQLite file's path may hold no '?'; output=DIR sets another folder")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Settings:
     """A whole configuration, typed."""
 
-    seed: int
-    teacher_seed: int
+    seed: Seed
+    teacher_seed: Seed
     allow_weak_teacher: bool
     output: str
     dataset: Dataset
@@ -155,6 +139,10 @@ class Settings:
     engine: Engine
     tracking: Tracking
     method: str  # the name of the distiller's configuration file
+
+    def __post_init__(self) -> None:
+        if not self.output:
+            raise ValueError("output is empty: it must name a folder")
 
     @property
     def needs_teacher(self) -> bool:
@@ -172,41 +160,46 @@ def settings(config: Mapping[str, Any], method: str) -> Settings:
     if config.get("pairs") is not None:
         raise EdkdError("several pairs are a sweep: add -m, or name one pair (see conf/pair)")
     known = {field.name for field in fields(Settings)} - {"method"}
-    if surplus := sorted(set(config) - known - {"pairs"}):
+    values = {name: value for name, value in config.items() if name != "pairs"}
+    if surplus := sorted(set(values) - known):
         raise EdkdError(f"{surplus[0]}: not a key of the configuration; allowed: {', '.join(sorted(known))}")
-    if absent := sorted(known - set(config)):
-        raise EdkdError(f"{absent[0]} is missing from the configuration; see conf/config.yaml")
-    dataset = typed(Dataset, config["dataset"], "dataset", surplus=True)
-    check_call(dataset.source, "dataset.source", {})
-    networks = {}
-    for role in ("teacher", "student"):
-        networks[role] = typed(Network, config[role], role, surplus=True)
-        check_call(networks[role].model, f"{role}.model", {"num_classes": 2})
-    method_class = target(config["distiller"], "distiller")
-    if not (inspect.isclass(method_class) and issubclass(method_class, Distiller)):
-        raise EdkdError(
-            f"distiller._target_: {config['distiller']['_target_']} is no subclass of edkd.distillers.Distiller"
-        )
-    distiller = {"_target_": config["distiller"]["_target_"], **check_call(config["distiller"], "distiller", {})}
-    try:
-        build(distiller, "distiller")  # a value that the method refuses is told now, not when its run starts
-    except (ValueError, TypeError) as error:
-        raise EdkdError(f"distiller: {' '.join(str(error).split())}; see conf/distiller") from error
-    return Settings(
-        seed=_natural(config["seed"], "seed"),
-        teacher_seed=_natural(config["teacher_seed"], "teacher_seed"),
-        allow_weak_teacher=convert(config["allow_weak_teacher"], bool, "allow_weak_teacher"),
-        output=_text(config["output"], "output"),
-        dataset=dataset,
-        teacher=networks["teacher"],
-        student=networks["student"],
-        distiller=distiller,
-        schedule=typed(Schedule, config["schedule"], "schedule"),
-        optimizer=_optimizer(config["optimizer"]),
-        engine=typed(Engine, config["engine"], "engine"),
-        tracking=typed(Tracking, config["tracking"], "tracking"),
-        method=method,
-    )
+    parts: dict[str, Any] = {name: typed(cls, values[name], name) for name, cls in _PARTS.items() if name in values}
+    if "distiller" in values:
+        parts["distiller"] = _distiller(values["distiller"])
+    if "optimizer" in values:
+        parts["optimizer"] = _optimizer(values["optimizer"])
+    cfg = typed(Settings, {**values, **parts, "method": method}, "")
+    check_call(cfg.dataset.source, "dataset.source", {})
+    for role, network in {"teacher": cfg.teacher, "student": cfg.student}.items():
+        check_call(network.model, f"{role}.model", {"num_classes": 2})
+    return cfg
+
+
+_PARTS: dict[str, type] = {
+    "dataset": Dataset,
+    "teacher": Network,
+    "student": Network,
+    "schedule": Schedule,
+    "engine": Engine,
+    "tracking": Tracking,
+}
+_accepted: set[tuple[type, str]] = set()  # methods, and values that they have accepted
+
+
+def _distiller(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The checked node of a method, which is constructed once with these values, for it may refuse one."""
+    method = target(node, "distiller")
+    if not (inspect.isclass(method) and issubclass(method, Distiller)):
+        raise EdkdError(f"distiller._target_: {node['_target_']} is no subclass of edkd.distillers.Distiller")
+    values = check_call(node, "distiller", {})
+    content = method, json.dumps(values, sort_keys=True)
+    if content not in _accepted:
+        try:
+            method(**values)
+        except (ValueError, TypeError) as error:
+            raise EdkdError(f"distiller: {' '.join(str(error).split())}; see conf/distiller") from error
+        _accepted.add(content)
+    return {"_target_": node["_target_"], **values}
 
 
 def identity(cfg: Settings, teacher_id: str | None) -> dict[str, Any]:
@@ -255,17 +248,3 @@ def recipe(identified: Mapping[str, Any]) -> str:
 def cell(identified: Mapping[str, Any]) -> str:
     """Names what the runs of one table cell must have in common: everything but the seed."""
     return digest({name: value for name, value in identified.items() if name != "seed"})
-
-
-def _text(value: Any, where: str) -> str:
-    text: str = convert(value, str, where)
-    if not text:
-        raise EdkdError(f"{where} is empty: it must name a folder")
-    return text
-
-
-def _natural(value: Any, where: str) -> int:
-    number: int = convert(value, int, where)
-    if not 0 <= number < 2**32:
-        raise EdkdError(f"{where}={number}: must be 0 or more, and below 2^32")
-    return number

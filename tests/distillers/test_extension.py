@@ -147,8 +147,8 @@ def test_a_run_of_its_own_with_its_own_tweak(tiny: list[str], folder: Path) -> N
     ("changes", "arguments", "message"),
     [
         ({}, "distiller.weigth=2", "distiller.weigth: no such key in distiller=mse, did you mean weight?; allowed: "),
-        ({"beta": 2.0}, "", "distiller.beta: mse.MSE takes no such value; allowed: weight"),
-        ({"weight": None}, "", "distiller.weight is missing: mse.MSE needs it"),
+        ({"beta": 2.0}, "", "distiller.beta: no such value; allowed: weight"),
+        ({"weight": None}, "", "distiller.weight is missing; see conf/distiller"),
         ({"weight": "much"}, "", "distiller.weight=much: must be a number"),
         ({}, "distiller.weight=[1]", "distiller.weight=[1]: must be a number"),
         ({"_target_": "mse.MES"}, "", "distiller._target_: cannot import mse.MES: "),

@@ -121,7 +121,7 @@ def test_what_cannot_be_filled(output: Path) -> None:
     for seed in ("-1", "x", "4294967296"):
         assert error(cache("resnet8", f"seed={seed}")).startswith(f"seed {seed}: must be a whole number")
     assert error(cache("resnet8", "--epochs", "x")).startswith("schedule.epochs=x: must be a whole number")
-    assert error(cache("resnet8", "--epochs", "0")).startswith("schedule.epochs must be above 0")
+    assert error(cache("resnet8", "--epochs", "0")).startswith("schedule.epochs=0: must be above 0")
     assert error(cache("resnet8", "--all", "--epochs", "1")).startswith("--all means every view")
     assert error(cache("--seeds", "0")).startswith("no teacher named; example: edkd teachers cache vgg13 ")
     assert list(output.glob("teachers/*/*.logits")) == []
