@@ -24,8 +24,9 @@ from edkd.rundir import journal, provenance
 from edkd.runs.setup import load_arrays
 from edkd.slurm import submission, submit
 from edkd.status import registry
-from edkd.sweeps import estimate, progress, retry
+from edkd.sweeps import estimate, progress
 from edkd.sweeps.plan import Sweep, expand, key_of, make_plan, pair_lists
+from edkd.sweeps.retry import Retry
 from edkd.sweeps.single import open_tracking
 from edkd.training.device import cores, pick_device
 
@@ -36,23 +37,28 @@ def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, la
     Exits with code 1 after the summary if a job failed. Raises EdkdError for what is wrong with the command itself,
     before anything is launched or written.
     """
-    if isinstance(launcher, submit.Queue):
+    if isinstance(launcher, submit.Queue):  # before the plan, which takes longer
         launcher.check()
     overrides = OverridesParser.create(loader).parse_overrides(list(arguments))
     dry_run = estimate.wanted(next((o.value() for o in overrides if key_of(o) == "dry_run"), False))
-    again = next((Path(str(o.value())) for o in overrides if key_of(o) == "retry"), None)
     overrides = [o for o in overrides if key_of(o) != "dry_run"]
-    if again is not None:
-        planned: Sweep = retry.planned(again)
-    else:
-        planned = make_plan(expand(overrides, pair_lists(overrides, master, loader)), overrides, master, loader)
+    planned = make_plan(expand(overrides, pair_lists(overrides, master, loader)), overrides, master, loader)
+    carry_out(planned, master, launcher, dry_run=dry_run)
+    return []
+
+
+def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run: bool) -> None:
+    """Show a plan and, unless that is all that is wanted, run it.
+
+    Exits with code 1 after the summary if a job failed. Raises EdkdError before anything is launched or written.
+    """
     states = {job.run: journal.tail_state(job.directory) for job in planned.jobs}
     answer = submission.ask(planned.jobs, states) if isinstance(launcher, submit.Queue) else None
     progress.show_plan(planned, states, submission.whereabouts(planned.jobs, states, answer))
     progress.tell_outdated(planned.jobs, states)
     _show_estimate(planned, states, master)
     if dry_run:
-        return []
+        return
     # A teacher whose run is finished, but that is not in the store, is put there again by its job.
     todo = [job for job in planned.teachers if states[job.run].status != "running"]
     todo += [job for job in planned.students if states[job.run].status not in ("finished", "running")]
@@ -62,8 +68,9 @@ def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, la
             load_arrays(cfg)
     open_tracking(planned.students[0].settings.tracking)
     output = Path(planned.students[0].settings.output)
-    recorded = again is not None or planned.id in registry.known(output)
-    if again is None:  # else the sweep has more runs than these
+    retried = isinstance(planned, Retry)  # the sweep has more runs than these
+    recorded = retried or planned.id in registry.known(output)
+    if not retried:
         registry.record(output, planned.id, [job.name for job in planned.jobs])
     if isinstance(launcher, submit.Queue):
         try:
@@ -75,7 +82,6 @@ def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, la
             raise
     else:
         _run(planned, todo, master, launcher)
-    return []
 
 
 def _show_estimate(planned: Sweep, states: Mapping[str, journal.RunState], master: DictConfig) -> None:
