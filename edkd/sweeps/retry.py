@@ -7,7 +7,7 @@ from pathlib import Path
 from edkd.config.job import Job, directory_of, thaw, training_run
 from edkd.errors import EdkdError
 from edkd.rundir.paths import RunDir
-from edkd.status.state import RunView, about
+from edkd.status.state import RunStatus, about
 from edkd.sweeps.plan import Sweep
 from edkd.teachers import store
 
@@ -27,7 +27,7 @@ class Retry(Sweep):
         return only or super().id
 
 
-def choose(views: Sequence[RunView], everything: Sequence[RunView], *, new: bool) -> list[Path]:
+def choose(views: Sequence[RunStatus], everything: Sequence[RunStatus], *, new: bool) -> list[Path]:
     """The runs among `views` to launch again: what failed or vanished, and with `new` what never began.
 
     Students that never began because one of these was to teach them are among `everything` and go along.
