@@ -5,7 +5,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
@@ -95,7 +94,7 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
             progress.update(task, completed=done, rate=f"{rate:,.0f}/s")
             if not console.is_terminal and now - told > TELL_EVERY:
                 told = now
-                left = timedelta(seconds=round((total - done) / rate)) if rate else "unknown time"
+                left = duration((total - done) / rate) if rate else "unknown time"
                 print(f"{what}: {done:,} of {total:,}, {rate:,.0f}/s, {left} left", file=sys.stderr, flush=True)
 
         yield update
@@ -115,3 +114,14 @@ def size(count: float) -> str:
 def counted(count: int, noun: str) -> str:
     """A number and its noun: ``1 run``, ``2 runs``."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss, or in days: ``0:08:20``, ``1.5 days``."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}" if whole < 86400 else f"{whole / 86400:.1f} days"
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number with so many decimals; empty where there is none."""
+    return "" if value is None else f"{value:.{digits}f}"

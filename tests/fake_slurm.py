@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 COMMANDS = {
-    # Keeps the script as jobs/N.sh and runs nothing, unless `run` is there: then all jobs run, one after another.
+    # Keeps the script as jobs/N.sh and runs nothing, unless `run` is there: then all jobs run, one after another,
+    # and each leaves the queue at its end.
     "sbatch": """
         [ -e {folder}/refuse ] && cat {folder}/refuse >&2 && exit 1
         n=$(( $(ls {folder}/jobs | wc -l) + 1 ))
@@ -16,6 +17,7 @@ COMMANDS = {
         if [ -e {folder}/run ]; then {folder}/bin/run-job $n </dev/null >/dev/null 2>&1 & fi""",
     "run-job": """
         exec 9>{folder}/turn; flock 9
+        trap "sed -i '/^$1[|_]/d' {folder}/queue" EXIT
         script={folder}/jobs/$1.sh
         last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' $script)
         export SLURM_JOB_ID=$1 SLURMD_NODENAME=n1

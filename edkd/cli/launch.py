@@ -18,6 +18,8 @@ from edkd.config.compose import explain, resolve
 from edkd.console import console, fail
 from edkd.errors import EdkdError
 
+INTERRUPTED = "interrupted; the same command continues where this one stopped"
+
 _WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
 
 
@@ -29,7 +31,7 @@ def main() -> None:
     try:
         _compose_and_run()
     except KeyboardInterrupt:
-        console.print("interrupted; the same command continues where this one stopped")
+        console.print(INTERRUPTED)
         raise SystemExit(130) from None
     except (EdkdError, HydraException, OmegaConfBaseException) as error:
         _tell(error)
@@ -40,14 +42,19 @@ def main() -> None:
 
 
 def _sorted(arguments: list[str]) -> list[str]:
-    """Options before overrides, for Hydra's parser takes no option between two overrides; and what may be added is."""
+    """Options before overrides, for Hydra's parser takes no option between two overrides."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--multirun", "-m", action="store_true")
     parser.add_argument("--config-dir", "-cd")
     args, others = parser.parse_known_args(arguments)
     options = ["--multirun"] * args.multirun + (["--config-dir", args.config_dir] if args.config_dir else [])
+    return [*options, *may_add(others)]
+
+
+def may_add(overrides: list[str]) -> list[str]:
+    """Overrides that may name any option of sbatch, also one that the configuration does not have yet."""
     free = "hydra.launcher.additional_parameters"
-    return [*options, *(f"++{word}" if word.startswith((f"{free}.", f"{free}=")) else word for word in others)]
+    return [f"++{each}" if each.startswith((f"{free}.", f"{free}=")) else each for each in overrides]
 
 
 def _tell(error: Exception) -> None:

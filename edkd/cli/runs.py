@@ -2,15 +2,11 @@
 
 import argparse
 import contextlib
-import json
 import shlex
-import sys
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edkd.console import fail
+from edkd.console import console, fail
 from edkd.errors import EdkdError
 from edkd.status.state import STATES
 
@@ -67,7 +63,7 @@ def add_to(commands: Any) -> None:
     again.add_argument("--all", action="store_true", help="also what is planned and never began")
     again.add_argument("--dry-run", action="store_true", help="print what would be launched, and stop")
     again.add_argument(
-        "--config-dir", "-cd", metavar="DIR", help="a folder of your own beside conf/, with the launcher"
+        "--config-dir", "-cd", type=Path, metavar="DIR", help="a folder of your own beside conf/, with the launcher"
     )
     again.add_argument(
         "overrides",
@@ -120,10 +116,13 @@ def _logs(args: argparse.Namespace) -> None:
 
 
 def _retry(args: argparse.Namespace) -> None:
+    from edkd.cli import launch
     from edkd.rundir.paths import find_runs
     from edkd.status.state import look
     from edkd.status.table import summary
     from edkd.sweeps import retry
+    from edkd.sweeps.launcher import compose_launcher
+    from edkd.sweeps.sweep import carry_out
 
     if args.sweep is not None and "=" in args.sweep:  # an override, for all runs
         args.overrides.insert(0, args.sweep)
@@ -139,24 +138,14 @@ def _retry(args: argparse.Namespace) -> None:
     if not chosen:
         print(f"nothing to retry: {summary(views)}")
         return
-    with tempfile.TemporaryDirectory(prefix="edkd-") as folder:
-        file = Path(folder) / "retry.json"
-        file.write_text(json.dumps([str(path) for path in chosen]))
-        options = ["--config-dir", args.config_dir] if args.config_dir else []
-        _launch(file, args.output, [*options, *args.overrides, *(["+dry_run=true"] if args.dry_run else [])])
-
-
-def _launch(file: Path, output: Path, overrides: Sequence[str]) -> None:
-    """Hand over to the command that runs sweeps."""
-    from edkd.cli import launch
-    from edkd.config.compose import quoted
-
-    before = sys.argv
-    sys.argv = [before[0], "-m", f"+retry={quoted(str(file))}", f"output={quoted(str(output))}", *overrides]
+    master, launcher = compose_launcher(
+        launch.may_add(args.overrides), config_dir=args.config_dir, output=args.output, task=launch.task
+    )
     try:
-        launch.main()
-    finally:
-        sys.argv = before
+        carry_out(retry.make_plan(chosen), master, launcher, dry_run=args.dry_run)
+    except KeyboardInterrupt:
+        console.print(launch.INTERRUPTED)
+        raise
 
 
 def _selection(args: argparse.Namespace) -> Any:

@@ -11,6 +11,31 @@ from edkd.errors import EdkdError
 DIRECTORY_NAME = re.compile(r"(?P<distiller>.+)-s(?P<seed>-?\d+)-(?P<hash>[0-9a-f]{8})")
 
 
+class RunDir:
+    """A run's directory, `<output>/runs/<dataset>/<pair>/<distiller>-s<seed>-<hash>`, and its files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"  # the frozen configuration
+        self.journal = self.path / "journal.jsonl"  # what happened, a record a line
+        self.log = self.path / "run.log"
+        self.checkpoint = self.path / "checkpoint.pt"  # from which an interrupted run continues
+        self.last = self.path / "last.pt"  # the weights after the last epoch
+        self.best = self.path / "best.pt"  # the weights of the best epoch
+        self.submission = self.path / "slurm.json"  # the SLURM job that was submitted last
+        self.lock = self.path / "run.lock"
+        self.holder = self.path / "holder.json"  # the process that holds the lock
+        self.code = self.path / "code.diff"  # what the code had besides its commit
+
+    @property
+    def journal_size(self) -> int:
+        """Bytes in the journal: more of them later mean that something has happened since."""
+        try:
+            return self.journal.stat().st_size
+        except OSError:
+            return 0
+
+
 def find_runs(output: Path) -> list[Path]:
     """The directories of all runs below an output folder, sorted. Raises EdkdError if it has no `runs`."""
     root = Path(output) / "runs"

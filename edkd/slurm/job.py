@@ -20,12 +20,13 @@ from typing import Any
 
 from edkd.errors import EdkdError
 from edkd.rundir import journal, lock
+from edkd.rundir.paths import RunDir
 from edkd.runs.preemption import Stopped
 
 WARNING = signal.SIGUSR2
 FINISH_EPOCH = 0.5  # part of the time between the warning and the end in which an epoch may still be finished
 LAST_MOMENT = 0.75  # part of that time after which a run that has met no safe point is broken off where it is
-_NO_GPU = ("", "-1", "NoDevFiles")  # CUDA_VISIBLE_DEVICES of a job without; the last is SLURM's word
+_NO_GPU = ("", "-1", "NoDevFiles")  # CUDA_VISIBLE_DEVICES of a job without; the last is SLURM's
 PATIENCE = 2.0  # seconds between two looks at a run directory that another process holds
 
 
@@ -43,12 +44,12 @@ class FrozenRun:
         A run that fails ends the process with a non-zero code, so that SLURM's tools show the job as failed too.
         """
         os.chdir(self.folder)
-        book = self.config.parent / journal.FILE
-        size = journal_size(book.parent)
+        run_dir = RunDir(self.config.parent)
+        size = run_dir.journal_size
 
         def note(error: str) -> None:  # unless the run itself could do so
-            if journal_size(book.parent) == size:
-                journal.Journal(book).append({"event": "failure", "error": error})
+            if run_dir.journal_size == size:
+                journal.Journal(run_dir.journal).append({"event": "failure", "error": error})
 
         with warnings_noted(self.signal_delay_s) as warned:
             try:
@@ -72,7 +73,7 @@ class FrozenRun:
                     f"stopped by SLURM and not queued again ({reason}); run the same command again to continue, "
                     "with a larger hydra.launcher.timeout_min or max_num_timeout if it ran out of time"
                 )
-                journal.Journal(book).append({"event": "failure", "error": message})
+                journal.Journal(run_dir.journal).append({"event": "failure", "error": message})
                 print(f"edkd: {message}", file=sys.stderr)
                 raise SystemExit(1) from None
 
@@ -89,7 +90,7 @@ class FrozenRun:
         job, sweep = thaw(self.config)
         if job.settings.engine.device == "auto":
             _check_gpu()
-        told = False
+        said = False
         while True:
             try:
                 execute(job, sweep=sweep, show=True, stop_asked=warned.stop_asked)
@@ -97,9 +98,9 @@ class FrozenRun:
             except lock.HeldError as error:
                 # SLURM starts a job a second time if it loses sight of a node on which the first one lives. The run
                 # needs but one of them; should that die after all, this one continues.
-                if not told:
+                if not said:
                     print(f"waiting: {error}", file=sys.stderr)
-                told = True
+                said = True
             if warned.at is not None:
                 raise Stopped
             time.sleep(PATIENCE)
@@ -116,14 +117,6 @@ def _check_gpu() -> None:
             f"{platform.node()}: a build of torch without CUDA, or a driver that is too old or away? "
             "hydra.launcher.gpus_per_node=0 engine.device=cpu computes on CPUs"
         )
-
-
-def journal_size(run_dir: Path) -> int:
-    """Bytes in a run's journal: more of them later mean that something has happened since."""
-    try:
-        return (Path(run_dir) / journal.FILE).stat().st_size
-    except OSError:
-        return 0
 
 
 class Warned:

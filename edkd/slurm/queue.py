@@ -33,23 +33,17 @@ class Entry:
     """A job in SLURM's queue or accounts."""
 
     state: str
-    """SLURM's word: PENDING, RUNNING, COMPLETED, TIMEOUT, ..."""
+    """As SLURM calls it: PENDING, RUNNING, COMPLETED, TIMEOUT, ..."""
     where: str
     """Of a pending job the reason why it waits, of any other its nodes; empty where there are none."""
 
 
-def states(job_ids: Iterable[str]) -> dict[str, str] | None:
-    """SLURM's state words for jobs, named as `squeue` prints them (``12``, ``12_3``).
+def look_up(job_ids: Iterable[str]) -> dict[str, Entry] | None:
+    """What SLURM says of jobs, named as `squeue` prints them (``12``, ``12_3``).
 
     A job that SLURM does not know is absent. None where SLURM cannot be asked: there is no `squeue`, or the controller
     is away. Returns within some ten seconds, whatever SLURM does.
     """
-    found = look_up(job_ids)
-    return None if found is None else {job: entry.state for job, entry in found.items()}
-
-
-def look_up(job_ids: Iterable[str]) -> dict[str, Entry] | None:
-    """As `states`, with what else the queue tells about each job."""
     wanted = set(job_ids)
     if not wanted:
         return {}
@@ -148,8 +142,8 @@ def _ask(command: list[str], deadline: float) -> subprocess.CompletedProcess[str
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-def last_words(log: Path) -> str:
-    """The last line of a job's log that tells something, cut short; empty where there is none.
+def last_line(log: Path) -> str:
+    """The last line of a job's log that says something, cut short; empty where there is none.
 
     What srun adds, that a task has exited, follows the reason.
     """
@@ -159,7 +153,7 @@ def last_words(log: Path) -> str:
             lines = [" ".join(line.split()) for line in file.read().decode(errors="replace").splitlines()]
     except OSError:
         return ""
-    told = [line for line in lines if line]
-    line = next((each for each in reversed(told) if not each.startswith("srun:")), told[-1] if told else "")
+    lines = [line for line in lines if line]
+    line = next((each for each in reversed(lines) if not each.startswith("srun:")), lines[-1] if lines else "")
     line = _SPEAKER.sub("", line)
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"

@@ -1,35 +1,28 @@
-"""A sweep on SLURM: hand all of its jobs to the queue at once, and wait for what becomes of them.
+"""Handing a sweep to SLURM: all of its jobs at once.
 
     teachers: arrays of jobs -> students of each teacher: arrays that depend on that teacher's job alone
 
-Each run directory keeps a ticket, `slurm.json`, that names its job. So the launching process may go and come again:
-whoever gives the same command finds the jobs that wait or run, and submits only the others. What became of a run is
-told by its journal; the queue is asked only about those that are silent.
+Each run's directory keeps a `Submission` that names its job. So the launching process may go and come again: the same
+command finds the jobs that wait or run, and submits only the others.
 """
 
 import contextlib
 import shutil
 import subprocess
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from filelock import FileLock
 
 from edkd.config.job import Job, absent, freeze, unmake
-from edkd.console import LOG, console, counted
+from edkd.console import LOG, counted
 from edkd.errors import EdkdError
-from edkd.rundir import journal, lock
-from edkd.rundir.provenance import read as read_code
+from edkd.rundir import provenance
+from edkd.rundir.paths import RunDir
 from edkd.slurm import queue
-from edkd.slurm.job import journal_size
-from edkd.slurm.submission import Answer, Ticket, ask, has_ended, keep, queued
-
-LOOK = 1.0  # seconds between two looks at the journals; more where they are many
-SILENCE = 20.0  # seconds that a job must be gone from the queue, and its journal silent, until it counts as vanished
-NEWS = 90.0  # the same for a job that SLURM says has ended well: a network file system shows new files that late
+from edkd.slurm.submission import Submission
 
 
 class Planned(Protocol):
@@ -61,43 +54,25 @@ class Queue(Protocol):
         """
 
 
-def run(
-    planned: Planned, states: Mapping[str, journal.RunState], launcher: Queue, answer: Answer | None = None
-) -> dict[str, str] | None:
-    """Submit what is neither finished nor in the queue already, and wait for all of it.
-
-    `answer` is what SLURM said when this was planned: it is asked anew if others have submitted runs of it since.
-    Returns of each run that vanished what is known about it; None from a launcher that does not wait. Raises EdkdError
-    if the queue refuses the jobs or does not answer; those that it has by then are found again by the same command, and
-    of those that it refused nothing stays that was not there before.
-    """
+def require_sbatch() -> None:
+    """Raise EdkdError where jobs cannot be submitted."""
     if not shutil.which("sbatch"):
         raise EdkdError(
             "there is no sbatch on PATH: start this on a login node of the cluster, "
             "or use another launcher, such as hydra/launcher=local"
         )
-    every = [*planned.teachers, *planned.students]
-    output = Path(every[0].settings.output)
-    with _alone(output / "sweeps"):
-        tickets = queued(every, ask(every, states, answer))
-        adopted = len(tickets)
-        tickets |= _submit(planned, states, tickets, launcher)
-    _tell(planned, tickets, adopted, launcher.detached)
-    if launcher.detached:
-        return None
-    jobs = {job.run: job for job in every}
-    try:
-        return follow({run: (jobs[run], ticket) for run, ticket in tickets.items()}, launcher.poll_s)
-    except KeyboardInterrupt:
-        console.print("the jobs stay in SLURM's queue: `edkd status` shows them, the same command waits for them again")
-        raise
 
 
-def _submit(
-    planned: Planned, states: Mapping[str, journal.RunState], waiting: dict[str, Ticket], launcher: Queue
-) -> dict[str, Ticket]:
-    code, limit = read_code(), array_limit()
-    submitted: dict[str, Ticket] = {}
+def submit(
+    planned: Planned, todo: Collection[str], queued: Mapping[str, Submission], launcher: Queue
+) -> dict[str, Submission]:
+    """Submit those jobs of a sweep whose runs are `todo`; `queued` has what is in the queue already, by run.
+
+    A student whose teacher another process trains is left out. Returns the submissions by run. Raises EdkdError if the
+    queue refuses jobs: those that it has by then stay, and of those that it refused nothing stays that was not there.
+    """
+    code, limit = provenance.read(), array_limit()
+    submitted: dict[str, Submission] = {}
 
     def send(jobs: Sequence[Job], after: str | None) -> None:
         for first in range(0, len(jobs), limit):
@@ -108,29 +83,39 @@ def _submit(
                     freeze(job, sweep=planned.id, threads=launcher.threads, planned_with=code).absolute()
                     for job in part
                 ]
-                sizes = [journal_size(job.directory) for job in part]
+                sizes = [RunDir(job.directory).journal_size for job in part]
                 accepted = launcher.submit(frozen, after)
             except EdkdError:
                 unmake(made)
                 raise
             for job, size, (job_id, log) in zip(part, sizes, accepted, strict=True):
-                ticket = Ticket(job_id, time.time(), planned.id, log, size)
-                keep(ticket, job.directory)
-                submitted[job.run] = ticket
+                submitted[job.run] = Submission(job_id, time.time(), planned.id, log, size)
+                submitted[job.run].write(job.directory)
 
-    # A teacher whose run is finished, but that is not in the store, is put there again by its job.
-    send([job for job in planned.teachers if job.run not in waiting and states[job.run].status != "running"], None)
-    trained_by = {f"run:{job.run}": (waiting | submitted).get(job.run) for job in planned.teachers}
+    send([job for job in planned.teachers if job.run in todo], None)
+    trained_by = {f"run:{job.run}": (submitted | {**queued}).get(job.run) for job in planned.teachers}
     students: dict[str | None, list[Job]] = {}
     for job in planned.students:
-        if job.run in waiting or states[job.run].status in ("finished", "running"):
-            continue
         teacher = trained_by.get(job.teacher_id or "")
-        if job.teacher_id not in trained_by or teacher is not None:  # else it is trained elsewhere, by nobody's job
+        if job.run in todo and (job.teacher_id not in trained_by or teacher is not None):
             students.setdefault(teacher.job_id if teacher else None, []).append(job)
     for after, jobs in sorted(students.items(), key=lambda item: item[0] is not None):
         send(jobs, after)
     return submitted
+
+
+def show_submitted(submitted: Mapping[str, Submission], queued: Mapping[str, Submission], *, detached: bool) -> None:
+    """Print how many jobs there are in the queue, and their numbers."""
+    arrays = sorted({each.job_id.partition("_")[0] for each in [*submitted.values(), *queued.values()]}, key=int)
+    line = f"{counted(len(submitted), 'job')} submitted to SLURM"
+    if queued:
+        line += f", {len(queued)} {'was' if len(queued) == 1 else 'were'} in its queue already"
+    print(f"{line}{': ' + ', '.join(arrays) if arrays else ''}", flush=True)
+    if detached:
+        print(
+            "not waiting for them; `edkd status` shows how they are; "
+            "the same command with hydra.launcher.detached=false waits, and ends with the summary"
+        )
 
 
 def array_limit() -> int:
@@ -155,83 +140,16 @@ def array_limit() -> int:
     return 1001  # SLURM's own default
 
 
-def follow(watched: Mapping[str, tuple[Job, Ticket]], poll_s: float) -> dict[str, str]:
-    """Wait until each job has ended in truth; returns of those that vanished what is known, by run."""
-    waiting = dict(watched)
-    silent: dict[str, float] = {}
-    vanished: dict[str, str] = {}
-    away = False
-    told: frozenset[str] = frozenset()
-    next_poll = 0.0
-    while waiting:
-        now = time.monotonic()
-        known: Mapping[str, queue.Entry] | None = None
-        if now >= next_poll:
-            # Before the journals: what a job wrote before it left the queue is then seen.
-            known = queue.look_up(ticket.job_id for _, ticket in waiting.values())
-            if (known is None) != away:
-                away = known is None
-                LOG.warning("SLURM does not answer; waiting for it" if away else "SLURM answers again")
-            if known is not None:
-                told = _tell_reasons(known, told)
-            next_poll = time.monotonic() + poll_s
-        for run, (job, ticket) in list(waiting.items()):
-            if has_ended(job, ticket):
-                del waiting[run]
-            elif known is not None:
-                entry = known.get(ticket.job_id)
-                state = entry.state if entry is not None else None
-                if state in queue.ALIVE or lock.is_held(job.directory):
-                    silent.pop(run, None)
-                elif time.monotonic() - silent.setdefault(run, now) >= (NEWS if state == "COMPLETED" else SILENCE):
-                    began = journal_size(job.directory) > ticket.journal_size
-                    words = "" if began else queue.last_words(Path(ticket.log))
-                    vanished[run] = f"{state or 'gone from the queue'} (SLURM job {ticket.job_id}, {ticket.log})"
-                    vanished[run] += f": {words}" if words else ""
-                    console.print(f"{job.name}: vanished: {vanished[run]}", markup=False, soft_wrap=True)
-                    del waiting[run]
-        if waiting:
-            time.sleep(min(poll_s, max(LOOK, 0.01 * len(waiting))))
-    return vanished
-
-
-def _tell_reasons(known: Mapping[str, queue.Entry], told: frozenset[str]) -> frozenset[str]:
-    """Say why jobs wait if there is a reason that was not `told` yet; returns all that were told."""
-    reasons = Counter(entry.where for entry in known.values() if entry.state in queue.QUEUED and entry.where)
-    if reasons.keys() <= told:
-        return told
-    each = ", ".join(f"{reason} ({count})" if len(reasons) > 1 else reason for reason, count in reasons.most_common())
-    count = reasons.total()
-    console.print(
-        f"SLURM: {counted(count, 'run')} {'waits' if count == 1 else 'wait'}: {each}", markup=False, soft_wrap=True
-    )
-    return told | reasons.keys()
-
-
-def _tell(planned: Planned, tickets: Mapping[str, Ticket], adopted: int, detached: bool) -> None:
-    new = len(tickets) - adopted
-    arrays = sorted({ticket.job_id.partition("_")[0] for ticket in tickets.values()}, key=int)
-    told = f"{counted(new, 'job')} submitted to SLURM"
-    if adopted:
-        told += f", {adopted} {'was' if adopted == 1 else 'were'} in its queue already"
-    print(f"{told}{': ' + ', '.join(arrays) if arrays else ''}", flush=True)
-    if detached:
-        print(
-            "not waiting for them; `edkd status` shows how they are; "
-            "the same command with hydra.launcher.detached=false waits, and ends with the summary"
-        )
-
-
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Two commands at once would submit the same jobs."""
+def alone(folder: Path) -> Iterator[None]:
+    """Let one command at a time submit jobs: two would submit the same."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        submission = FileLock(folder / ".submission.lock")
-        submission.acquire()
+        held = FileLock(folder / ".submission.lock")
+        held.acquire()
     except (OSError, NotImplementedError) as error:
         raise EdkdError(f"cannot write below {folder}: {error}") from error
     try:
         yield
     finally:
-        submission.release()
+        held.release()

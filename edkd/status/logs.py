@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edkd.errors import EdkdError
-from edkd.status.state import RunView, look
+from edkd.rundir.paths import RunDir
+from edkd.status.state import RunStatus, look
 
-LOG = "run.log"
 POLL = 0.5  # seconds between looks at a log that is followed
 _LOOK = 20  # looks at the log for one at the run
 
@@ -23,7 +23,7 @@ def show(run_dir: Path, lines: int) -> None:
     a log. Raises EdkdError if there is no log yet.
     """
     (view,) = look([run_dir])
-    found = [path for path in (run_dir / LOG, *_of_job(view)) if path.is_file() and path.stat().st_size]
+    found = [path for path in (RunDir(run_dir).log, *_of_job(view)) if path.is_file() and path.stat().st_size]
     if not found:
         verb = "" if view.state in ("failed", "vanished") else "is "
         raise EdkdError(f"no log yet: {view.name} {verb}{view.state}{f' ({view.why})' if view.why else ''}")
@@ -36,11 +36,11 @@ def show(run_dir: Path, lines: int) -> None:
 
 def follow(run_dir: Path, lines: int) -> None:
     """Print the end of a run's log and what is added to it until the run is done, failed or vanished."""
-    path = run_dir / LOG
+    path = RunDir(run_dir).log
     looks = 0
     while not path.exists() and (looks % _LOOK != 0 or _goes_on(run_dir)):
         if looks == 0:
-            _say(run_dir, lines)
+            _show_what_there_is(run_dir, lines)
         looks += 1
         time.sleep(POLL)
     if not path.exists():
@@ -57,7 +57,7 @@ def follow(run_dir: Path, lines: int) -> None:
             time.sleep(POLL)
 
 
-def _say(run_dir: Path, lines: int) -> None:
+def _show_what_there_is(run_dir: Path, lines: int) -> None:
     """What there is to say of a run that has no log of its own yet."""
     try:
         show(run_dir, lines)
@@ -70,12 +70,12 @@ def _goes_on(run_dir: Path) -> bool:
     return view.state in ("new", "waiting", "running")
 
 
-def _of_job(view: RunView) -> list[Path]:
-    """The output and the errors of the run's last SLURM job, where they may tell what its own log does not."""
+def _of_job(view: RunStatus) -> list[Path]:
+    """The output and the errors of the run's last SLURM job, where they may say more than its own log."""
     if view.log is None or view.state == "done":
         return []
     try:
-        written = (view.directory / LOG).stat().st_mtime
+        written = RunDir(view.directory).log.stat().st_mtime
     except OSError:
         written = 0.0
     errors = view.log.with_suffix(".err")

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edkd.errors import EdkdError
-from edkd.rundir.paths import find_runs
+from edkd.rundir.paths import RunDir, find_runs
 from edkd.status import registry
-from edkd.status.state import RunView, look
+from edkd.status.state import RunStatus, look
 
 _FEW = 8  # names in an error message
 
@@ -24,7 +24,7 @@ class Selection:
     distiller: Sequence[str] = ()
     seed: Sequence[str] = ()
 
-    def look(self) -> list[RunView]:
+    def look(self) -> list[RunStatus]:
         """The runs that were asked for, by name; of those, `state` is what it is now.
 
         Raises EdkdError for a folder without runs, an unknown sweep, and a pair, method, ... that no run has.
@@ -34,7 +34,7 @@ class Selection:
             views = _having(views, what, getattr(self, what))
         return [view for view in views if not self.state or view.state in self.state]
 
-    def _of_sweep(self, views: list[RunView]) -> list[RunView]:
+    def _of_sweep(self, views: list[RunStatus]) -> list[RunStatus]:
         if self.sweep is None:
             return views
         recorded = set(registry.runs_of(self.output, self.sweep))
@@ -45,7 +45,7 @@ class Selection:
         return chosen
 
 
-def _having(views: list[RunView], what: str, allowed: Sequence[str]) -> list[RunView]:
+def _having(views: list[RunStatus], what: str, allowed: Sequence[str]) -> list[RunStatus]:
     present = {str(getattr(view, what)) for view in views}
     unknown = sorted(set(allowed) - present)
     if unknown and views:
@@ -59,7 +59,7 @@ def find_run(output: Path, cfg: str) -> Path:
     The end of a name may leave out its hash: ``vgg13-vgg8/kd-s0``. Raises EdkdError if there is none, or several.
     """
     folder = Path(cfg)
-    if (folder / "config.yaml").is_file() or (folder / "journal.jsonl").is_file():
+    if RunDir(folder).config.is_file() or RunDir(folder).journal.is_file():
         return folder
     runs = find_runs(output)
     root = Path(output) / "runs"

@@ -1,20 +1,20 @@
-"""What has become of runs: the journal's word first, then the lock's, then that of SLURM's queue.
+"""What has become of runs: what the journal says, then the lock, then SLURM's queue.
 
-    journal says end or failure            -> done, failed
+    the journal says end                   -> done
     a process holds the run's directory    -> running
     its SLURM job is alive                 -> waiting (running, where the lock cannot be seen from here)
+    the journal says failure               -> failed
     it was started or submitted            -> vanished
     none of it                             -> new
 
 Loads neither torch nor Hydra, for it is asked often and of many runs.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,26 +23,26 @@ import yaml
 from edkd.errors import EdkdError
 from edkd.rundir import journal, lock
 from edkd.rundir.journal import RunState
-from edkd.rundir.paths import DIRECTORY_NAME
+from edkd.rundir.paths import DIRECTORY_NAME, RunDir
 from edkd.slurm import queue
 from edkd.slurm.queue import Entry
+from edkd.slurm.submission import Submission
 
 State = Literal["done", "new", "waiting", "running", "vanished", "failed"]
 STATES: tuple[State, ...] = get_args(State)
-# In a run's directory, of its last SLURM job: {"job_id", "submitted", "sweep", "log", "journal_size"}; the latter are
-# the bytes of the journal at the submission.
-SUBMISSION = "slurm.json"
+UNSEEN = "SLURM cannot be asked now"
 
 _ABOUT = 1024  # bytes at the end of config.yaml that hold its `run` block
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former is ten times as fast
 _READERS = 8  # threads: on a network file system reading is waiting
-_UNSEEN = "SLURM cannot be asked now"
+
+_INTERNAL = {"shown": False}
 
 Ask = Callable[[Iterable[str]], Mapping[str, Entry] | None]
 
 
 @dataclass(frozen=True)
-class RunView:
+class RunStatus:
     """One run, as far as its directory and the queue tell."""
 
     directory: Path
@@ -53,7 +53,7 @@ class RunView:
     distiller: str
     seed: int | None
     state: State
-    why: str = ""  # one line: the error, the queue's word about a job that vanished, the reason to wait
+    why: str = ""  # one line: the error, what the queue says of a job that vanished, the reason to wait
     sweep: str | None = None  # in which the run was planned first
     epoch: int = 0  # the last that is journalled
     epochs: int | None = None  # None of a run that never started
@@ -65,9 +65,28 @@ class RunView:
     node: str | None = None  # where it runs
     job: str | None = None  # of SLURM, as squeue prints it
     log: Path | None = None  # of that job
+    # From which all this follows; no part of the document.
+    known: RunState = field(default_factory=lambda: RunState("new"), metadata=_INTERNAL)  # from journal and lock
+    submission: Submission | None = field(default=None, metadata=_INTERNAL)
+    entry: Entry | None = field(default=None, metadata=_INTERNAL)  # of the job
+
+    @property
+    def in_queue(self) -> bool:
+        """Whether a SLURM job that waits or runs will finish this run."""
+        alive = self.entry is not None and self.entry.state in queue.ALIVE
+        return alive and self.state in ("waiting", "running")
+
+    @property
+    def why_vanished(self) -> str:
+        """Why, and which job it was."""
+        return f"{self.why} (SLURM job {self.job}, {self.log})" if self.job is not None else self.why
+
+    def document(self) -> dict[str, Any]:
+        """What `edkd status --json` shows of the run."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if not each.metadata}
 
 
-def look(run_dirs: Iterable[Path], *, ask: Ask = queue.look_up) -> list[RunView]:
+def look(run_dirs: Iterable[Path], *, ask: Ask = queue.look_up) -> list[RunStatus]:
     """What has become of each of these runs, in their order. SLURM is asked only if one of them was submitted.
 
     Raises nothing for a single run's sake: one whose journal is damaged has failed, and says so. NODE_FAIL may last a
@@ -93,7 +112,7 @@ def about(run_dir: Path) -> dict[str, Any]:
     It is the file's end, so this costs one small read.
     """
     try:
-        with (Path(run_dir) / "config.yaml").open("rb") as file:
+        with RunDir(run_dir).config.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _ABOUT))
             _, found, block = file.read().decode(errors="replace").rpartition("\nrun:\n")
         values = yaml.load(block, Loader=_LOADER) if found else None
@@ -103,39 +122,32 @@ def about(run_dir: Path) -> dict[str, Any]:
 
 
 class _Facts:
-    """What a run's directory tells."""
+    """What a run's directory holds."""
 
     def __init__(self, directory: Path, lately: str | None = None) -> None:
         self.directory, self.lately = directory, lately
         self.damage: str | None = None
-        self.submission = _submission(directory)
+        self.submission = Submission.read(directory)
         try:
             self.state = journal.tail_state(directory)
         except EdkdError as error:
             self.state, self.damage = RunState(status="failed"), str(error)
         self.note = lock.last_holder(directory) if self.state.status == "interrupted" else None
+        # Whether the journal has more records than at the submission; sizes, for clocks of nodes differ.
+        self.grown = self.submission is not None and RunDir(directory).journal_size > self.submission.journal_size
 
     @property
     def job(self) -> str | None:
-        """The SLURM job that is to run this run, or was the last to try and left no word; None if there is none."""
-        if self.submission is None or (self.state.status == "failed" and self.grown):
+        """The SLURM job that is to run this run, or was the last to try; None if there is none."""
+        if self.submission is None:
             return None
         holder = self.state.holder or self.note
-        if holder is not None and not holder.get("slurm_job_id") and holder["since"] > self.submission["submitted"]:
+        if holder is not None and not holder.get("slurm_job_id") and holder["since"] > self.submission.submitted:
             return None  # a process outside SLURM took the run over
-        return str(self.submission["job_id"])
-
-    @property
-    def grown(self) -> bool:
-        """Whether the journal has more records than at the submission; sizes, for clocks of nodes differ."""
-        try:
-            size = (self.directory / journal.FILE).stat().st_size
-        except OSError:
-            size = 0
-        return self.submission is not None and size > self.submission.get("journal_size", 0)
+        return self.submission.job_id
 
 
-def _view(facts: _Facts, entries: Mapping[str, Entry] | None) -> RunView:
+def _view(facts: _Facts, entries: Mapping[str, Entry] | None) -> RunStatus:
     directory, known = facts.directory, facts.state
     dataset, pair, last = directory.parts[-3:] if len(directory.parts) > 2 else ("", "", directory.name)
     named = DIRECTORY_NAME.fullmatch(last)
@@ -148,7 +160,7 @@ def _view(facts: _Facts, entries: Mapping[str, Entry] | None) -> RunView:
         left = max(0.0, (known.epochs_total - epoch["epoch"]) * took - (time.time() - epoch["time"]))
     ended = known.end or {}
     holder = known.holder or {}
-    return RunView(
+    return RunStatus(
         directory=directory,
         name=f"{dataset}/{pair}/{last}",
         hash=named["hash"] if named else "",
@@ -157,7 +169,7 @@ def _view(facts: _Facts, entries: Mapping[str, Entry] | None) -> RunView:
         distiller=named["distiller"] if named else last,
         seed=int(named["seed"]) if named else None,
         state=state,
-        why=_line(why),
+        why=one_line(why),
         sweep=start.get("sweep") if start else about(directory).get("sweep"),
         epoch=epoch.get("epoch", 0),
         epochs=known.epochs_total,
@@ -168,7 +180,10 @@ def _view(facts: _Facts, entries: Mapping[str, Entry] | None) -> RunView:
         seconds_left=left,
         node=((entry.where if entry is not None else "") or holder.get("host")) if state == "running" else None,
         job=facts.job or holder.get("slurm_job_id"),
-        log=Path(facts.submission["log"]) if facts.submission is not None and facts.submission.get("log") else None,
+        log=Path(facts.submission.log) if facts.submission is not None else None,
+        known=known,
+        submission=facts.submission,
+        entry=entry,
     )
 
 
@@ -181,43 +196,34 @@ def _judge(facts: _Facts, entry: Entry | None, *, reached: bool) -> tuple[State,
         return "running", ""
     if facts.damage is not None:
         return "failed", facts.damage
-    if facts.job is not None:
-        if not reached:
-            return "waiting", _UNSEEN
-        if entry is not None and entry.state in queue.ALIVE:
-            if entry.state in queue.STARTED and facts.grown and known.interruption is None:
-                return "running", ""
-            doing = "starting" if entry.state == "RUNNING" else entry.state
-            return "waiting", entry.where if entry.state in queue.QUEUED else f"{doing} on {entry.where}"
-        if entry is None and facts.lately not in (None, facts.job):
-            return "waiting", "submitted just now"
-    if known.status == "failed" and facts.job is None:
+    if entry is not None and entry.state in queue.ALIVE:
+        if entry.state in queue.STARTED and facts.grown and known.interruption is None:
+            return "running", ""
+        doing = "starting" if entry.state == "RUNNING" else entry.state
+        return "waiting", entry.where if entry.state in queue.QUEUED else f"{doing} on {entry.where}"
+    if known.status == "failed" and (facts.grown or facts.job is None):  # else it is the failure of an earlier job
         return "failed", known.error or "without a word"
+    if facts.job is not None and not reached:
+        return "waiting", UNSEEN
+    if facts.job is not None and entry is None and facts.lately not in (None, facts.job):
+        return "waiting", "submitted just now"
     if known.status == "new" and facts.submission is None:
         return "new", ""
-    words = "" if facts.grown or facts.submission is None else queue.last_words(Path(facts.submission.get("log") or ""))
-    said = f": {words}" if words else ""
+    return "vanished", _why_vanished(facts, entry)
+
+
+def _why_vanished(facts: _Facts, entry: Entry | None) -> str:
+    last = queue.last_line(Path(facts.submission.log)) if facts.submission is not None and not facts.grown else ""
+    said = f": {last}" if last else ""
     if entry is not None and entry.state != "COMPLETED":
-        return "vanished", entry.state + said
-    if known.interruption is not None:
-        return "vanished", str(known.interruption.get("reason") or "interrupted")
+        return entry.state + said
+    if facts.state.interruption is not None:
+        return str(facts.state.interruption.get("reason") or "interrupted")
     if facts.job is not None:
-        return "vanished", (
-            "job ended without a word in the journal" if entry else "job gone from SLURM's queue"
-        ) + said
-    if facts.note is not None:
-        return "vanished", f"process gone: {facts.note.get('pid')} on {facts.note.get('host')}"
-    return "vanished", "process gone"
+        return ("job ended without a word in the journal" if entry else "job gone from SLURM's queue") + said
+    return f"process gone: {facts.note.get('pid')} on {facts.note.get('host')}" if facts.note else "process gone"
 
 
-def _submission(directory: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads((directory / SUBMISSION).read_bytes())
-    except (OSError, ValueError):
-        return None
-    whole = isinstance(found, dict) and "job_id" in found and isinstance(found.get("submitted"), int | float)
-    return found if whole else None
-
-
-def _line(text: str) -> str:
+def one_line(text: str) -> str:
+    """The first line that is not empty."""
     return next((" ".join(line.split()) for line in text.splitlines() if line.strip()), "")

@@ -1,6 +1,5 @@
 """The table of runs that `edkd status` shows: once, live, or as JSON."""
 
-import dataclasses
 import itertools
 import json
 import sys
@@ -14,8 +13,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from edkd.console import counted
-from edkd.status.state import STATES, RunView
+from edkd.console import counted, duration, number
+from edkd.status.state import STATES, RunStatus
 
 STYLES = {
     "done": "green",
@@ -31,7 +30,7 @@ WORDS = ("state", "node", "job", "run")  # flush left, the numbers flush right
 EXTRA = ("time", "best %", "job", "node", "images/s")  # as far as a screen has room, in this order
 
 
-def show(views: Sequence[RunView]) -> None:
+def show(views: Sequence[RunStatus]) -> None:
     """Print the table, what needs attention last, and the numbers."""
     ordered = sorted(views, key=lambda view: STATES.index(view.state))
     if sys.stdout.isatty():
@@ -45,7 +44,7 @@ def show(views: Sequence[RunView]) -> None:
         print(summary(views))
 
 
-def watch(look: Callable[[], list[RunView]], seconds: float) -> list[RunView]:
+def watch(look: Callable[[], list[RunStatus]], seconds: float) -> list[RunStatus]:
     """Show the table, renewed every so many seconds, what needs attention first; return what was seen last.
 
     Ends when every run is done, failed or vanished, and at Ctrl-C.
@@ -63,36 +62,30 @@ def watch(look: Callable[[], list[RunView]], seconds: float) -> list[RunView]:
     return views
 
 
-def document(views: Sequence[RunView], output: str, sweep: str | None) -> str:
-    """One JSON object: {"output", "sweep", "time", "counts": {state: number}, "runs": [the fields of RunView]}."""
+def document(views: Sequence[RunStatus], output: str, sweep: str | None) -> str:
+    """One JSON object: {"output", "sweep", "time", "counts": {state: number}, "runs": [RunStatus.document]}."""
     counts = Counter(view.state for view in views)
     whole: dict[str, Any] = {
         "output": output,
         "sweep": sweep,
         "time": time.time(),
         "counts": {state: counts[state] for state in STATES},
-        "runs": [dataclasses.asdict(view) for view in views],
+        "runs": [view.document() for view in views],
     }
     return json.dumps(whole, default=str, indent=1)
 
 
-def exit_code(views: Sequence[RunView]) -> int:
+def exit_code(views: Sequence[RunStatus]) -> int:
     """0 if all runs are done, 1 if one failed or vanished, 3 otherwise."""
     states = {view.state for view in views}
     return 1 if states & {"failed", "vanished"} else 3 if states - {"done"} else 0
 
 
-def summary(views: Sequence[RunView]) -> str:
+def summary(views: Sequence[RunStatus]) -> str:
     """The number of runs in each state, in one line."""
     counts = Counter(view.state for view in views)
     numbers = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     return f"{counted(len(views), 'run')}{': ' if numbers else ''}{numbers}"
-
-
-def clock(seconds: float) -> str:
-    """A duration as h:mm:ss, or in days."""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}" if whole < 86400 else f"{whole / 86400:.1f} days"
 
 
 class _Line(NamedTuple):
@@ -104,7 +97,7 @@ class _Line(NamedTuple):
     why: str
 
 
-def _screen(views: Sequence[RunView], console: Console) -> Group:
+def _screen(views: Sequence[RunStatus], console: Console) -> Group:
     ordered = sorted(views, key=lambda view: URGENCY.index(view.state))
     room = max(1, console.height - 4) if console.is_terminal else 2 * len(ordered)  # for header, numbers and cursor
     header, *rows = _drawn(_lines(ordered[:room], console.width), console.width, cut=True)
@@ -134,46 +127,42 @@ def _drawn(lines: Sequence[_Line], width: int, *, cut: bool) -> list[list[Text]]
     return drawn
 
 
-def _lines(views: Sequence[RunView], width: int | None = None) -> list[_Line]:
+def _lines(views: Sequence[RunStatus], width: int | None = None) -> list[_Line]:
     """A header and one line a run, aligned, without the columns that no run fills or that the width does not take."""
     same_dataset = len({view.dataset for view in views}) < 2
     rows = [COLUMNS, *(_row(view, same_dataset) for view in views)]
-    filled = [number for number in range(len(COLUMNS)) if any(row[number] for row in rows[1:])]
-    widths = [max(len(row[number]) for row in rows) for number in range(len(COLUMNS))]
+    filled = [column for column in range(len(COLUMNS)) if any(row[column] for row in rows[1:])]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     if width is not None:
-        room = width + 2 - sum(widths[number] + 2 for number in filled if COLUMNS[number] not in EXTRA)
-        for number in map(COLUMNS.index, EXTRA):
-            if number in filled and widths[number] + 2 > room:
-                filled.remove(number)
-            elif number in filled:
-                room -= widths[number] + 2
+        room = width + 2 - sum(widths[column] + 2 for column in filled if COLUMNS[column] not in EXTRA)
+        for column in map(COLUMNS.index, EXTRA):
+            if column in filled and widths[column] + 2 > room:
+                filled.remove(column)
+            elif column in filled:
+                room -= widths[column] + 2
 
-    def padded(row: Sequence[str], number: int) -> str:
-        width = widths[number]
-        return row[number].ljust(width) if COLUMNS[number] in WORDS else row[number].rjust(width)
+    def padded(row: Sequence[str], column: int) -> str:
+        width = widths[column]
+        return row[column].ljust(width) if COLUMNS[column] in WORDS else row[column].rjust(width)
 
     whys = ["", *(view.why for view in views)]
     return [
-        _Line(row[0], "  ".join(padded(row, number) for number in filled[:-1]), padded(row, -1), why)
+        _Line(row[0], "  ".join(padded(row, column) for column in filled[:-1]), padded(row, -1), why)
         for row, why in zip(rows, whys)
     ]
 
 
-def _row(view: RunView, same_dataset: bool) -> tuple[str, ...]:
+def _row(view: RunStatus, same_dataset: bool) -> tuple[str, ...]:
     begun = view.epoch > 0 or view.state == "running"
-    took = clock(view.seconds) if view.seconds is not None else ""
+    took = duration(view.seconds) if view.seconds is not None else ""
     return (
         view.state,
         f"{view.epoch}/{view.epochs if view.epochs is not None else '?'}" if begun else "",
-        _number(view.top1, 2),
-        _number(view.best, 2),
-        _number(view.images_per_second, 0) if view.state == "running" else "",
-        took if view.seconds_left is None else f"{clock(view.seconds_left)} left",
+        number(view.top1, 2),
+        number(view.best, 2),
+        number(view.images_per_second, 0) if view.state == "running" else "",
+        took if view.seconds_left is None else f"{duration(view.seconds_left)} left",
         view.node or "",
         (view.job or "") if view.state != "done" else "",
         view.name.partition("/")[2] if same_dataset else view.name,
     )
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"

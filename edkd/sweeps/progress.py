@@ -1,8 +1,7 @@
-"""What a sweep tells a person: its plan, its progress, its summary. All of it is read from journals."""
+"""What a sweep shows: its plan, its progress, its summary."""
 
 import contextlib
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,77 +12,75 @@ from rich.table import Column
 from edkd import tracking
 from edkd.config.job import Job
 from edkd.config.schema import Tracking
-from edkd.console import LOG, console, counted
+from edkd.console import LOG, console, counted, duration
 from edkd.errors import EdkdError
 from edkd.rundir import journal, provenance
 from edkd.rundir.journal import RunState
+from edkd.rundir.paths import RunDir
 from edkd.slurm.submit import Planned
+from edkd.status.state import RunStatus, one_line
 
-WORDS = {
-    "new": "new",
-    "interrupted": "to resume",
-    "failed": "to resume (failed before)",
-    "running": "running elsewhere",
-    "finished": "finished",
-}
-LONG_PLAN = 60  # rows; a longer plan is told in numbers
+LONG_PLAN = 60  # rows; of a longer plan only the numbers are shown
 POLL = 0.5  # seconds
 
 
-def show_plan(
-    planned: Planned, states: Mapping[str, RunState], in_slurm: Mapping[str, tuple[str, str]] | None = None
-) -> None:
-    """Print what the sweep will do: every run with its state, then the numbers.
-
-    `in_slurm` tells of runs that SLURM has, by run, whether they are waiting or running there, and in which job.
-    """
-    there = in_slurm or {}
-    words = {run: f"{there[run][0]} in SLURM" if run in there else WORDS[state.status] for run, state in states.items()}
+def show_plan(planned: Planned, statuses: Mapping[str, RunStatus]) -> None:
+    """Print what the sweep will do: every run with its status, then the numbers."""
     stages = [("1 teacher", job) for job in planned.teachers] + [("2 student", job) for job in planned.students]
     if len(stages) <= LONG_PLAN:
         width = max(len(job.name) for _, job in stages)
         print(f"{'stage':<9}  {'run':<{width}}  state")
         for stage, job in stages:
-            state = states[job.run]
-            done = f", after epoch {max(state.epochs)}" if state.status != "finished" and state.epochs else ""
-            which = f" (job {there[job.run][1]})" if job.run in there else ""
-            print(f"{stage}  {job.name:<{width}}  {words[job.run]}{which}{done}")
-    counts = Counter(words[job.run] for job in planned.students)
-    numbers = ", ".join(f"{count} {word}" for word, count in counts.items())
+            status = statuses[job.run]
+            done = f", after epoch {status.epoch}" if status.state != "done" and status.epoch else ""
+            which = f" (job {status.job})" if _active_in_slurm(status) else ""
+            print(f"{stage}  {job.name:<{width}}  {_planned_as(status)}{which}{done}")
+    counts = Counter(_planned_as(statuses[job.run]) for job in planned.students)
+    numbers = ", ".join(f"{count} {name}" for name, count in counts.items())
     missing = len(planned.teachers)
     print(f"sweep {planned.id}: {counted(len(planned.students), 'run')}: {numbers}; teachers to train first: {missing}")
 
 
-def show_summary(planned: Planned, outcome: Mapping[str, RunState], known: Mapping[str, str] | None = None) -> int:
-    """Print what became of the sweep, each failure with its log, and return the number of runs that are not done.
+def _active_in_slurm(status: RunStatus) -> bool:
+    return status.state in ("waiting", "running") and status.job is not None
 
-    `known` says of runs that vanished, by run, what the queue knows about them.
-    """
+
+def _planned_as(status: RunStatus) -> str:
+    if status.state == "done":
+        return "finished"
+    if _active_in_slurm(status):
+        return f"{status.state} in SLURM"
+    if status.state == "running":
+        return "running elsewhere"
+    if status.known.status == "failed":
+        return "to resume (failed before)"
+    return "new" if status.known.status == "new" else "to resume"
+
+
+def show_summary(planned: Planned, outcome: Mapping[str, RunStatus]) -> int:
+    """Print what became of the sweep, each failure with its log, and return the number of runs that are not done."""
     jobs = [*planned.teachers, *planned.students]
-    lost = [job for job in jobs if outcome[job.run].status != "finished"]
+    lost = [job for job in jobs if outcome[job.run].state != "done"]
     print(f"sweep {planned.id}: {len(jobs) - len(lost)} of {len(jobs)} runs finished")
     failed_teachers = {f"run:{job.run}" for job in planned.teachers if job in lost}
     for job in lost:
-        state = outcome[job.run]
-        if state.status == "failed":
-            what = f"failed: {_first_line(state)}"
-        elif state.status == "running":
-            what = f"is running in another process ({_holder(state)})"
+        status = outcome[job.run]
+        if status.state == "failed":
+            what = f"failed: {status.why}"
+        elif status.state == "running":
+            holder = status.known.holder or {}
+            what = f"is running in another process (pid {holder.get('pid')} on {holder.get('host')})"
         elif job.teacher_id in failed_teachers:
             what = f"not started: its teacher {job.settings.teacher.name} is not trained yet"
+        elif status.state == "new":
+            what = "not started"
         else:
-            why = (known or {}).get(job.run, "its process died without a word")
-            what = f"vanished after epoch {max(state.epochs, default=0)}: {why}"
-        log = job.directory / "run.log"
+            what = f"vanished after epoch {status.epoch}: {status.why_vanished}"
+        log = RunDir(job.directory).log
         print(f"  {job.name} {what}" + (f"; see {log}" if log.exists() else ""))
     if lost:
         print("run the same command again to continue")
     return len(lost)
-
-
-def _holder(state: RunState) -> str:
-    holder = state.holder or {}
-    return f"pid {holder.get('pid')} on {holder.get('host')}"
 
 
 @contextlib.contextmanager
@@ -114,7 +111,7 @@ class _View:
 
     def __init__(self, jobs: Sequence[Job], parallel: int, progress: Progress) -> None:
         self.jobs, self.parallel, self.progress = list(jobs), parallel, progress
-        # The time before the state: what is written in between is then told, not missed.
+        # The time before the state: what is written in between is then shown, not missed.
         self.seen = {job.run: _changed(job) for job in jobs}
         self.states = {job.run: journal.tail_state(job.directory) for job in jobs}
         self.done: set[str] = set()
@@ -134,7 +131,7 @@ class _View:
                 with contextlib.suppress(EdkdError):
                     self.states[job.run] = journal.tail_state(job.directory)
                     self.seen[job.run] = changed
-                    self._tell(job)
+                    self._show_end(job)
         epochs = {job.run: max(self.states[job.run].epochs, default=0) for job in self.jobs}
         running = [job for job in self.jobs if self.states[job.run].status == "running"]
         active = ", ".join(f"{j.settings.pair} {j.settings.method} {epochs[j.run]}" for j in running[:2])
@@ -144,7 +141,7 @@ class _View:
             self.overall,
             completed=sum(epochs.values()),
             description=f"{description}/{self.total}",
-            left=f"{_clock(left)} left" if left is not None else "",
+            left=f"{duration(left)} left" if left is not None else "",
             active=active,
         )
 
@@ -152,7 +149,7 @@ class _View:
     def total(self) -> int:
         return sum(job.settings.schedule.epochs for job in self.jobs)
 
-    def _tell(self, job: Job) -> None:
+    def _show_end(self, job: Job) -> None:
         state = self.states[job.run]
         if state.status == "finished" and state.end is not None:
             self.done.add(job.run)
@@ -162,7 +159,9 @@ class _View:
             )
         elif state.status == "failed":
             self.failed.add(job.run)
-            console.print(f"{job.name}: failed: {_first_line(state)}", markup=False, soft_wrap=True)
+            console.print(
+                f"{job.name}: failed: {one_line(state.error or 'without a word')}", markup=False, soft_wrap=True
+            )
 
     def seconds_left(self, epochs: Mapping[str, int]) -> float | None:
         """From the seconds that epochs took: the run's own, else those of its pair, else the mean of all."""
@@ -186,13 +185,9 @@ class _View:
 def _changed(job: Job) -> float:
     """When the job's journal was written to last; 0 where there is none."""
     try:
-        return (job.directory / journal.FILE).stat().st_mtime
+        return RunDir(job.directory).journal.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _clock(seconds: float) -> str:
-    return time.strftime("%H:%M:%S", time.gmtime(seconds)) if seconds < 86400 else f"{seconds / 86400:.1f} days"
 
 
 class SweepTracking:
@@ -208,12 +203,12 @@ class SweepTracking:
             with self._tolerant():
                 tracking.start_sweep(self.sweep, **self.place)
 
-    def finish(self, outcome: Iterable[RunState]) -> None:
+    def finish(self, outcome: Iterable[RunStatus]) -> None:
         """Give the parent run its status and the number of runs in each state."""
-        counts = Counter(state.status for state in outcome)
+        counts = Counter(status.known.status for status in outcome)
         if self.where.uri is not None:
             with self._tolerant():
-                tracking.finish_sweep(self.sweep, **self.place, counts={str(word): n for word, n in counts.items()})
+                tracking.finish_sweep(self.sweep, **self.place, counts={str(status): n for status, n in counts.items()})
 
     @contextlib.contextmanager
     def _tolerant(self) -> Iterator[None]:
@@ -223,7 +218,7 @@ class SweepTracking:
             LOG.warning("%s; `edkd sync` brings MLflow up to date later", error)
 
 
-def tell_outdated(jobs: Iterable[Job], states: Mapping[str, journal.RunState]) -> None:
+def warn_outdated(jobs: Iterable[Job], states: Mapping[str, RunState]) -> None:
     """Name each finished run that the user's own classes, as they are now, would train in another way."""
     for job in jobs:
         if states[job.run].status != "finished" or not (states[job.run].first_start or {}).get("sources"):
@@ -238,7 +233,3 @@ def tell_outdated(jobs: Iterable[Job], states: Mapping[str, journal.RunState]) -
                 markup=False,
                 soft_wrap=True,
             )
-
-
-def _first_line(state: journal.RunState) -> str:
-    return next(iter((state.error or "").splitlines()), "without a word")

@@ -1,16 +1,13 @@
-"""Launching again what failed or vanished, from the frozen configurations: the choice, and the plan made of it.
+"""Launching again what failed or vanished, from the frozen configurations: the choice, and the plan made of it."""
 
-The choice is a file of run directories, which `launch.py -m +retry=FILE` plans and runs as it does any sweep.
-"""
-
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edkd.config.job import Job, directory_of, thaw, training_run
 from edkd.errors import EdkdError
-from edkd.status.state import RunView, about
+from edkd.rundir.paths import RunDir
+from edkd.status.state import RunStatus, about
 from edkd.sweeps.plan import Sweep
 from edkd.teachers import store
 
@@ -30,7 +27,7 @@ class Retry(Sweep):
         return only or super().id
 
 
-def choose(views: Sequence[RunView], everything: Sequence[RunView], *, new: bool) -> list[Path]:
+def choose(views: Sequence[RunStatus], everything: Sequence[RunStatus], *, new: bool) -> list[Path]:
     """The runs among `views` to launch again: what failed or vanished, and with `new` what never began.
 
     Students that never began because one of these was to teach them are among `everything` and go along.
@@ -43,18 +40,12 @@ def choose(views: Sequence[RunView], everything: Sequence[RunView], *, new: bool
     return list(chosen)
 
 
-def planned(file: Path) -> Retry:
-    """The sweep that the run directories listed in `file` (a JSON array) make, with the teachers that they lack.
+def make_plan(directories: Iterable[Path]) -> Retry:
+    """The sweep that the runs of some directories make, with the teachers that they lack.
 
     Raises EdkdError for a configuration that is missing or was changed, a teacher that is in neither the store nor the
     runs, and runs that were planned from another directory.
     """
-    try:
-        directories = [Path(each) for each in json.loads(file.read_bytes())]
-    except (OSError, ValueError, TypeError) as error:
-        raise EdkdError(f"{file} does not list run directories: {error}; `edkd retry` writes such files") from error
-    if not directories:
-        raise EdkdError(f"{file} lists no run; nothing to retry")
     jobs: dict[str, Job] = {}
     result = Retry()
     for directory in directories:
@@ -72,7 +63,7 @@ def planned(file: Path) -> Retry:
 
 
 def _thaw(directory: Path, jobs: dict[str, Job], result: Retry) -> None:
-    job, sweep = thaw(directory / "config.yaml")
+    job, sweep = thaw(RunDir(directory).config)
     if job.directory.resolve() != directory.resolve():
         raise EdkdError(
             f"{directory} was planned as {job.directory}: run this from the directory where that path leads there"

@@ -11,7 +11,7 @@ from edkd.rundir import journal
 from edkd.runs.run import execute
 from edkd.runs.setup import gather, teacher_folder
 from edkd.sweeps import estimate
-from edkd.sweeps.progress import tell_outdated
+from edkd.sweeps.progress import warn_outdated
 from edkd.teachers import store
 from edkd.training.device import cores
 
@@ -44,7 +44,7 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
         return
     gather(cfg, teacher_id)  # what is wrong with data, device or teacher is said before anything is written
     open_tracking(cfg.tracking)
-    tell_outdated([job], {job.run: before})
+    warn_outdated([job], {job.run: before})
     finished = execute(job, sweep=None, show=True)
     assert finished.end is not None
     last, best = finished.end["last"], finished.end["best"]

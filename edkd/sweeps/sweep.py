@@ -1,4 +1,4 @@
-"""Running a sweep: launch what the plan says, see what became of it, launch again what died, tell what happened.
+"""Running a sweep: launch what the plan says, see what became of it, launch again what died, sum up.
 
     plan -> drop the finished, resume the interrupted -> missing teachers -> students -> summary
 
@@ -18,14 +18,19 @@ from omegaconf import DictConfig
 
 from edkd.config.compose import quoted
 from edkd.config.job import Job, freeze
-from edkd.console import LOG
+from edkd.console import LOG, console
 from edkd.errors import EdkdError
 from edkd.rundir import journal, provenance
+from edkd.rundir.paths import RunDir
 from edkd.runs.setup import load_arrays
-from edkd.slurm import submission, submit
+from edkd.slurm import submit
+from edkd.slurm.submission import Submission
 from edkd.status import registry
-from edkd.sweeps import estimate, progress, retry
+from edkd.status.state import UNSEEN, RunStatus, look
+from edkd.status.wait import wait
+from edkd.sweeps import estimate, progress
 from edkd.sweeps.plan import Sweep, expand, key_of, make_plan, pair_lists
+from edkd.sweeps.retry import Retry
 from edkd.sweeps.single import open_tracking
 from edkd.training.device import cores, pick_device
 
@@ -36,46 +41,62 @@ def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, la
     Exits with code 1 after the summary if a job failed. Raises EdkdError for what is wrong with the command itself,
     before anything is launched or written.
     """
-    if isinstance(launcher, submit.Queue):
+    if isinstance(launcher, submit.Queue):  # before the plan, which takes longer
         launcher.check()
     overrides = OverridesParser.create(loader).parse_overrides(list(arguments))
     dry_run = estimate.wanted(next((o.value() for o in overrides if key_of(o) == "dry_run"), False))
-    again = next((Path(str(o.value())) for o in overrides if key_of(o) == "retry"), None)
     overrides = [o for o in overrides if key_of(o) != "dry_run"]
-    if again is not None:
-        planned: Sweep = retry.planned(again)
-    else:
-        planned = make_plan(expand(overrides, pair_lists(overrides, master, loader)), overrides, master, loader)
-    states = {job.run: journal.tail_state(job.directory) for job in planned.jobs}
-    answer = submission.ask(planned.jobs, states) if isinstance(launcher, submit.Queue) else None
-    progress.show_plan(planned, states, submission.whereabouts(planned.jobs, states, answer))
-    progress.tell_outdated(planned.jobs, states)
+    planned = make_plan(expand(overrides, pair_lists(overrides, master, loader)), overrides, master, loader)
+    carry_out(planned, master, launcher, dry_run=dry_run)
+    return []
+
+
+def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run: bool) -> None:
+    """Show a plan and, unless that is all that is wanted, run it.
+
+    Exits with code 1 after the summary if a job failed. Raises EdkdError before anything is launched or written.
+    """
+    queue = launcher if isinstance(launcher, submit.Queue) else None
+    statuses = _look(planned, ask=queue is not None)
+    states = {run: status.known for run, status in statuses.items()}
+    progress.show_plan(planned, statuses)
+    progress.warn_outdated(planned.jobs, states)
     _show_estimate(planned, states, master)
     if dry_run:
-        return []
-    # A teacher whose run is finished, but that is not in the store, is put there again by its job.
-    todo = [job for job in planned.teachers if states[job.run].status != "running"]
-    todo += [job for job in planned.students if states[job.run].status not in ("finished", "running")]
+        return
     if _runs_here(master):
-        for cfg in {job.settings.dataset.key: job.settings for job in todo}.values():
+        for cfg in {job.settings.dataset.key: job.settings for job in _todo(planned, statuses)}.values():
             pick_device(cfg.engine.device)
             load_arrays(cfg)
     open_tracking(planned.students[0].settings.tracking)
     output = Path(planned.students[0].settings.output)
-    recorded = again is not None or planned.id in registry.known(output)
-    if again is None:  # else the sweep has more runs than these
+    retried = isinstance(planned, Retry)  # the sweep has more runs than these
+    recorded = retried or planned.id in registry.known(output)
+    if not retried:
         registry.record(output, planned.id, [job.name for job in planned.jobs])
-    if isinstance(launcher, submit.Queue):
-        try:
-            _queue(planned, states, launcher, answer)
-        except EdkdError:
-            held = map(submission.read, [job.directory for job in planned.jobs])
-            if not recorded and not any(ticket is not None and ticket.sweep == planned.id for ticket in held):
-                registry.forget(output, planned.id)  # nothing of it was submitted
-            raise
-    else:
-        _run(planned, todo, master, launcher)
-    return []
+    if queue is None:
+        _run(planned, _todo(planned, statuses), master, launcher)
+        return
+    try:
+        _queue(planned, statuses, queue)
+    except EdkdError:
+        submissions = [Submission.read(job.directory) for job in planned.jobs]
+        if not recorded and not any(each is not None and each.sweep == planned.id for each in submissions):
+            registry.forget(output, planned.id)  # nothing of it was submitted
+        raise
+
+
+def _look(planned: Sweep, *, ask: bool) -> dict[str, RunStatus]:
+    """What has become of the runs; unless SLURM is to be asked, what waits in its queue is taken for vanished."""
+    found = look([job.directory for job in planned.jobs], **({} if ask else {"ask": lambda job_ids: {}}))
+    return {job.run: status for job, status in zip(planned.jobs, found, strict=True)}
+
+
+def _todo(planned: Sweep, statuses: Mapping[str, RunStatus]) -> list[Job]:
+    """The jobs to launch. A teacher that is done, but not in the store, is put there again by its job."""
+    active = ("waiting", "running")
+    todo = [job for job in planned.teachers if statuses[job.run].state not in active]
+    return todo + [job for job in planned.students if statuses[job.run].state not in (*active, "done")]
 
 
 def _show_estimate(planned: Sweep, states: Mapping[str, journal.RunState], master: DictConfig) -> None:
@@ -91,18 +112,37 @@ def _show_estimate(planned: Sweep, states: Mapping[str, journal.RunState], maste
         print(found.line())
 
 
-def _queue(
-    planned: Sweep, states: Mapping[str, journal.RunState], launcher: submit.Queue, answer: submission.Answer | None
-) -> None:
+def _queue(planned: Sweep, statuses: Mapping[str, RunStatus], launcher: submit.Queue) -> None:
+    """Submit what is neither done nor in the queue, and wait for all that is, unless the launcher is detached."""
+    submit.require_sbatch()
     # Its parent run is made by the first job that logs: there may be none, or none for hours.
     tracked = progress.SweepTracking(planned.id, planned.jobs[0].settings.tracking)
     with progress.watch(planned.jobs, parallel=len(planned.jobs)):
-        vanished = submit.run(planned, states, launcher, answer)
-    if vanished is None:
-        return
-    outcome = {job.run: journal.tail_state(job.directory) for job in planned.jobs}
+        with submit.alone(Path(planned.jobs[0].settings.output) / "sweeps"):
+            if any(Submission.read(job.directory) != statuses[job.run].submission for job in planned.jobs):
+                statuses = _look(planned, ask=True)  # others have submitted some since
+            unseen = sum(status.why == UNSEEN for status in statuses.values())
+            if unseen:
+                raise EdkdError(
+                    f"SLURM does not answer, and may still have {unseen} of these runs in its queue: "
+                    "`squeue` says why; the same command continues when it is back"
+                )
+            queued = {run: each.submission for run, each in statuses.items() if each.in_queue and each.submission}
+            submitted = submit.submit(planned, {job.run for job in _todo(planned, statuses)}, queued, launcher)
+        submit.show_submitted(submitted, queued, detached=launcher.detached)
+        if launcher.detached:
+            return
+        try:
+            ended = wait([job.directory for job in planned.jobs if job.run in submitted | queued], launcher.poll_s)
+        except KeyboardInterrupt:
+            console.print(
+                "the jobs stay in SLURM's queue: `edkd status` shows them, the same command waits for them again"
+            )
+            raise
+    outcome = _look(planned, ask=False)
+    outcome |= {job.run: ended[job.directory] for job in planned.jobs if job.directory in ended}
     tracked.finish(outcome.values())
-    if progress.show_summary(planned, outcome, vanished):
+    if progress.show_summary(planned, outcome):
         raise SystemExit(1)
 
 
@@ -112,24 +152,23 @@ def _run(planned: Sweep, todo: Sequence[Job], master: DictConfig, launcher: Laun
     files = {job.run: freeze(job, sweep=planned.id, threads=threads, planned_with=known) for job in todo}
     tracked = progress.SweepTracking(planned.id, planned.jobs[0].settings.tracking)
     tracked.start()
-    outcome: dict[str, journal.RunState] = {}
     try:
         with progress.watch(todo, parallel=_parallel(master, len(todo))):
             for stage in (planned.teachers, planned.students):
-                ready = [job for job in stage if job.run in files and not _orphan(job, planned, outcome)]
+                ready = [job for job in stage if job.run in files and not _lacks_teacher(job, planned)]
                 _launch(ready, files, launcher)
-                outcome |= {job.run: journal.tail_state(job.directory) for job in stage}
     finally:
-        outcome = {job.run: journal.tail_state(job.directory) for job in planned.jobs}
+        outcome = _look(planned, ask=False)
         tracked.finish(outcome.values())
     if progress.show_summary(planned, outcome):
         raise SystemExit(1)
 
 
-def _orphan(job: Job, planned: Sweep, outcome: dict[str, journal.RunState]) -> bool:
+def _lacks_teacher(job: Job, planned: Sweep) -> bool:
     """Whether the job's teacher was to be trained in this sweep and was not."""
-    failed = {f"run:{t.run}" for t in planned.teachers if t.run in outcome and outcome[t.run].status != "finished"}
-    return job.teacher_id in failed
+    teachers = {f"run:{teacher.run}": teacher for teacher in planned.teachers}
+    teacher = teachers.get(job.teacher_id or "")
+    return teacher is not None and journal.tail_state(teacher.directory).status != "finished"
 
 
 def _launch(jobs: Sequence[Job], files: dict[str, Path], launcher: Launcher) -> None:
@@ -156,7 +195,7 @@ def _note(job: Job, error: Any) -> None:
     line = str(error) if isinstance(error, EdkdError) else f"{type(error).__name__}: {error}"
     status = journal.tail_state(job.directory).status
     if status in ("new", "interrupted"):
-        journal.Journal(job.directory / journal.FILE).append({"event": "failure", "error": line})
+        journal.Journal(RunDir(job.directory).journal).append({"event": "failure", "error": line})
     elif status == "finished":  # a teacher that could not be put into the store
         LOG.warning("%s: %s", job.name, line)
 

@@ -17,7 +17,6 @@ from edkd.config.job import Job, freeze
 from edkd.rundir import journal, lock
 from edkd.runs import preemption, run
 from edkd.runs.preemption import SafePoints, Stopped
-from edkd.slurm import job as slurm_job
 from edkd.slurm.job import FrozenRun, Warned
 from edkd.training import allocation
 from edkd.training.device import cores
@@ -350,7 +349,3 @@ def test_a_job_computes_on_the_cores_that_it_was_given(fake_slurm: FakeSlurm, mo
     assert cores() == 3
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})
     assert cores() == 1
-
-
-def test_the_size_of_a_journal_that_is_not_there(here: Path) -> None:
-    assert slurm_job.journal_size(here) == 0

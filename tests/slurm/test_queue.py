@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,11 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     return fake
 
 
+def states(job_ids: Iterable[str]) -> dict[str, str] | None:
+    found = queue.look_up(job_ids)
+    return None if found is None else {job: entry.state for job, entry in found.items()}
+
+
 def after(words: list[str], option: str) -> str:
     return words[words.index(option) + 1]
 
@@ -53,7 +59,7 @@ def after(words: list[str], option: str) -> str:
 def test_what_the_controller_knows_is_asked_once_and_of_it_alone(slurm: Fake) -> None:
     slurm.answers("squeue", "12_0|RUNNING|None|n1", "12_1|PENDING|JobArrayTaskLimit|", "12_2|PENDING|Priority|")
     slurm.answers("sacct", "12_0|COMPLETED|None|n1")
-    assert queue.states(["12_0", "12_1", "12_0"]) == {"12_0": "RUNNING", "12_1": "PENDING"}
+    assert states(["12_0", "12_1", "12_0"]) == {"12_0": "RUNNING", "12_1": "PENDING"}
     (words,) = slurm.asked("squeue")
     assert after(words, "-j") == "12" and after(words, "-t") == "all" and "-r" in words and "-h" in words
     assert slurm.asked("sacct") == []
@@ -61,7 +67,7 @@ def test_what_the_controller_knows_is_asked_once_and_of_it_alone(slurm: Fake) ->
 
 def test_no_job_needs_no_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert queue.states([]) == {}
+    assert states([]) == {}
 
 
 def test_where_a_job_is_or_why_it_waits(slurm: Fake) -> None:
@@ -77,14 +83,14 @@ def test_where_a_job_is_or_why_it_waits(slurm: Fake) -> None:
 def test_the_accounts_are_asked_for_what_the_controller_has_forgotten(slurm: Fake) -> None:
     slurm.answers("squeue", "7|RUNNING|None|n1")
     slurm.answers("sacct", "8|CANCELLED by 1000|None|n2", "9_1|TIMEOUT|None|n1", "9_0|NODE_FAIL|None|None assigned")
-    assert queue.states(["7", "8", "9_1", "10"]) == {"7": "RUNNING", "8": "CANCELLED", "9_1": "TIMEOUT"}
+    assert states(["7", "8", "9_1", "10"]) == {"7": "RUNNING", "8": "CANCELLED", "9_1": "TIMEOUT"}
     (words,) = slurm.asked("sacct")
     assert after(words, "-j") == "8,9,10" and "-X" in words and "-P" in words and "-n" in words
 
 
 def test_without_accounts_what_is_forgotten_is_absent(slurm: Fake) -> None:
     slurm.answers("squeue", "7|COMPLETED|None|n1")
-    assert queue.states(["7", "8"]) == {"7": "COMPLETED"}
+    assert states(["7", "8"]) == {"7": "COMPLETED"}
     assert len(slurm.asked("sacct")) == 1
 
 
@@ -94,25 +100,25 @@ def test_without_sacct_what_is_forgotten_is_absent(slurm: Fake, monkeypatch: pyt
     (slurm.folder / "cat").symlink_to("/bin/cat")
     slurm.answers("squeue", "7|COMPLETED|None|n1")
     monkeypatch.setenv("PATH", str(slurm.folder))
-    assert queue.states(["7", "8"]) == {"7": "COMPLETED"}
+    assert states(["7", "8"]) == {"7": "COMPLETED"}
 
 
 def test_a_single_unknown_job_is_no_failure_of_slurm(slurm: Fake) -> None:
     slurm.answers("squeue", error=FORGOTTEN, code=1)
-    assert queue.states(["999"]) == {}
+    assert states(["999"]) == {}
     slurm.answers("sacct", "999|OUT_OF_MEMORY|None|n1")
-    assert queue.states(["999"]) == {"999": "OUT_OF_MEMORY"}
+    assert states(["999"]) == {"999": "OUT_OF_MEMORY"}
 
 
 def test_what_the_accounts_alone_hold_for_alive_is_not(slurm: Fake) -> None:
     slurm.answers("sacct", "8|RUNNING|None|n2", "9|PENDING|None|None assigned", "10|REQUEUED|None|n1")
-    assert queue.states(["8", "9", "10"]) == {}
+    assert states(["8", "9", "10"]) == {}
 
 
 def test_a_requeued_job_waits_whatever_the_accounts_say(slurm: Fake) -> None:
     slurm.answers("squeue", "12_1|PENDING|BeginTime|")
     slurm.answers("sacct", "12_1|NODE_FAIL|None|n1")
-    assert queue.states(["12_1"]) == {"12_1": "PENDING"}
+    assert states(["12_1"]) == {"12_1": "PENDING"}
 
 
 @pytest.mark.parametrize(
@@ -122,25 +128,25 @@ def test_a_requeued_job_waits_whatever_the_accounts_say(slurm: Fake) -> None:
 def test_arrays_that_are_printed_in_one_line(slurm: Fake, printed: str, tasks: list[int]) -> None:
     slurm.answers("squeue", f"{printed}|PENDING|Priority|")
     wanted = [f"12_{task}" for task in range(12)]
-    assert queue.states(wanted) == {f"12_{task}": "PENDING" for task in tasks}
+    assert states(wanted) == {f"12_{task}": "PENDING" for task in tasks}
 
 
 def test_a_controller_that_is_away_says_nothing_about_jobs(slurm: Fake) -> None:
     slurm.answers("squeue", error=AWAY, code=1)
     slurm.answers("sacct", "8|COMPLETED|None|n2")
-    assert queue.states(["8"]) is None
+    assert states(["8"]) is None
 
 
 def test_a_machine_without_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert queue.states(["8"]) is None
+    assert states(["8"]) is None
 
 
 def test_a_command_that_hangs_is_ended_with_its_children(slurm: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     child = slurm.folder / "child"
     slurm.answers("squeue", "8|RUNNING|None|n1", first=f"sleep 600 & echo $! > '{child}'\nwait")
     monkeypatch.setattr(queue, "PATIENCE", 1.0)
-    assert queue.states(["8"]) is None
+    assert states(["8"]) is None
     pid = child.read_text().strip()
     for _ in range(200):
         try:
@@ -157,7 +163,7 @@ def test_settings_of_the_shell_do_not_filter_the_answer(slurm: Fake, monkeypatch
     monkeypatch.setenv("SQUEUE_STATES", "FAILED")
     monkeypatch.setenv("SACCT_FORMAT", "User")
     monkeypatch.setenv("SLURM_CONF", "/etc/elsewhere")
-    queue.states(["8"])
+    states(["8"])
     for command in ("squeue", "sacct"):
         seen = (slurm.folder / f"{command}.env").read_text()
         assert "SQUEUE_STATES" not in seen and "SACCT_FORMAT" not in seen
@@ -166,7 +172,7 @@ def test_settings_of_the_shell_do_not_filter_the_answer(slurm: Fake, monkeypatch
 
 def test_lines_that_are_no_jobs_are_passed_over(slurm: Fake) -> None:
     slurm.answers("squeue", "CLUSTER: lab", "8|RUNNING|None|n1", "", "9|")
-    assert queue.states(["8", "9"]) == {"8": "RUNNING"}
+    assert states(["8", "9"]) == {"8": "RUNNING"}
 
 
 def test_more_jobs_than_a_command_line_takes(slurm: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +181,7 @@ def test_more_jobs_than_a_command_line_takes(slurm: Fake, monkeypatch: pytest.Mo
     slurm.answers("sacct", "4|FAILED|None|n1", "5|TIMEOUT|None|n1", "6|COMPLETED|None|n1")
     jobs = [str(number) for number in range(1, 7)]
     words = ["RUNNING"] * 3 + ["FAILED", "TIMEOUT", "COMPLETED"]
-    assert queue.states(jobs) == dict(zip(jobs, words))
+    assert states(jobs) == dict(zip(jobs, words))
     (asked,) = slurm.asked("squeue")
     assert "-j" not in asked
     assert [after(words, "-j") for words in slurm.asked("sacct")] == ["4,5", "6"]

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import sys
 import threading
 import time
 from pathlib import Path
@@ -14,9 +13,11 @@ import yaml
 from edkd.config import job as config_job
 from edkd.errors import EdkdError
 from edkd.rundir import files, journal, lock
-from edkd.slurm import job as slurm_job
+from edkd.rundir.paths import RunDir
 from edkd.slurm import queue, submit
-from edkd.slurm.submission import Ticket, keep, read
+from edkd.slurm.submission import Submission
+from edkd.status import wait
+from edkd.status.state import look
 from tests.commandline import Ended, edkd, error, journals, launch, metrics
 from tests.fake_slurm import FakeSlurm, fake_slurm
 
@@ -31,15 +32,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit, "SILENCE", 0.3)
+    monkeypatch.setattr(wait, "SILENCE", 0.3)
 
 
 def slurm(tiny: list[str], *arguments: str, launcher: str = "slurm_detached") -> Ended:
     return launch("-m", *tiny, f"hydra/launcher={launcher}", "hydra.launcher.poll_s=0.1", *arguments)
 
 
-def tickets(output: Path) -> dict[str, dict[str, Any]]:
-    """The tickets below an output folder, by `<pair>/<method>-s<seed>`."""
+def submissions(output: Path) -> dict[str, dict[str, Any]]:
+    """The submissions below an output folder, by `<pair>/<method>-s<seed>`."""
     found = {}
     for path in sorted((output / "runs").glob("*/*/*/slurm.json")):
         found[f"{path.parts[-3]}/{path.parts[-2].rpartition('-')[0]}"] = json.loads(path.read_text())
@@ -64,7 +65,7 @@ def test_both_stages_are_submitted_at_once_and_students_wait_for_their_own_teach
     teachers, first, second = map(flags, fake_slurm.scripts())
     assert (teachers["array"], first["array"], second["array"]) == ("0-1%2",) * 3
     assert "dependency" not in teachers
-    given = tickets(here / "outputs")
+    given = submissions(here / "outputs")
     waits = {"1_0": "afterany:1_0", "1_1": "afterany:1_1"}
     for teacher in ("resnet8", "resnet14"):
         students = [given[f"{teacher}-resnet8/{method}-s0"]["job_id"].split("_")[0] for method in ("kd", "dkd")]
@@ -100,16 +101,16 @@ def test_arrays_are_no_larger_than_the_cluster_allows(tiny: list[str], fake_slur
     fake_slurm.set("max_array_size", "2\n")
     assert slurm(tiny, "distiller=vanilla", "seed=0,1,2,3,4").code == 0
     assert [flags(script).get("array") for script in fake_slurm.scripts()] == ["0-1%2", "0-1%2", None]
-    assert [each["job_id"] for each in tickets(here / "outputs").values()] == ["1_0", "1_1", "2_0", "2_1", "3"]
+    assert [each["job_id"] for each in submissions(here / "outputs").values()] == ["1_0", "1_1", "2_0", "2_1", "3"]
 
 
-def test_a_ticket_names_the_job_and_its_log(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
+def test_a_submission_names_the_job_and_its_log(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
     began = time.time()
     assert slurm(tiny, "distiller=vanilla").code == 0
-    (ticket,) = tickets(here / "outputs").values()
-    assert began < ticket.pop("submitted") < time.time()
+    (found,) = submissions(here / "outputs").values()
+    assert began < found.pop("submitted") < time.time()
     (run,) = (here / "outputs").rglob("config.yaml")
-    assert ticket == {
+    assert found == {
         "job_id": "1",
         "sweep": yaml.safe_load(run.read_text())["run"]["sweep"],
         "log": str(here / "outputs" / "sweeps" / "slurm" / "1_0_log.err"),
@@ -258,7 +259,7 @@ def test_what_slurm_took_before_it_refused_the_rest_stays(tiny: list[str], fake_
     sbatch = fake_slurm.folder / "bin" / "sbatch"
     sbatch.write_text(sbatch.read_text() + f"\necho 'sbatch: error: enough' >{fake_slurm.folder}/refuse\n")
     assert slurm(tiny, "distiller=kd,dkd").code == 1
-    assert set(tickets(here / "outputs")) == {"resnet8/vanilla-s0"}
+    assert set(submissions(here / "outputs")) == {"resnet8/vanilla-s0"}
     assert [path.parent.parent.name for path in (here / "outputs").rglob("config.yaml")] == ["resnet8"]
     assert len(list((here / "outputs" / "sweeps").glob("*.json"))) == 1
 
@@ -275,7 +276,7 @@ def test_a_directory_that_somebody_else_uses_by_now_is_not_removed(make_job: Any
     assert config_job.absent(job) == []
 
 
-def test_a_ticket_that_cannot_be_written_names_the_job(
+def test_a_submission_that_cannot_be_written_names_the_job(
     tiny: list[str], fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = files.write_text
@@ -313,12 +314,12 @@ def test_jobs_in_the_queue_are_found_again_and_not_submitted_twice(
     tiny: list[str], fake_slurm: FakeSlurm, here: Path
 ) -> None:
     assert slurm(tiny, "distiller=kd", "seed=0,1").code == 0
-    before = tickets(here / "outputs")
+    before = submissions(here / "outputs")
     fake_slurm.queue(j1="RUNNING", j2_0="PENDING", j2_1="CANCELLED")
     done = slurm(tiny, "distiller=kd", "seed=0,1,2")
     assert "2 jobs submitted to SLURM, 2 were in its queue already: 1, 2, 3\n" in done.out
     assert flags(fake_slurm.scripts()[2])["dependency"] == "afterany:1"
-    after = tickets(here / "outputs")
+    after = submissions(here / "outputs")
     assert after.pop("resnet8-resnet8/kd-s2")["job_id"] == "3_1"
     assert after.pop("resnet8-resnet8/kd-s1")["job_id"] == "3_0"
     assert after == {name: before[name] for name in after}
@@ -341,12 +342,12 @@ def test_the_plan_says_what_is_in_the_queue_and_slurm_is_asked_once(
     assert not (fake_slurm.folder / "squeues").exists(), "there was nothing to ask"
     fake_slurm.queue(j1="RUNNING", j2_0="PENDING", j2_1="CANCELLED")
     again = slurm(tiny, "distiller=kd", "seed=0,1")
-    assert planned(again) == ["running in SLURM (job 1)", "waiting in SLURM (job 2_0)", "new"]
+    assert planned(again) == ["waiting in SLURM (job 1)", "waiting in SLURM (job 2_0)", "new"]
     assert "2 runs: 1 waiting in SLURM, 1 new; teachers to train first: 1" in again.out
     assert "1 job submitted to SLURM, 2 were in its queue already" in again.out
     assert len((fake_slurm.folder / "squeues").read_text().splitlines()) == 1
     fake_slurm.set("away")
-    assert planned(slurm(tiny, "distiller=kd", "seed=0,1")) == ["new"] * 3
+    assert all("waiting in SLURM (job " in each for each in planned(slurm(tiny, "distiller=kd", "seed=0,1")))
     assert len((fake_slurm.folder / "squeues").read_text().splitlines()) == 1
     fake_slurm.clear("away")
     assert planned(launch("-m", *tiny, "distiller=kd", "+dry_run=true")) == ["new"] * 2
@@ -356,7 +357,7 @@ def test_the_plan_says_what_is_in_the_queue_and_slurm_is_asked_once(
 def test_a_run_that_a_job_of_slurms_holds_runs_there(make_job: Any, tiny: list[str], fake_slurm: FakeSlurm) -> None:
     job = make_job("vanilla")
     config_job.freeze(job, sweep=None, threads=None)
-    keep(Ticket("7_3", time.time(), "grid", "log"), job.directory)
+    Submission("7_3", time.time(), "grid", "log").write(job.directory)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_JOB_ID", "10")
         holding = lock.hold(job.directory)
@@ -381,13 +382,15 @@ def test_what_may_still_be_queued_is_not_submitted_again_while_slurm_is_away(
     assert len(fake_slurm.scripts()) == 2
 
 
-def test_a_failed_run_is_submitted_again_though_its_job_is_still_leaving(
+def test_a_failed_run_is_submitted_again_once_its_job_has_left(
     tiny: list[str], fake_slurm: FakeSlurm, here: Path
 ) -> None:
     assert slurm(tiny, "distiller=vanilla").code == 0
-    fake_slurm.queue(j1="COMPLETING")
     (run,) = (path.parent for path in (here / "outputs").rglob("slurm.json"))
     journal.Journal(run / journal.FILE).append({"event": "failure", "error": "no"})
+    fake_slurm.queue(j1="COMPLETING")
+    assert "0 jobs submitted to SLURM, 1 was in its queue already: 1\n" in slurm(tiny, "distiller=vanilla").out
+    fake_slurm.queue(j1="FAILED")
     assert "1 job submitted to SLURM: 2\n" in slurm(tiny, "distiller=vanilla").out
 
 
@@ -441,9 +444,8 @@ def test_a_job_that_left_the_queue_without_a_word_has_vanished(
     done = slurm(tiny, "distiller=vanilla", "seed=0,1", launcher="slurm")
     assert done.code == 1
     summary = [line for line in done.out.splitlines() if " vanished after epoch 0: " in line]
-    assert ["CANCELLED (SLURM job 1_0, " in summary[0], "gone from the queue (SLURM job 1_1, " in summary[1]] == [
-        True
-    ] * 2
+    assert "CANCELLED (SLURM job 1_0, " in summary[0]
+    assert "job gone from SLURM's queue (SLURM job 1_1, " in summary[1]
 
 
 NO_PYTHON = """\
@@ -454,7 +456,7 @@ srun: error: n1: task 0: Exited with exit code 2
 
 
 @pytest.mark.parametrize(
-    ("log", "words"),
+    ("log", "line"),
     [
         (NO_PYTHON, "execve(): /nonexistent/python: No such file or directory"),
         ("slurmstepd-n1: error: execve(): x: Permission denied\n", "execve(): x: Permission denied"),
@@ -468,13 +470,13 @@ srun: error: n1: task 0: Exited with exit code 2
         (None, ""),
     ],
 )
-def test_the_last_words_of_a_job(here: Path, log: str | None, words: str) -> None:
+def test_the_last_line_of_a_log(here: Path, log: str | None, line: str) -> None:
     if log is not None:
         (here / "log").write_text(log)
-    assert queue.last_words(here / "log") == words
+    assert queue.last_line(here / "log") == line
 
 
-def test_a_job_that_vanished_before_its_run_began_leaves_its_last_words(
+def test_a_job_that_vanished_before_its_run_began_leaves_its_last_line(
     tiny: list[str], fake_slurm: FakeSlurm, here: Path
 ) -> None:
     log = here / "outputs" / "sweeps" / "slurm" / "1_0_log.err"
@@ -482,28 +484,31 @@ def test_a_job_that_vanished_before_its_run_began_leaves_its_last_words(
     log.write_text(NO_PYTHON)
     fake_slurm.queue(j1="FAILED")
     done = slurm(tiny, "distiller=vanilla", launcher="slurm")
-    told = f": FAILED (SLURM job 1, {log}): execve(): /nonexistent/python: No such file or directory\n"
-    assert f" vanished after epoch 0{told}" in done.out
-    assert f": vanished{told}" in done.err
+    why = f": FAILED: execve(): /nonexistent/python: No such file or directory (SLURM job 1, {log})\n"
+    assert f" vanished after epoch 0{why}" in done.out
+    assert f": vanished{why}" in done.err
     shown = edkd("status").out
     assert shown.splitlines()[0].split()[-1] == "run"
     assert "FAILED: execve(): /nonexistent/python: No such file or directory\n" in shown
 
 
 @pytest.fixture
-def watched(make_job: Any, fake_slurm: FakeSlurm) -> tuple[config_job.Job, Ticket]:
+def run_dir(make_job: Any, fake_slurm: FakeSlurm) -> Path:
+    """The directory of a run whose job 1 was submitted."""
     job = make_job("vanilla")
     config_job.freeze(job, sweep=None, threads=None)
-    return job, Ticket("1", time.time(), "grid", "log", slurm_job.journal_size(job.directory))
+    Submission("1", time.time(), "grid", "log").write(job.directory)
+    return Path(job.directory)
 
 
-def follow(job: config_job.Job, ticket: Ticket) -> tuple[threading.Thread, dict[str, str]]:
-    vanished: dict[str, str] = {}
+def follow(run_dir: Path) -> tuple[threading.Thread, list[str]]:
+    """A thread that waits for a run, and the states in which it has found it at the end."""
+    ended: list[str] = []
     thread = threading.Thread(
-        target=lambda: vanished.update(submit.follow({job.run: (job, ticket)}, 0.05)), daemon=True
+        target=lambda: ended.extend(status.state for status in wait.wait([run_dir], 0.05).values()), daemon=True
     )
     thread.start()
-    return thread, vanished
+    return thread, ended
 
 
 def still_waiting(thread: threading.Thread) -> bool:
@@ -511,48 +516,51 @@ def still_waiting(thread: threading.Thread) -> bool:
     return thread.is_alive()
 
 
-def test_nothing_vanishes_while_slurm_is_away_or_the_directory_is_held(
-    watched: tuple[config_job.Job, Ticket], fake_slurm: FakeSlurm
-) -> None:
-    job, _ = watched
+def test_nothing_vanishes_while_slurm_is_away_or_the_directory_is_held(run_dir: Path, fake_slurm: FakeSlurm) -> None:
     fake_slurm.set("away")
-    thread, vanished = follow(*watched)
+    thread, ended = follow(run_dir)
     assert still_waiting(thread)
-    with lock.hold(job.directory):
+    with lock.hold(run_dir):
         fake_slurm.clear("away")
         assert still_waiting(thread)
     thread.join(20)
-    assert vanished[job.run].startswith("gone from the queue")
+    assert ended == ["vanished"]
 
 
 @pytest.mark.parametrize("state", ["PENDING", "REQUEUED", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED"])
-def test_a_job_that_slurm_will_run_has_not_vanished(
-    state: str, watched: tuple[config_job.Job, Ticket], fake_slurm: FakeSlurm
+def test_a_job_in_the_queue_has_not_ended_whatever_the_journal_says(
+    state: str, run_dir: Path, fake_slurm: FakeSlurm
 ) -> None:
-    job, _ = watched
     fake_slurm.queue(j1=state)
-    thread, vanished = follow(*watched)
+    journal.Journal(run_dir / journal.FILE).append({"event": "failure", "error": "no"})
+    thread, ended = follow(run_dir)
     assert still_waiting(thread)
-    journal.Journal(job.directory / journal.FILE).append({"event": "failure", "error": "no"})
+    fake_slurm.queue(j1="FAILED")
     thread.join(20)
-    assert (thread.is_alive(), vanished) == (False, {})
+    assert ended == ["failed"]
 
 
 def test_a_requeued_job_that_was_lost_for_a_moment_has_not_vanished(
-    watched: tuple[config_job.Job, Ticket], fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+    run_dir: Path, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submit, "SILENCE", 2.0)
+    monkeypatch.setattr(wait, "SILENCE", 2.0)
     fake_slurm.queue(j1="NODE_FAIL")
-    thread, _ = follow(*watched)
+    thread, ended = follow(run_dir)
     assert still_waiting(thread)
     fake_slurm.queue(j1="PENDING")
     assert still_waiting(thread) and still_waiting(thread)
-    journal.Journal(watched[0].directory / journal.FILE).append({"event": "failure", "error": "no"})
+    journal.Journal(run_dir / journal.FILE).append({"event": "end"})
     thread.join(20)
-    assert not thread.is_alive()
+    assert ended == ["done"]
 
 
-def test_why_jobs_wait_is_told_when_it_is_news(fake_slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
+def test_why_jobs_wait_is_shown_when_it_is_news(
+    run_dir: Path, fake_slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [run_dir.with_name(f"vanilla-s{seed}-0123abcd") for seed in range(3)]
+    for seed, run in enumerate(runs):
+        run.mkdir()
+        Submission(f"1_{seed}", time.time(), "grid", "log").write(run)
     queues = [
         {"j1_0": "PENDING", "j1_1": "PENDING", "j1_2": "PENDING"},
         {"j1_0": "PENDING PartitionConfig", "j1_1": "PENDING PartitionConfig", "j1_2": "PENDING PartitionConfig"},
@@ -563,27 +571,16 @@ def test_why_jobs_wait_is_told_when_it_is_news(fake_slurm: FakeSlurm, capsys: py
         {"j1_0": "RUNNING", "j1_1": "PENDING ReqNodeNotAvail", "j1_2": "RUNNING"},
         {"j1_0": "RUNNING", "j1_1": "PENDING Priority", "j1_2": "RUNNING"},
     ]
-    told: frozenset[str] = frozenset()
+    shown: set[str] = set()
     for state in queues:
         fake_slurm.queue(**state)
         for _ in range(2):
-            known = queue.look_up(["1_0", "1_1", "1_2"])
-            assert known is not None
-            told = submit._tell_reasons(known, told)
+            shown |= wait.show_reasons(look(runs), shown)
     assert capsys.readouterr().err.splitlines() == [
         "SLURM: 3 runs wait: PartitionConfig",
         "SLURM: 3 runs wait: Priority (2), Resources (1)",
         "SLURM: 1 run waits: ReqNodeNotAvail",
     ]
-
-
-def test_the_command_that_waits_says_why(
-    tiny: list[str], fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake_slurm.queue(j1="PENDING PartitionDown")
-    monkeypatch.setattr(submit, "has_ended", lambda job, ticket: "SLURM: " in sys.stderr.getvalue())  # type: ignore[attr-defined]
-    done = slurm(tiny, "distiller=vanilla", launcher="slurm")
-    assert done.err == "SLURM: 1 run waits: PartitionDown\n"
 
 
 @pytest.mark.parametrize(
@@ -608,28 +605,28 @@ def test_a_controller_that_does_not_answer_is_told_before_sbatch_is_tried(
     assert len(fake_slurm.scripts()) == 1
 
 
-def test_the_failure_of_an_earlier_job_is_not_this_ones(make_job: Any, fake_slurm: FakeSlurm) -> None:
-    job = make_job("vanilla")
-    config_job.freeze(job, sweep=None, threads=None)
-    book = journal.Journal(job.directory / journal.FILE)
+def test_the_failure_of_an_earlier_job_is_not_this_ones(run_dir: Path, fake_slurm: FakeSlurm) -> None:
+    book = journal.Journal(run_dir / journal.FILE)
     book.append({"event": "failure", "error": "before"})
+    Submission("1", 0.0, "grid", "log", RunDir(run_dir).journal_size).write(run_dir)
+    thread, ended = follow(run_dir)  # the job is not in the queue yet
     fake_slurm.queue(j1="PENDING")
-    thread, _ = follow(job, Ticket("1", 0.0, "grid", "log", slurm_job.journal_size(job.directory)))
     assert still_waiting(thread)
     book.append({"event": "failure", "error": "again"})
+    fake_slurm.queue(j1="FAILED")
     thread.join(20)
-    assert not thread.is_alive()
+    assert ended == ["failed"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"job_id": "1"}'])
-def test_a_damaged_ticket_is_none(text: str, here: Path) -> None:
+def test_a_damaged_submission_is_none(text: str, here: Path) -> None:
     (here / "slurm.json").write_text(text)
-    assert read(here) is None
+    assert Submission.read(here) is None
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(make_job: Any, here: Path) -> None:
     (here / "sweeps").touch()
-    with pytest.raises(EdkdError, match="cannot write below .*sweeps"), submit._alone(here / "sweeps"):
+    with pytest.raises(EdkdError, match="cannot write below .*sweeps"), submit.alone(here / "sweeps"):
         pass
 
 

@@ -27,7 +27,7 @@ from edkd.slurm.queue import Entry
 from edkd.status import registry, table
 from edkd.status import select as selection
 from edkd.status import state as run_state
-from edkd.status.state import RunView
+from edkd.status.state import RunStatus
 from tests.commandline import REPOSITORY, Ended, edkd
 
 METRICS = {"test/top1": 61.25, "test/top5": 88.0, "test/loss": 1.5}
@@ -72,8 +72,14 @@ def written(run_dir: Path, *records: Record) -> None:
 
 def submitted(run_dir: Path, job: str = "12_3", **values: Any) -> None:
     size = (run_dir / journal.FILE).stat().st_size if (run_dir / journal.FILE).exists() else 0
-    ticket = {"job_id": job, "submitted": time.time(), "sweep": "digits-1", "log": "job.out", "journal_size": size}
-    (run_dir / "slurm.json").write_text(json.dumps(ticket | values))
+    values = {
+        "job_id": job,
+        "submitted": time.time(),
+        "sweep": "digits-1",
+        "log": "job.out",
+        "journal_size": size,
+    } | values
+    (run_dir / "slurm.json").write_text(json.dumps(values))
 
 
 def died(run_dir: Path, job: str | None = None, since: float | None = None) -> None:
@@ -82,12 +88,12 @@ def died(run_dir: Path, job: str | None = None, since: float | None = None) -> N
     (run_dir / lock.HOLDER).write_text(json.dumps(note))
 
 
-def seen(run_dir: Path, ask: Slurm | None = None) -> RunView:
+def seen(run_dir: Path, ask: Slurm | None = None) -> RunStatus:
     (view,) = run_state.look([run_dir], ask=ask or Slurm())
     return view
 
 
-def told(run_dir: Path, ask: Slurm | None = None) -> tuple[str, str]:
+def verdict(run_dir: Path, ask: Slurm | None = None) -> tuple[str, str]:
     view = seen(run_dir, ask)
     return view.state, view.why
 
@@ -120,7 +126,7 @@ def test_a_finished_run(run_dir: Path) -> None:
 
 def test_a_failed_run_tells_the_first_line_of_its_error(run_dir: Path) -> None:
     written(run_dir, START, epoch(1), {"event": "failure", "error": "\n  loss_kd is   nan\nsecond line"})
-    assert told(run_dir) == ("failed", "loss_kd is nan")
+    assert verdict(run_dir) == ("failed", "loss_kd is nan")
     assert seen(run_dir).epoch == 1
 
 
@@ -141,22 +147,22 @@ def test_no_time_left_is_known_before_the_first_epoch(run_dir: Path) -> None:
 
 def test_a_killed_process(run_dir: Path) -> None:
     written(run_dir, START, epoch(2))
-    assert told(run_dir) == ("vanished", "process gone")
+    assert verdict(run_dir) == ("vanished", "process gone")
     died(run_dir)
-    assert told(run_dir) == ("vanished", "process gone: 4242 on n7")
+    assert verdict(run_dir) == ("vanished", "process gone: 4242 on n7")
 
 
 def test_an_interrupted_process(run_dir: Path) -> None:
     written(run_dir, START, epoch(2), {"event": "interrupted"})
-    assert told(run_dir) == ("vanished", "interrupted")
+    assert verdict(run_dir) == ("vanished", "interrupted")
     written(run_dir, {"event": "interrupted", "reason": "stopped by SLURM's warning"})
-    assert told(run_dir) == ("vanished", "stopped by SLURM's warning")
+    assert verdict(run_dir) == ("vanished", "stopped by SLURM's warning")
 
 
 def test_a_damaged_journal_fails_one_run_and_no_overview(run_dir: Path) -> None:
     written(run_dir, START)
     (run_dir / journal.FILE).write_bytes(b"garbage\n" + (run_dir / journal.FILE).read_bytes())
-    state, why = told(run_dir)
+    state, why = verdict(run_dir)
     assert state == "failed" and "line 1" in why
 
 
@@ -180,7 +186,7 @@ def test_a_damaged_journal_fails_one_run_and_no_overview(run_dir: Path) -> None:
 def test_a_job_that_has_not_begun(run_dir: Path, entry: Entry | None, state: str, why: str) -> None:
     submitted(run_dir)
     slurm = Slurm(**({"job12_3": entry} if entry else {}))
-    assert told(run_dir, slurm) == (state, why)
+    assert verdict(run_dir, slurm) == (state, why)
     assert slurm.asked == [{"12_3"}]
     assert (seen(run_dir, slurm).job, seen(run_dir, slurm).log) == ("12_3", Path("job.out"))
 
@@ -190,7 +196,7 @@ def test_a_job_that_died_while_it_ran(run_dir: Path, word: str) -> None:
     submitted(run_dir)
     written(run_dir, START, epoch(2))
     died(run_dir, job="12_3")
-    assert told(run_dir, Slurm(job12_3=Entry(word, "n1"))) == ("vanished", word)
+    assert verdict(run_dir, Slurm(job12_3=Entry(word, "n1"))) == ("vanished", word)
 
 
 def test_a_job_on_a_node_whose_lock_is_not_seen_here_runs(run_dir: Path) -> None:
@@ -204,24 +210,29 @@ def test_a_job_on_a_node_whose_lock_is_not_seen_here_runs(run_dir: Path) -> None
 def test_a_job_that_made_way_waits_until_it_starts_again(run_dir: Path) -> None:
     submitted(run_dir)
     written(run_dir, START, epoch(2), {"event": "interrupted"})
-    assert told(run_dir, Slurm(job12_3=Entry("PENDING", "BeginTime"))) == ("waiting", "BeginTime")
-    assert told(run_dir, Slurm(job12_3=Entry("RUNNING", "n1")))[0] == "waiting"
+    assert verdict(run_dir, Slurm(job12_3=Entry("PENDING", "BeginTime"))) == ("waiting", "BeginTime")
+    assert verdict(run_dir, Slurm(job12_3=Entry("RUNNING", "n1")))[0] == "waiting"
     written(run_dir, START)
-    assert told(run_dir, Slurm(job12_3=Entry("RUNNING", "n1")))[0] == "running"
+    assert verdict(run_dir, Slurm(job12_3=Entry("RUNNING", "n1")))[0] == "running"
 
 
-def test_slurm_says_completed_of_a_run_that_failed(run_dir: Path) -> None:
+def test_a_run_has_failed_once_its_job_has_left_the_queue(run_dir: Path) -> None:
     submitted(run_dir, submitted=time.time() + 60)  # by the clock of the submitting machine
     written(run_dir, START, {"event": "failure", "error": "no"})
-    assert told(run_dir, Slurm(job12_3=Entry("COMPLETED", "n1"))) == ("failed", "no")
-    assert told(run_dir, Slurm(job12_3=Entry("RUNNING", "n1"))) == ("failed", "no")  # it is about to end
+    assert verdict(run_dir, Slurm(job12_3=Entry("COMPLETED", "n1"))) == ("failed", "no")
+    assert verdict(run_dir, Slurm()) == ("failed", "no")
+    assert verdict(run_dir, Slurm(job12_3=Entry("RUNNING", "n1"))) == ("running", "")
+    assert verdict(run_dir, Slurm(job12_3=Entry("PENDING", "BeginTime"))) == ("waiting", "BeginTime")
+    away = Slurm()
+    away.entries = None
+    assert verdict(run_dir, away) == ("failed", "no")
 
 
 def test_an_old_failure_does_not_count_once_the_run_is_submitted_again(run_dir: Path) -> None:
     written(run_dir, START, {"event": "failure", "error": "no"})
     submitted(run_dir)
-    assert told(run_dir, Slurm(job12_3=Entry("PENDING", "Priority"))) == ("waiting", "Priority")
-    assert told(run_dir, Slurm(job12_3=Entry("CANCELLED", ""))) == ("vanished", "CANCELLED")
+    assert verdict(run_dir, Slurm(job12_3=Entry("PENDING", "Priority"))) == ("waiting", "Priority")
+    assert verdict(run_dir, Slurm(job12_3=Entry("CANCELLED", ""))) == ("vanished", "CANCELLED")
 
 
 def test_a_job_from_before_does_not_count_once_a_local_process_took_over(run_dir: Path) -> None:
@@ -229,7 +240,7 @@ def test_a_job_from_before_does_not_count_once_a_local_process_took_over(run_dir
     written(run_dir, START)
     died(run_dir)
     slurm = Slurm(job12_3=Entry("TIMEOUT", "n1"))
-    assert told(run_dir, slurm) == ("vanished", "process gone: 4242 on n7")
+    assert verdict(run_dir, slurm) == ("vanished", "process gone: 4242 on n7")
     assert seen(run_dir, slurm).job is None
 
 
@@ -237,11 +248,11 @@ def test_nothing_vanishes_while_slurm_does_not_answer(run_dir: Path) -> None:
     submitted(run_dir)
     slurm = Slurm()
     slurm.entries = None
-    assert told(run_dir, slurm) == ("waiting", "SLURM cannot be asked now")
+    assert verdict(run_dir, slurm) == ("waiting", "SLURM cannot be asked now")
     written(run_dir, START, epoch(2))
-    assert told(run_dir, slurm)[0] == "waiting"
+    assert verdict(run_dir, slurm)[0] == "waiting"
     written(run_dir, END)
-    assert told(run_dir, slurm)[0] == "done"
+    assert verdict(run_dir, slurm)[0] == "done"
 
 
 def test_a_run_that_ends_while_the_queue_is_asked_has_not_vanished(run_dir: Path) -> None:
@@ -313,7 +324,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def counted(views: Iterable[RunView]) -> dict[str, int]:
+def counted(views: Iterable[RunStatus]) -> dict[str, int]:
     states = [view.state for view in views]
     return {state: states.count(state) for state in sorted(set(states))}
 
@@ -447,8 +458,7 @@ def test_json_has_every_run_and_only_json(many: Path) -> None:
 
 def test_help_documents_every_key_of_json_and_every_code(run_dir: Path) -> None:
     text = shown("--help").out
-    keys = {field.name for field in dataclasses.fields(RunView)}
-    assert keys <= set(text.replace(",", " ").split())
+    assert seen(run_dir).document().keys() <= set(text.replace(",", " ").split())
     assert all(f"{code} " in text for code in (0, 1, 2, 3))
 
 
@@ -456,7 +466,7 @@ ERROR = "loss_kd is nan in epoch 121: a lower learning rate may help, and so may
 
 
 @pytest.fixture
-def crowd(run_dir: Path) -> list[RunView]:
+def crowd(run_dir: Path) -> list[RunStatus]:
     """A run in each state, with all that a row may hold, and the longest name of the table."""
     named = dataclasses.replace(
         seen(run_dir), name="cifar100/resnet32x4-mobilenetv2/edkd-s10-0123abcd", epochs=240, top1=71.23
@@ -473,7 +483,7 @@ def crowd(run_dir: Path) -> list[RunView]:
     ]
 
 
-def drawn(views: list[RunView], monkeypatch: pytest.MonkeyPatch, *, width: int, watch: bool = False) -> list[str]:
+def drawn(views: list[RunStatus], monkeypatch: pytest.MonkeyPatch, *, width: int, watch: bool = False) -> list[str]:
     """What `edkd status` shows on a terminal of that width and 12 lines."""
     console = Console(file=io.StringIO(), width=width, height=12, force_terminal=True, color_system=None)
     if watch:
@@ -486,7 +496,7 @@ def drawn(views: list[RunView], monkeypatch: pytest.MonkeyPatch, *, width: int, 
 
 
 def test_names_and_errors_are_readable_on_a_narrow_terminal(
-    crowd: list[RunView], monkeypatch: pytest.MonkeyPatch
+    crowd: list[RunStatus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = "resnet32x4-mobilenetv2/edkd-s10-0123abcd"
     header, *lines, numbers = drawn(crowd, monkeypatch, width=80)
@@ -517,14 +527,14 @@ def test_names_and_errors_are_readable_on_a_narrow_terminal(
     ],
 )
 def test_a_column_is_shown_if_the_names_leave_room_for_it(
-    crowd: list[RunView], monkeypatch: pytest.MonkeyPatch, width: int, columns: str
+    crowd: list[RunStatus], monkeypatch: pytest.MonkeyPatch, width: int, columns: str
 ) -> None:
     header, *rows = drawn(crowd, monkeypatch, width=width)
     assert header.split() == [*columns.split(), "run"]
     assert (rows[-2].endswith(f"  {ERROR}")) == (width == 300)
 
 
-def test_a_live_table_counts_the_lines_that_explain(crowd: list[RunView], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_live_table_counts_the_lines_that_explain(crowd: list[RunStatus], monkeypatch: pytest.MonkeyPatch) -> None:
     failed = crowd[-1]
     _, *lines, numbers = drawn([failed] * 6, monkeypatch, width=80, watch=True)
     assert len(lines) == 8 and {line.split()[0] for line in lines} == {"failed", "loss_kd"}

@@ -1,4 +1,4 @@
-"""What a sweep tells a person, from hand-made states of its runs."""
+"""What a sweep shows, from hand-made states of its runs."""
 
 import io
 import re
@@ -11,9 +11,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from edkd.config.schema import Tracking
+from edkd.console import duration
 from edkd.errors import EdkdError
 from edkd.rundir import journal, lock
 from edkd.rundir.journal import RunState
+from edkd.status.state import RunStatus
 from edkd.sweeps import progress
 from edkd.sweeps.plan import Sweep
 
@@ -25,8 +27,10 @@ def epoch(number: int, train: float = 9.0, test: float = 1.0) -> dict[str, Any]:
 END = {"event": "end", "last": {"top1": 70.126}, "best": {"top1": 71.0}, "seconds": 12.4}
 
 
-def state(status: Any, done: int = 0, **more: Any) -> RunState:
-    return RunState(status=status, epochs={done: epoch(done)} if done else {}, **more)
+def status(state: Any, done: int = 0, *, journal: Any = "finished", holder: Any = None, **more: Any) -> RunStatus:
+    blank: dict[str, Any] = dict.fromkeys(["name", "hash", "dataset", "pair", "distiller"], "")
+    known = RunState(status=journal, holder=holder)
+    return RunStatus(Path("x"), **blank, seed=0, state=state, epoch=done, known=known, **more)
 
 
 @pytest.fixture
@@ -37,14 +41,18 @@ def planned(make_job: Any) -> Sweep:
     return Sweep(students=students, teachers=[teacher], asked={job.run for job in students})
 
 
-def states(planned: Sweep, *given: RunState) -> dict[str, RunState]:
+def statuses(planned: Sweep, *given: RunStatus) -> dict[str, RunStatus]:
     return dict(zip([job.run for job in planned.jobs], given, strict=True))
 
 
 def test_the_plan(planned: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
-    progress.show_plan(
-        planned, states(planned, state("failed", 1), state("finished", 2), state("interrupted", 1), state("new"))
-    )
+    given = [
+        status("failed", 1, journal="failed"),
+        status("done", 2),
+        status("vanished", 1, journal="interrupted"),
+        status("waiting", job="12_3", journal="new"),
+    ]
+    progress.show_plan(planned, statuses(planned, *given))
     width = max(len(job.name) for job in planned.jobs)
     names = [job.name.ljust(width) for job in planned.jobs]
     assert capsys.readouterr().out.splitlines() == [
@@ -52,20 +60,20 @@ def test_the_plan(planned: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
         f"1 teacher  {names[0]}  to resume (failed before), after epoch 1",
         f"2 student  {names[1]}  finished",
         f"2 student  {names[2]}  to resume, after epoch 1",
-        f"2 student  {names[3]}  new",
-        f"sweep {planned.id}: 3 runs: 1 finished, 1 to resume, 1 new; teachers to train first: 1",
+        f"2 student  {names[3]}  waiting in SLURM (job 12_3)",
+        f"sweep {planned.id}: 3 runs: 1 finished, 1 to resume, 1 waiting in SLURM; teachers to train first: 1",
     ]
 
 
 def test_names_are_never_cut(planned: Sweep, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setenv("COLUMNS", "20")
-    progress.show_plan(planned, states(planned, *[state("new")] * 4))
+    progress.show_plan(planned, statuses(planned, *[status("new")] * 4))
     out = capsys.readouterr().out
     assert all(job.name in out for job in planned.jobs)
 
 
 def test_a_summary_of_success(planned: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
-    assert progress.show_summary(planned, states(planned, *[state("finished", 2)] * 4)) == 0
+    assert progress.show_summary(planned, statuses(planned, *[status("done", 2)] * 4)) == 0
     assert capsys.readouterr().out == f"sweep {planned.id}: 4 of 4 runs finished\n"
 
 
@@ -73,12 +81,12 @@ def test_a_summary_names_each_run_that_is_not_done(planned: Sweep, capsys: pytes
     teacher, *students = planned.jobs
     (teacher.directory).mkdir(parents=True)
     (teacher.directory / "run.log").touch()
-    outcome = states(
+    outcome = statuses(
         planned,
-        state("failed", 1, error="EdkdError: training diverged"),
-        state("running", 1, holder={"pid": 12, "host": "node7"}),
-        state("new"),
-        state("finished", 2),
+        status("failed", 1, why="EdkdError: training diverged"),
+        status("running", 1, holder={"pid": 12, "host": "node7"}),
+        status("new"),
+        status("done", 2),
     )
     assert progress.show_summary(planned, outcome) == 3
     assert capsys.readouterr().out.splitlines() == [
@@ -90,10 +98,13 @@ def test_a_summary_names_each_run_that_is_not_done(planned: Sweep, capsys: pytes
     ]
 
 
-def test_a_summary_tells_of_a_process_that_vanished(planned: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
-    outcome = states(planned, state("finished", 2), state("interrupted", 1), *[state("finished", 2)] * 2)
-    assert progress.show_summary(planned, outcome) == 1
-    assert " vanished after epoch 1: its process died without a word" in capsys.readouterr().out
+def test_a_summary_says_what_vanished_and_what_never_began(planned: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    lost = status("vanished", 1, why="process gone"), status("vanished", 0, why="TIMEOUT", job="1", log=Path("x.err"))
+    assert progress.show_summary(planned, statuses(planned, status("done", 2), *lost, status("new"))) == 3
+    first, second, third = capsys.readouterr().out.splitlines()[1:4]
+    assert first.endswith(" vanished after epoch 1: process gone")
+    assert second.endswith(" vanished after epoch 0: TIMEOUT (SLURM job 1, x.err)")
+    assert third.endswith(" not started")
 
 
 @pytest.fixture
@@ -119,7 +130,7 @@ def viewed(planned: Sweep, console: Console, parallel: int = 1) -> progress._Vie
     return progress._View(planned.jobs, parallel, Progress(console=console, disable=True))
 
 
-def test_each_run_that_ends_is_told_once(planned: Sweep, screen: Any) -> None:
+def test_each_run_that_ends_is_shown_once(planned: Sweep, screen: Any) -> None:
     console = screen(terminal=False)
     finished, failed, before, _ = planned.jobs
     append(before, {"event": "start"}, {"event": "failure", "error": "long ago"})
@@ -155,10 +166,10 @@ def test_the_time_left(planned: Sweep, screen: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "00:00:00"), (3661, "01:01:01"), (86399, "23:59:59"), (129600, "1.5 days")]
+    ("seconds", "text"), [(0, "0:00:00"), (3661, "1:01:01"), (86399, "23:59:59"), (129600, "1.5 days")]
 )
-def test_a_clock(seconds: float, text: str) -> None:
-    assert progress._clock(seconds) == text
+def test_a_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_a_bar_on_a_terminal(planned: Sweep, screen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,12 +180,12 @@ def test_a_bar_on_a_terminal(planned: Sweep, screen: Any, monkeypatch: pytest.Mo
         append(job, {"event": "start"}, epoch(1))
         shown = threading.Event()
         for _ in range(1000):
-            if "00:01:10 left" in console.file.getvalue():
+            if "0:01:10 left" in console.file.getvalue():
                 break
             shown.wait(0.01)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())
     assert "runs 0/4 · epochs 1/8 " in text
-    assert "00:01:10 left resnet8 vanilla 1" in text
+    assert "0:01:10 left resnet8 vanilla 1" in text
 
 
 def test_no_bar_in_a_file(planned: Sweep, screen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +217,7 @@ def test_tracking_that_fails_is_a_warning(
     monkeypatch.setattr(progress.LOG, "propagate", True)
     tracked = progress.SweepTracking("s", Tracking(uri="http://127.0.0.1:9", artifacts=None, experiment="edkd"))
     tracked.start()
-    tracked.finish([state("finished", 2)])
+    tracked.finish([status("done", 2)])
     assert [record.getMessage() for record in caplog.records] == [
         "the server is away; `edkd sync` brings MLflow up to date later"
     ] * 2
@@ -214,13 +225,13 @@ def test_tracking_that_fails_is_a_warning(
 
 @pytest.mark.parametrize("outcome", [["finished", "finished"], ["finished", "failed", "new"], []])
 def test_the_parent_run_gets_the_counts(monkeypatch: pytest.MonkeyPatch, outcome: list[str]) -> None:
-    told: dict[str, Any] = {}
-    monkeypatch.setattr(progress.tracking, "finish_sweep", lambda sweep, **more: told.update(more, sweep=sweep))
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(progress.tracking, "finish_sweep", lambda sweep, **more: given.update(more, sweep=sweep))
     where = Tracking(uri="sqlite:///x.db", artifacts="a", experiment="e")
-    progress.SweepTracking("s", where).finish([state(each) for each in outcome])
+    progress.SweepTracking("s", where).finish([status("done", journal=each) for each in outcome])
     counts = {each: outcome.count(each) for each in outcome}
     place = {"uri": "sqlite:///x.db", "artifacts": "a", "experiment": "e"}
-    assert told == {"sweep": "s", "counts": counts, **place}
+    assert given == {"sweep": "s", "counts": counts, **place}
 
 
 def test_without_a_store_nothing_is_tracked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,6 @@ from edkd.rundir import journal, lock
 from edkd.rundir.paths import find_runs
 from edkd.status import logs, registry, select
 from edkd.status.state import look
-from edkd.sweeps import retry
 from tests.commandline import REPOSITORY, Ended, edkd, error, journals, launch, metrics, python
 
 METHOD = '''
@@ -242,14 +241,6 @@ def test_another_directory_is_refused(sweep: Failed, here: Path, monkeypatch: py
 
 def test_a_launcher_that_is_not_there(sweep: Failed) -> None:
     assert "hydra/launcher=cloud: no such option" in error(edkd("retry", "hydra/launcher=cloud"))
-
-
-@pytest.mark.parametrize("text", ["[]", "{", "[1]", None])
-def test_a_file_that_lists_no_runs(here: Path, text: str | None) -> None:
-    if text is not None:
-        (here / "list.json").write_text(text)
-    with pytest.raises(EdkdError, match="list"):
-        retry.planned(here / "list.json")
 
 
 # ---- edkd logs

@@ -1,0 +1,61 @@
+"""Waiting for runs that SLURM has, until each is done, has failed or vanished."""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from edkd.console import LOG, console, counted
+from edkd.slurm import queue
+from edkd.slurm.queue import Entry
+from edkd.status.state import RunStatus, look
+
+SILENCE = 20.0  # seconds that a run must have been seen as vanished until it counts as that
+NEWS = 90.0  # the same for a job that SLURM says has ended well: a network file system shows new files that late
+
+
+def wait(run_dirs: Iterable[Path], poll_s: float) -> dict[Path, RunStatus]:
+    """Look at runs every `poll_s` seconds until all have ended; returns how each of them did, by directory."""
+    waiting = set(run_dirs)
+    silent: dict[Path, float] = {}
+    ended: dict[Path, RunStatus] = {}
+    reasons: set[str] = set()
+    away = False
+
+    def ask(job_ids: Iterable[str]) -> Mapping[str, Entry] | None:
+        nonlocal away
+        known = queue.look_up(job_ids)
+        if (known is None) != away:
+            away = known is None
+            LOG.warning("SLURM does not answer; waiting for it" if away else "SLURM answers again")
+        return known
+
+    while True:
+        now = time.monotonic()
+        statuses = look(waiting, ask=ask)
+        reasons |= show_reasons(statuses, reasons)
+        for status in statuses:
+            if status.state != "vanished":
+                silent.pop(status.directory, None)
+                if status.state in ("done", "failed"):
+                    ended[status.directory] = status
+                continue
+            patience = NEWS if status.entry is not None and status.entry.state == "COMPLETED" else SILENCE
+            if now - silent.setdefault(status.directory, now) >= patience:
+                ended[status.directory] = status
+                console.print(f"{status.name}: vanished: {status.why_vanished}", markup=False, soft_wrap=True)
+        waiting -= ended.keys()
+        if not waiting:
+            return ended
+        time.sleep(poll_s)
+
+
+def show_reasons(statuses: Iterable[RunStatus], shown: set[str]) -> set[str]:
+    """Print why runs wait if one of the reasons is not among those `shown` before; returns the reasons."""
+    entries = [status.entry for status in statuses if status.state == "waiting" and status.entry is not None]
+    reasons = Counter(entry.where for entry in entries if entry.state in queue.QUEUED and entry.where)
+    if not reasons.keys() <= shown:
+        each = ", ".join(f"{why} ({count})" if len(reasons) > 1 else why for why, count in reasons.most_common())
+        verb = "waits" if reasons.total() == 1 else "wait"
+        console.print(f"SLURM: {counted(reasons.total(), 'run')} {verb}: {each}", markup=False, soft_wrap=True)
+    return set(reasons)
