@@ -136,7 +136,7 @@ def test_any_text_as_the_value_of_an_override(text: str) -> None:
 def test_help_lists_groups_and_values() -> None:
     done = launch("--help")
     assert done.code == 0
-    assert "distiller: dkd, edkd, kd, vanilla" in done.out and "weight_decay: 0.0005" in done.out
+    assert "distiller: crd, dkd, edkd, fitnet, kd, vanilla" in done.out and "weight_decay: 0.0005" in done.out
 
 
 # ---- wrong configuration
@@ -145,7 +145,10 @@ def test_help_lists_groups_and_values() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("distiller=kdd", "distiller=kdd: no such option, did you mean kd?; allowed: dkd, edkd, kd, vanilla"),
+        (
+            "distiller=kdd",
+            "distiller=kdd: no such option, did you mean kd?; allowed: crd, dkd, edkd, fitnet, kd, ",
+        ),
         ("distiler=kd", "distiler: no such group or key, did you mean distiller?; allowed: allow_weak_teacher, "),
         ("pair=vgg13-vgg9", "pair=vgg13-vgg9: no such option, did you mean vgg13-vgg8?"),
         ("foo=1", "foo: no such group or key; allowed: "),
@@ -196,7 +199,10 @@ def test_a_wrong_configuration(tiny: list[str], teacher: Path, here: Path, argum
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("distiller=kd,kdd", "distiller=kdd: no such option, did you mean kd?; allowed: dkd, edkd, kd, vanilla"),
+        (
+            "distiller=kd,kdd",
+            "distiller=kdd: no such option, did you mean kd?; allowed: crd, dkd, edkd, fitnet, kd, ",
+        ),
         ("pair=al", "pair=al: no such option, did you mean all?; allowed: all, "),
         ("seed=0,1 schedule.epoch=3", "schedule.epoch: no such key in schedule=short, did you mean epochs?"),
         (
