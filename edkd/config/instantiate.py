@@ -25,7 +25,6 @@ STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_
 _FITTING = {  # by pydantic's name of an error
     "int_type": "a whole number",
     "float_type": "a number",
-    "finite_number": "a finite number",
     "bool_type": "true or false",
     "string_type": "a text",
     "none_required": "null",
@@ -142,10 +141,10 @@ def _place(values: Any, loc: tuple[int | str, ...]) -> tuple[tuple[int | str, ..
 
 
 def _fitting(error: Any) -> str:
-    text = _FITTING.get(error["type"])
-    if text is None:
-        return f"fitting: {error['msg']}"
-    context = error.get("ctx", {})
+    """What would have been accepted instead."""
+    if error["type"] not in _FITTING:
+        return str(error["msg"]).removeprefix("Input should be ")
+    context = dict(error.get("ctx", {}))
     if "expected" in context:
-        context = {"expected": context["expected"].replace("'", "").replace(" or ", ", ")}
-    return text.format(**context)
+        context["expected"] = context["expected"].replace("'", "").replace(" or ", ", ")
+    return _FITTING[error["type"]].format(**context)

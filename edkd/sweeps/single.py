@@ -4,7 +4,7 @@ from typing import Any
 
 from edkd import tracking
 from edkd.config import schema
-from edkd.config.job import make_job
+from edkd.config.job import Job
 from edkd.console import LOG, console, counted
 from edkd.errors import EdkdError
 from edkd.rundir import journal
@@ -13,7 +13,6 @@ from edkd.runs.setup import gather, teacher_folder
 from edkd.sweeps import estimate
 from edkd.sweeps.progress import warn_outdated
 from edkd.teachers import store
-from edkd.training.device import cores
 
 
 def run_one(resolved: dict[str, Any], method: str) -> None:
@@ -30,7 +29,7 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
             raise store.missing(cfg.dataset.key, cfg.teacher.name, teacher_folder(cfg))
         check_strength(cfg, entry)
         teacher_id = entry.id
-    job = make_job(resolved, method, teacher_id)
+    job = Job(config=resolved, settings=cfg, teacher_id=teacher_id)
     before = journal.tail_state(job.directory)
     if dry_run:
         done = max(before.epochs, default=0)
@@ -39,7 +38,7 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
             f"in {job.directory}",
             soft_wrap=True,
         )
-        found = estimate.estimate({"run": [job]}, {job.run: before}, here=True, parallel=1, threads=cores())
+        found = estimate.estimate({"run": [job]}, {job.run: before}, here=True, parallel=1)
         console.print(found.line(), soft_wrap=True)
         return
     gather(cfg, teacher_id)  # what is wrong with data, device or teacher is said before anything is written

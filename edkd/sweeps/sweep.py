@@ -106,7 +106,6 @@ def _show_estimate(planned: Sweep, states: Mapping[str, journal.RunState], maste
         states,
         here=here,
         parallel=_parallel(master, jobs) if here else None,
-        threads=_threads_each(master, jobs),
     )
     if found.kinds:
         print(found.line())

@@ -107,6 +107,8 @@ def test_values_that_fit(value: Any, hint: Any, expected: Any) -> None:
         ("hot", float | Literal["auto"], "key=hot: must be a number or one of auto"),
         ({"a": "b"}, dict[str, int], "key.a=b: must be a whole number"),
         ([1], dict, "key=[1]: must be a group of values"),
+        (1, re.Pattern, "key=1: must be a valid pattern"),
+        (1, Batch, "key=1: must be an instance of Batch"),
     ],
 )
 def test_values_that_do_not_fit_are_named_with_what_is_allowed(

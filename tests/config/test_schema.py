@@ -2,13 +2,14 @@
 
 import copy
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from edkd.config import schema
 from edkd.config.job import Job
 from edkd.config.schema import Dataset
+from edkd.distillers.vanilla import Vanilla
 from edkd.errors import EdkdError
 from edkd.training.trainer import Schedule
 
@@ -82,6 +83,29 @@ def test_a_wrong_configuration_is_one_line(base: dict[str, Any], key: str, value
         schema.settings(changed(base, key, value), "edkd")
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+class Counted(Vanilla):
+    """A method that counts how often it is made, and that refuses a value."""
+
+    made: ClassVar[list[int]] = []
+
+    def __init__(self, *, size: int) -> None:
+        super().__init__()
+        if size == 3:
+            raise ValueError("size 3 is\n too odd")
+        self.made.append(size)
+
+
+def test_a_method_is_constructed_once_to_check_its_values(base: dict[str, Any]) -> None:
+    for seed in range(3):
+        for size in (1, 2):
+            node = {"_target_": f"{__name__}.Counted", "size": size}
+            schema.settings(changed(base, "distiller", node) | {"seed": seed}, "counted")
+    assert Counted.made == [1, 2]
+    for _ in range(2):
+        with pytest.raises(EdkdError, match=r"^distiller: size 3 is too odd; see conf/distiller$"):
+            schema.settings(changed(base, "distiller", node | {"size": 3}), "counted")
 
 
 def test_the_default_configuration_is_the_published_recipe(compose: Any) -> None:

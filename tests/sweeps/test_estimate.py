@@ -29,12 +29,12 @@ def as_before() -> Any:
     torch.use_deterministic_algorithms(before)
 
 
-def ran(job: Job, *seconds: float, device: str = HERE, threads: int = 1, ended: bool = False) -> Job:
+def ran(job: Job, *seconds: float, device: str = HERE, ended: bool = False) -> Job:
     """Leave the journal of a run whose epochs took so many seconds."""
     job.directory.mkdir(parents=True)
     book = journal.Journal(job.directory / journal.FILE)
     config = {key: value for key, value in job.config.items() if key != "teacher" or job.settings.needs_teacher}
-    book.append({"event": "start", "config": config, "tags": job.tags, "device": device, "threads": threads})
+    book.append({"event": "start", "config": config, "tags": job.tags, "device": device})
     for number, each in enumerate(seconds, start=1):
         book.append({"event": "epoch", "epoch": number, "seconds": {"train": each - 1, "test": 1.0}})
     if ended:
@@ -46,7 +46,7 @@ def estimated(
     *jobs: Job, teachers: Sequence[Job] = (), states: dict[str, RunState] | None = None, **more: Any
 ) -> Estimate:
     new = {job.run: RunState(status="new") for job in [*jobs, *teachers]}
-    given: dict[str, Any] = {"here": True, "parallel": 1, "threads": 1, **more}
+    given: dict[str, Any] = {"here": True, "parallel": 1, **more}
     return estimate.estimate({"teachers": teachers, "students": jobs}, new | (states or {}), **given)
 
 
@@ -106,19 +106,12 @@ def test_another_kind_of_run_tells_nothing(job: Any, other: str) -> None:
     assert estimated(job("seed=2")).unknown == 1
 
 
-def test_another_method_tells_where_none_of_the_same_does(job: Any) -> None:
+def test_the_middle_of_all_methods_tells(job: Any) -> None:
     ran(job("seed=1", method="dkd"), 10.0)
     assert estimated(job()).stages == {"students": [100.0]}
-    ran(job("seed=1"), 20.0)
+    ran(job("seed=2"), 20.0)
+    ran(job("seed=1"), 80.0)
     assert estimated(job()).stages == {"students": [200.0]}
-
-
-def test_the_same_number_of_threads_comes_first(job: Any) -> None:
-    ran(job("seed=1"), 40.0, threads=4)
-    assert estimated(job()).stages == {"students": [400.0]}
-    ran(job("seed=2"), 80.0, threads=1)
-    ran(job("seed=3"), 60.0, threads=1)
-    assert estimated(job()).stages == {"students": [700.0]}  # the middle of the two
 
 
 def test_only_the_device_at_hand_tells_about_runs_here(job: Any) -> None:
@@ -217,10 +210,8 @@ def test_the_line(found: Estimate, line: str) -> None:
 
 
 def test_the_longest_run_bounds_the_time_on_the_clock() -> None:
-    stages = {"teachers": [50.0], "students": [10.0, 90.0, 20.0]}
-    assert Estimate(stages, 4).wall == 50 + 90
-    assert Estimate(stages, 1).wall == Estimate(stages, 1).seconds == 170
-    assert Estimate(stages, None).wall is None
+    found = Estimate({"teachers": [500.0], "students": [100.0, 900.0, 200.0]}, 4, 1)
+    assert ", 23 min with 4 runs at a time" in found.line()
 
 
 def test_the_plan_of_a_sweep_says_how_long_it_takes(tiny: list[str], tmp_path: Path, monkeypatch: Any) -> None:
