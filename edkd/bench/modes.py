@@ -17,7 +17,8 @@ from edkd.bench import plain
 from edkd.bench.workload import Workload, networks
 from edkd.config.schema import Settings
 from edkd.errors import EdkdError
-from edkd.runs.setup import Inputs, device_data, new_state, teacher_source
+from edkd.runs.setup import Inputs, device_data, new_state
+from edkd.runs.teacher_source import teacher_source
 from edkd.teachers.source import Precision
 from edkd.training.device import set_up, to_device
 from edkd.training.step import EAGER_FIRST, Step

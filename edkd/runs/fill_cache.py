@@ -17,7 +17,8 @@ from edkd.console import counting
 from edkd.data.resident import ResidentData
 from edkd.data.views import epoch_views
 from edkd.errors import EdkdError
-from edkd.runs.setup import cached, device_data, table_gb, teacher_folder, teacher_inputs
+from edkd.runs.setup import device_data, teacher_folder, teacher_inputs
+from edkd.runs.teacher_source import cached, table_gb
 from edkd.teachers import store
 from edkd.teachers.cache import CachedTeacher, settle
 from edkd.teachers.cache_file import WORD, Rows, Table, disk_bytes

@@ -21,7 +21,8 @@ from edkd.rundir import checkpoint, journal, lock, provenance
 from edkd.rundir.paths import checkpoints
 from edkd.runs.preemption import Asked, SafePoints, Stopped
 from edkd.runs.published import warn_of_teacher
-from edkd.runs.setup import Inputs, device_data, gather, new_state, teacher_folder, teacher_source
+from edkd.runs.setup import Inputs, device_data, gather, new_state, teacher_folder
+from edkd.runs.teacher_source import teacher_source
 from edkd.teachers import store
 from edkd.teachers.source import Precision
 from edkd.tracking import LiveTracker

@@ -14,7 +14,7 @@ from edkd import models
 from edkd.config import schema
 from edkd.rundir import journal
 from edkd.runs.run import execute
-from edkd.runs.setup import table_key
+from edkd.runs.teacher_source import table_key
 from edkd.teachers.cache import CachedTeacher, Resident, settle
 from edkd.teachers.cache_file import Table
 from edkd.teachers.source import TEACHER_BATCH, OnlineTeacher, Precision
