@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
-from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LOG = logging.getLogger("edkd")
 
@@ -48,6 +46,8 @@ def logging_to(file: Path, *, show: bool) -> Iterator[None]:
 
 def _printer() -> logging.Handler:
     if console.is_terminal:  # beside a progress bar only rich may print
+        from rich.logging import RichHandler
+
         return RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
     plain = logging.StreamHandler()
     plain.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
@@ -60,6 +60,15 @@ def step_bar(show: bool, epochs: int) -> Iterator[Callable[[int, int, int], None
     if not show or not console.is_terminal:
         yield None
         return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as progress:
         task = progress.add_task("", total=None)
@@ -81,19 +90,21 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
     A bar on a terminal; elsewhere a line whenever some seconds have passed.
     """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     rate_column = TextColumn("{task.fields[rate]}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate_column, TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=total, rate="")
-        began = told = time.monotonic()
+        began = shown = time.monotonic()
 
         def update(done: int) -> None:
-            nonlocal told
+            nonlocal shown
             now = time.monotonic()
             rate = done / max(now - began, 1e-9)
             progress.update(task, completed=done, rate=f"{rate:,.0f}/s")
-            if not console.is_terminal and now - told > TELL_EVERY:
-                told = now
+            if not console.is_terminal and now - shown > TELL_EVERY:
+                shown = now
                 left = duration((total - done) / rate) if rate else "unknown time"
                 print(f"{what}: {done:,} of {total:,}, {rate:,.0f}/s, {left} left", file=sys.stderr, flush=True)
 
