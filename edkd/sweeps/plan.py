@@ -18,7 +18,7 @@ from edkd.config import schema
 from edkd.config.job import Job, make_job
 from edkd.errors import EdkdError
 from edkd.sweeps.composer import Composer, files_read_once
-from edkd.sweeps.single import check_strength
+from edkd.sweeps.preconditions import check_strength
 from edkd.teachers import store
 
 

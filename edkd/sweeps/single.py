@@ -2,15 +2,14 @@
 
 from typing import Any
 
-from edkd import tracking
 from edkd.config import schema
 from edkd.config.job import Job
-from edkd.console import LOG, console, counted
-from edkd.errors import EdkdError
+from edkd.console import console, counted
 from edkd.rundir import journal
 from edkd.runs.run import execute
 from edkd.runs.setup import gather, teacher_folder
 from edkd.sweeps import estimate
+from edkd.sweeps.preconditions import check_strength, open_tracking
 from edkd.sweeps.progress import warn_outdated
 from edkd.teachers import store
 
@@ -53,28 +52,3 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
         f"in {job.directory}; {'' if cfg.tracking.uri else '`edkd sync` for MLflow, then '}"
         "`make table` for the table, `make ui` for the curves"
     )
-
-
-def check_strength(cfg: schema.Settings, entry: store.Entry) -> None:
-    """Refuse a teacher that was trained here for fewer epochs than its student will be, unless that is wanted."""
-    if cfg.allow_weak_teacher or entry.epochs is None or entry.epochs >= cfg.schedule.epochs:
-        return
-    raise EdkdError(
-        f"teacher {entry.name} of {entry.dataset} was trained for {counted(entry.epochs, 'epoch')}, the student is to "
-        f"train {cfg.schedule.epochs}: remove {entry.path} to train it anew, or set allow_weak_teacher=true"
-    )
-
-
-def open_tracking(where: schema.Tracking) -> None:
-    """Create MLflow's store before any run needs it.
-
-    A SQLite file that cannot be used is an error now; a server that is away costs nothing but `edkd sync` later.
-    """
-    if where.uri is None:
-        return
-    try:
-        tracking.create_store(uri=where.uri, experiment=where.experiment, artifacts=where.artifacts)
-    except EdkdError as error:
-        if not where.uri.startswith(("http://", "https://")):
-            raise EdkdError(f"{error}; or run with tracking=journal") from error
-        LOG.warning("%s; training goes on, `edkd sync` brings MLflow up to date later", error)

@@ -30,8 +30,8 @@ from edkd.status.state import UNSEEN, RunStatus, look
 from edkd.status.wait import wait
 from edkd.sweeps import estimate, progress
 from edkd.sweeps.plan import Sweep, expand, key_of, make_plan, pair_lists
+from edkd.sweeps.preconditions import open_tracking
 from edkd.sweeps.retry import Retry
-from edkd.sweeps.single import open_tracking
 from edkd.training.device import cores, pick_device
 
 
