@@ -135,7 +135,7 @@ def test_what_failed_is_launched_again_as_it_was_planned(sweep: Failed, here: Pa
     assert (nothing.code, nothing.out) == (0, "nothing to retry: 5 runs: 5 done\n")
 
 
-def test_a_run_that_fails_again_is_told_as_a_sweep_tells_it(sweep: Failed, here: Path) -> None:
+def test_a_run_that_fails_again_is_shown_as_a_sweep_shows_it(sweep: Failed, here: Path) -> None:
     again = edkd("retry", "--seed", "1")
     assert again.code == 1
     assert "0 of 1 runs finished" in again.out and "failed: RuntimeError: the marker is there; see" in again.out
@@ -239,8 +239,23 @@ def test_another_directory_is_refused(sweep: Failed, here: Path, monkeypatch: py
     assert list((here / "elsewhere").iterdir()) == []
 
 
-def test_a_launcher_that_is_not_there(sweep: Failed) -> None:
-    assert "hydra/launcher=cloud: no such option" in error(edkd("retry", "hydra/launcher=cloud"))
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["hydra/launcher=cloud"], "hydra/launcher=cloud: no such option"),
+        (
+            ["hydra/launcher=slurm", "hydra.launcher.nodes=2"],
+            "a run is one process: nodes and tasks_per_node must be 1",
+        ),
+        (
+            ["hydra/launcher=slurm", "hydra.launcher.partitoin=x"],
+            "no such key in hydra.launcher, did you mean partition?",
+        ),
+        (["--config-dir", "nowhere"], "nowhere' not found"),
+    ],
+)
+def test_a_launcher_that_makes_no_sense(sweep: Failed, given: list[str], message: str) -> None:
+    assert message in error(edkd("retry", *given))
 
 
 # ---- edkd logs
@@ -296,7 +311,7 @@ def test_a_run_that_is_not_clear(logged: Path, given: str, message: str) -> None
     assert error(edkd("logs", given)).startswith(message)
 
 
-def ticket(run: Path) -> Path:
+def submit(run: Path) -> Path:
     """A SLURM job of the run that nobody can be asked about, with its two logs."""
     log = run.parents[4] / "12_0.out"
     log.write_text("out of the job\n")
@@ -308,7 +323,7 @@ def ticket(run: Path) -> Path:
 def test_the_log_of_the_job_where_the_run_has_none(logged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     (logged / "run.log").unlink()
-    log = ticket(logged)
+    log = submit(logged)
     done = edkd("logs", "kd-s0")
     assert done.out == f"==> {log} <==\nout of the job\n==> {log.with_suffix('.err')} <==\n" + (
         "slurmstepd: error: Detected 1 oom_kill event\n"
@@ -317,7 +332,7 @@ def test_the_log_of_the_job_where_the_run_has_none(logged: Path, monkeypatch: py
 
 def test_the_log_of_the_job_where_it_was_written_last(logged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    log = ticket(logged)
+    log = submit(logged)
     os.utime(log, (1, 1))  # long before the run's own log
     done = edkd("logs", "kd-s0", "-n", "1")
     assert done.out.splitlines()[:3:2] == [f"==> {logged.relative_to(logged.parents[4])}/run.log <==",
@@ -370,8 +385,8 @@ def test_a_run_that_vanished_without_a_log(logged: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PATH", "")
     (logged / "run.log").unlink()
     journal.Journal(logged / journal.FILE).append({"event": "start", "config": {}})
-    told = error(edkd("logs", "-f", "kd-s0"))
-    assert told == "no log yet: digits-8/vgg13-vgg8/kd-s0-0123abcd vanished (process gone)"
+    message = error(edkd("logs", "-f", "kd-s0"))
+    assert message == "no log yet: digits-8/vgg13-vgg8/kd-s0-0123abcd vanished (process gone)"
 
 
 def test_a_name_is_looked_for_before_a_hash(logged: Path) -> None:
