@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from edkd.data import _torchvision
 from edkd.data.arrays import Arrays, Split, hold_out
-from edkd.data.streaming import Files, Streamed
+from edkd.data.files import Files, Streamed
 from edkd.errors import EdkdError
 
 NETWORK_TIMEOUT = 30.0  # seconds without an answer; a node whose packets are dropped would otherwise wait for ever

@@ -4,10 +4,7 @@ What happens to an image is a pure function of (seed, epoch, image): the transfo
 image from a number that these three determine, in whichever worker it is read. The number of workers changes nothing.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,47 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from edkd.data import _torchvision, streams
 from edkd.data.base import Epoch, ImageBatch
+from edkd.data.files import Files
 from edkd.data.views import epoch_order
 from edkd.errors import EdkdError
 
 RESIZE = 256 / 224  # evaluation: the shorter side is this much longer than the central square that is cropped
-
-
-@dataclass(frozen=True)
-class Files:
-    """One split: the path and the label of each image."""
-
-    root: Path
-    samples: tuple[tuple[str, int], ...]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-
-@dataclass(frozen=True)
-class Streamed:
-    """A whole data set in files; `workers` processes read it."""
-
-    train: Files
-    test: Files
-    classes: tuple[str, ...]
-    image_size: int
-    workers: int
-    validation: None = None
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes there are."""
-        return len(self.classes)
-
-    def fingerprint(self) -> str:
-        """SHA-256, in hex, over the name, size and label of every file; pixels are not read for it."""
-        digest = hashlib.sha256(repr((self.classes, self.image_size)).encode())
-        for split in (self.train, self.test):
-            for path, label in split.samples:
-                name = Path(path).relative_to(split.root).as_posix()
-                digest.update(f"{name} {Path(path).stat().st_size} {label}\n".encode())
-        return digest.hexdigest()
 
 
 class _Images(Dataset[tuple[Tensor, int, int]]):

@@ -16,8 +16,9 @@ from edkd.config.instantiate import build
 from edkd.config.job import directory_of, training_run
 from edkd.config.schema import Settings
 from edkd.data.arrays import Arrays, prepare
+from edkd.data.files import Streamed
 from edkd.data.resident import ResidentData
-from edkd.data.streaming import Streamed, StreamedData
+from edkd.data.streaming import StreamedData
 from edkd.distillers.base import Distiller, Shapes, Spec
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction

@@ -533,7 +533,7 @@ def test_a_loss_that_is_not_finite(failing: config_job.Job, monkeypatch: pytest.
     saved = checkpoint.load(failing.directory / "checkpoint.pt")
     assert saved is not None
     assert saved[0]["epoch"] == 1
-    assert all(value.isfinite().all() for value in saved[0]["student"].values())
+    assert all(value.isfinite().all() for value in saved[0]["model"].values())
 
 
 def test_an_interruption_is_journalled_and_the_run_goes_on(student: config_job.Job) -> None:
