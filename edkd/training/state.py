@@ -19,11 +19,10 @@ class Trainable(nn.Module):
         self.student, self.distiller, self.precision = student, distiller, precision
 
     def forward(self, images: Tensor, teacher: Prediction | None, batch: Batch) -> tuple[Outcome, Tensor]:
-        """The losses of a batch of images [B, 3, H, W], and the logits [B, K] that are counted as its hits."""
+        """The losses of a batch of images [B, 3, H, W], and the student's logits [B, K]."""
         with self.precision.autocast():
             prediction = in_fp32(self.student(images, want_feats=self.distiller.needs_feats))
-        outcome = self.distiller(prediction, teacher, batch)
-        return outcome, self.distiller.predict(prediction).logits.detach()
+        return self.distiller(prediction, teacher, batch), prediction.logits.detach()
 
     def predict(self, images: Tensor) -> Tensor:
         """The logits [B, K] that are evaluated: the student's, or those that the method makes of its features."""

@@ -12,13 +12,17 @@ from edkd.config import schema
 from tests.commandline import REPOSITORY, Ended, error, files, journals, launch, python
 
 
+def files_in(text: str) -> dict[str, str]:
+    """The Python and YAML files that a page shows, by the name in their first line."""
+    return dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", text, re.DOTALL))
+
+
 def shown() -> tuple[dict[str, str], str]:
     """The files of the README's section, by the name in their first line, and its command."""
     readme = (REPOSITORY / "README.md").read_text()
     section = readme.partition("## A method of your own")[2].partition("\n## ")[0]
-    blocks = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", section, re.DOTALL)
     (command,) = re.findall(r"^    (PYTHONPATH=.*)$", section, re.MULTILINE)
-    return dict(blocks), command
+    return files_in(section), command
 
 
 @pytest.fixture
@@ -173,3 +177,15 @@ def test_a_misspelt_name_is_told_with_the_methods_from_both_places(tiny: list[st
 
 def test_nothing_in_the_repository_knows_the_method() -> None:
     assert not (schema.folder() / "distiller" / "mse.yaml").exists()
+
+
+def test_a_method_with_a_module_of_its_own(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in files_in((REPOSITORY / "docs" / "extending.md").read_text()).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    done = launch("--config-dir", "myconf", "-m", *tiny, "student=resnet14", "distiller=hint")
+    assert done.code == 0, done
+    _, first, last, _ = journals(tmp_path / "outputs")["resnet8-resnet14/hint-s0"]
+    assert last["metrics"]["train/loss_kd"] < first["metrics"]["train/loss_kd"]
