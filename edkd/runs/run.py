@@ -20,10 +20,9 @@ from edkd.errors import EdkdError
 from edkd.rundir import checkpoint, journal, lock, provenance
 from edkd.rundir.paths import checkpoints
 from edkd.runs.preemption import Asked, SafePoints, Stopped
-from edkd.runs.published import warn_of_teacher
-from edkd.runs.setup import Inputs, device_data, gather, new_state, teacher_folder
+from edkd.runs.publish import is_lost, is_to_teach, publish, warn_of_teacher
+from edkd.runs.setup import Inputs, device_data, gather, new_state
 from edkd.runs.teacher_source import teacher_source
-from edkd.teachers import store
 from edkd.teachers.source import Precision
 from edkd.tracking import LiveTracker
 from edkd.training import allocation, hardware
@@ -46,8 +45,8 @@ def execute(job: Job, *, sweep: str | None, show: bool, stop_asked: Asked | None
     """
     directory, cfg = job.directory, job.settings
     before = journal.state(directory)
-    if before.status == "finished" and not _is_lost(job):
-        _publish(job, before.end)
+    if before.status == "finished" and not is_lost(job):
+        publish(job, before.end)
         _remove_checkpoints(directory)  # a kill after the journal's end may have left them
         return before
     # Sums over another number of threads differ in their last bits: a resumed run keeps the number it began with.
@@ -57,7 +56,7 @@ def execute(job: Job, *, sweep: str | None, show: bool, stop_asked: Asked | None
     inputs = None if planned else gather(cfg, job.teacher_id)
     with lock.hold(directory):
         now = journal.state(directory)
-        if now.status == "finished" and not _is_lost(job):  # by another process, since the look above
+        if now.status == "finished" and not is_lost(job):  # by another process, since the look above
             return now
         if not planned:
             freeze(job, sweep=sweep, threads=None)
@@ -244,10 +243,10 @@ def _finish(job: Job, state: TrainState, book: journal.Journal, inputs: Inputs) 
         "peak_memory_mb": hardware.peak_mb(inputs.device),
         "num_classes": inputs.arrays.num_classes,
     }
-    if _is_to_teach(job):
+    if is_to_teach(job):
         warn_of_teacher(job, metrics["test/top1"])
     # Before the journal's end, so that a finished network is never missing from the store.
-    _publish(job, end)
+    publish(job, end)
     book.append(end)
     _remove_checkpoints(job.directory)
     LOG.info(
@@ -261,50 +260,6 @@ def _remove_checkpoints(directory: Path) -> None:
     with contextlib.suppress(OSError):
         for path in checkpoints(directory):
             path.unlink(missing_ok=True)
-
-
-def _is_to_teach(job: Job) -> bool:
-    return not job.settings.needs_teacher and job.settings.seed == job.settings.teacher_seed
-
-
-def _is_lost(job: Job) -> bool:
-    """Whether the network of a finished run is to teach, and is neither in its directory nor any in the store."""
-    cfg = job.settings
-    return (
-        _is_to_teach(job)
-        and not (job.directory / "last.pt").exists()
-        and store.find(teacher_folder(cfg), cfg.dataset.key, cfg.student.name) is None
-    )
-
-
-def _publish(job: Job, end: Mapping[str, Any] | None) -> None:
-    """Make a network that trained alone a teacher, unless the store has one already that trained as long.
-
-    Of several seeds only `teacher_seed` teaches, so that it does not depend on which of them is done first.
-    """
-    cfg = job.settings
-    if not _is_to_teach(job) or end is None or not (job.directory / "last.pt").exists():
-        return
-    outgrown = False
-    with contextlib.suppress(EdkdError):  # what is there may be damaged; publishing mends that
-        held = store.find(teacher_folder(cfg), cfg.dataset.key, cfg.student.name)
-        outgrown = held is not None and held.epochs is not None and held.epochs < cfg.schedule.epochs
-    entry, published = store.publish(
-        teacher_folder(cfg),
-        cfg.dataset.key,
-        cfg.student.name,
-        job.directory / "last.pt",
-        id=f"run:{job.run}",
-        source=str(job.directory),
-        epochs=cfg.schedule.epochs,
-        recipe=job.tags["recipe"],
-        test={name: end["last"][name] for name in ("top1", "top5", "loss")},
-        num_classes=end["num_classes"],
-        replace=outgrown,
-    )
-    if not published and entry.id != f"run:{job.run}":
-        how = f"edkd teachers import {cfg.student.name} {job.directory / 'last.pt'} --replace"
-        LOG.info("%s stays %s; `%s`, with this run's dataset options, changes that", entry.path, entry.id, how)
 
 
 def _save_student(student: nn.Module, path: Path, job: Job, record: Mapping[str, Any]) -> None:
