@@ -1,6 +1,5 @@
 """Streamed images: what an epoch draws is a function of (seed, epoch), and the trainer knows no difference."""
 
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +110,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
 
     def interrupted(self: StreamedData, seed: int, epoch: int, batch_size: int) -> Any:
         if epoch == 2:
-            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt
         return begin(self, seed, epoch, batch_size)
 
     with monkeypatch.context() as patch:
