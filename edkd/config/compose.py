@@ -43,8 +43,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     if isinstance(error, ConfigCompositionException) and text.startswith("Could not override '"):
         return _unknown_key(text.split("'")[1], overrides)
     if isinstance(error, ConfigCompositionException) and text.startswith(("Ambiguous value", "Sweep parameters")):
-        cfg = text.split("'")[1]
-        return f"{cfg}: several values are a sweep: add -m"
+        override = text.split("'")[1]
+        return f"{override}: several values are a sweep: add -m"
     if isinstance(error, OverrideParseException):
         key, equals, value = error.override.partition("=")
         quotes = f"; if that is the value, it needs quotes of its own: \"{key}='{value}'\"" if equals and value else ""
@@ -91,8 +91,8 @@ def _own_options() -> list[str]:
     """The override that lets composition find the user's options in the command line's --config-dir."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-dir", "-cd")
-    cfg = parser.parse_known_args(sys.argv[1:])[0].config_dir
-    return [f"hydra.searchpath=['file://{Path(cfg).resolve()}']"] if cfg else []
+    config_dir = parser.parse_known_args(sys.argv[1:])[0].config_dir
+    return [f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"] if config_dir else []
 
 
 def _guess(name: str, options: Sequence[str]) -> str:

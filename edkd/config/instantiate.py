@@ -62,11 +62,11 @@ def build(node: Mapping[str, Any], where: str, **extra: Any) -> Any:
 def check_call(node: Mapping[str, Any], where: str, extra: Mapping[str, Any]) -> dict[str, Any]:
     """A node's values, converted to what its `_target_` declares; `extra` are arguments that the code gives itself."""
     hints, arguments = _arguments(target(node, where), frozenset(extra))
-    cfg = {name: value for name, value in node.items() if name != "_target_"}
+    values = {name: value for name, value in node.items() if name != "_target_"}
     try:
-        return arguments.validate_python(cfg)
+        return arguments.validate_python(values)
     except ValidationError as error:
-        raise EdkdError(_line(error, cfg, where, hints)) from error
+        raise EdkdError(_line(error, values, where, hints)) from error
 
 
 def typed(cls: type[T], values: Any, where: str) -> T:

@@ -27,14 +27,14 @@ _ABSOLUTE = re.compile(r"(?<![\w.:/…])(?:/[^/\s'\",;:]+)+/?")
 
 def compact(records: Iterable[Record]) -> list[Record]:
     """The records of a journal that are worth keeping, in their order, without traces of the machine."""
-    cfg = list(records)
-    hosts = {record["host"] for record in cfg if record.get("host")}
-    latest = {record["epoch"]: number for number, record in enumerate(cfg) if record["event"] == "epoch"}
+    history = list(records)
+    hosts = {record["host"] for record in history if record.get("host")}
+    latest = {record["epoch"]: number for number, record in enumerate(history) if record["event"] == "epoch"}
     kept = [
         record
-        for number, record in enumerate(cfg)
+        for number, record in enumerate(history)
         # A failure, say, that a later start continued is no part of the result.
-        if record["event"] == "start" or number in (latest.get(record.get("epoch", 0)), len(cfg) - 1)
+        if record["event"] == "start" or number in (latest.get(record.get("epoch", 0)), len(history) - 1)
     ]
     return [_without_machine(record, hosts) for record in kept]
 

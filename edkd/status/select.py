@@ -53,31 +53,32 @@ def _having(views: list[RunStatus], what: str, allowed: Sequence[str]) -> list[R
     return [view for view in views if not allowed or str(getattr(view, what)) in allowed]
 
 
-def find_run(output: Path, cfg: str) -> Path:
+def find_run(output: Path, wanted: str) -> Path:
     """The directory of the run that a hash (or its beginning), a name (or its end), or a folder names.
 
     The end of a name may leave out its hash: ``vgg13-vgg8/kd-s0``. Raises EdkdError if there is none, or several.
     """
-    folder = Path(cfg)
+    folder = Path(wanted)
     if RunDir(folder).config.is_file() or RunDir(folder).journal.is_file():
         return folder
     runs = find_runs(output)
     root = Path(output) / "runs"
     names = {run: f"/{run.relative_to(root).as_posix()}" for run in runs}
     rules: tuple[Callable[[str], bool], ...] = (
-        lambda name: name.endswith(f"/{cfg.strip('/')}"),
-        lambda name: name.rpartition("-")[0].endswith(f"/{cfg.strip('/')}"),
-        lambda name: len(cfg) > 0 and name.rpartition("-")[2].startswith(cfg[:8]),
+        lambda name: name.endswith(f"/{wanted.strip('/')}"),
+        lambda name: name.rpartition("-")[0].endswith(f"/{wanted.strip('/')}"),
+        lambda name: len(wanted) > 0 and name.rpartition("-")[2].startswith(wanted[:8]),
     )
     for rule in rules:
         found = [run for run, name in names.items() if rule(name)]
         if len(found) > 1:
             several = _listed(names[run][1:] for run in found)
-            raise EdkdError(f"{cfg} names {len(found)} runs: {several}; give more of a name, or its hash")
+            raise EdkdError(f"{wanted} names {len(found)} runs: {several}; give more of a name, or its hash")
         if found:
             return found[0]
     raise EdkdError(
-        f"no run {cfg} in {root}; give a hash or its beginning, a name, or a directory (`edkd status` lists the runs)"
+        f"no run {wanted} in {root}; give a hash or its beginning, a name, or a directory "
+        "(`edkd status` lists the runs)"
     )
 
 

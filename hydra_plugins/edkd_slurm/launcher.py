@@ -45,30 +45,30 @@ class EdkdSlurmLauncher(SlurmLauncher):
         from edkd.errors import EdkdError
 
         known = {field.name for field in fields(EdkdSlurmConf)} - {"_target_"}
-        cfg = {**self.params, "poll_s": self.poll_s}
-        for name in cfg:
+        params = {**self.params, "poll_s": self.poll_s}
+        for name in params:
             if name not in known:
                 raise EdkdError(f"hydra.launcher.{name}: no such key; allowed: {', '.join(sorted(known))}")
         for name, least in _LEAST.items():
-            value = cfg.get(name)
+            value = params.get(name)
             if value is not None and not value >= least:
                 raise EdkdError(f"hydra.launcher.{name}={value}: must be at least {least:g}")
-        if not cfg["name"]:
+        if not params["name"]:
             raise EdkdError("hydra.launcher.name is empty: a job needs a name, such as edkd")
-        if cfg["nodes"] * cfg["tasks_per_node"] != 1:
+        if params["nodes"] * params["tasks_per_node"] != 1:
             raise EdkdError("hydra.launcher: a run is one process: nodes and tasks_per_node must be 1")
-        delay, walltime = cfg["signal_delay_s"], 60 * cfg["timeout_min"]
+        delay, walltime = params["signal_delay_s"], 60 * params["timeout_min"]
         if delay >= walltime:
             raise EdkdError(
                 f"hydra.launcher.signal_delay_s={delay}: SLURM would warn a job of {walltime} s (timeout_min="
-                f"{cfg['timeout_min']}) as it starts, and it would stop again; choose a part of that"
+                f"{params['timeout_min']}) as it starts, and it would stop again; choose a part of that"
             )
 
     @property
     def threads(self) -> int | None:
         """CPU threads of a job, as far as the launcher's parameters say."""
-        cfg = self.params.get("cpus_per_task")
-        return int(cfg) if cfg else None
+        count = self.params.get("cpus_per_task")
+        return int(count) if count else None
 
     def submit(self, configs: Sequence[Path], after: str | None) -> Sequence[tuple[str, str]]:
         """See `edkd.slurm.submit.Queue.submit`."""
@@ -93,27 +93,27 @@ class EdkdSlurmLauncher(SlurmLauncher):
     def _executor(self, after: str | None) -> Any:
         import submitit
 
-        cfg = {name: value for name, value in self.params.items() if value is not None}
-        cfg["additional_parameters"] = _options(cfg.get("additional_parameters") or {})
+        params = {name: value for name, value in self.params.items() if value is not None}
+        params["additional_parameters"] = _options(params.get("additional_parameters") or {})
         executor = submitit.AutoExecutor(
             cluster="slurm",
-            folder=Path(cfg.pop("submitit_folder")).absolute(),
-            slurm_max_num_timeout=cfg.pop("max_num_timeout"),
+            folder=Path(params.pop("submitit_folder")).absolute(),
+            slurm_max_num_timeout=params.pop("max_num_timeout"),
             **({"slurm_python": self.python} if self.python else {}),
         )
         if self.threads:  # since SLURM 22.05 srun does not take this over from sbatch
-            cfg["srun_args"] = [f"--cpus-per-task={self.threads}"]
+            params["srun_args"] = [f"--cpus-per-task={self.threads}"]
         if after is not None:
-            cfg["dependency"] = f"afterany:{after}"
+            params["dependency"] = f"afterany:{after}"
         common = BaseQueueConf.__dataclass_fields__
-        executor.update_parameters(**{n if n in common else f"slurm_{n}": value for n, value in cfg.items()})
+        executor.update_parameters(**{n if n in common else f"slurm_{n}": value for n, value in params.items()})
         return executor
 
 
-def _options(cfg: Mapping[str, Any]) -> dict[str, Any]:
+def _options(params: Mapping[str, Any]) -> dict[str, Any]:
     """Options of sbatch: true is a flag; false and null are none, but for `requeue`, whose opposite has a name."""
-    made = {name: value for name, value in cfg.items() if value is not None and value is not False}
-    return made if cfg.get("requeue") is not False else {**made, "no-requeue": True}
+    made = {name: value for name, value in params.items() if value is not None and value is not False}
+    return made if params.get("requeue") is not False else {**made, "no-requeue": True}
 
 
 @contextlib.contextmanager
