@@ -19,6 +19,8 @@ class ImageBatch:
     """int64 [B], each image's position in the training set."""
     view: Tensor | None
     """int64 [B], what was done to each image, where that is an integer (`edkd.data.views`)."""
+    strong: Tensor | None = None
+    """float32 [B, 3, H, W], the strong view of the same images (`edkd.data.strong`), where one was asked for."""
 
 
 class Epoch(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from edkd.data import views
+from edkd.data import strong, views
 from edkd.data.arrays import Split
 from edkd.data.base import Epoch, ImageBatch
 from edkd.errors import EdkdError
@@ -20,6 +20,7 @@ class ResidentData:
 
     mean, std: per channel (RGB), for pixels scaled to [0, 1]. padding: pixels on each side, black before normalising.
     flip: whether views include horizontal flips. channels_last: memory format of the images it returns.
+    strong_view: whether a batch also holds a strong view of its images.
     Raises EdkdError for a mean or std that is not three finite numbers (std positive) and for a negative padding.
 
     Nothing here but `begin` waits for the device or makes a tensor from host data, so a CUDA graph can capture every
@@ -42,6 +43,7 @@ class ResidentData:
         flip: bool,
         device: torch.device,
         channels_last: bool,
+        strong_view: bool = False,
     ) -> None:
         _check_statistics("mean", mean)
         _check_statistics("std", std)
@@ -81,6 +83,7 @@ class ResidentData:
         # These stay where they are, for a captured step reads them.
         self.order = torch.zeros(len(split.labels), dtype=torch.int64, device=device)
         self.views = torch.zeros_like(self.order)  # by place in the order
+        self.strong_draws = torch.zeros(len(split.labels) if strong_view else 0, strong.DRAWS, device=device)
         self.position = torch.zeros((), dtype=torch.int64, device=device)
         self._offsets = torch.zeros(0, dtype=torch.int64, device=device)
 
@@ -101,6 +104,9 @@ class ResidentData:
         seen = torch.from_numpy(by_image).to(device)
         self.order.copy_(order)
         self.views.copy_(seen[order])
+        if len(self.strong_draws):
+            draws = torch.from_numpy(strong.epoch_draws(seed, epoch, count))
+            self.strong_draws.copy_(draws.to(device)[order])
         self.position.zero_()
         if len(self._offsets) != batch_size:
             self._offsets = torch.arange(batch_size, device=device)
@@ -111,7 +117,8 @@ class ResidentData:
         where = self.position + self._offsets[:count]
         index, view = self.order.index_select(0, where), self.views.index_select(0, where)
         self.position.add_(count)
-        return ImageBatch(self.augmented(index, view), self.targets(index), index, view)
+        distorted = self._strong(index, self.strong_draws.index_select(0, where)) if len(self.strong_draws) else None
+        return ImageBatch(self.augmented(index, view), self.targets(index), index, view, distorted)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All images in their order, as they are, with their labels; at most `size` at a time."""
@@ -129,13 +136,25 @@ class ResidentData:
 
     def augmented(self, index: Tensor, view: Tensor) -> Tensor:
         """The images `index`, each in its `view` (both int64 [B]), normalised: float32 [B, 3, H, W]."""
+        return self._normalise(self._view(index, view))
+
+    def _strong(self, index: Tensor, draws: Tensor) -> Tensor:
+        """The images `index` (int64 [B]) in the strong views of their `draws`, normalised: float32 [B, 3, H, W]."""
+        view = (draws[:, 0] * views.n_views(self.padding, self.flip)).long()
+        crops = self._view(index, view)
+        if not self._channels_last:
+            return self._normalise(strong.distort(crops, draws))
+        return self._normalise(strong.distort(crops.permute(0, 3, 1, 2), draws).permute(0, 2, 3, 1).contiguous())
+
+    def _view(self, index: Tensor, view: Tensor) -> Tensor:
+        """The images `index`, each in its `view` (both int64 [B]), as they are stored: uint8 [B, *shape]."""
         dy, dx, flipped = views.decode(view, self.padding, self.flip)
         crops = self._crop(index * self._image + dy * self._row + dx)
         if self.flip:
             # Both orientations, then a choice of whole images: less than half the cost of torch.where on the CPU.
             both = torch.cat([crops, crops.flip(2 if self._channels_last else 3)])
             crops = both.index_select(0, flipped * len(index) + torch.arange(len(index), device=index.device))
-        return self._normalise(crops)
+        return crops
 
     def _crop(self, corner: Tensor) -> Tensor:
         """The crops whose top left pixels are `corner` (int64 [B], positions in `_windows`): uint8 [B, *shape]."""

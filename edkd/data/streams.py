@@ -15,6 +15,7 @@ VIEWS = 2
 SUBSET = 3
 HOLD_OUT = 4
 TRANSFORMS = 5
+STRONG = 6
 
 
 def draw(n: int, *, seed: int, stream: int, counter: int) -> npt.NDArray[np.uint64]:

@@ -11,6 +11,13 @@ from edkd.errors import EdkdError
 from edkd.models.base import Classifier, Prediction
 
 
+class StrongView(NamedTuple):
+    """Both networks' predictions of a strong view of the images of a batch."""
+
+    student: Prediction
+    teacher: Prediction
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """What a method may know of the current step besides the two predictions."""
@@ -21,6 +28,8 @@ class Batch:
     """int64 [B], the class labels."""
     epoch: Tensor
     """float32, 0-dim, on the device; epochs count from 1. A tensor, so that one captured graph serves every epoch."""
+    strong: StrongView | None = None
+    """What the networks say of a second, strongly distorted view, for methods that declare `needs_strong_view`."""
 
 
 class Shapes(NamedTuple):
@@ -72,6 +81,8 @@ class Distiller(nn.Module, ABC):
     """Whether `forward` is given the teacher's prediction; None is passed otherwise."""
     needs_feats: ClassVar[bool] = False
     """Whether both predictions carry features; only logits otherwise."""
+    needs_strong_view: ClassVar[bool] = False
+    """Whether `batch.strong` is filled in: the student then makes a second forward pass in every step."""
 
     def __init__(self) -> None:
         # Narrower than nn.Module's (*args, **kwargs): the signature is what configuration is validated against.
@@ -101,6 +112,17 @@ def logits_of(teacher: Prediction | None) -> Tensor:
     if teacher is None:
         raise TypeError("this distiller needs the teacher's prediction, got None")
     return teacher.logits
+
+
+def strong_of(batch: Batch) -> StrongView:
+    """The predictions of the strong view.
+
+    Raises:
+        TypeError: there are none, although the method declares that it needs them.
+    """
+    if batch.strong is None:
+        raise TypeError("this distiller needs the predictions of a strong view, got None")
+    return batch.strong
 
 
 def warmup_weight(epoch: Tensor, warmup_epochs: int) -> Tensor:

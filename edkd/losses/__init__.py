@@ -15,11 +15,14 @@ from edkd.losses.logits import (
     kd,
     kd_per_sample,
 )
+from edkd.losses.multilevel import batch_correlation, class_correlation
 
 __all__ = [
     "WEIGHTINGS",
     "Decoupled",
     "Weighting",
+    "batch_correlation",
+    "class_correlation",
     "cross_entropy",
     "decouple",
     "dkd",

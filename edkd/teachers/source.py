@@ -21,6 +21,9 @@ class TeacherSource(Protocol):
     def __call__(self, images: Tensor, index: Tensor, view: Tensor | None) -> Prediction:
         """Predict for `images` [B, 3, H, W], which are `view` [B] of training images `index` [B]."""
 
+    def uncached(self, images: Tensor) -> Prediction:
+        """Predict for images [B, 3, H, W] that are no view of a training image, by the network itself."""
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -49,6 +52,10 @@ class OnlineTeacher:
         """Nothing to prepare."""
 
     def __call__(self, images: Tensor, index: Tensor, view: Tensor | None) -> Prediction:
+        """Predict for a batch of images [B, 3, H, W]."""
+        return self.uncached(images)
+
+    def uncached(self, images: Tensor) -> Prediction:
         """Predict for a batch of images [B, 3, H, W]."""
         return in_fp32(self.raw(images))
 

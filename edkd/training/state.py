@@ -1,12 +1,12 @@
 """What training changes: student and method as one module, their optimiser, and how far they are."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from edkd.distillers.base import Batch, Distiller, Outcome
+from edkd.distillers.base import Batch, Distiller, Outcome, StrongView
 from edkd.models.base import Prediction
 from edkd.teachers.source import Precision, in_fp32
 
@@ -18,10 +18,22 @@ class Trainable(nn.Module):
         super().__init__()
         self.student, self.distiller, self.precision = student, distiller, precision
 
-    def forward(self, images: Tensor, teacher: Prediction | None, batch: Batch) -> tuple[Outcome, Tensor]:
-        """The losses of a batch of images [B, 3, H, W], and the student's logits [B, K]."""
+    def forward(
+        self,
+        images: Tensor,
+        teacher: Prediction | None,
+        batch: Batch,
+        strong: tuple[Tensor, Prediction] | None = None,
+    ) -> tuple[Outcome, Tensor]:
+        """The losses of a batch of images [B, 3, H, W], and the student's logits [B, K].
+
+        strong: a strong view of the images, and what the teacher says of it.
+        """
         with self.precision.autocast():
             prediction = in_fp32(self.student(images, want_feats=self.distiller.needs_feats))
+            if strong is not None:
+                second = in_fp32(self.student(strong[0], want_feats=self.distiller.needs_feats))
+                batch = replace(batch, strong=StrongView(second, strong[1]))
         return self.distiller(prediction, teacher, batch), prediction.logits.detach()
 
     def predict(self, images: Tensor) -> Tensor:

@@ -179,7 +179,11 @@ class Step:
         taught = self.teacher(given.images, given.index, given.view) if self.teacher is not None else None
         try:
             batch = Batch(index=given.index, target=given.target, epoch=self.epoch)
-            outcome, logits = self.trainable(given.images, taught, batch)
+            strong = None
+            if given.strong is not None:
+                assert self.teacher is not None
+                strong = given.strong, self.teacher.uncached(given.strong)
+            outcome, logits = self.trainable(given.images, taught, batch, strong)
         except ValueError as error:
             if count > 1:
                 raise
