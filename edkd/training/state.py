@@ -1,5 +1,7 @@
 """What training changes: student and method as one module, their optimiser, and how far they are."""
 
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -7,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edkd.distillers.base import Batch, Distiller, Outcome, StrongView
+from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 from edkd.teachers.source import Precision, in_fp32
 
@@ -42,6 +45,56 @@ class Trainable(nn.Module):
         with self.precision.autocast():
             prediction = in_fp32(self.student(images, want_feats=wants_feats))
         return self.distiller.predict(prediction).logits
+
+
+class Unsaved:
+    """Finds what a method keeps where neither the optimiser nor a checkpoint sees it, by comparing around a step."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.parameters = dict(network.named_parameters())
+        self.buffers = {name for name, _ in network.named_buffers()}
+        self.tensors = self._plain()
+
+    def _plain(self) -> dict[str, list[tuple[Tensor, int]]]:
+        """Tensors in plain attributes, alone or in a container, with the count of their changes, by name."""
+        return {
+            f"{place}.{name}".lstrip("."): [(tensor, tensor._version) for tensor in held]
+            for place, module in self.network.named_modules()
+            for name, value in vars(module).items()
+            if name not in ("_parameters", "_buffers", "_modules")
+            and (held := [each for each in _leaves(value) if isinstance(each, Tensor)])
+        }
+
+    def check(self) -> None:
+        """Raise EdkdError for a parameter, buffer or plain tensor that was added or replaced since the beginning."""
+        for name, parameter in self.network.named_parameters():
+            if self.parameters.get(name) is not parameter:
+                raise EdkdError(
+                    f"the parameter {name} was made in the first training step, where the optimiser does not see it: "
+                    "a method makes its modules in setup(spec) (docs/extending.md)"
+                )
+        for name, _ in self.network.named_buffers():
+            if name not in self.buffers:
+                raise EdkdError(
+                    f"the buffer {name} was made in the first training step, where a resumed run does not find it: "
+                    "a method calls register_buffer in setup(spec) (docs/extending.md)"
+                )
+        for name, held in self._plain().items():
+            before = self.tensors.get(name, [])
+            same = len(before) == len(held) and all(a is b and m == n for (a, m), (b, n) in zip(before, held))
+            if not same:
+                raise EdkdError(
+                    f"{name} is a plain tensor that a training step changes: no checkpoint holds it, so a resumed run "
+                    "would differ; a method keeps it by register_buffer in setup(spec) (docs/extending.md)"
+                )
+
+
+def _leaves(value: Any) -> Iterable[Any]:
+    """A value itself, or the members of a container."""
+    if isinstance(value, (list, tuple, set, deque)):
+        return value
+    return value.values() if isinstance(value, dict) else [value]
 
 
 @dataclass

@@ -15,7 +15,7 @@ from edkd.data.base import TrainData
 from edkd.distillers.base import Batch, Distiller, Outcome
 from edkd.errors import EdkdError
 from edkd.teachers.source import TeacherSource
-from edkd.training.state import Trainable
+from edkd.training.state import Trainable, Unsaved
 
 LOG = logging.getLogger("edkd")
 EAGER_FIRST = 3  # steps before a recording: libraries choose algorithms, the optimiser makes its buffers
@@ -70,14 +70,14 @@ def _check(outcome: Any, distiller: Distiller) -> None:
 
 
 class Held:
-    """The tensors that modules hold now: parameters, buffers and plain attributes."""
+    """The tensors that modules hold now: parameters and buffers."""
 
     def __init__(self, *networks: nn.Module) -> None:
         self.tensors: list[tuple[str, dict[str, Any], str, Tensor, Tensor]] = [
             (f"{type(module).__name__}.{name}", place, name, tensor, tensor.detach())
             for network in networks
             for module in network.modules()
-            for place in (module._parameters, module._buffers, vars(module))
+            for place in (module._parameters, module._buffers)
             for name, tensor in place.items()
             if isinstance(tensor, Tensor)
         ]
@@ -134,6 +134,14 @@ class Step:
 
     def __call__(self, count: int) -> None:
         """Train on the next `count` images of the epoch."""
+        if self.sound is None:
+            unsaved = Unsaved(self.trainable)
+            self._run(count)
+            unsaved.check()
+        else:
+            self._run(count)
+
+    def _run(self, count: int) -> None:
         if self.capture and count not in self.graphs and self.eager_steps.get(count, 0) >= EAGER_FIRST:
             self._record(count)
         if count in self.graphs:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from edkd.distillers.dkd import DKD
 from edkd.distillers.edkd import EDKD
 from edkd.distillers.kd import KD
 from edkd.distillers.vanilla import Vanilla
+from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 from edkd.teachers.source import OnlineTeacher, Precision
 from edkd.training.state import TrainState
@@ -128,7 +130,6 @@ class Remembers(Distiller):
         super().__init__()
         self.in_place = in_place
         self.register_buffer("center", torch.zeros(5))
-        self.plain = torch.zeros(())
 
     def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
         mean = student.logits.detach().mean(0)
@@ -136,7 +137,6 @@ class Remembers(Distiller):
             self.center.lerp_(mean, 0.1)
         else:
             self.center = self.center.lerp(mean, 0.1)
-            self.plain = self.plain + 1
         loss = torch.nn.functional.cross_entropy(student.logits - self.center, batch.target)
         return Outcome({"ce": loss}, {"mine/center": self.center.norm()})
 
@@ -188,12 +188,12 @@ def _record_by(step: Step, forward: Any, whole: Any, count: int) -> None:
 
 def test_what_modules_hold_is_put_back() -> None:
     method = Remembers(in_place=False)
-    held, center, plain = Held(method), method.center, method.plain
+    held, center = Held(method), method.center
     method.center.add_(1)
     assert held.restore() == []
-    method.center, method.plain = torch.ones(5) * 9, torch.ones(())
-    assert held.restore() == ["Remembers.center", "Remembers.plain"]
-    assert method.center is center and method.plain is plain and "center" in method.state_dict()
+    method.center = torch.ones(5) * 9
+    assert held.restore() == ["Remembers.center"]
+    assert method.center is center and "center" in method.state_dict()
     method.center.data = torch.zeros(5)
     assert held.restore() == ["Remembers.center"]
     assert method.center.tolist() == [1.0] * 5
@@ -284,3 +284,51 @@ def test_views_follow_the_order() -> None:
     step = make_step(progress, spy, images(CPU), SCHEDULE, capture=False)
     train_epoch(progress, step, SCHEDULE, seed=0)
     assert [seen[image] for image in range(88)] == spy.views.tolist()
+
+
+class Forgetful(Distiller):
+    """A method that keeps something in a wrong place, or in the right one."""
+
+    needs_teacher = False
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.place = place
+        self.table = torch.ones(5)  # a constant may be a plain tensor
+        self.seen = torch.zeros(5)
+        self.queue: deque[Tensor] = deque(maxlen=2)
+        self.register_buffer("memory", torch.zeros(5))
+
+    def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
+        mean = student.logits.detach().mean(0) * self.table
+        match self.place:
+            case "module":
+                self.scale = getattr(self, "scale", None) or torch.nn.Linear(5, 5)
+            case "new buffer":
+                self.register_buffer("average", mean)
+            case "replaced":
+                self.seen = mean
+            case "in place":
+                self.seen += mean
+            case "queue":
+                self.queue.append(mean)
+            case "buffer":
+                self.memory += mean
+        return Outcome({"ce": torch.nn.functional.cross_entropy(student.logits, batch.target)}, {})
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("module", "the parameter distiller.scale.weight was made in the first training step"),
+        ("new buffer", "the buffer distiller.average was made in the first training step"),
+        ("replaced", "distiller.seen is a plain tensor that a training step changes"),
+        ("in place", "distiller.seen is a plain tensor that a training step changes"),
+        ("queue", "distiller.queue is a plain tensor that a training step changes"),
+        ("buffer", ""),
+    ],
+)
+def test_what_a_method_keeps_where_no_checkpoint_finds_it_is_refused(place: str, message: str) -> None:
+    progress, step = started(Forgetful(place), CPU, capture=False)
+    with pytest.raises(EdkdError, match=message) if message else contextlib.nullcontext():
+        train(progress, step, 1)
