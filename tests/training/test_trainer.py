@@ -29,7 +29,7 @@ from edkd.training import trainer
 from edkd.training.optimizers import SGD
 from edkd.training.state import Trainable, TrainState
 from edkd.training.step import Step
-from edkd.training.trainer import Schedule, Splits, evaluate, fit, make_step, seeded, train_epoch
+from edkd.training.trainer import Schedule, Splits, evaluate, fit, make_step, measure, seeded, train_epoch
 
 CPU = torch.device("cpu")
 FP32, BF16 = Precision("fp32", CPU), Precision("bf16", CPU)
@@ -242,6 +242,23 @@ def test_equally_many_hits_are_the_same_percentage_in_every_digit() -> None:
         logits[hit] = F.one_hot(target[hit], 6).float()
         found.add(evaluate(Fixed(logits), images(359, padding=0), FP32)["top1"])
     assert found == {6500 / 359}
+
+
+def test_how_near_a_student_is_to_its_teacher_and_how_calibrated() -> None:
+    data, stream = images(250, padding=0), np.random.default_rng(3)  # more than two batches
+    student, taught = (torch.from_numpy(stream.normal(0, 3, (250, CLASSES))).float() for _ in range(2))
+    rows = iter(student.split(100))
+    found = measure(lambda batch: next(rows), data, CPU, taught)
+    p, q = (each.double().softmax(1).numpy() for each in (taught, student))
+    assert found["kl_teacher"] == pytest.approx((p * np.log(p / q)).sum(1).mean(), rel=1e-5)
+    assert found["agreement"] == pytest.approx(100 * (p.argmax(1) == q.argmax(1)).mean())
+    confidence, hit = q.max(1), q.argmax(1) == np.arange(250) % CLASSES
+    bins = [(confidence > i / 15) & (confidence <= (i + 1) / 15) for i in range(15)]
+    error = sum(abs(confidence[each].mean() - hit[each].mean()) * each.mean() for each in bins if each.any())
+    assert found["ece"] == pytest.approx(100 * error, rel=1e-5)
+    itself = measure(lambda batch: taught[: len(batch)], images(100, padding=0), CPU, taught)
+    assert (itself["agreement"], itself["kl_teacher"]) == (100, 0)
+    assert set(measure(lambda batch: taught[: len(batch)], images(100, padding=0), CPU)) == {"loss", "top1", "top5"}
 
 
 def test_top5_of_fewer_than_five_classes_counts_all() -> None:
