@@ -117,7 +117,9 @@ def test_published_numbers_are_complete():
     assert st.mean(margins) == pytest.approx(0.34, abs=0.005)  # as the third note says
     assert literature.number("vgg13-vgg8", "dkd") == (74.14, 74.68, "best")
     assert literature.network("teacher", "resnet110") == 74.31 and literature.network("student", "vgg8") == 70.36
-    assert literature.network("student", "resnet110") is None and literature.number(PAIR, "crd") is None
+    assert literature.network("student", "resnet110") is None and literature.number(PAIR, "unheard") is None
+    assert literature.number("vgg13-vgg8", "crd") == (None, 73.94, "last")
+    assert literature.number("vgg13-mobilenetv2", "mlkd") is None, "480 epochs are another recipe"
 
 
 def test_cells_blocks_and_layout(analyse):
