@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, Spec, check_temperature
+from edkd.distillers.base import Batch, Distiller, Outcome, Spec, check_temperature, check_weights
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 
@@ -62,6 +62,7 @@ class CRD(Distiller):
     ) -> None:
         super().__init__()
         check_temperature(temperature)
+        check_weights(ce_weight=ce_weight, feat_weight=feat_weight)
         for name, value in {"feat_dim": feat_dim, "negatives": negatives}.items():
             if value < 1:
                 raise EdkdError(f"distiller.{name} is {value}: it must be 1 or more (see conf/distiller/crd.yaml)")

@@ -6,7 +6,7 @@ arXiv:2412.16493.
 from typing import ClassVar
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, check_temperature, logits_of, strong_of
+from edkd.distillers.base import Batch, Distiller, Outcome, check_temperature, check_weights, logits_of, strong_of
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 
@@ -39,6 +39,7 @@ class CRLD(Distiller):
     ) -> None:
         super().__init__()
         check_temperature(temperature)
+        check_weights(ce_weight=ce_weight, within_weight=within_weight, cross_weight=cross_weight)
         for name, value in {"weak_threshold": weak_threshold, "strong_threshold": strong_threshold}.items():
             if not 0 <= value <= 1:
                 raise EdkdError(f"distiller.{name} is {value}; allowed: 0 to 1, a probability (see conf/distiller)")

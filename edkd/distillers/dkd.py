@@ -7,6 +7,7 @@ from edkd.distillers.base import (
     Outcome,
     check_temperature,
     check_warmup,
+    check_weights,
     logits_of,
     warmup_weight,
 )
@@ -19,6 +20,7 @@ class DKD(Distiller):
     def __init__(self, *, ce_weight: float, alpha: float, beta: float, temperature: float, warmup_epochs: int) -> None:
         super().__init__()
         check_temperature(temperature)
+        check_weights(ce_weight=ce_weight, alpha=alpha, beta=beta)
         check_warmup(warmup_epochs)
         self.ce_weight = ce_weight
         self.alpha = alpha

@@ -7,6 +7,7 @@ from edkd.distillers.base import (
     Outcome,
     check_temperature,
     check_warmup,
+    check_weights,
     logits_of,
     warmup_weight,
 )
@@ -33,6 +34,7 @@ class EDKD(Distiller):
     ) -> None:
         super().__init__()
         check_temperature(temperature)
+        check_weights(ce_weight=ce_weight, alpha=alpha, beta=beta)
         check_warmup(warmup_epochs)
         if weighting not in losses.WEIGHTINGS:
             valid = ", ".join(losses.WEIGHTINGS)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, Spec
+from edkd.distillers.base import Batch, Distiller, Outcome, Spec, check_weights
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 
@@ -47,6 +47,7 @@ class FitNet(Distiller):
 
     def __init__(self, *, ce_weight: float, feat_weight: float, hint_stage: int) -> None:
         super().__init__()
+        check_weights(ce_weight=ce_weight, feat_weight=feat_weight)
         self.ce_weight = ce_weight
         self.feat_weight = feat_weight
         self.hint_stage = hint_stage

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, check_temperature, logits_of, strong_of
+from edkd.distillers.base import Batch, Distiller, Outcome, check_temperature, check_weights, logits_of, strong_of
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 
@@ -33,6 +33,7 @@ class MLKDOneView(Distiller):
     ) -> None:
         super().__init__()
         check_temperature(temperature)
+        check_weights(ce_weight=ce_weight, kd_weight=kd_weight)
         if masking not in MASKINGS:
             raise EdkdError(f"distiller.masking is {masking}; allowed: {', '.join(MASKINGS)} (see conf/distiller)")
         self.ce_weight = ce_weight
