@@ -12,7 +12,7 @@ from edkd.console import counted
 from edkd.errors import EdkdError
 from edkd.rundir import files, journal, packed
 from edkd.rundir.journal import Record
-from edkd.rundir.paths import find_runs
+from edkd.rundir.paths import RunDir, find_runs
 
 
 @dataclass
@@ -81,9 +81,9 @@ def unpack(folder: Path, output: Path) -> int:
         if records[-1]["event"] != "end":
             continue
         run_dir = Path(output) / "runs" / records[0]["tags"]["dataset"] / path.parent.name / _stem(path)
-        if (run_dir / journal.FILE).exists():
+        if RunDir(run_dir).journal.exists():
             continue
-        _write(run_dir / journal.FILE, "".join(f"{json.dumps(record)}\n" for record in records).encode())
+        _write(RunDir(run_dir).journal, "".join(f"{json.dumps(record)}\n" for record in records).encode())
         count += 1
     return count
 
@@ -94,15 +94,13 @@ class _UnfinishedError(EdkdError):
 
 def _worth(run_dir: Path, *, everything: bool) -> list[Record]:
     """The records to pack. Raises EdkdError, with the reason, for a run that is not to be packed."""
-    records = journal.read(run_dir / journal.FILE)
+    records = journal.read(run_dir)
     if not any(record["event"] == "start" for record in records):
         raise _UnfinishedError("not begun")
     if records[-1]["event"] != "end" and not everything:
         state = journal.state(run_dir)
         why = f": {state.error}" if state.error else ""
-        raise _UnfinishedError(
-            f"{state.status} after epoch {max(state.epochs, default=0)} of {state.epochs_total}{why}"
-        )
+        raise _UnfinishedError(f"{state.status} after epoch {state.epoch} of {state.epochs_total}{why}")
     return packed.compact(records)
 
 

@@ -109,10 +109,10 @@ def find_teacher(cfg: Settings, trained_by: str = "") -> store.Entry:
 
 def _ending(directory: Path) -> str:
     """What became of the run that was to train a teacher, as the end of a sentence."""
-    state = journal.tail_state(directory)
+    state = journal.state(directory)
     if state.status == "failed":
         return f"failed ({next(iter((state.error or '').splitlines()), 'without a word')})"
-    reached = f"after epoch {max(state.epochs)}" if state.epochs else "before its first epoch was over"
+    reached = f"after epoch {state.epoch}" if state.epoch else "before its first epoch was over"
     return {
         "new": "never began",
         "interrupted": f"was stopped {reached}",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edkd.errors import EdkdError
 from edkd.rundir import journal, lock
-from edkd.rundir.paths import checkpoints
+from edkd.rundir.paths import RunDir, checkpoints
 from edkd.status.select import Selection
 from edkd.status.state import State
 from edkd.teachers import unused
@@ -59,12 +59,12 @@ def _of_run(directory: Path, state: State) -> Iterator[Leftover]:
         return
     for path in sorted(directory.glob(".*.tmp")):
         yield Leftover(path, "files that were never wholly written", directory)
-    if state == "done" and (directory / "last.pt").exists():
+    if state == "done" and RunDir(directory).last.exists():
         for path in checkpoints(directory):
             yield Leftover(path, "checkpoints of finished runs", directory)
 
 
 def _teachers(run_dirs: Iterable[Path]) -> set[str]:
     """The teachers of runs, by the SHA-256 of their weights files."""
-    starts = [journal.tail_state(directory).start or {} for directory in run_dirs]
+    starts = [journal.state(directory).start or {} for directory in run_dirs]
     return {start["teacher"]["sha256"] for start in starts if start.get("teacher") is not None}

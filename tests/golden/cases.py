@@ -118,7 +118,7 @@ def trace(pair: str, precision: str, output: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for method, job in made.items():
         execute(job, sweep=None, show=False)
-        epochs = journal.state(job.directory).epochs
+        epochs = journal.epochs(job.directory)
         weights = torch.load(job.directory / "last.pt", weights_only=True)["model"]
         digest = hashlib.sha256()
         for name, tensor in weights.items():

@@ -50,7 +50,7 @@ def test_a_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> Non
     finally:
         finish(process)
     assert lock.is_held(run_dir) is None
-    assert not (run_dir / lock.HOLDER).exists()
+    assert not (run_dir / "holder.json").exists()
     with lock.hold(run_dir):
         assert lock.is_held(run_dir) is not None
 
@@ -59,7 +59,7 @@ def test_the_lock_dies_with_a_killed_process(tmp_path: Path) -> None:
     process = hold_elsewhere(tmp_path)
     process.send_signal(signal.SIGKILL)
     finish(process)
-    assert (tmp_path / lock.HOLDER).exists()
+    assert (tmp_path / "holder.json").exists()
     assert lock.is_held(tmp_path) is None
     with lock.hold(tmp_path):
         holder = lock.is_held(tmp_path)
@@ -85,7 +85,7 @@ def test_looking_does_not_keep_a_holder_out(tmp_path: Path) -> None:
         process.stdout.readline()
         for _ in range(50):
             # The note of a crashed holder: with it there, every question tries the lock.
-            (tmp_path / lock.HOLDER).write_text('{"pid": 1, "host": "gone", "since": 0}')
+            (tmp_path / "holder.json").write_text('{"pid": 1, "host": "gone", "since": 0}')
             time.sleep(0.001)
             with lock.hold(tmp_path):
                 pass

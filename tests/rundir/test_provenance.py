@@ -87,12 +87,12 @@ def test_a_run_says_which_code_planned_it_if_that_was_another(make_job: Any) -> 
     freeze(job, sweep=None, threads=None, planned_with=planned)
     assert (job.directory / "code.diff").read_text() == planned.changes
     run.execute(job, sweep=None, show=False)
-    (start,) = [record for record in journal.read(job.directory / journal.FILE) if record["event"] == "start"]
+    (start,) = [record for record in journal.read(job.directory) if record["event"] == "start"]
     assert start["planned_with"] == planned.version
     assert {name: start["tags"].get(name) for name in planned.version} != planned.version
     other = make_job("vanilla", "seed=1")
     run.execute(other, sweep=None, show=False)
-    (start,) = [record for record in journal.read(other.directory / journal.FILE) if record["event"] == "start"]
+    (start,) = [record for record in journal.read(other.directory) if record["event"] == "start"]
     assert start["planned_with"] is None
 
 

@@ -76,7 +76,7 @@ def write(output: Path, method: str, *records: dict[str, Any], seed: int = 0, at
     directory = output / "runs" / begun["name"]
     directory.mkdir(parents=True, exist_ok=True)
     lines = [{**record, "time": at + number} for number, record in enumerate((begun, *records))]
-    (directory / journal.FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (directory / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return directory
 
 
@@ -199,11 +199,11 @@ def test_another_run_of_the_same_configuration_is_not_overwritten(output: Path) 
 
 def test_runs_that_cannot_be_packed_are_named(output: Path) -> None:
     directory = write(output, "kd", epoch(1, 50.0), seed=1)
-    (directory / journal.FILE).write_text("damaged\n{}\n{}\n")
+    (directory / "journal.jsonl").write_text(f"damaged\n{json.dumps(start('kd'))}\n")
     begun = write(output, "kd", seed=2)
-    (begun / journal.FILE).unlink()
+    (begun / "journal.jsonl").unlink()
     said = pack("--to", "packed", "--all")
-    assert f"left out: {name_of('kd', 1)}: line 1 of {directory / journal.FILE} is not a journal record" in said
+    assert f"left out: {name_of('kd', 1)}: line 1 of {directory / 'journal.jsonl'} is not a journal record" in said
     assert f"left out: {name_of('kd', 2)}: not begun\n" in said
 
 

@@ -245,7 +245,7 @@ def test_what_was_there_before_stays_though_slurm_refuses_it(
 ) -> None:
     assert slurm(tiny, "distiller=vanilla").code == 0
     (run,) = (path.parent for path in (here / "outputs").rglob("slurm.json"))
-    journal.Journal(run / journal.FILE).append({"event": "failure", "error": "no"})
+    journal.Journal(run).append({"event": "failure", "error": "no"})
     before = contents(here / "outputs")
     fake_slurm.set("refuse", "sbatch: error: no\n")
     assert slurm(tiny, "distiller=vanilla", "seed=0,1").code == 1
@@ -269,7 +269,7 @@ def test_a_directory_that_somebody_else_uses_by_now_is_not_removed(make_job: Any
     made = [*config_job.absent(job), *config_job.absent(other)]
     for each in (job, other):
         config_job.freeze(each, sweep=None, threads=None)
-    journal.Journal(job.directory / journal.FILE).append({"event": "start"})
+    journal.Journal(job.directory).append({"event": "start"})
     config_job.unmake(made)
     assert {"config.yaml", "journal.jsonl"} <= {path.name for path in job.directory.iterdir()}
     assert not other.directory.exists()
@@ -387,7 +387,7 @@ def test_a_failed_run_is_submitted_again_once_its_job_has_left(
 ) -> None:
     assert slurm(tiny, "distiller=vanilla").code == 0
     (run,) = (path.parent for path in (here / "outputs").rglob("slurm.json"))
-    journal.Journal(run / journal.FILE).append({"event": "failure", "error": "no"})
+    journal.Journal(run).append({"event": "failure", "error": "no"})
     fake_slurm.queue(j1="COMPLETING")
     assert "0 jobs submitted to SLURM, 1 was in its queue already: 1\n" in slurm(tiny, "distiller=vanilla").out
     fake_slurm.queue(j1="FAILED")
@@ -532,7 +532,7 @@ def test_a_job_in_the_queue_has_not_ended_whatever_the_journal_says(
     state: str, run_dir: Path, fake_slurm: FakeSlurm
 ) -> None:
     fake_slurm.queue(j1=state)
-    journal.Journal(run_dir / journal.FILE).append({"event": "failure", "error": "no"})
+    journal.Journal(run_dir).append({"event": "failure", "error": "no"})
     thread, ended = follow(run_dir)
     assert still_waiting(thread)
     fake_slurm.queue(j1="FAILED")
@@ -549,7 +549,7 @@ def test_a_requeued_job_that_was_lost_for_a_moment_has_not_vanished(
     assert still_waiting(thread)
     fake_slurm.queue(j1="PENDING")
     assert still_waiting(thread) and still_waiting(thread)
-    journal.Journal(run_dir / journal.FILE).append({"event": "end"})
+    journal.Journal(run_dir).append({"event": "end"})
     thread.join(20)
     assert ended == ["done"]
 
@@ -606,7 +606,7 @@ def test_a_controller_that_does_not_answer_is_told_before_sbatch_is_tried(
 
 
 def test_the_failure_of_an_earlier_job_is_not_this_ones(run_dir: Path, fake_slurm: FakeSlurm) -> None:
-    book = journal.Journal(run_dir / journal.FILE)
+    book = journal.Journal(run_dir)
     book.append({"event": "failure", "error": "before"})
     Submission("1", 0.0, "grid", "log", RunDir(run_dir).journal_size).write(run_dir)
     thread, ended = follow(run_dir)  # the job is not in the queue yet

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from edkd.rundir import checkpoint, journal, lock
+from edkd.rundir import checkpoint, lock
 from edkd.rundir.journal import Journal
 from edkd.status import registry
 from edkd.status.clean import find_leftovers
@@ -35,7 +35,7 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         directory = run_dir(Path("outputs"), kind)
         directory.mkdir(parents=True)
         for record in records:
-            Journal(directory / journal.FILE).append(record)
+            Journal(directory).append(record)
         for name in [*CHECKPOINTS, ".checkpoint.pt.tmp", "last.pt", "best.pt"]:
             (directory / name).write_bytes(b"x" * 8192)
     return Path("outputs")
@@ -117,7 +117,7 @@ def test_a_finished_run_without_its_weights_keeps_its_checkpoints(output: Path) 
 
 
 def test_a_damaged_journal_is_not_that_of_a_finished_run(output: Path) -> None:
-    path = run_dir(output, "done") / journal.FILE
+    path = run_dir(output, "done") / "journal.jsonl"
     path.write_bytes(b"garbled\n" + path.read_bytes())
     found, _ = removed(output)
     assert not found & of(output, "done", *CHECKPOINTS)
@@ -182,7 +182,7 @@ def test_a_cache_that_teaches_a_run_now_stays(finished: Path) -> None:
     cache(finished, "vgg13", network)
     publish(finished, "vgg13", 1.0)
     directory = run_dir(finished, "new")
-    Journal(directory / journal.FILE).append(START | {"teacher": {"id": "file:0", "sha256": network, "top1": 90.0}})
+    Journal(directory).append(START | {"teacher": {"id": "file:0", "sha256": network, "top1": 90.0}})
     with lock.hold(directory):
         assert removed(finished)[0] == set()
     assert len(removed(finished)[0]) >= 2

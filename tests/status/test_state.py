@@ -20,7 +20,7 @@ from rich.console import Console
 from edkd.bench.many_runs import KINDS, SWEEP, make_runs
 from edkd.config.job import freeze
 from edkd.errors import EdkdError
-from edkd.rundir import journal, lock
+from edkd.rundir import lock
 from edkd.rundir.journal import Journal, Record
 from edkd.rundir.paths import find_runs
 from edkd.slurm.queue import Entry
@@ -67,11 +67,11 @@ def run_dir(tmp_path: Path) -> Path:
 
 def written(run_dir: Path, *records: Record) -> None:
     for record in records:
-        Journal(run_dir / journal.FILE).append(record)
+        Journal(run_dir).append(record)
 
 
 def submitted(run_dir: Path, job: str = "12_3", **values: Any) -> None:
-    size = (run_dir / journal.FILE).stat().st_size if (run_dir / journal.FILE).exists() else 0
+    size = (run_dir / "journal.jsonl").stat().st_size if (run_dir / "journal.jsonl").exists() else 0
     values = {
         "job_id": job,
         "submitted": time.time(),
@@ -85,7 +85,7 @@ def submitted(run_dir: Path, job: str = "12_3", **values: Any) -> None:
 def died(run_dir: Path, job: str | None = None, since: float | None = None) -> None:
     """Leave the note of a process that held the directory and was killed."""
     note = {"host": "n7", "pid": 4242, "since": since or time.time(), "slurm_job_id": job}
-    (run_dir / lock.HOLDER).write_text(json.dumps(note))
+    (run_dir / "holder.json").write_text(json.dumps(note))
 
 
 def seen(run_dir: Path, ask: Slurm | None = None) -> RunStatus:
@@ -161,7 +161,7 @@ def test_an_interrupted_process(run_dir: Path) -> None:
 
 def test_a_damaged_journal_fails_one_run_and_no_overview(run_dir: Path) -> None:
     written(run_dir, START)
-    (run_dir / journal.FILE).write_bytes(b"garbage\n" + (run_dir / journal.FILE).read_bytes())
+    (run_dir / "journal.jsonl").write_bytes(b"garbage\n" + (run_dir / "journal.jsonl").read_bytes())
     state, why = verdict(run_dir)
     assert state == "failed" and "line 1" in why
 

@@ -247,13 +247,13 @@ def test_logits_do_not_depend_on_the_batch_around_them(name: str) -> None:
 
 def run_of(make_job: Any, *overrides: str, teacher_id: str) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     job = make_job("edkd", *overrides, teacher_id=teacher_id)
-    done = execute(job, sweep=None, show=False)
+    execute(job, sweep=None, show=False)
     weights = torch.load(job.directory / "last.pt", weights_only=True)["model"]
-    metrics = [done.epochs[epoch]["metrics"] for epoch in sorted(done.epochs)]
+    metrics = [record["metrics"] for record in journal.epochs(job.directory).values()]
     for path in job.directory.iterdir():  # the next run of this configuration begins anew
         path.unlink()
     job.directory.rmdir()
-    assert journal.tail_state(job.directory).status == "new"
+    assert journal.state(job.directory).status == "new"
     return weights, metrics
 
 
