@@ -60,7 +60,7 @@ def gather(cfg: Settings, teacher_id: str | None) -> Inputs:
         )
     network = load_teacher(cfg, entry, arrays.num_classes, device)
     shown = schema.digest({"data": sha256, "mean": cfg.dataset.mean, "std": cfg.dataset.std})
-    measured = store.accuracy_for(entry, shown)
+    measured = entry.measured.get(shown)
     if measured is None:
         measured = {**evaluate(network, device_data(arrays, cfg, device).test, Precision("fp32", device))}
         store.record_accuracy(entry, measured, shown)

@@ -13,6 +13,7 @@ from edkd.data.base import TrainData
 from edkd.data.resident import ResidentData
 from edkd.data.views import n_views
 from edkd.runs.setup import Inputs, teacher_folder
+from edkd.teachers import store
 from edkd.teachers.cache import CachedTeacher, Resident
 from edkd.teachers.cache_file import Table, entry_bytes
 from edkd.teachers.source import TEACHER_BATCH, OnlineTeacher, Precision, TeacherSource
@@ -48,7 +49,7 @@ def cached(cfg: Settings, inputs: Inputs, data: ResidentData, online: OnlineTeac
     views = n_views(data.padding, data.flip)
     key = table_key(cfg, inputs.taught_by["sha256"], inputs.data_sha256, inputs.device)
     table = Table(
-        teacher_folder(cfg) / cfg.dataset.key / f"{cfg.teacher.name}.{schema.digest(key)}.logits",
+        store.table_path(teacher_folder(cfg), cfg.dataset.key, cfg.teacher.name, schema.digest(key)),
         key=key,
         rows=len(data) * views,
         classes=inputs.arrays.num_classes,

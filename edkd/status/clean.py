@@ -9,7 +9,7 @@ from edkd.rundir import journal, lock
 from edkd.rundir.paths import RunDir, checkpoints
 from edkd.status.select import Selection
 from edkd.status.state import State
-from edkd.teachers import unused
+from edkd.teachers import store
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,11 @@ def find_leftovers(output: Path, sweep: str | None) -> list[Leftover]:
     states = {view.directory: view.state for view in Selection(output, sweep=sweep).look()}
     found = [leftover for directory, state in states.items() for leftover in _of_run(directory, state)]
     if sweep is None:
-        store = output / "teachers"
-        found += [Leftover(path, "teacher caches set aside") for path in unused.set_aside(store)]
+        folder = output / "teachers"
+        found += [Leftover(path, "teacher caches set aside") for path in store.tables_set_aside(folder)]
         in_use = _teachers(directory for directory, state in states.items() if state == "running")
-        found += [Leftover(path, "caches of former teachers") for path in unused.of_former_teachers(store, in_use)]
+        former = store.tables_of_former_teachers(folder, in_use)
+        found += [Leftover(path, "caches of former teachers") for path in former]
     return found
 
 

@@ -6,7 +6,7 @@ that the epoch will use are read, the missing ones computed and written, and the
 [images, classes] tensor.
 
 A GPU keeps what it has met of the table in its own memory, if that is large enough; then a warm epoch is one gather
-there. Otherwise an epoch's entries go through a pinned buffer. A CPU reads the mapped file, which is memory already.
+there. Otherwise an epoch's entries are read from the file and go through a pinned buffer.
 """
 
 import logging

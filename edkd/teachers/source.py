@@ -1,6 +1,7 @@
 """How networks are run: their precision, and the frozen teacher as the source of what a student is taught."""
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -59,15 +60,7 @@ class OnlineTeacher:
         an image's logits are the same bits whatever is around it only among batches of one size.
         """
         parts = [self._fixed(images[start : start + TEACHER_BATCH]) for start in range(0, len(images), TEACHER_BATCH)]
-        if len(parts) == 1:
-            return parts[0]
-        pooled = None if parts[0].pooled_feat is None else torch.cat([part.pooled_feat for part in parts])  # type: ignore[misc]
-        return Prediction(
-            torch.cat([part.logits for part in parts]),
-            tuple(torch.cat(each) for each in zip(*(part.feats for part in parts), strict=True)),
-            tuple(torch.cat(each) for each in zip(*(part.preact_feats for part in parts), strict=True)),
-            pooled,
-        )
+        return parts[0] if len(parts) == 1 else _changed(lambda *tensors: torch.cat(tensors), *parts)
 
     def _fixed(self, images: Tensor) -> Prediction:
         count = len(images)
@@ -75,18 +68,20 @@ class OnlineTeacher:
             images = images[torch.arange(TEACHER_BATCH, device=images.device) % count]
         with torch.no_grad(), self.precision.autocast():
             made: Prediction = self.network(images, want_feats=self.want_feats)
-        if count == TEACHER_BATCH:
-            return made
-        feats, preact = (tuple(feat[:count] for feat in each) for each in (made.feats, made.preact_feats))
-        pooled = None if made.pooled_feat is None else made.pooled_feat[:count]
-        return Prediction(made.logits[:count], feats, preact, pooled)
+        return made if count == TEACHER_BATCH else _changed(lambda tensor: tensor[:count], made)
 
 
 def in_fp32(prediction: Prediction) -> Prediction:
     """A prediction made under autocast as the methods get it: losses and their own modules are fp32."""
+    return _changed(lambda tensor: tensor.float(), prediction)
+
+
+def _changed(change: Callable[..., Tensor], *given: Prediction) -> Prediction:
+    """A prediction of which each tensor is made from those at the same place in the given ones."""
+    logits, feats, preact_feats, pooled = zip(*given)
     return Prediction(
-        logits=prediction.logits.float(),
-        feats=tuple(feat.float() for feat in prediction.feats),
-        preact_feats=tuple(feat.float() for feat in prediction.preact_feats),
-        pooled_feat=None if prediction.pooled_feat is None else prediction.pooled_feat.float(),
+        logits=change(*logits),
+        feats=tuple(change(*each) for each in zip(*feats)),
+        preact_feats=tuple(change(*each) for each in zip(*preact_feats)),
+        pooled_feat=None if pooled[0] is None else change(*pooled),
     )
