@@ -48,7 +48,6 @@ def find_leftovers(output: Path, sweep: str | None) -> list[Leftover]:
     found = [leftover for directory, state in states.items() for leftover in _of_run(directory, state)]
     if sweep is None:
         folder = output / "teachers"
-        found += [Leftover(path, "teacher caches set aside") for path in store.tables_set_aside(folder)]
         in_use = _teachers(directory for directory, state in states.items() if state == "running")
         former = store.tables_of_former_teachers(folder, in_use)
         found += [Leftover(path, "caches of former teachers") for path in former]

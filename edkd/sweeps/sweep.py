@@ -24,7 +24,7 @@ from edkd.rundir import journal, provenance
 from edkd.runs.setup import load_arrays
 from edkd.slurm import submit
 from edkd.slurm.submission import Submission
-from edkd.status import registry
+from edkd.status import select
 from edkd.status.state import UNSEEN, RunStatus, look
 from edkd.status.wait import wait
 from edkd.sweeps import estimate, progress
@@ -70,9 +70,9 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
     open_tracking(planned.students[0].settings.tracking)
     output = Path(planned.students[0].settings.output)
     retried = isinstance(planned, Retry)  # the sweep has more runs than these
-    recorded = retried or planned.id in registry.known(output)
+    recorded = retried or planned.id in select.recorded_sweeps(output)
     if not retried:
-        registry.record(output, planned.id, [job.name for job in planned.jobs])
+        select.record_sweep(output, planned.id, [job.name for job in planned.jobs])
     if queue is None:
         _run(planned, _todo(planned, statuses), master, launcher)
         return
@@ -81,7 +81,7 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
     except EdkdError:
         submissions = [Submission.read(job.directory) for job in planned.jobs]
         if not recorded and not any(each is not None and each.sweep == planned.id for each in submissions):
-            registry.forget(output, planned.id)  # nothing of it was submitted
+            select.forget_sweep(output, planned.id)  # nothing of it was submitted
         raise
 
 

@@ -6,7 +6,7 @@ that the epoch will use are read, the missing ones computed and written, and the
 [images, classes] tensor.
 
 A GPU keeps what it has met of the table in its own memory, if that is large enough; then a warm epoch is one gather
-there. Otherwise an epoch's entries are read from the file and go through a pinned buffer.
+there. Otherwise an epoch's entries are read from the file.
 """
 
 import logging
@@ -74,8 +74,6 @@ class CachedTeacher:
     ) -> None:
         self.table, self.compute, self.views, self.device, self.resident = table, compute, views, device, resident
         self.logits: Tensor | None = None
-        self._buffer: Tensor | None = None  # [images, width], pinned where a GPU copies from it
-        self._copied: torch.cuda.Event | None = None
         self._said = False
 
     def begin_epoch(self, views: Tensor | None) -> None:
@@ -109,26 +107,15 @@ class CachedTeacher:
 
     def _fetch(self, rows: Rows) -> Tensor:
         """The entries of rows, on the device: read where they are there, else computed and written."""
-        if self._buffer is None or len(self._buffer) < len(rows):
-            shape, pinned = (len(rows), self.table.width), self.device.type == "cuda"
-            self._buffer = torch.empty(shape, dtype=torch.int64, pin_memory=pinned)
-        if self._copied is not None:
-            self._copied.synchronize()
-        words = self._buffer[: len(rows)]
         try:
-            there = self.table.read(rows, out=words)[1]
+            words, there = self.table.read(rows)
         except OSError as error:
             self._tell(error)
-            there = np.zeros(len(rows), dtype=np.bool_)
+            words, there = torch.empty(len(rows), self.table.width, dtype=torch.int64), np.zeros(len(rows), np.bool_)
         missing = np.flatnonzero(~there)
         for done in settle(self.table, rows[missing], self.answer, on_error=self._tell):
             words[torch.from_numpy(missing[done.places])] = done.words
-        if self.device.type != "cuda":
-            return words
-        moved = words.to(self.device, non_blocking=True)
-        self._copied = torch.cuda.Event()
-        self._copied.record(torch.cuda.current_stream(self.device))
-        return moved
+        return words.to(self.device)
 
     def _tell(self, error: OSError) -> None:
         if not self._said:

@@ -10,7 +10,6 @@ import itertools
 import json
 import logging
 import os
-import time
 from collections.abc import Iterator, Mapping
 from io import FileIO
 from pathlib import Path
@@ -35,7 +34,7 @@ Rows = npt.NDArray[np.int64]
 class Table:
     """The file: `rows` entries of `classes` logits each, found by row number; absent until written.
 
-    `key` says what the entries are the answer to. A file with another key or another size is set aside and begun anew,
+    `key` says what the entries are the answer to. A file with another key or another size is begun anew,
     at the start and whenever it turns out to have been removed, replaced or cut short while it is in use.
     Everything that looks into it raises OSError if the file can be neither opened nor made.
     """
@@ -54,20 +53,16 @@ class Table:
         self._multipliers = multipliers | np.uint64(1)
         self._open("rb").close()
 
-    def read(self, rows: Rows, out: Tensor | None = None) -> tuple[Tensor, npt.NDArray[np.bool_]]:
-        """The entries of some rows, as words int64 [len(rows), width], and which of them are there.
-
-        `out`, of that shape, receives the words; rows that are not there leave it with anything in it.
-        """
-        words = torch.empty(len(rows), self.width, dtype=torch.int64) if out is None else out
-        found = words.numpy().view(np.uint64)
+    def read(self, rows: Rows) -> tuple[Tensor, npt.NDArray[np.bool_]]:
+        """The entries of some rows, as words int64 [len(rows), width], and which of them are there."""
         size = self.width * WORD
         with self._open("rb") as file:
             parts = [os.pread(file.fileno(), size, HEADER + row * size) for row in rows.tolist()]
         if any(len(part) != size for part in parts):
             raise OSError(errno.EIO, f"cut short while it was read: {self.path}")
-        found[:] = np.frombuffer(b"".join(parts), np.uint64).reshape(found.shape)
-        return words, self._checksums(found) == found[:, 0]
+        words = np.frombuffer(bytearray().join(parts), np.int64).reshape(len(rows), self.width)
+        found = words.view(np.uint64)
+        return torch.from_numpy(words), self._checksums(found) == found[:, 0]
 
     def write(self, rows: Rows, words: Tensor) -> None:
         """Store entries made by `encode`. Raises OSError when the disk is full or read-only; what is written stays."""
@@ -118,9 +113,7 @@ class Table:
 
     def _begin_anew(self) -> None:
         if self.path.exists():
-            aside = self.path.with_name(f"{self.path.name}.set-aside-{time.time_ns()}")
-            self.path.rename(aside)
-            LOG.warning("%s is truncated or holds something else: moved to %s and begun anew", self.path, aside.name)
+            LOG.warning("%s is truncated or holds something else: begun anew", self.path)
         # One name for all: what a killed process left there is overwritten.
         fresh = self.path.with_name(f"{self.path.name}.new")
         try:

@@ -183,11 +183,6 @@ def table_path(store: Path, dataset: str, name: str, digest: str) -> Path:
     return Path(store) / dataset / f"{name}.{digest}.logits"
 
 
-def tables_set_aside(store: Path) -> list[Path]:
-    """Tables that were truncated or held something else, and were begun anew."""
-    return sorted(Path(store).glob("*/*.logits.set-aside-*"))
-
-
 def tables_of_former_teachers(store: Path, in_use: set[str]) -> list[Path]:
     """Tables of networks that are no longer in the store, each with its lock.
 

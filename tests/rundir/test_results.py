@@ -12,7 +12,7 @@ import pytest
 from analysis.__main__ import main as analyse
 from edkd import tracking
 from edkd.errors import EdkdError
-from edkd.rundir import journal, packed, results
+from edkd.rundir import journal, results
 from tests.commandline import edkd, error, files
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*noload:DeprecationWarning")  # inside MLflow
@@ -131,7 +131,7 @@ def test_the_default_folder(output: Path) -> None:
 
 def test_what_is_kept_and_what_is_not(output: Path) -> None:
     pack("--to", "packed", "--all")
-    records = packed.read(path_of("dkd"))
+    records = results.read(path_of("dkd"))
     assert [record["event"] for record in records] == ["start", "epoch", "start", "epoch", "end"]
     first, one, resumed, two, last = records
     assert (one["metrics"]["test/top1"], two["metrics"]["test/top1"]) == (51.0, 52.0), "the last record of an epoch"
@@ -145,8 +145,8 @@ def test_what_is_kept_and_what_is_not(output: Path) -> None:
         "dataset": {"root": "…/images", "source": {"root": "…/images", "_target_": "edkd.data.sources"}},
         "schedule": {"epochs": 2, "lr": 0.05},
     }
-    assert packed.read(path_of("edkd"))[-1]["error"] == "OSError: cannot read …/x on …"
-    for path in packed.find(Path("packed")):
+    assert results.read(path_of("edkd"))[-1]["error"] == "OSError: cannot read …/x on …"
+    for path in results.find(Path("packed")):
         text = gzip.decompress(path.read_bytes()).decode()
         assert not any(word in text for word in (HOST, "/home", "/data", "secret", "pid"))
 
@@ -163,16 +163,16 @@ def test_what_is_kept_and_what_is_not(output: Path) -> None:
     ],
 )
 def test_absolute_paths_lose_their_folders(said: str, kept: str) -> None:
-    once = packed.compact([start("kd") | {"device": said}])
+    once = results.compact([start("kd") | {"device": said}])
     assert once[0]["device"] == kept
-    assert packed.compact(once) == once, "what was unpacked elsewhere is packed again as it was"
+    assert results.compact(once) == once, "what was unpacked elsewhere is packed again as it was"
 
 
 def test_the_same_journals_give_the_same_bytes(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pack("--to", "packed")
     monkeypatch.setattr("time.time", lambda: 2e9)
     pack("--to", "again")
-    for path in packed.find(Path("packed")):
+    for path in results.find(Path("packed")):
         assert path.read_bytes() == Path("again", *path.parts[1:]).read_bytes()
 
 
@@ -183,7 +183,7 @@ def test_packing_again_writes_what_changed_alone(output: Path) -> None:
     path_of("dkd").write_bytes(b"damaged")
     assert pack("--to", "packed").endswith("2 runs packed, 1 there already, 3 left out; in packed\n")
     assert path_of("kd").stat().st_mtime_ns == before
-    assert packed.read(path_of("dkd"))[-1]["event"] == packed.read(path_of("edkd"))[-1]["event"] == "end"
+    assert results.read(path_of("dkd"))[-1]["event"] == results.read(path_of("edkd"))[-1]["event"] == "end"
 
 
 def test_another_run_of_the_same_configuration_is_not_overwritten(output: Path) -> None:
@@ -269,11 +269,11 @@ def test_a_run_that_is_in_both_counts_once(output: Path) -> None:
 
 def test_runs_of_the_store_decide_which_table_it_is(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pack("--to", "packed")
-    records = packed.read(path_of("dkd"))
+    records = results.read(path_of("dkd"))
     for record in records:
         if record["event"] == "start":
             record["tags"] |= {"dataset": "other", "config_hash": "f" * 16}
-    path_of("dkd").write_bytes(packed.dump(records))
+    path_of("dkd").write_bytes(results.dump(records))
     assert analyse(["--results", "packed"]) == 1
     said = capsys.readouterr().err
     assert f"--dataset {KEY} --recipe 2ep " in said and "--dataset other --recipe 2ep " in said
@@ -292,7 +292,7 @@ def test_a_damaged_file_is_one_line(output: Path, capsys: pytest.CaptureFixture[
     pack("--to", "packed")
     path_of("kd").write_bytes(data)
     with pytest.raises(EdkdError, match="is no packed run"):
-        packed.read(path_of("kd"))
+        results.read(path_of("kd"))
     assert analyse(["--results", "packed"]) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"analysis: {path_of('kd')} is no packed run (") and said.count("\n") == 1
@@ -305,7 +305,7 @@ def test_a_cut_file_and_a_record_without_its_values(output: Path, capsys: pytest
     path_of("kd").write_bytes(whole[: len(whole) // 2])
     assert analyse(["--results", "packed"]) == 1
     assert f"{path_of('kd')} is no packed run (" in capsys.readouterr().err
-    path_of("kd").write_bytes(packed.dump([{"event": "start", "time": 1.0}]))
+    path_of("kd").write_bytes(results.dump([{"event": "start", "time": 1.0}]))
     assert analyse(["--results", "packed"]) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"analysis: a record of {path_of('kd')} lacks what it needs (") and said.count("\n") == 1

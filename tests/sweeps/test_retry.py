@@ -16,7 +16,7 @@ import yaml
 from edkd.errors import EdkdError
 from edkd.rundir import journal, lock
 from edkd.rundir.paths import find_runs
-from edkd.status import logs, registry, select
+from edkd.status import logs, select
 from edkd.status.state import look
 from tests.commandline import REPOSITORY, Ended, edkd, error, journals, launch, metrics, python
 
@@ -210,9 +210,9 @@ def test_new_runs_are_launched_only_if_asked_for(sweep: Failed, here: Path) -> N
 
 
 def test_a_retry_does_not_shrink_the_sweep(sweep: Failed, here: Path) -> None:
-    before = registry.runs_of(here / "outputs", sweep.id)
+    before = select.runs_of_sweep(here / "outputs", sweep.id)
     edkd("retry", "--seed", "1")
-    assert registry.runs_of(here / "outputs", sweep.id) == before
+    assert select.runs_of_sweep(here / "outputs", sweep.id) == before
     assert len(before) == 5 and "/resnet8/vanilla-s0-" in before[0]
 
 

@@ -103,7 +103,7 @@ def test_what_is_resident_is_not_read_again(tmp_path: Path, monkeypatch: pytest.
     logits_of(teacher, views(1))
     read: list[int] = []
     real = teacher.table.read
-    monkeypatch.setattr(teacher.table, "read", lambda rows, out=None: read.extend(rows) or real(rows, out))
+    monkeypatch.setattr(teacher.table, "read", lambda rows: read.extend(rows) or real(rows))
     assert torch.equal(logits_of(teacher, views(0)), right(0))
     assert read == []
     mixed = torch.where(torch.arange(IMAGES) < 100, views(1), views(2))
