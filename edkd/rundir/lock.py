@@ -46,7 +46,13 @@ def hold(run_dir: Path) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or error
         raise EdkdError(f"could not lock the run directory {run_dir}: {reason}") from error
     try:
-        _write_holder(run_dir)
+        note = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": time.time(),
+            "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        }
+        files.write_bytes(RunDir(run_dir).holder, json.dumps(note).encode() + b"\n")
         yield
     finally:
         # The note goes first: a note without a lock would be read as a crashed holder, which is harmless, but the
@@ -80,20 +86,6 @@ def last_holder(run_dir: Path) -> Holder | None:
     except (OSError, ValueError):
         return None
     return holder if isinstance(holder, dict) else None
-
-
-def _write_holder(run_dir: Path) -> None:
-    holder = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "since": time.time(),
-        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
-    }
-    path = RunDir(run_dir).holder
-    try:
-        files.write_text(path, json.dumps(holder) + "\n")
-    except OSError as error:
-        raise EdkdError(f"could not write {path}: {error.strerror or error}") from error
 
 
 def _describe(holder: Holder | None) -> str:

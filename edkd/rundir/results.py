@@ -75,7 +75,7 @@ def pack(output: Path, to: Path, *, dataset: str, everything: bool) -> Packing:
         if there:
             done.unchanged += 1
         else:
-            _write(path, data)
+            files.write_bytes(path, data)
             done.written.append(path)
     return done
 
@@ -96,7 +96,7 @@ def unpack(packed: Path, output: Path) -> int:
         )
         if RunDir(run_dir).journal.exists():
             continue
-        _write(RunDir(run_dir).journal, "".join(f"{json.dumps(record)}\n" for record in records).encode())
+        files.write_bytes(RunDir(run_dir).journal, "".join(f"{json.dumps(record)}\n" for record in records).encode())
         count += 1
     return count
 
@@ -125,14 +125,6 @@ def _is_there(path: Path, data: bytes) -> bool:
     if there[0]["time"] != new[0]["time"]:
         raise EdkdError(f"another run of the same configuration is packed there; remove {path} to replace it")
     return there == new
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EdkdError(f"cannot write {path}: {error.strerror}; name another folder") from error
-    files.write_bytes(path, data)
 
 
 def compact(records: Iterable[Record]) -> list[Record]:

@@ -14,7 +14,7 @@ from edkd.data.resident import ResidentData
 from edkd.data.views import n_views
 from edkd.runs.setup import Inputs, teacher_folder
 from edkd.teachers import store
-from edkd.teachers.cache import CachedTeacher, Resident
+from edkd.teachers.cache import CachedTeacher, room_on
 from edkd.teachers.cache_file import Table, entry_bytes
 from edkd.teachers.source import TEACHER_BATCH, OnlineTeacher, Precision, TeacherSource
 from edkd.training import hardware
@@ -36,7 +36,7 @@ def teacher_source(
         return online
     try:
         source = cached(cfg, inputs, data, online)
-        source.resident = Resident.where_it_fits(source.table, inputs.device)
+        source.resident = room_on(inputs.device, source.table)
         return source
     except OSError as error:
         LOG.warning("no teacher cache: %s; the teacher runs in every step", error)

@@ -1,11 +1,11 @@
 """What an output folder needs no more: what it is, how much it takes, and its removal."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from edkd.errors import EdkdError
-from edkd.rundir import journal, lock
+from edkd.rundir import lock
 from edkd.rundir.paths import RunDir, checkpoints
 from edkd.status.select import Selection
 from edkd.status.state import State
@@ -44,12 +44,12 @@ def find_leftovers(output: Path, sweep: str | None) -> list[Leftover]:
 
     Raises EdkdError for a folder without runs and for an unknown sweep.
     """
-    states = {view.directory: view.state for view in Selection(output, sweep=sweep).look()}
-    found = [leftover for directory, state in states.items() for leftover in _of_run(directory, state)]
+    views = Selection(output, sweep=sweep).look()
+    found = [leftover for view in views for leftover in _of_run(view.directory, view.state)]
     if sweep is None:
-        folder = output / "teachers"
-        in_use = _teachers(directory for directory, state in states.items() if state == "running")
-        former = store.tables_of_former_teachers(folder, in_use)
+        running = [view.known.start or {} for view in views if view.state == "running"]
+        in_use = {start["teacher"]["sha256"] for start in running if start.get("teacher") is not None}
+        former = store.tables_of_former_teachers(output / "teachers", in_use)
         found += [Leftover(path, "caches of former teachers") for path in former]
     return found
 
@@ -62,9 +62,3 @@ def _of_run(directory: Path, state: State) -> Iterator[Leftover]:
     if state == "done" and RunDir(directory).last.exists():
         for path in checkpoints(directory):
             yield Leftover(path, "checkpoints of finished runs", directory)
-
-
-def _teachers(run_dirs: Iterable[Path]) -> set[str]:
-    """The teachers of runs, by the SHA-256 of their weights files."""
-    starts = [journal.state(directory).start or {} for directory in run_dirs]
-    return {start["teacher"]["sha256"] for start in starts if start.get("teacher") is not None}

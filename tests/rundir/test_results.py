@@ -124,11 +124,6 @@ def test_finished_runs_are_packed_and_the_rest_is_named(output: Path) -> None:
     )
 
 
-def test_the_default_folder(output: Path) -> None:
-    assert pack().endswith(f"in analysis/results/{KEY}\n")
-    assert Path(f"analysis/results/{KEY}/{name_of('kd')}.jsonl.gz").is_file()
-
-
 def test_what_is_kept_and_what_is_not(output: Path) -> None:
     pack("--to", "packed", "--all")
     records = results.read(path_of("dkd"))
@@ -168,16 +163,11 @@ def test_absolute_paths_lose_their_folders(said: str, kept: str) -> None:
     assert results.compact(once) == once, "what was unpacked elsewhere is packed again as it was"
 
 
-def test_the_same_journals_give_the_same_bytes(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packing_again_writes_what_changed_alone(output: Path) -> None:
     pack("--to", "packed")
-    monkeypatch.setattr("time.time", lambda: 2e9)
     pack("--to", "again")
     for path in results.find(Path("packed")):
         assert path.read_bytes() == Path("again", *path.parts[1:]).read_bytes()
-
-
-def test_packing_again_writes_what_changed_alone(output: Path) -> None:
-    pack("--to", "packed")
     before = path_of("kd").stat().st_mtime_ns
     write(output, "edkd", epoch(1, 53.0), epoch(2, 54.0), end(54.0))
     path_of("dkd").write_bytes(b"damaged")
@@ -208,13 +198,14 @@ def test_runs_that_cannot_be_packed_are_named(output: Path) -> None:
 
 
 def test_no_runs_and_no_place(output: Path) -> None:
+    assert pack().endswith(f"in analysis/results/{KEY}\n"), "the default"
     assert error(edkd("results", "pack", "--output", "nowhere")).startswith("no runs in nowhere/runs;")
     done = edkd("results", "pack", "--dataset", "none", "--to", "packed")
     assert done.code == 1
     assert done.out.endswith("0 runs packed, 0 there already, 6 left out; in packed\n")
     assert done.err == "edkd: nothing to pack: outputs has no finished run of none that can be packed\n"
     Path("file").touch()
-    assert error(edkd("results", "pack", "--dataset", KEY, "--to", "file")).startswith("cannot write file/")
+    assert error(edkd("results", "pack", "--dataset", KEY, "--to", "file")).startswith("could not save file/")
 
 
 # ---- unpacking
@@ -285,8 +276,8 @@ def test_runs_of_the_store_decide_which_table_it_is(output: Path, capsys: pytest
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"text", gzip.compress(b""), gzip.compress(b"text"), gzip.compress(b"[1]\n"), gzip.compress(b"{}\n")],
-    ids=["empty", "plain text", "packed nothing", "packed text", "packed list", "packed object"],
+    [b"", b"text", gzip.compress(b'{"event": "start"}\n')[:-9], gzip.compress(b"text"), gzip.compress(b"{}\n")],
+    ids=["empty", "plain text", "cut", "packed text", "packed object"],
 )
 def test_a_damaged_file_is_one_line(output: Path, capsys: pytest.CaptureFixture[str], data: bytes) -> None:
     pack("--to", "packed")
@@ -299,12 +290,8 @@ def test_a_damaged_file_is_one_line(output: Path, capsys: pytest.CaptureFixture[
     assert said.endswith("): restore it from git, or remove it\n")
 
 
-def test_a_cut_file_and_a_record_without_its_values(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_record_without_its_values_is_one_line(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pack("--to", "packed")
-    whole = path_of("kd").read_bytes()
-    path_of("kd").write_bytes(whole[: len(whole) // 2])
-    assert analyse(["--results", "packed"]) == 1
-    assert f"{path_of('kd')} is no packed run (" in capsys.readouterr().err
     path_of("kd").write_bytes(results.dump([{"event": "start", "time": 1.0}]))
     assert analyse(["--results", "packed"]) == 1
     said = capsys.readouterr().err

@@ -206,6 +206,8 @@ def test_a_run_of_slurms(
     written(run_dir, *before)
     submitted(run_dir, submitted=time.time() + 60)  # by the clock of the submitting machine
     written(run_dir, *since)
+    if since:  # the note of the job's process, whose lock may not be seen here
+        died(run_dir, job="12_3", since=time.time() + 120)
     slurm = Slurm(**({"job12_3": entry} if isinstance(entry, Entry) else {}))
     if entry == AWAY:
         slurm.entries = None

@@ -15,7 +15,7 @@ from edkd.config import schema
 from edkd.rundir import journal
 from edkd.runs.run import execute
 from edkd.runs.teacher_source import table_key
-from edkd.teachers.cache import CachedTeacher, Resident, settle
+from edkd.teachers.cache import CachedTeacher, room_on, settle
 from edkd.teachers.cache_file import Table
 from edkd.teachers.source import TEACHER_BATCH, OnlineTeacher, Precision
 
@@ -54,7 +54,7 @@ def source(
     resident: bool = False,
 ) -> CachedTeacher:
     made = table(folder, dtype=dtype)
-    kept = Resident(made.rows, made.width, device) if resident else None
+    kept = torch.zeros(made.rows, made.width, dtype=torch.int64, device=device) if resident else None
     return CachedTeacher(made, compute, views=VIEWS, device=device, resident=kept)
 
 
@@ -113,20 +113,18 @@ def test_what_is_resident_is_not_read_again(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_table_is_resident_where_a_gpu_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = table(tmp_path)
-    assert Resident.where_it_fits(made, CPU) is None
-    size = made.rows * made.width * 8
+    assert room_on(CPU, made) is None
+    gpu, size, zeros = torch.device("cuda"), made.rows * made.width * 8, torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, dtype, device: zeros(*shape, dtype=dtype))
     for free, fits in ((4 * size - 1, False), (4 * size, True)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10 * free))
-        tried: list[Any] = []
-        monkeypatch.setattr(Resident, "__init__", lambda self, *where, tried=tried: tried.append(where))
-        assert (Resident.where_it_fits(made, torch.device("cuda")) is not None) == fits
-        assert tried == ([(made.rows, made.width, torch.device("cuda"))] if fits else [])
+        assert (room_on(gpu, made) is not None) == fits
 
-    def taken(*_: Any) -> None:
+    def taken(*_: Any, **__: Any) -> None:
         raise torch.cuda.OutOfMemoryError
 
-    monkeypatch.setattr(Resident, "__init__", taken)
-    assert Resident.where_it_fits(made, torch.device("cuda")) is None
+    monkeypatch.setattr(torch, "zeros", taken)
+    assert room_on(gpu, made) is None
 
 
 def test_what_another_process_wrote_meanwhile_is_not_computed_again(tmp_path: Path) -> None:
