@@ -63,6 +63,7 @@ class Job:
             "config_hash": self.run,
             "cell": schema.cell(identified),
             "recipe": schema.recipe(identified),
+            **{name: str(self.config["distiller"][name]) for name in schema.LABELS if name in self.config["distiller"]},
         }
 
 

@@ -186,12 +186,16 @@ _PARTS: dict[str, type] = {
 _accepted: set[tuple[type, str]] = set()  # methods, and values that they have accepted
 
 
+LABELS = ("title", "family", "year")
+"""What a method's YAML file says for tables, of which nothing enters the method or the identity of a run."""
+
+
 def _distiller(node: Mapping[str, Any]) -> dict[str, Any]:
     """The checked node of a method, which is constructed once with these values, for it may refuse one."""
     method = target(node, "distiller")
     if not (inspect.isclass(method) and issubclass(method, Distiller)):
         raise EdkdError(f"distiller._target_: {node['_target_']} is no subclass of edkd.distillers.Distiller")
-    values = check_call(node, "distiller", {})
+    values = check_call({name: value for name, value in node.items() if name not in LABELS}, "distiller", {})
     content = method, json.dumps(values, sort_keys=True)
     if content not in _accepted:
         try:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from edkd.errors import EdkdError
-from edkd.models.base import Prediction
+from edkd.models.base import Classifier, Prediction
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,8 @@ class Shapes(NamedTuple):
     """(C, H, W) of each entry of `Prediction.preact_feats`."""
     pooled_feat: int
     """The width of `Prediction.pooled_feat`."""
+    last_map: tuple[int, int, int]
+    """(C, H, W) of `Prediction.last_map`."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,11 @@ class Spec:
     teacher: Shapes | None
     num_classes: int
     train_images: int
-    classifier: tuple[Tensor, Tensor] | None
-    """Weight [K, C] and bias [K] of the frozen teacher's classifier."""
+    classifier: Classifier | None = None
+    """The frozen teacher's classifier."""
+    teacher_norms: tuple[tuple[Tensor, Tensor], ...] = ()
+    """Weight and bias, each [C], of the batch norm before each of the teacher's `preact_feats[1:]`; empty where its
+    family has none."""
 
 
 class Outcome(NamedTuple):

@@ -1,10 +1,20 @@
 """What every network returns, and what the families share."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+class Classifier(NamedTuple):
+    """The last, linear layer of a network: logits = weight · pooled_feat + bias."""
+
+    weight: Tensor
+    """[K, C]."""
+    bias: Tensor
+    """[K]."""
 
 
 class Prediction(NamedTuple):
@@ -26,6 +36,37 @@ class Prediction(NamedTuple):
 
     pooled_feat: Tensor | None = None
     """[B, C], what the classifier receives."""
+
+    last_map: Tensor | None = None
+    """[B, C, H, W], the map whose mean over the image is `pooled_feat`."""
+
+    classifier: Classifier | None = None
+    """The network's classifier, as it is now; a student's gradient reaches it."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Prediction":
+        """Apply a function to every tensor of the B images."""
+        return Prediction(
+            function(self.logits),
+            tuple(map(function, self.feats)),
+            tuple(map(function, self.preact_feats)),
+            None if self.pooled_feat is None else function(self.pooled_feat),
+            None if self.last_map is None else function(self.last_map),
+            self.classifier,
+        )
+
+    @staticmethod
+    def join(parts: Sequence["Prediction"]) -> "Prediction":
+        """One prediction of the images of several, made by one network."""
+        pooled = [part.pooled_feat for part in parts if part.pooled_feat is not None]
+        last = [part.last_map for part in parts if part.last_map is not None]
+        return Prediction(
+            torch.cat([part.logits for part in parts]),
+            tuple(torch.cat(each) for each in zip(*(part.feats for part in parts), strict=True)),
+            tuple(torch.cat(each) for each in zip(*(part.preact_feats for part in parts), strict=True)),
+            torch.cat(pooled) if pooled else None,
+            torch.cat(last) if last else None,
+            parts[0].classifier,
+        )
 
 
 class StagePass(NamedTuple):
@@ -56,9 +97,23 @@ def through_stages(stem: Tensor, stages: Iterable[nn.Sequential], want_feats: bo
     return StagePass(x, tuple(feats), tuple(preact_feats))
 
 
-def global_average(x: Tensor) -> Tensor:
-    """Average [B, C, H, W] over the image to [B, C]."""
-    return x.mean(dim=(2, 3))
+def classify(last_map: Tensor, classifier: nn.Linear, kept: StagePass | None) -> Prediction:
+    """Average the last map [B, C, H, W] over the image and classify it.
+
+    kept: the maps of the stages, where they are wanted; None makes a prediction of logits alone.
+    """
+    pooled = last_map.mean(dim=(2, 3))
+    logits = classifier(pooled)
+    if kept is None:
+        return Prediction(logits)
+    own = Classifier(classifier.weight, classifier.bias)
+    return Prediction(logits, kept.feats, kept.preact_feats, pooled, last_map, own)
+
+
+def last_norm(stage: nn.Module) -> nn.BatchNorm2d:
+    """The last batch norm of the main path of a stage, whose output its last ReLU receives (or the shortcut joins)."""
+    main = [module for name, module in stage.named_modules() if "downsample" not in name and "shortcut" not in name]
+    return [module for module in main if isinstance(module, nn.BatchNorm2d)][-1]
 
 
 def init_convolutions(network: nn.Module) -> None:

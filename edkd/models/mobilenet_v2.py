@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from edkd.models.base import Prediction, global_average, init_classifier, init_convolutions
+from edkd.models.base import Prediction, StagePass, classify, init_classifier, init_convolutions
 
 _STEM = 16
 _HEAD = 1280
@@ -97,8 +97,9 @@ class MobileNetV2(nn.Module):
             x = stage(x)
             if want_feats and i in _KEPT:
                 feats.append(x)
-        pooled = global_average(self.conv2(x))
-        return Prediction(self.classifier(pooled), tuple(feats), (), pooled if want_feats else None)
+        (classifier,) = self.classifier
+        assert isinstance(classifier, nn.Linear)
+        return classify(self.conv2(x), classifier, StagePass(x, tuple(feats), ()) if want_feats else None)
 
 
 def mobilenetv2(num_classes: int = 100) -> MobileNetV2:

@@ -9,7 +9,7 @@ benchmark.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edkd.models.base import Prediction, global_average, init_convolutions, through_stages
+from edkd.models.base import Prediction, classify, init_convolutions, last_norm, through_stages
 
 Widths = tuple[int, int, int, int]
 """Channels of the stem and of the three stages."""
@@ -53,13 +53,17 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(stages[2], num_classes)
         init_convolutions(self)
 
+    @property
+    def stage_norms(self) -> tuple[nn.BatchNorm2d, ...]:
+        """The batch norm that ends each stage, before the shortcut is added."""
+        return tuple(last_norm(stage) for stage in (self.layer1, self.layer2, self.layer3))
+
     def forward(self, x: Tensor, want_feats: bool = True) -> Prediction:
         """Classify images [B, 3, H, W]; feats are the stem and three stages."""
         stem = F.relu(self.bn1(self.conv1(x)), inplace=True)
         stages = (self.layer1, self.layer2, self.layer3)
-        last, feats, preact_feats = through_stages(stem, stages, want_feats)
-        pooled = global_average(last)
-        return Prediction(self.fc(pooled), feats, preact_feats, pooled if want_feats else None)
+        passed = through_stages(stem, stages, want_feats)
+        return classify(passed.last, self.fc, passed if want_feats else None)
 
 
 def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:

@@ -8,7 +8,7 @@ torch draws it) are those of the CRD benchmark (Tian et al., ICLR 2020).
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edkd.models.base import Prediction, global_average, init_convolutions, through_stages
+from edkd.models.base import Prediction, classify, init_convolutions, last_norm, through_stages
 
 
 class BasicBlock(nn.Module):
@@ -73,13 +73,17 @@ class ResNetImageNet(nn.Module):
         self.linear = nn.Linear(512 * block.expansion, num_classes)
         init_convolutions(self)
 
+    @property
+    def stage_norms(self) -> tuple[nn.BatchNorm2d, ...]:
+        """The batch norm that ends each stage, before the shortcut is added."""
+        return tuple(last_norm(stage) for stage in (self.layer1, self.layer2, self.layer3, self.layer4))
+
     def forward(self, x: Tensor, want_feats: bool = True) -> Prediction:
         """Classify images [B, 3, H, W]; feats are the stem and four stages."""
         stem = F.relu(self.bn1(self.conv1(x)), inplace=True)
         stages = (self.layer1, self.layer2, self.layer3, self.layer4)
-        last, feats, preact_feats = through_stages(stem, stages, want_feats)
-        pooled = global_average(last)
-        return Prediction(self.linear(pooled), feats, preact_feats, pooled if want_feats else None)
+        passed = through_stages(stem, stages, want_feats)
+        return classify(passed.last, self.linear, passed if want_feats else None)
 
 
 def _shortcut(in_channels: int, channels: int, stride: int) -> nn.Module:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edkd.models.base import Prediction, channel_shuffle, global_average, through_stages
+from edkd.models.base import Prediction, channel_shuffle, classify, through_stages
 
 _STEM = 24
 _HEAD = 1024
@@ -82,9 +82,9 @@ class ShuffleNetV2(nn.Module):
         """Classify images [B, 3, H, W]; feats are the stem and three stages."""
         stem = F.relu(self.bn1(self.conv1(x)), inplace=True)
         stages = (self.layer1, self.layer2, self.layer3)
-        last, feats, preact_feats = through_stages(stem, stages, want_feats)
-        pooled = global_average(F.relu(self.bn2(self.conv2(last)), inplace=True))
-        return Prediction(self.linear(pooled), feats, preact_feats, pooled if want_feats else None)
+        passed = through_stages(stem, stages, want_feats)
+        last_map = F.relu(self.bn2(self.conv2(passed.last)), inplace=True)
+        return classify(last_map, self.linear, passed if want_feats else None)
 
 
 def _stage(in_channels: int, channels: int, blocks: int) -> nn.Sequential:

@@ -8,7 +8,7 @@ image leaves the last as 4x4; then the mean over the image and one linear layer.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edkd.models.base import Prediction, global_average, init_classifier, init_convolutions
+from edkd.models.base import Prediction, StagePass, classify, init_classifier, init_convolutions, last_norm
 
 _CHANNELS = (64, 128, 256, 512, 512)
 _POOLED = 3
@@ -27,6 +27,11 @@ class VGG(nn.Module):
         init_convolutions(self)
         init_classifier(self.classifier)
 
+    @property
+    def stage_norms(self) -> tuple[nn.BatchNorm2d, ...]:
+        """The batch norm that ends each block after the first."""
+        return tuple(last_norm(block) for block in (self.block1, self.block2, self.block3, self.block4))
+
     def forward(self, x: Tensor, want_feats: bool = True) -> Prediction:
         """Classify images [B, 3, H, W], H and W at least 8; feats are the five blocks, before their pools."""
         x = F.relu(self.block0(x), inplace=True)
@@ -37,8 +42,8 @@ class VGG(nn.Module):
             if want_feats:
                 feats.append(x)
                 preact_feats.append(preact)
-        pooled = global_average(x)
-        return Prediction(self.classifier(pooled), tuple(feats), tuple(preact_feats), pooled if want_feats else None)
+        passed = StagePass(x, tuple(feats), tuple(preact_feats))
+        return classify(x, self.classifier, passed if want_feats else None)
 
 
 def _block(in_channels: int, channels: int, convolutions: int) -> nn.Sequential:

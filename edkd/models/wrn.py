@@ -13,7 +13,7 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edkd.models.base import Prediction, global_average, init_convolutions
+from edkd.models.base import Prediction, StagePass, classify, init_convolutions
 
 
 class Block(nn.Module):
@@ -82,6 +82,11 @@ class WideResNet(nn.Module):
         init_convolutions(self)
         nn.init.zeros_(self.fc.bias)
 
+    @property
+    def stage_norms(self) -> tuple[nn.BatchNorm2d, ...]:
+        """The batch norm that follows each stage."""
+        return (self.block2.norm, self.block3.norm, self.bn1)
+
     def forward(self, x: Tensor, want_feats: bool = True) -> Prediction:
         """Classify images [B, 3, H, W]; feats are the stem and three stages."""
         x = self.conv1(x)
@@ -98,8 +103,8 @@ class WideResNet(nn.Module):
             if want_feats:
                 feats.append(x)
                 preact_feats.append(normed)
-        pooled = global_average(active)
-        return Prediction(self.fc(pooled), tuple(feats), tuple(preact_feats), pooled if want_feats else None)
+        passed = StagePass(active, tuple(feats), tuple(preact_feats))
+        return classify(active, self.fc, passed if want_feats else None)
 
 
 def wrn_16_1(num_classes: int = 100) -> WideResNet:

@@ -21,7 +21,7 @@ from edkd.data.resident import ResidentData
 from edkd.data.streaming import StreamedData
 from edkd.distillers.base import Distiller, Shapes, Spec
 from edkd.errors import EdkdError
-from edkd.models.base import Prediction
+from edkd.models.base import Classifier, Prediction
 from edkd.rundir import journal
 from edkd.teachers import store
 from edkd.teachers.source import Precision
@@ -158,23 +158,25 @@ def new_state(cfg: Settings, inputs: Inputs) -> TrainState:
 def _spec(student: nn.Module, inputs: Inputs) -> Spec:
     """What a method is told when it makes its own modules."""
     size = inputs.arrays.image_size
-    classifier = None
-    if inputs.teacher is not None:
-        linear = [module for module in inputs.teacher.modules() if isinstance(module, nn.Linear)][-1]
-        classifier = (linear.weight.detach().cpu(), linear.bias.detach().cpu())
+    shapes, _ = _features(student, size)
+    teacher, classifier = (None, None) if inputs.teacher is None else _features(inputs.teacher, size)
     return Spec(
-        student=_shapes(student, (size, size)),
-        teacher=None if inputs.teacher is None else _shapes(inputs.teacher, (size, size)),
+        student=shapes,
+        teacher=teacher,
         num_classes=inputs.arrays.num_classes,
         train_images=len(inputs.arrays.train),
         classifier=classifier,
+        teacher_norms=tuple(
+            (norm.weight.detach().cpu(), norm.bias.detach().cpu())
+            for norm in getattr(inputs.teacher, "stage_norms", ())
+        ),
     )
 
 
-def _shapes(network: nn.Module, size: tuple[int, int]) -> Shapes:
-    """The shapes of a network's features for one image of this size."""
+def _features(network: nn.Module, size: int) -> tuple[Shapes, Classifier]:
+    """The shapes of a network's features for one image of this size, and its classifier."""
     training = network.training
-    image = torch.zeros(1, 3, *size, device=next(network.parameters()).device)
+    image = torch.zeros(1, 3, size, size, device=next(network.parameters()).device)
     with torch.no_grad():
         made: Prediction = network.eval()(image, want_feats=True)
     network.train(training)
@@ -182,8 +184,14 @@ def _shapes(network: nn.Module, size: tuple[int, int]) -> Shapes:
     def sizes(feats: Sequence[Tensor]) -> tuple[tuple[int, int, int], ...]:
         return tuple((feat.shape[1], feat.shape[2], feat.shape[3]) for feat in feats)
 
-    assert made.pooled_feat is not None
-    return Shapes(sizes(made.feats), sizes(made.preact_feats), made.pooled_feat.shape[1])
+    if made.pooled_feat is None or made.last_map is None or made.classifier is None:
+        raise EdkdError(
+            f"{type(network).__name__} gives no pooled_feat, last_map and classifier with its features, which this "
+            "method needs: edkd.models.base.classify makes such a prediction"
+        )
+    (last_map,) = sizes([made.last_map])
+    shapes = Shapes(sizes(made.feats), sizes(made.preact_feats), made.pooled_feat.shape[1], last_map)
+    return shapes, Classifier(*(tensor.detach().cpu() for tensor in made.classifier))
 
 
 def teacher_folder(cfg: Settings) -> Path:

@@ -1,7 +1,6 @@
 """How networks are run: their precision, and the frozen teacher as the source of what a student is taught."""
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -60,7 +59,7 @@ class OnlineTeacher:
         an image's logits are the same bits whatever is around it only among batches of one size.
         """
         parts = [self._fixed(images[start : start + TEACHER_BATCH]) for start in range(0, len(images), TEACHER_BATCH)]
-        return parts[0] if len(parts) == 1 else _changed(lambda *tensors: torch.cat(tensors), *parts)
+        return parts[0] if len(parts) == 1 else Prediction.join(parts)
 
     def _fixed(self, images: Tensor) -> Prediction:
         count = len(images)
@@ -68,20 +67,9 @@ class OnlineTeacher:
             images = images[torch.arange(TEACHER_BATCH, device=images.device) % count]
         with torch.no_grad(), self.precision.autocast():
             made: Prediction = self.network(images, want_feats=self.want_feats)
-        return made if count == TEACHER_BATCH else _changed(lambda tensor: tensor[:count], made)
+        return made if count == TEACHER_BATCH else made.map(lambda tensor: tensor[:count])
 
 
 def in_fp32(prediction: Prediction) -> Prediction:
     """A prediction made under autocast as the methods get it: losses and their own modules are fp32."""
-    return _changed(lambda tensor: tensor.float(), prediction)
-
-
-def _changed(change: Callable[..., Tensor], *given: Prediction) -> Prediction:
-    """A prediction of which each tensor is made from those at the same place in the given ones."""
-    logits, feats, preact_feats, pooled = zip(*given)
-    return Prediction(
-        logits=change(*logits),
-        feats=tuple(change(*each) for each in zip(*feats)),
-        preact_feats=tuple(change(*each) for each in zip(*preact_feats)),
-        pooled_feat=None if pooled[0] is None else change(*pooled),
-    )
+    return prediction.map(Tensor.float)

@@ -257,6 +257,8 @@ def test_the_tags_that_runs_are_sorted_by(make_job: Any) -> None:
         "config_hash": job.run,
         "cell": schema.cell(job.identity),
         "recipe": schema.recipe(job.identity),
+        **{"title": "KD", "family": "logits", "year": "2015"},  # the labels of conf/distiller/kd.yaml
     }
+    assert not set(schema.LABELS) & job.identity["distiller"].keys()
     alone: Job = make_job("vanilla", teacher_id="run:aaaa")
     assert (alone.teacher_id, alone.tags["teacher"], alone.tags["pair"]) == (None, "", "resnet8")

@@ -23,7 +23,7 @@ ARGUMENTS = {
 
 def made(*, images: int = 30, student: int = 7, teacher: int = 9, kind: type[CRD] = CRD, **changes: float) -> CRD:
     method = kind(**{**ARGUMENTS, **changes})
-    method.setup(Spec(Shapes((), (), student), Shapes((), (), teacher), 3, images, None))
+    method.setup(Spec(Shapes((), (), student, (student, 1, 1)), Shapes((), (), teacher, (teacher, 1, 1)), 3, images))
     return method
 
 

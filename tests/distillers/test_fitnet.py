@@ -32,7 +32,7 @@ PAIRS = {  # teacher-student: whether the student's map at stage 2 is enlarged
 
 def made(student: Shape, teacher: Shape, *, stage: int = 0) -> FitNet:
     method = FitNet(ce_weight=1.0, feat_weight=100.0, hint_stage=stage)
-    method.setup(Spec(Shapes((student,), (), 5), Shapes((teacher,), (), 5), 3, 10, None))
+    method.setup(Spec(Shapes((student,), (), 5, student), Shapes((teacher,), (), 5, teacher), 3, 10))
     return method
 
 
@@ -70,8 +70,8 @@ def test_every_pair_of_the_field_can_be_matched(pair: str) -> None:
     with torch.device("meta"):
         teacher, student = (feats(name) for name in pair.split("-"))
         method = FitNet(ce_weight=1.0, feat_weight=100.0, hint_stage=2)
-        shapes = [Shapes(tuple(tuple(each.shape[1:]) for each in maps), (), 1) for maps in (student, teacher)]
-        method.setup(Spec(shapes[0], shapes[1], 100, 10, None))
+        sizes = [tuple(tuple(each.shape[1:]) for each in maps) for maps in (student, teacher)]
+        method.setup(Spec(*(Shapes(each, (), 1, (1, 1, 1)) for each in sizes), 100, 10))
         assert method.conv_reg(student[2]).shape == teacher[2].shape
     conv = method.conv_reg.conv
     assert isinstance(conv, nn.ConvTranspose2d) is PAIRS[pair]

@@ -2,11 +2,20 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.golden.cases import IDENTITIES, OVERRIDES, PAIRS, TRACES, identity, machine_of_traces, trace
+from tests.golden.cases import (
+    IDENTITIES,
+    OVERRIDES,
+    PAIRS,
+    SMOOTH,
+    TRACES,
+    identity,
+    machine_of_traces,
+    smooth_trace,
+    trace,
+)
 
 FROZEN = json.loads(IDENTITIES.read_text())
 
@@ -23,18 +32,20 @@ def test_a_run_keeps_its_names(overrides: str) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("pair", PAIRS)
-def test_a_run_keeps_its_numbers(pair: str, precision: str, tmp_path: Path) -> None:
-    """To the last bit where CPU and torch are those of the recording; other kernels add in another order."""
+def test_a_run_keeps_its_numbers_to_the_last_bit(pair: str, precision: str, tmp_path: Path) -> None:
     recorded = json.loads(TRACES.read_text())
-    expected: dict[str, Any] = recorded[f"{pair} {precision}"]
-    found = trace(pair, precision, tmp_path)
-    if machine_of_traces() == recorded["machine"]:
-        assert found == expected
-        return
-    assert list(found) == list(expected)
-    for method, numbers in found.items():
-        first, known = numbers["epochs"][0], expected[method]["epochs"][0]
-        assert first.keys() == known.keys()
-        for name in ("train/loss", "train/loss_ce", "train/loss_kd"):
-            if name in known:
-                assert first[name] == pytest.approx(known[name], rel=1e-3 if precision == "fp32" else 5e-2), name
+    if machine_of_traces() != recorded["machine"]:
+        pytest.skip("the bits were recorded with another CPU or torch")
+    assert trace(pair, precision, tmp_path) == recorded[f"{pair} {precision}"]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_run_keeps_its_numbers_on_every_machine(pair: str, tmp_path: Path) -> None:
+    recorded = json.loads(SMOOTH.read_text())[pair]
+    found = smooth_trace(pair, tmp_path)
+    assert list(found) == list(recorded)
+    for method, epochs in found.items():
+        for metrics, expected in zip(epochs, recorded[method], strict=True):
+            losses = {name: value for name, value in expected.items() if "loss" in name}
+            assert metrics.keys() == expected.keys()
+            assert {name: metrics[name] for name in losses} == pytest.approx(losses, rel=1e-2)

@@ -101,6 +101,28 @@ def test_outputs_match_reference(name: str) -> None:
 
 
 @every_network
+def test_the_last_map_and_the_classifier_give_the_logits(name: str) -> None:
+    prediction = make(name).eval()(images(2, 16).float())
+    assert torch.equal(prediction.last_map.mean(dim=(2, 3)), prediction.pooled_feat)
+    assert torch.equal(torch.nn.functional.linear(prediction.pooled_feat, *prediction.classifier), prediction.logits)
+
+
+@pytest.mark.parametrize("name", ["resnet8x4", "resnet18", "resnet50", "vgg8", "wrn_16_2"])
+def test_the_norm_of_a_stage_makes_its_map_before_the_relu(name: str) -> None:
+    """WRN's and VGG's map is the norm's output; a ResNet adds its shortcut to it."""
+    network = make(name).eval()
+    outputs: list[torch.Tensor] = []
+    for norm in network.stage_norms:
+        norm.register_forward_hook(lambda module, inputs, output: outputs.append(output.clone()))
+    maps = network(images(2, 16).float()).preact_feats[1:]
+    assert [each.shape for each in outputs] == [each.shape for each in maps]
+    if name in ("vgg8", "wrn_16_2"):
+        assert all(torch.equal(each, other) for each, other in zip(outputs, maps, strict=True))
+    shortcuts = {"resnet8x4": "layer3.0.downsample.1", "resnet18": "layer4.0.shortcut.1"}
+    assert not any(network.get_submodule(shortcuts[name]) is norm for norm in network.stage_norms if name in shortcuts)
+
+
+@every_network
 def test_features_cost_nothing_unless_wanted(name: str) -> None:
     """Same output and gradient with and without features, and each batch norm sees the batch exactly once."""
     with_feats, without = make(name).train(), make(name).train()
