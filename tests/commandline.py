@@ -64,7 +64,7 @@ def journals(output: Path) -> dict[str, list[dict[str, Any]]]:
     """The journals below an output folder, by `<pair>/<method>-s<seed>`."""
     found = {}
     for path in sorted((output / "runs").glob("*/*/*/journal.jsonl")):
-        found[f"{path.parts[-3]}/{path.parts[-2].rpartition('-')[0]}"] = journal.read(path)
+        found[f"{path.parts[-3]}/{path.parts[-2].rpartition('-')[0]}"] = journal.read(path.parent)
     return found
 
 

@@ -19,6 +19,7 @@ from edkd.bench.workload import METHODS, Workload, networks, table_pairs
 from edkd.config.schema import Settings
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint, journal
+from edkd.rundir.paths import RunDir
 from edkd.runs.setup import device_data
 from edkd.teachers.source import Precision
 from edkd.training.device import set_up, to_device
@@ -69,7 +70,7 @@ def tracked(cfg: Settings, work: Workload) -> dict[str, float]:
         "artifacts": f"{work.folder}/artifacts",
     }
     tracking.create_store(**store)
-    book = journal.Journal(folder / journal.FILE)
+    book = journal.Journal(folder)
     start, *epochs = many_runs.records("vanished", "bench", "0" * 16, 2 * EPOCHS)
     book.append(start)
     student = networks(cfg, work)[1].state_dict()
@@ -78,7 +79,7 @@ def tracked(cfg: Settings, work: Workload) -> dict[str, float]:
     for record in epochs:
         times["journal"].append(seconds(lambda: book.append(record), work.device))  # noqa: B023
         times["sync"].append(seconds(lambda: tracking.sync_run(folder, **store), work.device))
-        times["checkpoint"].append(seconds(lambda: checkpoint.save(state, folder / "checkpoint.pt"), work.device))
+        times["checkpoint"].append(seconds(lambda: checkpoint.save(state, RunDir(folder).checkpoint), work.device))
     return {name: statistics.median(found[EPOCHS // 4 :]) for name, found in times.items()}
 
 

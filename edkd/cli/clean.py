@@ -13,7 +13,7 @@ def add_to(commands: Any) -> None:
         "clean",
         help="remove what is needed no more: checkpoints of finished runs, unused teacher caches",
         description="Remove checkpoints of finished runs (last.pt and best.pt stay), files that a killed process did "
-        "not finish writing, teacher caches that were set aside, and those whose teacher is no longer in the store. "
+        "not finish writing, and teacher caches whose teacher is no longer in the store. "
         "Runs that a process works on, checkpoints of unfinished runs and caches in use stay. With SWEEP, only files "
         "of its runs.",
     )

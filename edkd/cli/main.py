@@ -98,13 +98,14 @@ def _sync(args: argparse.Namespace) -> None:
 def _ended_sweeps(output: Path) -> dict[str, Counter[str]]:
     """Of sweeps of which no run waits or runs: how many runs there are in each of a journal's states."""
     from edkd.rundir.paths import find_runs
-    from edkd.status import registry
+    from edkd.status import select
     from edkd.status.state import look
 
     words = {"done": "finished", "failed": "failed", "vanished": "interrupted", "new": "new"}
     states = {view.name: view.state for view in look(find_runs(output))}
     sweeps = {
-        sweep: [states.get(name, "new") for name in registry.runs_of(output, sweep)] for sweep in registry.known(output)
+        sweep: [states.get(name, "new") for name in select.runs_of_sweep(output, sweep)]
+        for sweep in select.recorded_sweeps(output)
     }
     return {
         sweep: Counter(words[state] for state in found) for sweep, found in sweeps.items() if words.keys() >= set(found)

@@ -44,9 +44,9 @@ def _pack_results(args: argparse.Namespace) -> None:
 
 
 def _unpack_results(args: argparse.Namespace) -> None:
-    from edkd.rundir import packed, results
+    from edkd.rundir import results
 
-    if not packed.find(args.folder):
-        raise EdkdError(f"{args.folder} has no packed runs (*{packed.SUFFIX}); `edkd results pack` writes them")
+    if not results.find(args.folder):
+        raise EdkdError(f"{args.folder} has no packed runs (*{results.SUFFIX}); `edkd results pack` writes them")
     count = results.unpack(args.folder, args.output)
     print(f"{counted(count, 'run')} of {args.folder} now in {args.output}, journals without weights")

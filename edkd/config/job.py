@@ -13,11 +13,11 @@ from edkd.config import schema
 from edkd.config.schema import Settings
 from edkd.errors import EdkdError
 from edkd.rundir import files, provenance
+from edkd.rundir.paths import CONFIG, RunDir
 
 # PyYAML's bindings to libyaml take a tenth of the time, but are not in every build of it.
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_FROZEN = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def freeze(job: Job, *, sweep: str | None, threads: int | None, planned_with: pr
     frozen = {**job.config, "engine": {**job.config["engine"], "threads": job.settings.engine.threads or threads}}
     frozen["run"] = {"hash": job.run, "method": job.settings.method, "teacher_id": job.teacher_id, "sweep": sweep}
     frozen["run"]["code"] = known.version
-    path = job.directory / _FROZEN
+    path = RunDir(job.directory).config
     try:
         job.directory.mkdir(parents=True, exist_ok=True)
         files.write_text(path, yaml.dump(frozen, Dumper=_DUMPER, sort_keys=False))
@@ -104,8 +104,8 @@ def unmake(folders: Iterable[Path]) -> None:
     """Remove folders that `freeze` has made, with what it wrote; one with anything else in it by now stays as it is."""
     for folder in sorted({*folders}, key=lambda folder: len(folder.parts), reverse=True):
         with contextlib.suppress(OSError):
-            held = list(folder.iterdir())
-            if {path.name for path in held} <= {_FROZEN, provenance.FILE}:
+            held = set(folder.iterdir())
+            if held <= {RunDir(folder).config, RunDir(folder).code}:
                 for path in held:
                     path.unlink()
                 folder.rmdir()
@@ -134,13 +134,13 @@ def training_run(teacher_id: str | None) -> str:
 def directory_of(run: str, cfg: Settings) -> Path | None:
     """The directory of a run of the same data set in the same output folder, by its hash; None where there is none."""
     folder = Path(cfg.output) / "runs" / cfg.dataset.key
-    found = sorted(folder.glob(f"*/*-{run[:8]}/{_FROZEN}"))
+    found = sorted(folder.glob(f"*/*-{run[:8]}/{CONFIG}"))
     return found[0].parent if found else None
 
 
 def planned_code(run_dir: Path) -> dict[str, str]:
     """The version of the code that planned a run; empty where git did not know it."""
     try:
-        return dict(yaml.load((run_dir / _FROZEN).read_text(), Loader=_LOADER)["run"].get("code") or {})
+        return dict(yaml.load(RunDir(run_dir).config.read_text(), Loader=_LOADER)["run"].get("code") or {})
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError):
         return {}

@@ -12,14 +12,12 @@ Files are read with ``weights_only=True``, so a file from a stranger cannot run 
 """
 
 import contextlib
-import copy
 import hashlib
 import io
 import logging
 import pickle
 import re
 import struct
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -48,10 +46,10 @@ def save(state: dict[str, Any], path: Path) -> None:
     """Make ``state`` (tensors, numbers, strings, containers of these) the checkpoint at ``path``, atomically.
 
     The one that was there becomes `previous`. Raises `EdkdError` where the disk does not take it; the checkpoints
-    that were there are then as before. Equal states make equal bytes.
+    that were there are then as before.
     """
     path = Path(path)
-    payload = _serialise(_with_shared_strings(state))
+    payload = _serialise(state)
     header = _HEADER.pack(MAGIC, len(payload), hashlib.sha256(payload).digest())
     with files.replacing(path, header, payload):
         # A kill between the two renames leaves no current checkpoint, but a whole previous one, which `load` takes.
@@ -136,17 +134,17 @@ def load_into(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
             if key in state and state[key].shape != own[key].shape
         ],
     }
-    found = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in faults.items() if keys]
+    found = [
+        f"{len(keys)} {kind} ({', '.join(keys[:_NAMED])}{', …' if len(keys) > _NAMED else ''})"
+        for kind, keys in faults.items()
+        if keys
+    ]
     if found:
         architecture = getattr(model, "name", None) or type(model).__name__
         raise EdkdError(
             f"{where} does not fit the architecture {architecture}: of {len(own)} entries {', '.join(found)}"
         )
     model.load_state_dict(state)
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:_NAMED]) + (", …" if len(keys) > _NAMED else "")
 
 
 def _is_state(content: Any) -> bool:
@@ -200,17 +198,12 @@ def _deserialise(path: Path, data: Any) -> Any:
             warnings.simplefilter("ignore")  # about pickles that torch did not write: the error below says it better
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for a damaged file
-        foreign = isinstance(error, pickle.UnpicklingError) and re.search(
-            r"GLOBAL ([\w.]+)|numpy type '\w+'", str(error)
-        )
-        if foreign:
-            what = foreign[1] or foreign[0]
-        elif b"\x80\x02" < data[:2] < b"\x81":  # torch writes protocol 2
-            what = f"a pickle of protocol {data[1]}"
-        else:
-            detail = str(error).partition(". ")[0] if isinstance(error, RuntimeError) else type(error).__name__
-            raise EdkdError(f"{path} is damaged or no file of PyTorch ({' '.join(detail.split())})") from error
-        raise EdkdError(f"{path} is refused: holds Python objects, not only tensors ({what})") from error
+        objects = re.search(r"GLOBAL ([\w.]+)|numpy type '\w+'", str(error))
+        if isinstance(error, pickle.UnpicklingError) and objects:
+            raise EdkdError(
+                f"{path} is refused: holds Python objects, not only tensors ({objects[1] or objects[0]})"
+            ) from error
+        raise EdkdError(f"{path} is damaged or no file of PyTorch ({type(error).__name__})") from error
 
 
 def _read(path: Path) -> bytes:
@@ -231,23 +224,6 @@ def _verified(path: Path, data: bytes) -> memoryview:
     if hashlib.sha256(payload).digest() != digest:
         raise EdkdError(f"{path} is damaged (its checksum does not match)")
     return payload
-
-
-def _with_shared_strings(value: Any) -> Any:
-    """A copy in which equal strings are one object, which pickle writes once.
-
-    In a state that was partly read from a file they are not, and its bytes would tell.
-    """
-    if isinstance(value, str):
-        return sys.intern(value)
-    if isinstance(value, dict):
-        twin = copy.copy(value)  # the dictionaries of PyTorch carry attributes
-        twin.clear()
-        twin.update((_with_shared_strings(key), _with_shared_strings(content)) for key, content in value.items())
-        return twin
-    if type(value) in (list, tuple):
-        return type(value)(_with_shared_strings(content) for content in value)
-    return value
 
 
 def _serialise(state: Any) -> memoryview:

@@ -13,26 +13,25 @@ import json
 import math
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from edkd.errors import EdkdError
 from edkd.rundir import files, lock
-
-FILE = "journal.jsonl"
+from edkd.rundir.paths import RunDir
 
 Record = dict[str, Any]
 Status = Literal["new", "running", "interrupted", "failed", "finished"]
 
-_BLOCK = 16 * 1024  # bytes read at a time from the end of a journal: some 30 epochs
+_EPOCH = b'"event": "epoch"'  # in the line of an epoch
 
 
 class Journal:
-    """A journal open for appending; the file appears with the first record."""
+    """A run's journal, for appending; the file appears with the first record."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+    def __init__(self, run_dir: Path) -> None:
+        self.path = RunDir(run_dir).journal
 
     def append(self, record: Record) -> None:
         """Write one record as one line and return when it is on the disk; ``time`` is added where absent.
@@ -51,7 +50,8 @@ class Journal:
                 size = _sound_size(file.read())
                 file.truncate(size)
                 try:
-                    _write_all(file, line)
+                    while line:
+                        line = line[file.write(line) :]
                     os.fsync(file.fileno())
                 except OSError:
                     file.truncate(size)
@@ -62,24 +62,39 @@ class Journal:
             raise EdkdError(f"could not write the journal {self.path}: {error.strerror or error}") from error
 
 
-def read(path: Path) -> list[Record]:
-    """All records, oldest first; an absent file has none.
+def read(run_dir: Path, *, every_epoch: bool = True) -> list[Record]:
+    """All records of a run, oldest first; none where there is no journal.
 
-    A last line that is truncated or garbled is left out; a garbled line elsewhere is no trace of a crash but of
-    damage, and an `EdkdError` that names it.
+    Without `every_epoch`, only the last of the epochs is read: overviews of many runs need no more. A last line that is
+    truncated or garbled is left out; a garbled line elsewhere is no trace of a crash but of damage, and an `EdkdError`
+    that names it.
     """
-    path = Path(path)
-    lines = _read_bytes(path).split(b"\n")[:-1]  # what follows the last newline was never finished
-    records = []
-    for number, line in enumerate(lines, start=1):
+    path = RunDir(run_dir).journal
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline was never finished
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise EdkdError(f"could not read the journal {path}: {error.strerror or error}") from error
+    records: list[Record] = []
+    skip = False
+    for number, line in zip(range(len(lines), 0, -1), reversed(lines)):
+        if skip and _EPOCH in line:
+            continue
         record = _parse(line)
         if record is not None:
             records.append(record)
+            skip = skip or (not every_epoch and record["event"] == "epoch")
         elif number < len(lines):
             raise EdkdError(
                 f"line {number} of {path} is not a journal record; the file was damaged: restore or move it"
             )
-    return records
+    return records[::-1]
+
+
+def epochs(run_dir: Path) -> dict[int, Record]:
+    """The last record of each epoch."""
+    return {record["epoch"]: record for record in read(run_dir) if record["event"] == "epoch"}
 
 
 @dataclass
@@ -90,7 +105,6 @@ class RunState:
     run: str | None = None  # the hash of its configuration
     name: str | None = None
     epochs_total: int | None = None  # planned, from the configuration
-    epochs: dict[int, Record] = field(default_factory=dict)  # the last record of each epoch
     last_epoch: Record | None = None  # the epoch record that was written last
     first_start: Record | None = None
     start: Record | None = None  # the last start
@@ -100,43 +114,22 @@ class RunState:
     error: str | None = None  # the failure's one line
     holder: lock.Holder | None = None  # who holds the run directory now
 
+    @property
+    def epoch(self) -> int:
+        """The number of that epoch; 0 before the first."""
+        return 0 if self.last_epoch is None else int(self.last_epoch["epoch"])
+
 
 def state(run_dir: Path) -> RunState:
-    """The state of a run with all its epochs. Raises `EdkdError` for a damaged journal.
+    """The state of a run. Raises `EdkdError` for a journal that is damaged elsewhere than in its epochs.
 
     ``new`` has no record yet; ``failed`` and ``finished`` are as journalled; otherwise the run is ``running`` where a
     process holds its directory, and ``interrupted`` where none does.
     """
     holder = lock.is_held(run_dir)  # before the journal: a run that ends in between is then finished, not interrupted
-    return _with_holder(_summarise(read(Path(run_dir) / FILE)), holder or lock.is_held(run_dir))
-
-
-def tail_state(run_dir: Path) -> RunState:
-    """The same at the cost of two small reads, for overviews of many runs.
-
-    Differs from `state` in two fields: ``epochs`` holds the last epoch alone, and ``start`` may be the first start.
-    Damage in the middle of the file goes unnoticed.
-    """
-    path = Path(run_dir) / FILE
-    holder = lock.is_held(run_dir)
-    try:
-        with path.open("rb") as file:
-            # The first start, with what the run is; failures may come before it, such as that of its teacher.
-            heads = (_parse(line) if line.endswith(b"\n") else None for line in file)
-            head = next((record for record in heads if record is None or record["event"] == "start"), None)
-            if head is None:  # nothing of it yet, or damage: the careful reader says which
-                return state(run_dir)
-            records = _tail(file, start=file.tell())
-    except FileNotFoundError:
-        return _with_holder(_summarise([]), holder)
-    except OSError as error:
-        raise EdkdError(f"could not read the journal {path}: {error.strerror or error}") from error
-    return _with_holder(_summarise([head, *records]), holder or lock.is_held(run_dir))
-
-
-def _with_holder(found: RunState, holder: lock.Holder | None) -> RunState:
-    found.holder = holder
-    if holder is not None and found.status != "finished":
+    found = _summarise(read(run_dir, every_epoch=False))
+    found.holder = holder or lock.is_held(run_dir)
+    if found.holder is not None and found.status != "finished":
         found.status = "running"
     return found
 
@@ -149,7 +142,6 @@ def _summarise(records: list[Record]) -> RunState:
             continue  # Ctrl-C came when all was done
         found.interruption = record if event == "interrupted" else None
         if event == "epoch":
-            found.epochs[record["epoch"]] = record
             found.last_epoch = record
         elif event == "start":
             found.first_start = found.first_start or record
@@ -167,29 +159,6 @@ def _summarise(records: list[Record]) -> RunState:
         schedule = (found.start.get("config") or {}).get("schedule") or {}
         found.epochs_total = schedule.get("epochs")
     return found
-
-
-def _tail(file: Any, start: int) -> list[Record]:
-    """From the records after byte ``start``, the last epoch and what follows it."""
-    position = file.seek(0, os.SEEK_END)
-    data = b""
-    records: list[Record] = []
-    while position > start:
-        step = min(_BLOCK, position - start)
-        position -= step
-        file.seek(position)
-        data = file.read(step) + data
-        lines = data.split(b"\n")[:-1]
-        if position > start:
-            lines = lines[1:]  # its beginning lies in the block before
-        records = []
-        for line in reversed(lines):  # an overview of many runs reads one record of each, not thirty
-            record = _parse(line)
-            if record is not None:
-                records.insert(0, record)
-                if record["event"] == "epoch":
-                    return records
-    return records
 
 
 def _parse(line: bytes) -> Record | None:
@@ -210,22 +179,8 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise EdkdError(f"could not read the journal {path}: {error.strerror or error}") from error
-
-
 def _sound_size(data: bytes) -> int:
     """The size of a journal up to and with its last whole record."""
     end = data.rfind(b"\n") + 1
     begin = data.rfind(b"\n", 0, max(end - 1, 0)) + 1  # of the last line
     return end if _parse(data[begin:end]) is not None else begin
-
-
-def _write_all(file: Any, data: bytes) -> None:
-    while data:
-        data = data[file.write(data) :]

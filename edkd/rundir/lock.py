@@ -16,9 +16,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from edkd.errors import EdkdError
-
-FILE = "run.lock"
-HOLDER = "holder.json"
+from edkd.rundir import files
+from edkd.rundir.paths import RunDir
 
 Holder = dict[str, Any]
 
@@ -39,7 +38,7 @@ def hold(run_dir: Path) -> Iterator[None]:
     run_dir = Path(run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(run_dir / FILE, thread_local=False)
+        lock = FileLock(RunDir(run_dir).lock, thread_local=False)
         lock.acquire(timeout=_PATIENCE, poll_interval=0.02)
     except Timeout:
         raise HeldError(f"run directory {run_dir} is in use by {_describe(last_holder(run_dir))}") from None
@@ -47,13 +46,19 @@ def hold(run_dir: Path) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or error
         raise EdkdError(f"could not lock the run directory {run_dir}: {reason}") from error
     try:
-        _write_holder(run_dir)
+        note = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": time.time(),
+            "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        }
+        files.write_bytes(RunDir(run_dir).holder, json.dumps(note).encode() + b"\n")
         yield
     finally:
         # The note goes first: a note without a lock would be read as a crashed holder, which is harmless, but the
         # next holder's note must not be removed.
         with contextlib.suppress(OSError):
-            (run_dir / HOLDER).unlink()
+            RunDir(run_dir).holder.unlink()
         lock.release()
 
 
@@ -62,11 +67,10 @@ def is_held(run_dir: Path) -> Holder | None:
 
     Does not disturb the holder: the lock is tried only where a holder left its note, and never waited for.
     """
-    run_dir = Path(run_dir)
     holder = last_holder(run_dir)
     if holder is None:
         return None
-    lock = FileLock(run_dir / FILE, thread_local=False)
+    lock = FileLock(RunDir(run_dir).lock, thread_local=False)
     try:
         lock.acquire(blocking=False)
     except (Timeout, OSError, NotImplementedError):
@@ -78,25 +82,10 @@ def is_held(run_dir: Path) -> Holder | None:
 def last_holder(run_dir: Path) -> Holder | None:
     """Who holds the run directory, or held it and died without taking its note along; as `is_held`."""
     try:
-        holder = json.loads((Path(run_dir) / HOLDER).read_bytes())
+        holder = json.loads(RunDir(run_dir).holder.read_bytes())
     except (OSError, ValueError):
         return None
     return holder if isinstance(holder, dict) else None
-
-
-def _write_holder(run_dir: Path) -> None:
-    holder = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "since": time.time(),
-        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
-    }
-    temporary = run_dir / f"{HOLDER}.tmp"
-    try:
-        temporary.write_text(json.dumps(holder) + "\n")
-        temporary.replace(run_dir / HOLDER)
-    except OSError as error:
-        raise EdkdError(f"could not write {run_dir / HOLDER}: {error.strerror or error}") from error
 
 
 def _describe(holder: Holder | None) -> str:

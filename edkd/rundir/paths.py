@@ -8,6 +8,8 @@ from pathlib import Path
 
 from edkd.errors import EdkdError
 
+CONFIG = "config.yaml"
+JOURNAL = "journal.jsonl"
 DIRECTORY_NAME = re.compile(r"(?P<distiller>.+)-s(?P<seed>-?\d+)-(?P<hash>[0-9a-f]{8})")
 
 
@@ -16,8 +18,8 @@ class RunDir:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self.config = self.path / "config.yaml"  # the frozen configuration
-        self.journal = self.path / "journal.jsonl"  # what happened, a record a line
+        self.config = self.path / CONFIG  # the frozen configuration
+        self.journal = self.path / JOURNAL  # what happened, a record a line
         self.log = self.path / "run.log"
         self.checkpoint = self.path / "checkpoint.pt"  # from which an interrupted run continues
         self.last = self.path / "last.pt"  # the weights after the last epoch
@@ -26,6 +28,8 @@ class RunDir:
         self.lock = self.path / "run.lock"
         self.holder = self.path / "holder.json"  # the process that holds the lock
         self.code = self.path / "code.diff"  # what the code had besides its commit
+        self.mlflow = self.path / "mlflow.json"  # the id of the MLflow run, which saves a search after each epoch
+        self.mlflow_lock = self.path / "mlflow.lock"  # one process at a time syncs a run
 
     @property
     def journal_size(self) -> int:

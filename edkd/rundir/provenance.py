@@ -11,10 +11,9 @@ from typing import Any
 
 from edkd.errors import EdkdError
 from edkd.rundir import files
+from edkd.rundir.paths import RunDir
 
 LARGEST = 1_000_000  # characters of a diff that are kept
-
-FILE = "code.diff"
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,12 @@ def keep_changes(code: Code, run_dir: Path) -> None:
     if not code.changes:
         return
     with contextlib.suppress(OSError, EdkdError):  # a full disk: the run itself will say so
-        first = run_dir / FILE
-        if first.exists() and first.read_text() != code.changes:
-            first = run_dir / f"code.{hashlib.sha256(code.changes.encode()).hexdigest()[:8]}.diff"
-        if not first.exists():
-            files.write_bytes(first, code.changes.encode())
+        path = RunDir(run_dir).code
+        if path.exists() and path.read_text() != code.changes:
+            digest = hashlib.sha256(code.changes.encode()).hexdigest()[:8]
+            path = path.with_name(f"{path.stem}.{digest}{path.suffix}")
+        if not path.exists():
+            files.write_bytes(path, code.changes.encode())
 
 
 def foreign(configuration: Mapping[str, Any]) -> dict[str, str]:

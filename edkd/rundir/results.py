@@ -1,43 +1,56 @@
-"""Results that a repository holds: the packed journals of a folder of runs, and back (see `edkd.rundir.packed`).
+"""Results that a repository holds: the journals of a folder of runs in compact form, and back.
 
-<folder>/<pair>/<distiller>-s<seed>-<hash>.jsonl.gz, a folder for each data set.
+<folder>/<pair>/<distiller>-s<seed>-<hash>.jsonl.gz, a folder for each data set. Of a journal stay all starts, the last
+record of each epoch, and what came of the run; with them versions, device, commit, tags, data and teacher. What belongs
+to the machine goes: its host and process, absolute paths, and where runs were stored and tracked. The same journal
+gives the same bytes.
 """
 
+import gzip
+import io
 import json
+import re
+import zlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from edkd.console import counted
 from edkd.errors import EdkdError
-from edkd.rundir import files, journal, packed
+from edkd.rundir import files, journal
 from edkd.rundir.journal import Record
-from edkd.rundir.paths import find_runs
+from edkd.rundir.paths import RunDir, find_runs
+
+SUFFIX = ".jsonl.gz"
+
+_MACHINE = ("host", "pid", "slurm")  # of a start
+_PLACES = ("output", "tracking")  # of its configuration
+# An absolute path: what begins with a slash that ends no word, as in cpu/x86 or http://, nor a path cut before.
+_ABSOLUTE = re.compile(r"(?<![\w.:/…])(?:/[^/\s'\",;:]+)+/?")
 
 
 @dataclass
 class Packing:
-    """What `pack` did, and what it left out: `unfinished` and `refused` have a line with the reason for each run."""
+    """What `pack` did, and what it left out."""
 
     written: list[Path] = field(default_factory=list)
     unchanged: int = 0
-    unfinished: list[str] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  # a line with the reason for each run
     elsewhere: Counter[str] = field(default_factory=Counter)  # runs of other data sets
 
     def reasons(self) -> list[str]:
         """Why runs were left out."""
         others = [
-            f"{counted(count, 'run')} of {key}: another data set" for key, count in sorted(self.elsewhere.items())
+            f"{counted(number, 'run')} of {key}: another data set" for key, number in sorted(self.elsewhere.items())
         ]
-        return [*self.unfinished, *self.refused, *others]
+        return [*self.left_out, *others]
 
     def line(self, to: Path) -> str:
         """In numbers."""
-        left_out = len(self.unfinished) + len(self.refused) + sum(self.elsewhere.values())
-        return (
-            f"{counted(len(self.written), 'run')} packed, {self.unchanged} there already, {left_out} left out; in {to}"
-        )
+        packed, left_out = counted(len(self.written), "run"), len(self.left_out) + self.elsewhere.total()
+        return f"{packed} packed, {self.unchanged} there already, {left_out} left out; in {to}"
 
 
 def pack(output: Path, to: Path, *, dataset: str, everything: bool) -> Packing:
@@ -52,58 +65,52 @@ def pack(output: Path, to: Path, *, dataset: str, everything: bool) -> Packing:
             done.elsewhere[run_dir.parent.parent.name] += 1
             continue
         name = f"{run_dir.parent.name}/{run_dir.name}"
-        path = Path(to) / f"{name}{packed.SUFFIX}"
+        path = Path(to) / f"{name}{SUFFIX}"
         try:
-            data = packed.dump(_worth(run_dir, everything=everything))
+            data = dump(_worth(run_dir, everything=everything))
             there = _is_there(path, data)
-        except _UnfinishedError as error:
-            done.unfinished.append(f"{name}: {error}")
         except EdkdError as error:
-            done.refused.append(f"{name}: {error}")
+            done.left_out.append(f"{name}: {error}")
+            continue
+        if there:
+            done.unchanged += 1
         else:
-            if there:
-                done.unchanged += 1
-            else:
-                _write(path, data)
-                done.written.append(path)
+            files.write_bytes(path, data)
+            done.written.append(path)
     return done
 
 
-def unpack(folder: Path, output: Path) -> int:
+def unpack(packed: Path, output: Path) -> int:
     """Give an output folder the finished runs that it lacks and a folder of packed runs has; returns their number.
 
     They get their journals, so that they count as done, and no weights. Raises EdkdError for a damaged file, and if
     `output` cannot be written.
     """
     count = 0
-    for path in packed.find(folder):
-        records = packed.read(path)
+    for path in find(packed):
+        records = read(path)
         if records[-1]["event"] != "end":
             continue
-        run_dir = Path(output) / "runs" / records[0]["tags"]["dataset"] / path.parent.name / _stem(path)
-        if (run_dir / journal.FILE).exists():
+        run_dir = (
+            Path(output) / "runs" / records[0]["tags"]["dataset"] / path.parent.name / path.name.removesuffix(SUFFIX)
+        )
+        if RunDir(run_dir).journal.exists():
             continue
-        _write(run_dir / journal.FILE, "".join(f"{json.dumps(record)}\n" for record in records).encode())
+        files.write_bytes(RunDir(run_dir).journal, "".join(f"{json.dumps(record)}\n" for record in records).encode())
         count += 1
     return count
 
 
-class _UnfinishedError(EdkdError):
-    """A run is not done yet."""
-
-
 def _worth(run_dir: Path, *, everything: bool) -> list[Record]:
     """The records to pack. Raises EdkdError, with the reason, for a run that is not to be packed."""
-    records = journal.read(run_dir / journal.FILE)
+    records = journal.read(run_dir)
     if not any(record["event"] == "start" for record in records):
-        raise _UnfinishedError("not begun")
+        raise EdkdError("not begun")
     if records[-1]["event"] != "end" and not everything:
         state = journal.state(run_dir)
         why = f": {state.error}" if state.error else ""
-        raise _UnfinishedError(
-            f"{state.status} after epoch {max(state.epochs, default=0)} of {state.epochs_total}{why}"
-        )
-    return packed.compact(records)
+        raise EdkdError(f"{state.status} after epoch {state.epoch} of {state.epochs_total}{why}")
+    return compact(records)
 
 
 def _is_there(path: Path, data: bytes) -> bool:
@@ -111,22 +118,80 @@ def _is_there(path: Path, data: bytes) -> bool:
     if not path.exists():
         return False
     try:
-        there = packed.read(path)
+        there = read(path)
     except EdkdError:
         return False  # damaged: packed anew
-    new = packed.parse(data)
+    new = parse(data)
     if there[0]["time"] != new[0]["time"]:
         raise EdkdError(f"another run of the same configuration is packed there; remove {path} to replace it")
     return there == new
 
 
-def _write(path: Path, data: bytes) -> None:
+def compact(records: Iterable[Record]) -> list[Record]:
+    """The records of a journal that are worth keeping, in their order, without traces of the machine."""
+    history = list(records)
+    hosts = {record["host"] for record in history if record.get("host")}
+    latest = {record["epoch"]: number for number, record in enumerate(history) if record["event"] == "epoch"}
+    kept = [
+        record
+        for number, record in enumerate(history)
+        # A failure, say, that a later start continued is no part of the result.
+        if record["event"] == "start" or number in (latest.get(record.get("epoch", 0)), len(history) - 1)
+    ]
+    return [_without_machine(record, hosts) for record in kept]
+
+
+def dump(records: Iterable[Record]) -> bytes:
+    """The file's bytes."""
+    lines = (json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False) for record in records)
+    buffer = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=buffer, mtime=0) as file:
+        file.write("".join(f"{line}\n" for line in lines).encode())
+    return buffer.getvalue()
+
+
+def read(path: Path) -> list[Record]:
+    """The records of a packed run. Raises EdkdError for a file that is damaged or something else."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EdkdError(f"cannot write {path}: {error.strerror}; name another folder") from error
-    files.write_bytes(path, data)
+        records = parse(path.read_bytes())
+        if not records or not all(isinstance(record["event"], str) for record in records):
+            raise ValueError("no journal")
+        if records[0]["event"] != "start":
+            raise ValueError("no start")
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+        why = " ".join(str(error).split())
+        raise EdkdError(f"{path} is no packed run ({why}): restore it from git, or remove it") from error
+    return records
 
 
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(packed.SUFFIX)
+def parse(data: bytes) -> list[Record]:
+    """The records in the bytes of a packed run. Raises OSError, EOFError, zlib.error or ValueError for other bytes."""
+    return [json.loads(line) for line in gzip.decompress(data).decode().split("\n") if line]
+
+
+def find(folder: Path) -> list[Path]:
+    """All packed runs below a folder, sorted; none where there is no such folder."""
+    return sorted(Path(folder).rglob(f"*{SUFFIX}"))
+
+
+def _without_machine(record: Record, hosts: set[str]) -> Record:
+    kept = {key: value for key, value in record.items() if key not in _MACHINE}
+    if "config" in kept:
+        kept["config"] = {key: value for key, value in kept["config"].items() if key not in _PLACES}
+    if isinstance(kept.get("error"), str):
+        for host in hosts:
+            kept["error"] = re.sub(rf"(?<![\w-]){re.escape(host)}(?![\w-])", "…", kept["error"])
+    scrubbed: Record = _without_paths(kept)
+    return scrubbed
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, str):
+        if value.startswith("/"):
+            return f"…/{value.rstrip('/').rpartition('/')[2]}"
+        return _ABSOLUTE.sub(lambda found: f"…/{found[0].rstrip('/').rpartition('/')[2]}", value)
+    if isinstance(value, dict):
+        return {key: _without_paths(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(inner) for inner in value]
+    return value

@@ -9,6 +9,7 @@ from typing import Any
 
 from edkd.config.job import Job
 from edkd.errors import EdkdError
+from edkd.rundir.paths import RunDir
 from edkd.runs.setup import teacher_folder
 from edkd.teachers import store
 
@@ -48,7 +49,7 @@ def is_lost(job: Job) -> bool:
     cfg = job.settings
     return (
         is_to_teach(job)
-        and not (job.directory / "last.pt").exists()
+        and not RunDir(job.directory).last.exists()
         and store.find(teacher_folder(cfg), cfg.dataset.key, cfg.student.name) is None
     )
 
@@ -59,7 +60,7 @@ def publish(job: Job, end: Mapping[str, Any] | None) -> None:
     Of several seeds only `teacher_seed` teaches, so that it does not depend on which of them is done first.
     """
     cfg = job.settings
-    if not is_to_teach(job) or end is None or not (job.directory / "last.pt").exists():
+    if not is_to_teach(job) or end is None or not RunDir(job.directory).last.exists():
         return
     outgrown = False
     with contextlib.suppress(EdkdError):  # what is there may be damaged; publishing mends that
@@ -69,7 +70,7 @@ def publish(job: Job, end: Mapping[str, Any] | None) -> None:
         teacher_folder(cfg),
         cfg.dataset.key,
         cfg.student.name,
-        job.directory / "last.pt",
+        RunDir(job.directory).last,
         id=f"run:{job.run}",
         source=str(job.directory),
         epochs=cfg.schedule.epochs,
@@ -79,5 +80,5 @@ def publish(job: Job, end: Mapping[str, Any] | None) -> None:
         replace=outgrown,
     )
     if not published and entry.id != f"run:{job.run}":
-        how = f"edkd teachers import {cfg.student.name} {job.directory / 'last.pt'} --replace"
+        how = f"edkd teachers import {cfg.student.name} {RunDir(job.directory).last} --replace"
         LOG.info("%s stays %s; `%s`, with this run's dataset options, changes that", entry.path, entry.id, how)

@@ -18,7 +18,7 @@ from edkd.config import schema
 from edkd.config.job import Job, freeze, planned_code
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint, journal, lock, provenance
-from edkd.rundir.paths import checkpoints
+from edkd.rundir.paths import RunDir, checkpoints
 from edkd.runs.preemption import Asked, SafePoints, Stopped
 from edkd.runs.publish import is_lost, is_to_teach, publish, warn_of_teacher
 from edkd.runs.setup import Inputs, device_data, gather, new_state
@@ -44,6 +44,7 @@ def execute(job: Job, *, sweep: str | None, show: bool, stop_asked: Asked | None
     EdkdError for what the user can mend; the journal and the log have every error, once the run's directory exists.
     """
     directory, cfg = job.directory, job.settings
+    journal.read(directory)  # all of it: damage is found before anything is written
     before = journal.state(directory)
     if before.status == "finished" and not is_lost(job):
         publish(job, before.end)
@@ -52,7 +53,7 @@ def execute(job: Job, *, sweep: str | None, show: bool, stop_asked: Asked | None
     # Sums over another number of threads differ in their last bits: a resumed run keeps the number it began with.
     threads = before.first_start["threads"] if before.first_start is not None else cfg.engine.threads or cores()
     set_up(cfg.engine, threads)
-    planned = (directory / "config.yaml").exists()
+    planned = RunDir(directory).config.exists()
     inputs = None if planned else gather(cfg, job.teacher_id)
     with lock.hold(directory):
         now = journal.state(directory)
@@ -60,7 +61,7 @@ def execute(job: Job, *, sweep: str | None, show: bool, stop_asked: Asked | None
             return now
         if not planned:
             freeze(job, sweep=sweep, threads=None)
-        with console.logging_to(directory / "run.log", show=show):
+        with console.logging_to(RunDir(directory).log, show=show):
             return _journalled(job, inputs, sweep=sweep, threads=threads, show=show, stop_asked=stop_asked)
 
 
@@ -68,7 +69,7 @@ def _journalled(
     job: Job, inputs: Inputs | None, *, sweep: str | None, threads: int, show: bool, stop_asked: Asked | None
 ) -> journal.RunState:
     """Run, and leave word of whatever ends the run."""
-    book = journal.Journal(job.directory / journal.FILE)
+    book = journal.Journal(job.directory)
     tracker = None
     where = job.settings.tracking
     if where.uri is not None:
@@ -103,23 +104,23 @@ def _run(
     stop_asked: Asked | None,
 ) -> None:
     directory, cfg = job.directory, job.settings
+    paths = RunDir(directory)
     first = journal.state(directory).first_start
     if first is not None:
         _check_unchanged(first, inputs, directory)
     state = new_state(cfg, inputs)
     precision = Precision(cfg.engine.precision, inputs.device)
-    saved = checkpoint.load(directory / "checkpoint.pt")
+    saved = checkpoint.load(paths.checkpoint)
     if saved is not None:
         state.restore(saved[0])
     resumed = state.epoch
     if resumed:
-        before = journal.state(directory)
-        if resumed not in before.epochs:
+        if resumed not in journal.epochs(directory):
             raise EdkdError(
-                f"{directory} has a checkpoint of epoch {resumed}, and no record of that epoch in {journal.FILE}: "
-                "restore that file, or move the directory away to start anew"
+                f"{directory} has a checkpoint of epoch {resumed}, and no record of that epoch in "
+                f"{paths.journal.name}: restore that file, or move the directory away to start anew"
             )
-        _check_code(job, before)
+        _check_code(job)
     book.append(_start_record(job, inputs, sweep=sweep, threads=threads, resumed_from=resumed))
     LOG.info("%s%s", job.name, f", resumed after epoch {resumed}" if resumed else "")
     if threads > cores():
@@ -134,9 +135,9 @@ def _run(
 
         def on_epoch(record: dict[str, Any], improved: bool) -> None:
             if improved:
-                _save_student(state.student, directory / "best.pt", job, record)
+                _save_student(state.student, paths.best, job, record)
             book.append(record)
-            checkpoint.save(state.state(), directory / "checkpoint.pt")
+            checkpoint.save(state.state(), paths.checkpoint)
             if tracker is not None:
                 tracker.notify()
             LOG.info("%s", describe(record, cfg.schedule.epochs))
@@ -173,15 +174,16 @@ def _check_unchanged(first: Mapping[str, Any], inputs: Inputs, directory: Path) 
         )
 
 
-def _check_code(job: Job, before: journal.RunState) -> None:
+def _check_code(job: Job) -> None:
     """A run continues only with the code of the user's own classes that it has used so far."""
+    before = journal.state(job.directory)
     known = (before.start or {}).get("sources") or {}
     changed = [
         target for target, digest in provenance.foreign(_used(job)).items() if known.get(target, digest) != digest
     ]
     if changed:
         raise EdkdError(
-            f"the code of {', '.join(changed)} changed since {job.directory} reached epoch {max(before.epochs)}: "
+            f"the code of {', '.join(changed)} changed since {job.directory} reached epoch {before.epoch}: "
             "restore it, or move that directory away to train anew"
         )
 
@@ -228,13 +230,13 @@ def _start_record(job: Job, inputs: Inputs, *, sweep: str | None, threads: int, 
 
 def _finish(job: Job, state: TrainState, book: journal.Journal, inputs: Inputs) -> None:
     """Save the last weights, hand a network trained alone to the teacher store, and close the journal."""
-    done = journal.state(job.directory)
-    last = done.epochs[state.epoch]
+    epochs = journal.epochs(job.directory)
+    last = epochs[state.epoch]
     assert state.best is not None
-    _save_student(state.student, job.directory / "last.pt", job, last)
+    _save_student(state.student, RunDir(job.directory).last, job, last)
     metrics = last["metrics"]
     best = {name: value for name, value in state.best.items() if name != "chosen_at"}
-    seconds = sum(sum(record["seconds"].values()) for record in done.epochs.values())
+    seconds = sum(sum(record["seconds"].values()) for record in epochs.values())
     end: dict[str, Any] = {
         "event": "end",
         "last": {"epoch": state.epoch, **{name: metrics[f"test/{name}"] for name in ("top1", "top5", "loss")}},

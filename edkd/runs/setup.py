@@ -60,7 +60,7 @@ def gather(cfg: Settings, teacher_id: str | None) -> Inputs:
         )
     network = load_teacher(cfg, entry, arrays.num_classes, device)
     shown = schema.digest({"data": sha256, "mean": cfg.dataset.mean, "std": cfg.dataset.std})
-    measured = store.accuracy_for(entry, shown)
+    measured = entry.measured.get(shown)
     if measured is None:
         measured = {**evaluate(network, device_data(arrays, cfg, device).test, Precision("fp32", device))}
         store.record_accuracy(entry, measured, shown)
@@ -109,10 +109,10 @@ def find_teacher(cfg: Settings, trained_by: str = "") -> store.Entry:
 
 def _ending(directory: Path) -> str:
     """What became of the run that was to train a teacher, as the end of a sentence."""
-    state = journal.tail_state(directory)
+    state = journal.state(directory)
     if state.status == "failed":
         return f"failed ({next(iter((state.error or '').splitlines()), 'without a word')})"
-    reached = f"after epoch {max(state.epochs)}" if state.epochs else "before its first epoch was over"
+    reached = f"after epoch {state.epoch}" if state.epoch else "before its first epoch was over"
     return {
         "new": "never began",
         "interrupted": f"was stopped {reached}",

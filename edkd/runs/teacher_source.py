@@ -13,7 +13,8 @@ from edkd.data.base import TrainData
 from edkd.data.resident import ResidentData
 from edkd.data.views import n_views
 from edkd.runs.setup import Inputs, teacher_folder
-from edkd.teachers.cache import CachedTeacher, Resident
+from edkd.teachers import store
+from edkd.teachers.cache import CachedTeacher, room_on
 from edkd.teachers.cache_file import Table, entry_bytes
 from edkd.teachers.source import TEACHER_BATCH, OnlineTeacher, Precision, TeacherSource
 from edkd.training import hardware
@@ -35,7 +36,7 @@ def teacher_source(
         return online
     try:
         source = cached(cfg, inputs, data, online)
-        source.resident = Resident.where_it_fits(source.table, inputs.device)
+        source.resident = room_on(inputs.device, source.table)
         return source
     except OSError as error:
         LOG.warning("no teacher cache: %s; the teacher runs in every step", error)
@@ -48,7 +49,7 @@ def cached(cfg: Settings, inputs: Inputs, data: ResidentData, online: OnlineTeac
     views = n_views(data.padding, data.flip)
     key = table_key(cfg, inputs.taught_by["sha256"], inputs.data_sha256, inputs.device)
     table = Table(
-        teacher_folder(cfg) / cfg.dataset.key / f"{cfg.teacher.name}.{schema.digest(key)}.logits",
+        store.table_path(teacher_folder(cfg), cfg.dataset.key, cfg.teacher.name, schema.digest(key)),
         key=key,
         rows=len(data) * views,
         classes=inputs.arrays.num_classes,

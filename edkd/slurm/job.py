@@ -49,7 +49,7 @@ class FrozenRun:
 
         def note(error: str) -> None:  # unless the run itself could do so
             if run_dir.journal_size == size:
-                journal.Journal(run_dir.journal).append({"event": "failure", "error": error})
+                journal.Journal(run_dir.path).append({"event": "failure", "error": error})
 
         with warnings_noted(self.signal_delay_s) as warned:
             try:
@@ -73,7 +73,7 @@ class FrozenRun:
                     f"stopped by SLURM and not queued again ({reason}); run the same command again to continue, "
                     "with a larger hydra.launcher.timeout_min or max_num_timeout if it ran out of time"
                 )
-                journal.Journal(run_dir.journal).append({"event": "failure", "error": message})
+                journal.Journal(run_dir.path).append({"event": "failure", "error": message})
                 print(f"edkd: {message}", file=sys.stderr)
                 raise SystemExit(1) from None
 

@@ -25,7 +25,6 @@ _MANY = 2000  # job numbers: more do not go onto a command line
 _ARRAY = re.compile(r"(?P<array>\d+)_\[(?P<tasks>[\d,:-]+)(?:%\d+)?\]")
 _SPEAKER = re.compile(r"^(slurmstepd\S*: error: |\S*/slurm_script: )")
 _LONGEST = 150  # characters of a line that is not ours
-_END = 4096  # bytes at the end of a log that are looked at
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def look_up(job_ids: Iterable[str]) -> dict[str, Entry] | None:
 def _squeue(wanted: set[str], deadline: float) -> dict[str, Entry] | None:
     numbers = _numbers(wanted)
     chosen = ["-j", ",".join(numbers)] if len(numbers) <= _MANY else []
-    done = _ask(["squeue", "-h", "-r", "-a", "-t", "all", *chosen, "-o", "%i|%T|%r|%N"], deadline)
+    done = ask(["squeue", "-h", "-r", "-a", "-t", "all", *chosen, "-o", "%i|%T|%r|%N"], deadline)
     if done is None:
         return None
     if done.returncode != 0:  # a single job that is unknown is an error, one among several is not
@@ -76,7 +75,7 @@ def _sacct(wanted: set[str], deadline: float) -> dict[str, Entry]:
     known: dict[str, Entry] = {}
     for first in range(0, len(numbers), _MANY):
         chosen = ",".join(numbers[first : first + _MANY])
-        done = _ask(["sacct", "-n", "-P", "-X", "-j", chosen, "-o", "JobID,State,Reason,NodeList"], deadline)
+        done = ask(["sacct", "-n", "-P", "-X", "-j", chosen, "-o", "JobID,State,Reason,NodeList"], deadline)
         if done is not None and done.returncode == 0:
             known.update(_entries(done.stdout))
     return known
@@ -113,7 +112,7 @@ def _expanded(name: str) -> Iterator[str]:
             yield f"{array['array']}_{task}"
 
 
-def _ask(command: list[str], deadline: float) -> subprocess.CompletedProcess[str] | None:
+def ask(command: list[str], deadline: float) -> subprocess.CompletedProcess[str] | None:
     """Run a command of SLURM's; None if it is not there or does not answer in time."""
     if shutil.which(command[0]) is None:
         return None
@@ -148,12 +147,9 @@ def last_line(log: Path) -> str:
     What srun adds, that a task has exited, follows the reason.
     """
     try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _END))
-            lines = [" ".join(line.split()) for line in file.read().decode(errors="replace").splitlines()]
+        lines = [" ".join(line.split()) for line in log.read_text(errors="replace").splitlines() if line.strip()]
     except OSError:
         return ""
-    lines = [line for line in lines if line]
     line = next((each for each in reversed(lines) if not each.startswith("srun:")), lines[-1] if lines else "")
     line = _SPEAKER.sub("", line)
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"

@@ -7,8 +7,8 @@ command finds the jobs that wait or run, and submits only the others.
 """
 
 import contextlib
+import re
 import shutil
-import subprocess
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -119,25 +119,16 @@ def show_submitted(submitted: Mapping[str, Submission], queued: Mapping[str, Sub
 
 
 def array_limit() -> int:
-    """The largest number of jobs in one array, as the cluster is set up.
+    """The largest number of jobs in one array, as the cluster is set up; 1001, SLURM's default, if it does not say.
 
     This is the first question to SLURM of a sweep's first command. sbatch would try for longer, and in silence.
     """
-    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
-        asked = ["scontrol", "show", "config"]
-        try:
-            shown = subprocess.run(asked, capture_output=True, text=True, timeout=queue.PATIENCE, check=True)
-        except subprocess.TimeoutExpired:
-            LOG.warning("SLURM has not answered for %.0f seconds; trying to submit all the same", queue.PATIENCE)
-            raise
-        except subprocess.CalledProcessError as error:
-            LOG.warning("scontrol: %s; trying to submit all the same", " ".join(error.stderr.split()))
-            raise
-        for line in shown.stdout.splitlines():
-            name, _, value = line.partition("=")
-            if name.strip() == "MaxArraySize":
-                return max(1, int(value))
-    return 1001  # SLURM's own default
+    asked = queue.ask(["scontrol", "show", "config"], time.monotonic() + queue.PATIENCE)
+    if asked is None or asked.returncode != 0:
+        LOG.warning("SLURM does not answer; trying to submit all the same")
+        return 1001
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", asked.stdout, re.MULTILINE)
+    return max(1, int(found[1])) if found else 1001
 
 
 @contextlib.contextmanager

@@ -1,15 +1,15 @@
 """What an output folder needs no more: what it is, how much it takes, and its removal."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from edkd.errors import EdkdError
-from edkd.rundir import journal, lock
-from edkd.rundir.paths import checkpoints
+from edkd.rundir import lock
+from edkd.rundir.paths import RunDir, checkpoints
 from edkd.status.select import Selection
 from edkd.status.state import State
-from edkd.teachers import unused
+from edkd.teachers import store
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ def find_leftovers(output: Path, sweep: str | None) -> list[Leftover]:
 
     Raises EdkdError for a folder without runs and for an unknown sweep.
     """
-    states = {view.directory: view.state for view in Selection(output, sweep=sweep).look()}
-    found = [leftover for directory, state in states.items() for leftover in _of_run(directory, state)]
+    views = Selection(output, sweep=sweep).look()
+    found = [leftover for view in views for leftover in _of_run(view.directory, view.state)]
     if sweep is None:
-        store = output / "teachers"
-        found += [Leftover(path, "teacher caches set aside") for path in unused.set_aside(store)]
-        in_use = _teachers(directory for directory, state in states.items() if state == "running")
-        found += [Leftover(path, "caches of former teachers") for path in unused.of_former_teachers(store, in_use)]
+        running = [view.known.start or {} for view in views if view.state == "running"]
+        in_use = {start["teacher"]["sha256"] for start in running if start.get("teacher") is not None}
+        former = store.tables_of_former_teachers(output / "teachers", in_use)
+        found += [Leftover(path, "caches of former teachers") for path in former]
     return found
 
 
@@ -59,12 +59,6 @@ def _of_run(directory: Path, state: State) -> Iterator[Leftover]:
         return
     for path in sorted(directory.glob(".*.tmp")):
         yield Leftover(path, "files that were never wholly written", directory)
-    if state == "done" and (directory / "last.pt").exists():
+    if state == "done" and RunDir(directory).last.exists():
         for path in checkpoints(directory):
             yield Leftover(path, "checkpoints of finished runs", directory)
-
-
-def _teachers(run_dirs: Iterable[Path]) -> set[str]:
-    """The teachers of runs, by the SHA-256 of their weights files."""
-    starts = [journal.tail_state(directory).start or {} for directory in run_dirs]
-    return {start["teacher"]["sha256"] for start in starts if start.get("teacher") is not None}

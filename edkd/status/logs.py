@@ -1,10 +1,9 @@
 """The end of a run's log, and of its SLURM job's where that may say more."""
 
-import os
+import itertools
 import sys
 import time
 from pathlib import Path
-from typing import BinaryIO
 
 from edkd.errors import EdkdError
 from edkd.rundir.paths import RunDir
@@ -12,8 +11,6 @@ from edkd.status.state import RunStatus, look
 
 POLL = 0.5  # seconds between looks at a log that is followed
 _LOOK = 20  # looks at the log for one at the run
-
-_BLOCK = 16 * 1024  # bytes read at a time from the end of a log
 
 
 def show(run_dir: Path, lines: int) -> None:
@@ -30,39 +27,28 @@ def show(run_dir: Path, lines: int) -> None:
     for path in found:
         if len(found) > 1:
             print(f"==> {path} <==")
-        with path.open("rb") as file:
-            print(_end(file, lines), end="", flush=True)
+        print(_end(path.read_bytes(), lines), end="", flush=True)
 
 
 def follow(run_dir: Path, lines: int) -> None:
     """Print the end of a run's log and what is added to it until the run is done, failed or vanished."""
     path = RunDir(run_dir).log
-    looks = 0
-    while not path.exists() and (looks % _LOOK != 0 or _goes_on(run_dir)):
-        if looks == 0:
-            _show_what_there_is(run_dir, lines)
-        looks += 1
+    shown: int | None = None  # bytes of the log that were printed, or were too old to be
+    for looks in itertools.count():
+        over = looks % _LOOK == 0 and not _goes_on(run_dir)  # before reading: what is added until then is read
+        if path.exists():
+            data = path.read_bytes()
+            print(_end(data, lines) if shown is None else data[shown:].decode(errors="replace"), end="", flush=True)
+            shown = len(data)
+        if over:
+            return show(run_dir, lines) if shown is None else None
+        if looks == 0 and shown is None:
+            try:
+                show(run_dir, lines)
+            except EdkdError as error:
+                print(f"{error}; following it", file=sys.stderr, flush=True)
         time.sleep(POLL)
-    if not path.exists():
-        return show(run_dir, lines)
-    looks = 0
-    with path.open("rb") as file:
-        print(_end(file, lines), end="", flush=True)
-        while True:
-            over = looks % _LOOK == 0 and not _goes_on(run_dir)  # before reading: what is added until then is read
-            print(file.read().decode(errors="replace"), end="", flush=True)
-            if over:
-                return None
-            looks += 1
-            time.sleep(POLL)
-
-
-def _show_what_there_is(run_dir: Path, lines: int) -> None:
-    """What there is to say of a run that has no log of its own yet."""
-    try:
-        show(run_dir, lines)
-    except EdkdError as error:
-        print(f"{error}; following it", file=sys.stderr, flush=True)
+    return None
 
 
 def _goes_on(run_dir: Path) -> bool:
@@ -78,20 +64,9 @@ def _of_job(view: RunStatus) -> list[Path]:
         written = RunDir(view.directory).log.stat().st_mtime
     except OSError:
         written = 0.0
-    errors = view.log.with_suffix(".err")
-    both = [view.log, errors] if errors != view.log else [view.log]
+    both = dict.fromkeys((view.log, view.log.with_suffix(".err")))
     return [path for path in both if path.is_file() and path.stat().st_mtime >= written]
 
 
-def _end(file: BinaryIO, lines: int) -> str:
-    """The last lines of a file, which is left at its end."""
-    position = file.seek(0, os.SEEK_END)
-    data = b""
-    while position > 0 and data.count(b"\n") <= lines:
-        step = min(_BLOCK, position)
-        position -= step
-        file.seek(position)
-        data = file.read(step) + data
-    file.seek(0, os.SEEK_END)
-    last = data.splitlines(keepends=True)[-lines:]
-    return b"".join(last).decode(errors="replace")
+def _end(data: bytes, lines: int) -> str:
+    return b"".join(data.splitlines(keepends=True)[-lines:]).decode(errors="replace")

@@ -1,12 +1,19 @@
-"""Choosing runs: by sweep, by what they are, by what has become of them; one of them by hash, name or folder."""
+"""Choosing runs: by sweep, by what they are, by what has become of them; one of them by hash, name or folder.
 
+One run may belong to several sweeps, so each sweep has a file that names its runs, teachers first:
+<output>/sweeps/<id>.json     {"sweep", "time", "runs": [<dataset>/<pair>/<run>, ...]}
+"""
+
+import contextlib
+import json
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edkd.errors import EdkdError
+from edkd.rundir import files
 from edkd.rundir.paths import RunDir, find_runs
-from edkd.status import registry
 from edkd.status.state import RunStatus, look
 
 _FEW = 8  # names in an error message
@@ -31,26 +38,22 @@ class Selection:
         """
         views = self._of_sweep(look(find_runs(self.output)))
         for what in ("dataset", "pair", "distiller", "seed"):
-            views = _having(views, what, getattr(self, what))
+            wanted, present = getattr(self, what), {str(getattr(view, what)) for view in views}
+            unknown = sorted(set(wanted) - present)
+            if unknown and views:
+                raise EdkdError(f"no run has {what} {unknown[0]}; there are: {_listed(present)}")
+            views = [view for view in views if not wanted or str(getattr(view, what)) in wanted]
         return [view for view in views if not self.state or view.state in self.state]
 
     def _of_sweep(self, views: list[RunStatus]) -> list[RunStatus]:
         if self.sweep is None:
             return views
-        recorded = set(registry.runs_of(self.output, self.sweep))
+        recorded = set(runs_of_sweep(self.output, self.sweep))
         chosen = [view for view in views if view.name in recorded or view.sweep == self.sweep]
         if not chosen:
-            ids = registry.known(self.output) | {view.sweep for view in views if view.sweep is not None}
+            ids = recorded_sweeps(self.output) | {view.sweep for view in views if view.sweep is not None}
             raise EdkdError(f"no sweep {self.sweep} in {self.output}; it has: {_listed(ids) or 'none'}")
         return chosen
-
-
-def _having(views: list[RunStatus], what: str, allowed: Sequence[str]) -> list[RunStatus]:
-    present = {str(getattr(view, what)) for view in views}
-    unknown = sorted(set(allowed) - present)
-    if unknown and views:
-        raise EdkdError(f"no run has {what} {unknown[0]}; there are: {_listed(present)}")
-    return [view for view in views if not allowed or str(getattr(view, what)) in allowed]
 
 
 def find_run(output: Path, wanted: str) -> Path:
@@ -80,6 +83,42 @@ def find_run(output: Path, wanted: str) -> Path:
         f"no run {wanted} in {root}; give a hash or its beginning, a name, or a directory "
         "(`edkd status` lists the runs)"
     )
+
+
+def record_sweep(output: Path, sweep: str, names: Iterable[str]) -> None:
+    """Write down the runs of a sweep, by the names of their directories below `output`/runs.
+
+    Raises EdkdError if that cannot be written.
+    """
+    path = _record(output, sweep)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(path, json.dumps({"sweep": sweep, "time": time.time(), "runs": list(names)}, indent=1) + "\n")
+    except OSError as error:
+        raise EdkdError(f"cannot write {path}: {error.strerror}; output={output} sets the folder") from error
+
+
+def forget_sweep(output: Path, sweep: str) -> None:
+    """Remove the record of a sweep of which there is nothing."""
+    with contextlib.suppress(OSError):
+        _record(output, sweep).unlink()
+
+
+def runs_of_sweep(output: Path, sweep: str) -> list[str]:
+    """The names that were recorded for a sweep; none where there is no such record."""
+    try:
+        return [str(name) for name in json.loads(_record(output, sweep).read_bytes())["runs"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def recorded_sweeps(output: Path) -> set[str]:
+    """The sweeps that were recorded."""
+    return {path.stem for path in _record(output, "*").parent.glob("*.json")}
+
+
+def _record(output: Path, sweep: str) -> Path:
+    return Path(output) / "sweeps" / f"{sweep}.json"
 
 
 def _listed(names: Iterable[str]) -> str:

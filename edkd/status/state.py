@@ -129,7 +129,7 @@ class _Facts:
         self.damage: str | None = None
         self.submission = Submission.read(directory)
         try:
-            self.state = journal.tail_state(directory)
+            self.state = journal.state(directory)
         except EdkdError as error:
             self.state, self.damage = RunState(status="failed"), str(error)
         self.note = lock.last_holder(directory) if self.state.status == "interrupted" else None

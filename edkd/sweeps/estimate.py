@@ -17,6 +17,7 @@ from edkd.config.job import Job
 from edkd.errors import EdkdError
 from edkd.rundir import journal
 from edkd.rundir.journal import RunState
+from edkd.rundir.paths import JOURNAL
 from edkd.training import hardware
 from edkd.training.device import pick_device
 
@@ -101,7 +102,7 @@ def _epochs_left(job: Job, state: RunState) -> int:
     """Of what this command will train: what another process trains already is not its own."""
     if state.status in ("finished", "running"):
         return 0
-    return max(0, job.settings.schedule.epochs - max(state.epochs, default=0))
+    return max(0, job.settings.schedule.epochs - state.epoch)
 
 
 def _kind(dataset: str, cfg: Mapping[str, Any]) -> str:
@@ -117,9 +118,9 @@ def _recorded(folders: Iterable[Path]) -> dict[str, dict[str, list[float]]]:
     """The seconds of an epoch by kind and device, from the latest runs in these folders."""
     found: dict[str, dict[str, list[float]]] = {}
     for folder in folders:
-        for path in sorted(folder.glob(f"*/{journal.FILE}"), key=lambda path: path.stat().st_mtime)[-LATEST:]:
+        for path in sorted(folder.glob(f"*/{JOURNAL}"), key=lambda path: path.stat().st_mtime)[-LATEST:]:
             try:
-                known = journal.tail_state(path.parent)
+                known = journal.state(path.parent)
                 if known.start is None or known.last_epoch is None:
                     continue
                 seconds = sum(known.last_epoch["seconds"].values())

@@ -113,7 +113,7 @@ class _View:
         self.jobs, self.parallel, self.progress = list(jobs), parallel, progress
         # The time before the state: what is written in between is then shown, not missed.
         self.seen = {job.run: _changed(job) for job in jobs}
-        self.states = {job.run: journal.tail_state(job.directory) for job in jobs}
+        self.states = {job.run: journal.state(job.directory) for job in jobs}
         self.done: set[str] = set()
         self.failed: set[str] = set()  # since the watch began
         total = sum(job.settings.schedule.epochs for job in jobs)
@@ -129,10 +129,10 @@ class _View:
             changed = _changed(job)
             if job.run not in self.done and changed != self.seen[job.run]:
                 with contextlib.suppress(EdkdError):
-                    self.states[job.run] = journal.tail_state(job.directory)
+                    self.states[job.run] = journal.state(job.directory)
                     self.seen[job.run] = changed
                     self._show_end(job)
-        epochs = {job.run: max(self.states[job.run].epochs, default=0) for job in self.jobs}
+        epochs = {job.run: self.states[job.run].epoch for job in self.jobs}
         running = [job for job in self.jobs if self.states[job.run].status == "running"]
         active = ", ".join(f"{j.settings.pair} {j.settings.method} {epochs[j.run]}" for j in running[:2])
         description = f"runs {len(self.done)}/{len(self.jobs)} · epochs {sum(epochs.values())}"
@@ -223,7 +223,7 @@ def warn_outdated(jobs: Iterable[Job], states: Mapping[str, RunState]) -> None:
     for job in jobs:
         if states[job.run].status != "finished" or not (states[job.run].first_start or {}).get("sources"):
             continue
-        known = (journal.state(job.directory).start or {})["sources"]
+        known = (states[job.run].start or {})["sources"]
         now = provenance.foreign(job.config)
         changed = [target for target, digest in known.items() if now.get(target) != digest]
         if changed:

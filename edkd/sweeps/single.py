@@ -29,9 +29,9 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
         check_strength(cfg, entry)
         teacher_id = entry.id
     job = Job(config=resolved, settings=cfg, teacher_id=teacher_id)
-    before = journal.tail_state(job.directory)
+    before = journal.state(job.directory)
     if dry_run:
-        done = max(before.epochs, default=0)
+        done = before.epoch
         console.print(
             f"would train {job.name} for {counted(cfg.schedule.epochs, 'epoch')}, {done} of them done, "
             f"in {job.directory}",

@@ -21,11 +21,10 @@ from edkd.config.job import Job, freeze
 from edkd.console import LOG, console
 from edkd.errors import EdkdError
 from edkd.rundir import journal, provenance
-from edkd.rundir.paths import RunDir
 from edkd.runs.setup import load_arrays
 from edkd.slurm import submit
 from edkd.slurm.submission import Submission
-from edkd.status import registry
+from edkd.status import select
 from edkd.status.state import UNSEEN, RunStatus, look
 from edkd.status.wait import wait
 from edkd.sweeps import estimate, progress
@@ -71,9 +70,9 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
     open_tracking(planned.students[0].settings.tracking)
     output = Path(planned.students[0].settings.output)
     retried = isinstance(planned, Retry)  # the sweep has more runs than these
-    recorded = retried or planned.id in registry.known(output)
+    recorded = retried or planned.id in select.recorded_sweeps(output)
     if not retried:
-        registry.record(output, planned.id, [job.name for job in planned.jobs])
+        select.record_sweep(output, planned.id, [job.name for job in planned.jobs])
     if queue is None:
         _run(planned, _todo(planned, statuses), master, launcher)
         return
@@ -82,7 +81,7 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
     except EdkdError:
         submissions = [Submission.read(job.directory) for job in planned.jobs]
         if not recorded and not any(each is not None and each.sweep == planned.id for each in submissions):
-            registry.forget(output, planned.id)  # nothing of it was submitted
+            select.forget_sweep(output, planned.id)  # nothing of it was submitted
         raise
 
 
@@ -167,7 +166,7 @@ def _lacks_teacher(job: Job, planned: Sweep) -> bool:
     """Whether the job's teacher was to be trained in this sweep and was not."""
     teachers = {f"run:{teacher.run}": teacher for teacher in planned.teachers}
     teacher = teachers.get(job.teacher_id or "")
-    return teacher is not None and journal.tail_state(teacher.directory).status != "finished"
+    return teacher is not None and journal.state(teacher.directory).status != "finished"
 
 
 def _launch(jobs: Sequence[Job], files: dict[str, Path], launcher: Launcher) -> None:
@@ -186,22 +185,22 @@ def _launch(jobs: Sequence[Job], files: dict[str, Path], launcher: Launcher) -> 
             reason = " ".join(str(error).split())[:500]
             LOG.warning("the launcher stopped (%s: %s); looking at the journals", type(error).__name__, reason)
         first += len(jobs)
-        jobs = [job for job in jobs if journal.tail_state(job.directory).status in ("new", "interrupted")]
+        jobs = [job for job in jobs if journal.state(job.directory).status in ("new", "interrupted")]
 
 
 def _note(job: Job, error: Any) -> None:
     """See that the journal has a job's error: one from before the job could open its journal is not there yet."""
     line = str(error) if isinstance(error, EdkdError) else f"{type(error).__name__}: {error}"
-    status = journal.tail_state(job.directory).status
+    status = journal.state(job.directory).status
     if status in ("new", "interrupted"):
-        journal.Journal(RunDir(job.directory).journal).append({"event": "failure", "error": line})
+        journal.Journal(job.directory).append({"event": "failure", "error": line})
     elif status == "finished":  # a teacher that could not be put into the store
         LOG.warning("%s: %s", job.name, line)
 
 
 def _marks(job: Job) -> tuple[str, str, int]:
-    state = journal.tail_state(job.directory)
-    return job.run, state.status, max(state.epochs, default=0)
+    state = journal.state(job.directory)
+    return job.run, state.status, state.epoch
 
 
 def _parallel(master: DictConfig, jobs: int) -> int:

@@ -6,7 +6,7 @@ that the epoch will use are read, the missing ones computed and written, and the
 [images, classes] tensor.
 
 A GPU keeps what it has met of the table in its own memory, if that is large enough; then a warm epoch is one gather
-there. Otherwise an epoch's entries go through a pinned buffer. A CPU reads the mapped file, which is memory already.
+there. Otherwise an epoch's entries are read from the file.
 """
 
 import logging
@@ -28,36 +28,23 @@ Compute = Callable[[Tensor, Tensor], Tensor]
 """(image index [B], view [B]) -> logits [B, K] in the precision in which the teacher computes."""
 
 
-class Resident:
-    """Entries of a table kept in the memory of a device, at the places that they have in the file; a hole is zeros."""
-
-    def __init__(self, rows: int, width: int, device: torch.device) -> None:
-        self.words = torch.zeros(rows, width, dtype=torch.int64, device=device)
-
-    @classmethod
-    def where_it_fits(cls, table: Table, device: torch.device) -> "Resident | None":
-        """For a table on a GPU with enough free memory; None elsewhere."""
-        if device.type != "cuda":
-            return None
-        torch.cuda.empty_cache()  # of earlier runs in this process
-        size, free = table.rows * table.width * 8, torch.cuda.mem_get_info(device)[0]
-        try:
-            return cls(table.rows, table.width, device) if size <= DEVICE_SHARE * free else None
-        except torch.cuda.OutOfMemoryError:  # another process was faster
-            return None
-
-    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Entries int64 [B, width] of `rows` int64 [B], and which of them are here, bool [B]."""
-        words = self.words.index_select(0, rows)
-        return words, words[:, 0] != 0
-
-    def put(self, rows: Tensor, words: Tensor) -> None:
-        """Keep entries; each row at most once."""
-        self.words.index_copy_(0, rows, words)
+def room_on(device: torch.device, table: Table) -> Tensor | None:
+    """Words int64 [rows, width] for a table's entries on a GPU with enough free memory, all holes; None elsewhere."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.empty_cache()  # of earlier runs in this process
+    if table.rows * table.width * 8 > DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return None
+    try:
+        return torch.zeros(table.rows, table.width, dtype=torch.int64, device=device)
+    except torch.cuda.OutOfMemoryError:  # another process was faster
+        return None
 
 
 class CachedTeacher:
-    """A teacher source that computes each (image, view) at most once: see `teaching.TeacherSource`.
+    """A teacher source that computes each (image, view) at most once: see `source.TeacherSource`.
+
+    `resident`, where there is room for it, keeps entries on the device, at the places that they have in the file.
 
     `logits` is the epoch's tensor, float32 [images, K] on the device. It keeps its place in memory from epoch to epoch,
     so a captured CUDA graph may read it.
@@ -70,12 +57,10 @@ class CachedTeacher:
         *,
         views: int,
         device: torch.device,
-        resident: Resident | None = None,
+        resident: Tensor | None = None,
     ) -> None:
         self.table, self.compute, self.views, self.device, self.resident = table, compute, views, device, resident
         self.logits: Tensor | None = None
-        self._buffer: Tensor | None = None  # [images, width], pinned where a GPU copies from it
-        self._copied: torch.cuda.Event | None = None
         self._said = False
 
     def begin_epoch(self, views: Tensor | None) -> None:
@@ -88,14 +73,14 @@ class CachedTeacher:
         if self.resident is None:
             self.logits.copy_(self.table.decode(self._fetch(rows.cpu().numpy())))
             return
-        words, here = self.resident.take(rows)
+        words = self.resident.index_select(0, rows)
         self.logits.copy_(self.table.decode(words))
-        late = (~here).nonzero().flatten()  # the one synchronisation of a warm epoch
+        late = (words[:, 0] == 0).nonzero().flatten()  # the one synchronisation of a warm epoch
         if len(late):
             rows = rows[late]
             words = self._fetch(rows.cpu().numpy())
             self.logits.index_copy_(0, late, self.table.decode(words).float())
-            self.resident.put(rows, words)
+            self.resident.index_copy_(0, rows, words)
 
     def __call__(self, images: Tensor, index: Tensor, view: Tensor | None) -> Prediction:
         """The logits of training images `index` [B] in the views of the current epoch; `images` are not looked at."""
@@ -109,26 +94,15 @@ class CachedTeacher:
 
     def _fetch(self, rows: Rows) -> Tensor:
         """The entries of rows, on the device: read where they are there, else computed and written."""
-        if self._buffer is None or len(self._buffer) < len(rows):
-            shape, pinned = (len(rows), self.table.width), self.device.type == "cuda"
-            self._buffer = torch.empty(shape, dtype=torch.int64, pin_memory=pinned)
-        if self._copied is not None:
-            self._copied.synchronize()
-        words = self._buffer[: len(rows)]
         try:
-            there = self.table.read(rows, out=words)[1]
+            words, there = self.table.read(rows)
         except OSError as error:
             self._tell(error)
-            there = np.zeros(len(rows), dtype=np.bool_)
+            words, there = torch.empty(len(rows), self.table.width, dtype=torch.int64), np.zeros(len(rows), np.bool_)
         missing = np.flatnonzero(~there)
         for done in settle(self.table, rows[missing], self.answer, on_error=self._tell):
             words[torch.from_numpy(missing[done.places])] = done.words
-        if self.device.type != "cuda":
-            return words
-        moved = words.to(self.device, non_blocking=True)
-        self._copied = torch.cuda.Event()
-        self._copied.record(torch.cuda.current_stream(self.device))
-        return moved
+        return words.to(self.device)
 
     def _tell(self, error: OSError) -> None:
         if not self._said:

@@ -1,20 +1,19 @@
 """The file of the teacher cache: entries found by row number, each wholly there or not at all.
 
-The file is sparse and mapped into memory; a row that was never written takes no space. An entry is a 64-bit checksum
+The file is sparse; a row that was never written takes no space. An entry is a 64-bit checksum
 and its logits, filled up to 64-bit words, so it counts only when it is complete: a kill, a power cut, or two processes
 that write the same entry leave nothing that could be mistaken for a teacher's answer.
 """
 
-import contextlib
 import errno
 import itertools
 import json
 import logging
 import os
-import time
 from collections.abc import Iterator, Mapping
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +34,8 @@ Rows = npt.NDArray[np.int64]
 class Table:
     """The file: `rows` entries of `classes` logits each, found by row number; absent until written.
 
-    `key` says what the entries are the answer to. A file with another key or another size is set aside and begun anew,
-    at the start and whenever the file turns out to have been removed, replaced or cut short while it is in use.
+    `key` says what the entries are the answer to. A file with another key or another size is begun anew,
+    at the start and whenever it turns out to have been removed, replaced or cut short while it is in use.
     Everything that looks into it raises OSError if the file can be neither opened nor made.
     """
 
@@ -52,37 +51,24 @@ class Table:
         # Odd multipliers make the checksum depend on every bit and on its place.
         multipliers = np.random.Philox(key=classes).random_raw(self.width - 1)
         self._multipliers = multipliers | np.uint64(1)
-        self._entries: npt.NDArray[np.uint64] | None = None  # the mapping, where there is one
-        self._file = self._open()  # (device, inode)
+        self._open("rb").close()
 
-    def read(self, rows: Rows, out: Tensor | None = None) -> tuple[Tensor, npt.NDArray[np.bool_]]:
-        """The entries of some rows, as words int64 [len(rows), width], and which of them are there.
-
-        `out`, of that shape, receives the words; rows that are not there leave it with anything in it.
-        """
-        words = torch.empty(len(rows), self.width, dtype=torch.int64) if out is None else out
-        found = words.numpy().view(np.uint64)
-        self._look_again()
-        if self._entries is not None:
-            np.take(self._entries, rows, axis=0, out=found, mode="clip")
-        else:
-            size = self.width * WORD
-            with self.path.open("rb", buffering=0) as file:
-                parts = [os.pread(file.fileno(), size, HEADER + row * size) for row in rows.tolist()]
-            if any(len(part) != size for part in parts):
-                raise OSError(errno.EIO, f"cut short while it was read: {self.path}")
-            found[:] = np.frombuffer(b"".join(parts), np.uint64).reshape(found.shape)
-        return words, self._checksums(found) == found[:, 0]
+    def read(self, rows: Rows) -> tuple[Tensor, npt.NDArray[np.bool_]]:
+        """The entries of some rows, as words int64 [len(rows), width], and which of them are there."""
+        size = self.width * WORD
+        with self._open("rb") as file:
+            parts = [os.pread(file.fileno(), size, HEADER + row * size) for row in rows.tolist()]
+        if any(len(part) != size for part in parts):
+            raise OSError(errno.EIO, f"cut short while it was read: {self.path}")
+        words = np.frombuffer(bytearray().join(parts), np.int64).reshape(len(rows), self.width)
+        found = words.view(np.uint64)
+        return torch.from_numpy(words), self._checksums(found) == found[:, 0]
 
     def write(self, rows: Rows, words: Tensor) -> None:
-        """Store entries made by `encode`. Raises OSError when the disk is full or read-only; what is written stays.
-
-        Written with pwrite, which reports a full disk; a write into the mapping would end in SIGBUS instead.
-        """
-        self._look_again()
+        """Store entries made by `encode`. Raises OSError when the disk is full or read-only; what is written stays."""
         order = np.argsort(rows, kind="stable")
         entries = words.numpy()[order]
-        with self.path.open("r+b", buffering=0) as file:
+        with self._open("r+b") as file:
             for first, last in _neighbours(rows[order]):
                 data = entries[first:last].tobytes()
                 offset = HEADER + int(rows[order[first]]) * self.width * WORD
@@ -106,39 +92,28 @@ class Table:
         sums: npt.NDArray[np.uint64] = words[:, 1:] @ self._multipliers
         return sums + HOLE
 
-    def _open(self) -> tuple[int, int]:
-        if self._ours() is None:
+    def _open(self, mode: Literal["rb", "r+b"]) -> FileIO:
+        """The file at the path, begun anew where it is absent or not this table."""
+        if not self._is_ours():
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with FileLock(f"{self.path}.lock"):
-                    if self._ours() is None:
+                    if not self._is_ours():
                         self._begin_anew()
             except NotImplementedError as error:  # a file system without locks
                 raise OSError(errno.ENOLCK, str(error)) from error
-        with self.path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if not _in_memory(status.st_dev):
-                with contextlib.suppress(OSError):  # some network file systems map nothing
-                    mapped = np.memmap(file, np.uint64, "r", offset=HEADER, shape=(self.rows, self.width))
-                    self._entries = mapped.view(np.ndarray)
-        return status.st_dev, status.st_ino
+        return self.path.open(mode, buffering=0)
 
-    def _ours(self) -> tuple[int, int] | None:
-        """The file that the path leads to, as (device, inode), if it is this table."""
+    def _is_ours(self) -> bool:
         try:
-            with self.path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                if status.st_size == self._size and file.read(HEADER) == self._header:
-                    return status.st_dev, status.st_ino
+            with self.path.open("rb", buffering=0) as file:
+                return os.fstat(file.fileno()).st_size == self._size and file.read(HEADER) == self._header
         except FileNotFoundError:
-            pass
-        return None
+            return False
 
     def _begin_anew(self) -> None:
         if self.path.exists():
-            aside = self.path.with_name(f"{self.path.name}.set-aside-{time.time_ns()}")
-            self.path.rename(aside)
-            LOG.warning("%s is truncated or holds something else: moved to %s and begun anew", self.path, aside.name)
+            LOG.warning("%s is truncated or holds something else: begun anew", self.path)
         # One name for all: what a killed process left there is overwritten.
         fresh = self.path.with_name(f"{self.path.name}.new")
         try:
@@ -150,12 +125,6 @@ class Table:
         except OSError:
             fresh.unlink(missing_ok=True)
             raise
-
-    def _look_again(self) -> None:
-        """Open the file anew unless the path still leads to what is mapped: reading beyond a cut would be fatal."""
-        if self._ours() != self._file:
-            self._entries = None
-            self._file = self._open()
 
 
 def key_of(path: Path) -> dict[str, Any]:
@@ -177,16 +146,6 @@ def disk_bytes(rows: Rows, entry: int) -> int:
     """The space that entries of `entry` bytes take on disk when they are all of a file: whole pages."""
     first, last = ((HEADER + rows * entry + end) // PAGE for end in (0, entry - 1))
     return int(np.unique(np.concatenate([first, last])).size) * PAGE + HEADER
-
-
-def _in_memory(device: int) -> bool:
-    """Whether a file system is Linux's tmpfs, where a look at a hole in a mapping takes space or ends in SIGBUS."""
-    name = f"{os.major(device)}:{os.minor(device)}"
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
-            if line.split()[2] == name:
-                return line.partition(" - ")[2].startswith("tmpfs ")
-    return False
 
 
 def _neighbours(rows: Rows) -> Iterator[tuple[int, int]]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint, files
+from edkd.teachers.cache_file import key_of
 
 Accuracy = dict[str, float | None]  # "top1" and "top5" in percent, "loss"; None where not finite
 Model = TypeVar("Model", bound=nn.Module)
@@ -78,7 +79,8 @@ def find(store: Path, dataset: str, name: str) -> Entry | None:
 def listing(store: Path) -> list[Entry]:
     """All teachers, by data set and name. What `find` would refuse is left out, with a warning in the log."""
     entries = []
-    for dataset, name in sorted({(path.parent.name, path.stem) for path in _files(store)}):
+    files_there = [path for path in Path(store).glob("*/[!.]*") if path.suffix in (".pt", ".json")]
+    for dataset, name in sorted({(path.parent.name, path.stem) for path in files_there}):
         try:
             entry = find(store, dataset, name)
         except EdkdError as error:
@@ -140,7 +142,11 @@ def publish(
 
 def verify(entry: Entry) -> None:
     """Raise `EdkdError` unless the weights file is, byte for byte, the one that was published."""
-    if _sha256(entry.path) != entry.sha256:
+    try:
+        data = entry.path.read_bytes()
+    except OSError as error:
+        raise EdkdError(f"could not read {entry.path}: {error.strerror or error}") from error
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise EdkdError(
             f"{entry.path} does not match its sidecar {entry.sidecar.name} (SHA-256); "
             f"restore it, or remove it, to have it trained again or to import it with {_IMPORT}"
@@ -157,28 +163,41 @@ def load(entry: Entry, model: Model) -> Model:
     return model.eval().requires_grad_(False)
 
 
-def accuracy_for(entry: Entry, shown: str) -> Accuracy | None:
-    """What was measured on the test set of the data with this digest, None if that has not been done."""
-    return entry.measured.get(shown)
-
-
-def record_accuracy(entry: Entry, test: Accuracy, shown: str) -> Entry:
-    """Note the accuracy measured on these data in the sidecar, so that it is measured once; returns the new entry.
+def record_accuracy(entry: Entry, test: Accuracy, shown: str) -> None:
+    """Note in the sidecar what was measured on the test set of the data with the digest `shown`.
 
     A store that cannot be written, or that holds another network by now, keeps what it has: a warning in the log.
     """
-    test = _finite(test)
     try:
         with _locked(entry.path.parent):
             present = _find(entry.path, entry.dataset, entry.name)
             if present is None or present.sha256 != entry.sha256:
                 raise EdkdError(f"{entry.path} was replaced meanwhile")
-            entry = dataclasses.replace(present, measured=present.measured | {shown: test})
-            _write_sidecar(entry)
+            _write_sidecar(dataclasses.replace(present, measured=present.measured | {shown: _finite(test)}))
     except EdkdError as error:
         _log.warning("the accuracy of teacher %s was not recorded: %s", entry.name, error)
-        return dataclasses.replace(entry, measured=entry.measured | {shown: test})
-    return entry
+
+
+def table_path(store: Path, dataset: str, name: str, digest: str) -> Path:
+    """Where a table of a teacher's logits lies, by the digest of its key."""
+    return Path(store) / dataset / f"{name}.{digest}.logits"
+
+
+def tables_of_former_teachers(store: Path, in_use: set[str]) -> list[Path]:
+    """Tables of networks that are no longer in the store, each with its lock.
+
+    `in_use` are networks whose tables are left out, by the SHA-256 of their weights files.
+    """
+    present = {entry.path: entry.sha256 for entry in listing(store)}
+    unused = []
+    for table in sorted(Path(store).glob("*/*.logits")):
+        network = key_of(table).get("teacher")
+        teacher = table.with_name(f"{table.name.rsplit('.', 2)[0]}.pt")  # before the digest of the key
+        # A teacher that is there and not listed has a damaged sidecar, which may be restored.
+        former = present[teacher] != network if teacher in present else not teacher.exists()
+        if former and network not in in_use:
+            unused += [path for path in (table, Path(f"{table}.lock")) if path.exists()]
+    return unused
 
 
 def missing(dataset: str, name: str, store: Path) -> EdkdError:
@@ -196,12 +215,6 @@ def _path(store: Path, dataset: str, name: str) -> Path:
         if not re.fullmatch(r"\w[\w.-]*", value, re.ASCII):
             raise EdkdError(f"{value!r} is no {kind}; allowed are letters, digits, '_', '-' and '.'")
     return Path(store) / dataset / f"{name}.pt"
-
-
-def _files(store: Path) -> Iterator[Path]:
-    for path in Path(store).glob("*/*"):
-        if path.suffix in (".pt", ".json") and not path.name.startswith("."):
-            yield path
 
 
 def _find(path: Path, dataset: str, name: str) -> Entry | None:
@@ -242,17 +255,6 @@ def _write_sidecar(entry: Entry) -> None:
 
 def _finite(test: Accuracy) -> Accuracy:
     return {key: value if value is not None and math.isfinite(value) else None for key, value in test.items()}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise EdkdError(f"could not read {path}: {error.strerror or error}") from error
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from edkd.errors import EdkdError
-from edkd.rundir import packed
+from edkd.rundir import results
 from edkd.tracking.store import one_line, open_existing, redacted, search
 from edkd.tracking.story import tell
 
@@ -45,13 +45,13 @@ def load_runs(uri: str, experiment: str, tags: dict[str, str] | None = None) -> 
 
 
 def load_packed(folder: Path) -> list[dict[str, Any]]:
-    """All packed runs below a folder (`edkd.rundir.packed`), told as `load_runs` tells those of MLflow; oldest first.
+    """All packed runs below a folder (`edkd.rundir.results`), told as `load_runs` tells those of MLflow; oldest first.
 
     The `run_id` is the path in the folder, without its ending. Raises `EdkdError` for a file that is damaged.
     """
     runs = []
-    for path in packed.find(folder):
-        records = packed.read(path)
+    for path in results.find(folder):
+        records = results.read(path)
         try:
             story = tell(records, held=False)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -62,7 +62,7 @@ def load_packed(folder: Path) -> list[dict[str, Any]]:
         latest = story.epochs[-1].metrics if story.epochs else {}
         runs.append(
             {
-                "run_id": path.relative_to(folder).as_posix().removesuffix(packed.SUFFIX),
+                "run_id": path.relative_to(folder).as_posix().removesuffix(results.SUFFIX),
                 "name": story.name,
                 "status": story.status,
                 "tags": {**story.tags, "edkd.run": story.run},

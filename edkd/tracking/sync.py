@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from filelock import FileLock
 
 from edkd.errors import EdkdError
-from edkd.rundir import journal, lock
+from edkd.rundir import files, journal, lock
+from edkd.rundir.paths import JOURNAL, RunDir
 from edkd.tracking.store import PATIENCE, Store, create_store, find_one, one_line, open_store, redacted
 from edkd.tracking.story import Epoch, Story, tell
 from edkd.tracking.sweeps import parent
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-
-LOCK = "mlflow.lock"  # in the run's directory: one process at a time syncs a run
-NOTE = "mlflow.json"  # there too: the id of the MLflow run, which saves a search after each epoch
 
 _METRICS = 900  # in one call: MLflow takes 1000 entries, tags included
 _PARAMS = 100  # in one call, and as many tags: MLflow's limit
@@ -53,7 +51,7 @@ def sync_run(run_dir: Path, *, uri: str, experiment: str, artifacts: str | None)
     run_dir = Path(run_dir)
     with one_line(uri):
         store = open_store(uri, experiment, artifacts)
-        with FileLock(run_dir / LOCK, timeout=PATIENCE):
+        with FileLock(RunDir(run_dir).mlflow_lock, timeout=PATIENCE):
             story = _read(run_dir)
             if story is None:
                 return SyncReport(created=False, epochs_logged=0, ended=False)
@@ -67,7 +65,7 @@ def sync_all(runs_root: Path, *, uri: str, experiment: str, artifacts: str | Non
     """
     create_store(uri=uri, experiment=experiment, artifacts=artifacts)
     results = []
-    for path in sorted(Path(runs_root).rglob(journal.FILE)):
+    for path in sorted(Path(runs_root).rglob(JOURNAL)):
         report, reason = None, None
         try:
             report = sync_run(path.parent, uri=uri, experiment=experiment, artifacts=artifacts)
@@ -82,7 +80,7 @@ def sync_all(runs_root: Path, *, uri: str, experiment: str, artifacts: str | Non
 def _read(run_dir: Path) -> Story | None:
     # Asked before and after: a run that ends while its journal is read is not one that was killed.
     held = lock.is_held(run_dir)
-    records = journal.read(run_dir / journal.FILE)
+    records = journal.read(run_dir)
     return tell(records, held=(held or lock.is_held(run_dir)) is not None)
 
 
@@ -196,8 +194,9 @@ def _log_end(store: Store, run: "Run", story: Story, run_dir: Path) -> None:
     step = story.epochs[-1].number if story.epochs else 0
     final = {key: value for key, value in story.final.items() if run.data.metrics.get(key) != value}
     client.log_batch(run_id, metrics=[Metric(key, value, story.since, step) for key, value in final.items()])
-    if (run_dir / "config.yaml").exists():
-        client.log_artifact(run_id, str(run_dir / "config.yaml"))
+    config = RunDir(run_dir).config
+    if config.exists():
+        client.log_artifact(run_id, str(config))
     if story.summary is not None:
         client.log_dict(run_id, story.summary, "summary.json")
     client.set_terminated(run_id, status=story.status, end_time=story.since)
@@ -205,7 +204,7 @@ def _log_end(store: Store, run: "Run", story: Story, run_dir: Path) -> None:
 
 def _read_note(store: Store, run_dir: Path) -> str | None:
     try:
-        note = json.loads((run_dir / NOTE).read_bytes())
+        note = json.loads(RunDir(run_dir).mlflow.read_bytes())
     except (OSError, ValueError):
         return None
     here = {"uri": redacted(store.uri), "experiment": store.experiment}
@@ -216,10 +215,8 @@ def _write_note(store: Store, run_dir: Path, run_id: str) -> None:
     if _read_note(store, run_dir) == run_id:
         return
     note = {"uri": redacted(store.uri), "experiment": store.experiment, "run_id": run_id}
-    temporary = run_dir / f"{NOTE}.tmp"
     with contextlib.suppress(OSError):  # without the note the next sync searches
-        temporary.write_text(json.dumps(note) + "\n")
-        temporary.replace(run_dir / NOTE)
+        files.write_text(RunDir(run_dir).mlflow, json.dumps(note) + "\n")
 
 
 def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

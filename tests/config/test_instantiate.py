@@ -183,7 +183,7 @@ def test_a_target_with_open_keywords_takes_any_name() -> None:
         ("Mine", "x._target_ must be the dotted path of a class or function, not 'Mine'"),
         ("nowhere.at.all", "x._target_: cannot import nowhere.at.all: No module named 'nowhere'; is it on PYTHONPATH?"),
         ("edkd.models.resnet9", r"x._target_: cannot import edkd.models.resnet9: .*resnet9.*; is it on PYTHONPATH\?"),
-        ("edkd.rundir.journal.FILE", "x._target_: edkd.rundir.journal.FILE is no class or function"),
+        ("edkd.rundir.paths.JOURNAL", "x._target_: edkd.rundir.paths.JOURNAL is no class or function"),
     ],
 )
 def test_targets_that_cannot_be_called(path: str | None, message: str) -> None:

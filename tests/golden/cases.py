@@ -117,7 +117,7 @@ def trace(pair: str, precision: str, output: Path, *overrides: str) -> dict[str,
     found: dict[str, Any] = {}
     for method, job in made.items():
         execute(job, sweep=None, show=False)
-        epochs = journal.state(job.directory).epochs
+        epochs = journal.epochs(job.directory)
         weights = torch.load(job.directory / "last.pt", weights_only=True)["model"]
         digest = hashlib.sha256()
         for name, tensor in weights.items():

@@ -81,20 +81,20 @@ def hold_against(row: Row, runs: Mapping[str, Path], peace: Path, *, uri: str, e
     row.runs += len(runs)
     row.equal = True
     for name, run in runs.items():
-        records = journal.read(run / journal.FILE)
+        records = journal.read(run)
         state = journal.state(run)
         reference = peace.joinpath(*run.parts[-4:])
         times += [record["time"] for record in records]
         row.resumed += [record["resumed_from"] for record in starts(run)[1:] if record["resumed_from"]]
         assert state.epochs_total is not None
-        lost = set(range(1, state.epochs_total + 1)) - set(state.epochs)
+        lost = set(range(1, state.epochs_total + 1)) - set(journal.epochs(run))
         row.lost += len(lost)
         faults += [f"{name}: lost epochs {sorted(lost)}"] if lost else []
-        differences = list(_differences(records, journal.read(reference / journal.FILE)))
+        differences = list(_differences(records, journal.read(reference)))
         differences += [file for file in ("last.pt", "best.pt") if not _same_weights(run / file, reference / file)]
         row.equal &= not differences
         faults += [f"{name}: {each} differs" for each in differences]
-        duplicates, missing = _in_mlflow(state, uri, experiment)
+        duplicates, missing = _in_mlflow(state, journal.epochs(run), uri, experiment)
         row.duplicates += duplicates
         faults += [f"{name}: {duplicates} duplicate metrics in MLflow"] if duplicates else []
         faults += [f"{name}: MLflow lacks or has otherwise {missing[:5]}"] if missing else []
@@ -114,7 +114,7 @@ def overlapping(runs: Sequence[Path]) -> Iterator[list[journal.Record]]:
     """
     spans = []
     for run in runs:
-        records = journal.read(run / journal.FILE)
+        records = journal.read(run)
         begin = max(number for number, record in enumerate(records) if record["event"] == "start")
         spans.append((records[begin]["time"], records[-1]["time"], records[begin]))
     for moment, _, _ in spans:
@@ -148,7 +148,9 @@ def _tensors(node: object, prefix: str = "") -> dict[str, torch.Tensor]:
     return found
 
 
-def _in_mlflow(state: journal.RunState, uri: str, experiment: str) -> tuple[int, list[str]]:
+def _in_mlflow(
+    state: journal.RunState, epochs: dict[int, journal.Record], uri: str, experiment: str
+) -> tuple[int, list[str]]:
     """How many values MLflow has more than once, twin runs included, and which it lacks or has otherwise."""
     client = open_existing(uri)
     found = client.get_experiment_by_name(experiment)
@@ -158,10 +160,10 @@ def _in_mlflow(state: journal.RunState, uri: str, experiment: str) -> tuple[int,
         return 0, ["the run"]
     duplicates = sum(len(client.get_metric_history(twin.info.run_id, "test/top1")) for twin in logged[1:])
     missing = [] if logged[0].info.status == "FINISHED" else [f"its end: {logged[0].info.status}"]
-    for key in next(iter(state.epochs.values()))["metrics"]:
+    for key in next(iter(epochs.values()))["metrics"]:
         history = client.get_metric_history(logged[0].info.run_id, key)
         duplicates += sum(count - 1 for count in Counter(each.step for each in history).values())
         values = {each.step: each.value for each in history}
-        expected = {epoch: record["metrics"][key] for epoch, record in state.epochs.items()}
+        expected = {epoch: record["metrics"][key] for epoch, record in epochs.items()}
         missing += [] if values == expected else [key]
     return duplicates, missing

@@ -145,7 +145,7 @@ class Lab:
         output = self.folder / "calibration"
         self._local("calibration", self._base(40), output, "distiller=vanilla", "student=resnet8")
         (book,) = output.glob("runs/*/*/*/journal.jsonl")
-        times = [record["time"] for record in journal.read(book) if record["event"] == "epoch"]
+        times = [record["time"] for record in journal.read(book.parent) if record["event"] == "epoch"]
         # That of the fastest epochs: what disturbs this machine now may be gone when it matters.
         pace = statistics.quantiles((later - before for before, later in itertools.pairwise(times[5:])), n=5)[0]
         self.epochs = min(max(round(SHORT / pace), 45), 1000)

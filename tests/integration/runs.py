@@ -37,12 +37,12 @@ def job_of(run: Path) -> str:
 
 def starts(run: Path) -> list[journal.Record]:
     """The start records of a run."""
-    return [record for record in journal.read(run / journal.FILE) if record["event"] == "start"]
+    return [record for record in journal.read(run) if record["event"] == "start"]
 
 
 def epochs_since_start(run: Path) -> int:
     """How many epochs the present attempt at a run has done."""
-    events = [record["event"] for record in journal.read(run / journal.FILE)]
+    events = [record["event"] for record in journal.read(run)]
     last = max((number for number, event in enumerate(events) if event == "start"), default=len(events))
     return events[last:].count("epoch")
 
@@ -70,7 +70,7 @@ def disturb(plans: Mapping[str, tuple[Callable[[], bool], Callable[[], object]]]
 
 def finished(run: Path) -> bool:
     """Whether a run is done."""
-    return journal.tail_state(run).status == "finished"
+    return journal.state(run).status == "finished"
 
 
 def running_at(run: Path, epochs: int, attempt: int = 1) -> Callable[[], bool]:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def test_a_checkpoint_comes_back_exactly(tmp_path: Path) -> None:
         "x": None,
     }
     path = tmp_path / "new" / "checkpoint.pt"
+    assert checkpoint.load(path) is None
     checkpoint.save(state, path)
     found = checkpoint.load(path)
     assert found is not None
@@ -70,23 +72,6 @@ def test_a_checkpoint_comes_back_exactly(tmp_path: Path) -> None:
     assert torch.equal(momentum, optimiser.state_dict()["state"][0]["momentum_buffer"])
     assert (found[0]["epoch"], found[0]["best"], found[0]["x"]) == (7, {"top1": 1.5}, None)
     assert listing(path.parent) == ["checkpoint.pt"]
-
-
-def test_equal_states_make_equal_bytes_wherever_their_parts_come_from(tmp_path: Path) -> None:
-    def state(best: dict[str, Any]) -> dict[str, Any]:
-        return {"epoch": 8, "best": best, "model": network_state}
-
-    network_state = network().state_dict()
-    checkpoint.save(state({"epoch": 7, "by": "model"}), tmp_path / "of_literals.pt")
-    loaded = checkpoint.load(tmp_path / "of_literals.pt")
-    assert loaded is not None
-    checkpoint.save(state(loaded[0]["best"]), tmp_path / "of_both.pt")
-    assert (tmp_path / "of_both.pt").read_bytes() == (tmp_path / "of_literals.pt").read_bytes()
-
-
-def test_nothing_to_load_is_none(tmp_path: Path) -> None:
-    assert checkpoint.load(tmp_path / "checkpoint.pt") is None
-    assert checkpoint.load(tmp_path / "missing" / "checkpoint.pt") is None
 
 
 def test_one_previous_checkpoint_is_kept(tmp_path: Path) -> None:
@@ -109,32 +94,17 @@ def test_a_missing_checkpoint_is_replaced_by_the_previous(tmp_path: Path, caplog
     assert checkpoint.load(path) == ({"epoch": 2}, path)
 
 
-def damage(data: bytes, kind: str) -> bytes:
-    middle = len(data) // 2
-    return {
-        "empty": b"",
-        "header alone": data[:20],
-        "half": data[:middle],
-        "a byte short": data[:-1],
-        "a byte long": data + b"x",
-        "one bit": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
-        "zeros": bytes(len(data)),
-        "foreign": b"<html>not found</html>",
-        "plain torch file": saved({"epoch": 9}),
-    }[kind]
-
-
-DAMAGES = [
-    "empty",
-    "header alone",
-    "half",
-    "a byte short",
-    "a byte long",
-    "one bit",
-    "zeros",
-    "foreign",
-    "plain torch file",
-]
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "header alone": lambda data: data[:20],
+    "half": lambda data: data[: len(data) // 2],
+    "a byte short": lambda data: data[:-1],
+    "a byte long": lambda data: data + b"x",
+    "one bit": lambda data: data[:900] + bytes([data[900] ^ 1]) + data[901:],
+    "zeros": lambda data: bytes(len(data)),
+    "foreign": lambda data: b"<html>not found</html>",
+    "plain torch file": lambda data: saved({"epoch": 9}),
+}
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
@@ -144,7 +114,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_previous(
     path = tmp_path / "checkpoint.pt"
     for epoch in (1, 2):
         checkpoint.save({"epoch": epoch, "weights": torch.ones(100)}, path)
-    path.write_bytes(damage(path.read_bytes(), kind))
+    path.write_bytes(DAMAGES[kind](path.read_bytes()))
     with caplog.at_level(logging.WARNING, "edkd.rundir.checkpoint"):
         found = checkpoint.load(path)
     assert found is not None
@@ -195,35 +165,23 @@ assert checkpoint.load(path)[0]["epoch"] == 2
 """
 
 
-def test_a_disk_that_fills_up_leaves_the_old_checkpoints(tmp_path: Path) -> None:
-    unshare = shutil.which("unshare")
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
-    if unshare is None or subprocess.run([unshare, "-rm", *mount], capture_output=True).returncode != 0:
-        pytest.skip("no small disk can be mounted here")
-    script = 'm=$1; shift; mount -t tmpfs -o size=1m tmpfs "$m" && exec "$@"'
-    command = [unshare, "-rm", "sh", "-c", script, "sh", str(tmp_path), sys.executable, "-c", SAVE_TWICE % ""]
-    done = subprocess.run(
-        [*command, str(tmp_path / "checkpoint.pt")], capture_output=True, text=True, env=ENVIRONMENT, timeout=60
-    )
+@pytest.mark.parametrize("reason", ["No space left on device", "File too large"])
+def test_a_disk_that_takes_no_more_leaves_the_old_checkpoints(tmp_path: Path, reason: str) -> None:
+    path, command, limit = tmp_path / "checkpoint.pt", [sys.executable], ""
+    if reason == "File too large":
+        limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
+    else:
+        script = 'm=$1; shift; mount -t tmpfs -o size=1m tmpfs "$m" && exec "$@"'
+        small = ["unshare", "-rm", "sh", "-c", script, "sh", str(tmp_path)]
+        if shutil.which("unshare") is None or subprocess.run([*small, "true"], capture_output=True).returncode != 0:
+            pytest.skip("no small disk can be mounted here")
+        command = [*small, sys.executable]
+    command += ["-c", SAVE_TWICE % limit, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=60)
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
-    assert first.startswith(f"could not save {tmp_path / 'checkpoint.pt'}: No space left on device (")
-    assert second.startswith(f"could not save {tmp_path / 'last.pt'}: No space left on device (")
-
-
-def test_a_file_that_may_not_grow_leaves_the_old_checkpoints(tmp_path: Path) -> None:
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
-    done = subprocess.run(
-        [sys.executable, "-c", SAVE_TWICE % limit, str(tmp_path / "checkpoint.pt")],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
-    assert first.startswith(f"could not save {tmp_path / 'checkpoint.pt'}: File too large (")
-    assert second.startswith(f"could not save {tmp_path / 'last.pt'}: File too large (")
+    assert first.startswith(f"could not save {path}: {reason} (")
+    assert second.startswith(f"could not save {tmp_path / 'last.pt'}: {reason} (")
 
 
 @pytest.mark.parametrize("step", ["fsync", "rename"])
@@ -312,9 +270,7 @@ OTHER = {"module.teacher.0.weight": torch.zeros(9), "module.connector.weight": t
         OWN,
         {"model": OWN, "epoch": 240, "best_acc": 71.5},
         {"state_dict": OWN},
-        {"model": prefixed(OWN, "module.")},
         {"state_dict": prefixed(OWN, "module.module.")},
-        {"model": prefixed(OWN, "module.student.")},
         {"model": prefixed(OWN, "module.student.") | OTHER},
         {"model": prefixed(OWN, "student.") | {"teacher.0.weight": torch.zeros(9)}},
         prefixed(OWN, "student.module."),
@@ -363,7 +319,7 @@ class Hostile:
         return os.system, (f"touch {self.path}",)
 
 
-@pytest.mark.parametrize("way", ["zip", "legacy", 0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("way", ["zip", "legacy", 0, 2, 4, 5])
 def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path: Path, way: str | int) -> None:
     content = {"model": OWN, "extra": Hostile(tmp_path / "executed")}
     path = tmp_path / "teacher.pth"
@@ -374,9 +330,8 @@ def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path: Path, way: str |
     with pytest.raises(EdkdError) as caught:
         checkpoint.load_weights(path)
     assert not (tmp_path / "executed").exists()
-    what = rf"({os.system.__module__}.system|a pickle of protocol [45])"
-    refusal = rf"{path} is refused: holds Python objects, not only tensors \({what}\)"
-    assert re.fullmatch(refusal, str(caught.value))
+    refused = rf"is refused: holds Python objects, not only tensors \({os.system.__module__}.system\)"
+    assert re.search("no file of PyTorch" if way in (4, 5) else refused, str(caught.value))
 
 
 @pytest.mark.parametrize(
@@ -408,13 +363,6 @@ def test_files_without_weights(tmp_path: Path, content: Any) -> None:
         checkpoint.load_weights(path)
 
 
-def test_missing_files_and_folders(tmp_path: Path) -> None:
-    with pytest.raises(EdkdError, match=r"could not read .*gone.pt: No such file or directory"):
-        checkpoint.load_weights(tmp_path / "gone.pt")
-    with pytest.raises(EdkdError, match=r"could not read .*: Is a directory"):
-        checkpoint.load_weights(tmp_path)
-
-
 @pytest.mark.parametrize("zipped", [True, False])
 def test_whatever_happened_to_a_file_the_error_is_one_line(tmp_path: Path, zipped: bool) -> None:
     whole = saved({"model": OWN}, _use_new_zipfile_serialization=zipped)
@@ -440,16 +388,10 @@ def test_whatever_happened_to_a_file_the_error_is_one_line(tmp_path: Path, zippe
 # Into a network
 
 
-def test_load_into_loads_everything() -> None:
-    model = network()
-    state = network().state_dict()
-    state["1.num_batches_tracked"] += 5
-    checkpoint.load_into(model, state, "teacher x")
-    assert same(model.state_dict(), state)
-
-
 def test_weights_that_do_not_fit_change_nothing_and_say_what_differs() -> None:
-    model = network()
+    model, other = network(), network().state_dict()
+    checkpoint.load_into(model, other, "teacher x")
+    assert same(model.state_dict(), other)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     state = network().state_dict() | {"0.weight": torch.zeros(5, 3), "fc.bias": torch.zeros(1)}
     for key in ("1.weight", "1.bias", "1.running_mean", "1.running_var"):

@@ -44,18 +44,12 @@ def test_a_failed_write_leaves_the_old_text_and_nothing_else(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_bytes_are_written_whole_into_a_folder_that_is_made(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "file.bin"
-    files.write_bytes(path, b"old")
-    files.write_bytes(path, memoryview(b"new"))
-    assert path.read_bytes() == b"new"
-    assert list(path.parent.iterdir()) == [path]
-
-
 @pytest.mark.parametrize("fails", ["fsync", "replace"])
 def test_a_failed_write_of_bytes_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
     path = tmp_path / "file.bin"
     path.write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), files.replacing(path, b"new"):
+        raise ZeroDivisionError
     monkeypatch.setattr(*{"fsync": (os, "fsync", full), "replace": (Path, "replace", full)}[fails])
     with pytest.raises(
         EdkdError, match=rf"^could not save {path}: No space left on device \(.* MiB free on that disk\)$"
@@ -66,17 +60,9 @@ def test_a_failed_write_of_bytes_is_one_line(tmp_path: Path, monkeypatch: pytest
 
 
 def test_what_a_killed_writer_of_bytes_left_is_overwritten(tmp_path: Path) -> None:
-    path = tmp_path / "file.bin"
-    (tmp_path / ".file.bin.tmp").write_bytes(b"a part of something longer")
-    files.write_bytes(path, b"new")
+    path = tmp_path / "new" / "file.bin"
+    files.write_bytes(path, b"old")
+    (tmp_path / "new" / ".file.bin.tmp").write_bytes(b"a part of something longer")
+    files.write_bytes(path, memoryview(b"new"))
     assert path.read_bytes() == b"new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_block_that_fails_leaves_the_old_bytes(tmp_path: Path) -> None:
-    path = tmp_path / "file.bin"
-    path.write_bytes(b"old")
-    with pytest.raises(ZeroDivisionError), files.replacing(path, b"new"):
-        raise ZeroDivisionError
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
+    assert list(path.parent.iterdir()) == [path]

@@ -33,10 +33,6 @@ def hold_elsewhere(run_dir: Path, **environment: str) -> subprocess.Popen[str]:
     return process
 
 
-def finish(process: subprocess.Popen[str]) -> None:
-    process.communicate(timeout=20)
-
-
 def test_a_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     assert lock.is_held(run_dir) is None
@@ -48,18 +44,20 @@ def test_a_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> Non
         holder = lock.is_held(run_dir)
         assert holder is not None and holder["pid"] == process.pid
     finally:
-        finish(process)
+        process.communicate(timeout=20)
     assert lock.is_held(run_dir) is None
-    assert not (run_dir / lock.HOLDER).exists()
-    with lock.hold(run_dir):
+    assert not (run_dir / "holder.json").exists()
+    with pytest.raises(ZeroDivisionError), lock.hold(run_dir):
         assert lock.is_held(run_dir) is not None
+        raise ZeroDivisionError
+    assert lock.is_held(run_dir) is None
 
 
 def test_the_lock_dies_with_a_killed_process(tmp_path: Path) -> None:
     process = hold_elsewhere(tmp_path)
     process.send_signal(signal.SIGKILL)
-    finish(process)
-    assert (tmp_path / lock.HOLDER).exists()
+    process.communicate(timeout=20)
+    assert (tmp_path / "holder.json").exists()
     assert lock.is_held(tmp_path) is None
     with lock.hold(tmp_path):
         holder = lock.is_held(tmp_path)
@@ -85,20 +83,13 @@ def test_looking_does_not_keep_a_holder_out(tmp_path: Path) -> None:
         process.stdout.readline()
         for _ in range(50):
             # The note of a crashed holder: with it there, every question tries the lock.
-            (tmp_path / lock.HOLDER).write_text('{"pid": 1, "host": "gone", "since": 0}')
+            (tmp_path / "holder.json").write_text('{"pid": 1, "host": "gone", "since": 0}')
             time.sleep(0.001)
             with lock.hold(tmp_path):
                 pass
     finally:
         process.kill()
         process.communicate(timeout=20)
-
-
-def test_the_lock_is_released_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), lock.hold(tmp_path):
-        raise ZeroDivisionError
-    with lock.hold(tmp_path):
-        pass
 
 
 def test_a_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

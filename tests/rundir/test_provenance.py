@@ -31,25 +31,20 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def test_the_commit_of_the_code_and_whether_it_was_changed(checkout: Path) -> None:
+def test_the_commit_of_the_code_and_what_the_tree_had_besides(checkout: Path, tmp_path: Path) -> None:
     commit = git(checkout.parent, "rev-parse", "HEAD")
     assert provenance.read().version == {"git_commit": commit, "git_dirty": "false"}
-    checkout.write_text("two\n")
-    assert provenance.read().version == {"git_commit": commit, "git_dirty": "true"}
-    changes = provenance.read().changes
-    assert f"# changes to {commit}\n" in changes and "\n-one\n+two\n" in changes
-
-
-def test_changes_are_saved_once_and_later_ones_beside_them(checkout: Path, tmp_path: Path) -> None:
     provenance.keep_changes(provenance.read(), tmp_path)
-    assert not (tmp_path / "code.diff").exists()  # a clean tree
+    assert not (tmp_path / "code.diff").exists()
     checkout.write_text("two\n")
     (checkout.parent / "new.py").touch()
     planned = provenance.read()
-    provenance.keep_changes(planned, tmp_path)
-    provenance.keep_changes(planned, tmp_path)
+    assert planned.version == {"git_commit": commit, "git_dirty": "true"}
+    for _ in range(2):
+        provenance.keep_changes(planned, tmp_path)
     saved = (tmp_path / "code.diff").read_text()
-    assert "\n-one\n+two\n" in saved and "# not in git: edkd/new.py\n" in saved
+    for part in (f"# changes to {commit}\n", "\n-one\n+two\n", "# not in git: edkd/new.py\n"):
+        assert part in saved
     checkout.write_text("three\n")
     provenance.keep_changes(provenance.read(), tmp_path)
     assert (tmp_path / "code.diff").read_text() == saved
@@ -64,16 +59,14 @@ def test_a_huge_diff_is_cut_off(checkout: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(provenance.read().changes) < 300
 
 
-def test_code_that_git_does_not_know_has_no_version(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_that_git_does_not_know_has_no_version(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # A package installed into an environment that lies inside somebody else's repository.
     (checkout.parent / "installed.py").write_text("")
     monkeypatch.setattr(provenance, "__file__", str(checkout.parent / "installed.py"))
     assert provenance.read().version == {}
-
-
-def test_code_outside_a_repository_or_without_git_has_no_version(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    # Outside of any repository, and without git.
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "code.py"))
     assert provenance.read().version == {}
@@ -87,12 +80,12 @@ def test_a_run_says_which_code_planned_it_if_that_was_another(make_job: Any) -> 
     freeze(job, sweep=None, threads=None, planned_with=planned)
     assert (job.directory / "code.diff").read_text() == planned.changes
     run.execute(job, sweep=None, show=False)
-    (start,) = [record for record in journal.read(job.directory / journal.FILE) if record["event"] == "start"]
+    (start,) = [record for record in journal.read(job.directory) if record["event"] == "start"]
     assert start["planned_with"] == planned.version
     assert {name: start["tags"].get(name) for name in planned.version} != planned.version
     other = make_job("vanilla", "seed=1")
     run.execute(other, sweep=None, show=False)
-    (start,) = [record for record in journal.read(other.directory / journal.FILE) if record["event"] == "start"]
+    (start,) = [record for record in journal.read(other.directory) if record["event"] == "start"]
     assert start["planned_with"] is None
 
 

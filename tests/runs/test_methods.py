@@ -24,7 +24,7 @@ METHODS = {
 def found(output: Path) -> tuple[Path, dict[int, Any]]:
     """The student's run: its directory, and the metrics of its epochs."""
     (folder,) = (output / "runs").glob("*/resnet8-resnet14/*")
-    return folder, {epoch: record["metrics"] for epoch, record in journal.state(folder).epochs.items()}
+    return folder, {epoch: record["metrics"] for epoch, record in journal.epochs(folder).items()}
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -66,10 +66,6 @@ def frozen(job: Job) -> Path:
     return freeze(job, sweep="grid-1", threads=None)
 
 
-def book(job: Job) -> Path:
-    return job.directory / journal.FILE
-
-
 def until(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
     while not condition():
         assert process.poll() is None, process.communicate()[1]
@@ -82,7 +78,7 @@ def warn(process: "subprocess.Popen[str]") -> None:
 
 
 def events(job: Job) -> list[str]:
-    return [record["event"] for record in journal.read(book(job)) if record["event"] != "epoch"]
+    return [record["event"] for record in journal.read(job.directory) if record["event"] != "epoch"]
 
 
 # ---- the warning
@@ -94,8 +90,8 @@ def test_a_warned_job_goes_back_into_the_queue_and_ends_with_the_same_numbers(
     job = make_job("vanilla", f"schedule.epochs={EPOCHS}")
     process = start(frozen(job))
     for attempt in (1, 2):
-        reached = len(journal.state(job.directory).epochs) + 2
-        until(lambda wanted=reached: len(journal.state(job.directory).epochs) >= wanted, process)  # type: ignore[misc]
+        reached = journal.state(job.directory).epoch + 2
+        until(lambda wanted=reached: journal.state(job.directory).epoch >= wanted, process)  # type: ignore[misc]
         warn(process)
         warn(process)
         _, said = process.communicate(timeout=120)
@@ -107,11 +103,11 @@ def test_a_warned_job_goes_back_into_the_queue_and_ends_with_the_same_numbers(
     process.communicate(timeout=200)
     assert process.returncode == 0
     assert events(job) == ["start", "interrupted", "start", "interrupted", "start", "end"]
-    records = journal.read(book(job))
+    records = journal.read(job.directory)
     assert [record["epoch"] for record in records if record["event"] == "epoch"] == list(range(1, EPOCHS + 1))
     undisturbed = make_job("vanilla", f"schedule.epochs={EPOCHS}", f"output={here / 'elsewhere'}")
     run.execute(undisturbed, sweep=None, show=False)
-    assert metrics(records) == metrics(journal.read(book(undisturbed)))
+    assert metrics(records) == metrics(journal.read(undisturbed.directory))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +121,7 @@ def test_a_job_that_is_not_queued_again_has_failed(
         fake_slurm.set("no_requeue")
     job = make_job("vanilla", f"schedule.epochs={10 * EPOCHS}")
     process = start(frozen(job), **options)
-    until(lambda: bool(journal.state(job.directory).epochs), process)
+    until(lambda: journal.state(job.directory).epoch > 0, process)
     warn(process)
     process.communicate(timeout=120)
     assert process.returncode == 1
@@ -218,11 +214,11 @@ def test_a_run_stops_where_it_is_told_and_continues(where: str, make_job: Any, h
     with pytest.raises(Stopped):
         run.execute(job, sweep=None, show=False, stop_asked=asked)
     assert events(job) == ["start", "interrupted"]
-    assert set(journal.state(job.directory).epochs) == {1}
+    assert set(journal.epochs(job.directory)) == {1}
     run.execute(job, sweep=None, show=False)
     undisturbed = make_job("vanilla", "schedule.epochs=3", f"output={here / 'elsewhere'}")
     run.execute(undisturbed, sweep=None, show=False)
-    assert metrics(journal.read(book(job))) == metrics(journal.read(book(undisturbed)))
+    assert metrics(journal.read(job.directory)) == metrics(journal.read(undisturbed.directory))
 
 
 def test_a_run_that_is_as_good_as_finished_is_finished(make_job: Any) -> None:
@@ -246,14 +242,14 @@ def test_a_run_that_fails_fails_its_job(make_job: Any, start: Start) -> None:
 
 def test_a_job_that_cannot_begin_tells_its_journal(make_job: Any, start: Start) -> None:
     job = make_job("vanilla")
-    earlier = journal.Journal(job.directory / journal.FILE)
+    earlier = journal.Journal(job.directory)
     config = frozen(job)
     earlier.append({"event": "failure", "error": "earlier"})
     config.write_text(config.read_text().replace("epochs: 2", "epochs: 3"))
     process = start(config)
     process.communicate(timeout=120)
     assert process.returncode == 1
-    assert next(record["error"] for record in journal.read(book(job))) == "earlier"
+    assert next(record["error"] for record in journal.read(job.directory)) == "earlier"
     assert "was changed after planning" in str(journal.state(job.directory).error)
 
 
@@ -290,7 +286,7 @@ def test_a_twin_waits_for_the_one_that_has_the_directory(make_job: Any, start: S
         assert process.stderr is not None
         line = next(line for line in process.stderr if not line.startswith("submitit"))
         assert line.startswith(f"waiting: run directory {job.directory} is in use by pid {os.getpid()}")
-        assert not book(job).exists()
+        assert not (job.directory / "journal.jsonl").exists()
     process.communicate(timeout=120)
     assert (process.returncode, events(job)) == (0, ["start", "end"])
 
@@ -304,7 +300,7 @@ def test_a_twin_that_waits_makes_way_too(make_job: Any, start: Start, fake_slurm
         warn(process)
         process.communicate(timeout=120)
         assert fake_slurm.requeued() == ["1"]
-    assert not book(job).exists()
+    assert not (job.directory / "journal.jsonl").exists()
 
 
 def test_a_run_that_another_finished_in_the_meantime_is_left_as_it_is(

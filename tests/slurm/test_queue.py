@@ -65,11 +65,6 @@ def test_what_the_controller_knows_is_asked_once_and_of_it_alone(slurm: Fake) ->
     assert slurm.asked("sacct") == []
 
 
-def test_no_job_needs_no_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert states([]) == {}
-
-
 def test_where_a_job_is_or_why_it_waits(slurm: Fake) -> None:
     slurm.answers("squeue", "1|RUNNING|None|n[1-2]", "2|PENDING|Dependency|", "3|PENDING|None|", "4|FAILED|NonZero|n2")
     assert queue.look_up(["1", "2", "3", "4"]) == {
@@ -88,19 +83,18 @@ def test_the_accounts_are_asked_for_what_the_controller_has_forgotten(slurm: Fak
     assert after(words, "-j") == "8,9,10" and "-X" in words and "-P" in words and "-n" in words
 
 
-def test_without_accounts_what_is_forgotten_is_absent(slurm: Fake) -> None:
+@pytest.mark.parametrize("sacct", [True, False])
+def test_without_accounts_what_is_forgotten_is_absent(
+    slurm: Fake, monkeypatch: pytest.MonkeyPatch, sacct: bool
+) -> None:
     slurm.answers("squeue", "7|COMPLETED|None|n1")
+    if not sacct:
+        (slurm.folder / "sacct").unlink()
+        (slurm.folder / "env").symlink_to("/usr/bin/env")
+        (slurm.folder / "cat").symlink_to("/bin/cat")
+        monkeypatch.setenv("PATH", str(slurm.folder))
     assert states(["7", "8"]) == {"7": "COMPLETED"}
-    assert len(slurm.asked("sacct")) == 1
-
-
-def test_without_sacct_what_is_forgotten_is_absent(slurm: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    (slurm.folder / "sacct").unlink()
-    (slurm.folder / "env").symlink_to("/usr/bin/env")
-    (slurm.folder / "cat").symlink_to("/bin/cat")
-    slurm.answers("squeue", "7|COMPLETED|None|n1")
-    monkeypatch.setenv("PATH", str(slurm.folder))
-    assert states(["7", "8"]) == {"7": "COMPLETED"}
+    assert len(slurm.asked("sacct")) == sacct
 
 
 def test_a_single_unknown_job_is_no_failure_of_slurm(slurm: Fake) -> None:
@@ -139,7 +133,7 @@ def test_a_controller_that_is_away_says_nothing_about_jobs(slurm: Fake) -> None:
 
 def test_a_machine_without_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert states(["8"]) is None
+    assert (states([]), states(["8"])) == ({}, None)
 
 
 def test_a_command_that_hangs_is_ended_with_its_children(slurm: Fake, monkeypatch: pytest.MonkeyPatch) -> None:

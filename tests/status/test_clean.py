@@ -1,15 +1,14 @@
 """What `edkd clean` removes, and all that it must leave."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from edkd.rundir import checkpoint, journal, lock
+from edkd.rundir import checkpoint, lock
 from edkd.rundir.journal import Journal
-from edkd.status import registry
+from edkd.status import select
 from edkd.status.clean import find_leftovers
 from edkd.teachers import store
 from edkd.teachers.cache_file import Table
@@ -35,7 +34,7 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         directory = run_dir(Path("outputs"), kind)
         directory.mkdir(parents=True)
         for record in records:
-            Journal(directory / journal.FILE).append(record)
+            Journal(directory).append(record)
         for name in [*CHECKPOINTS, ".checkpoint.pt.tmp", "last.pt", "best.pt"]:
             (directory / name).write_bytes(b"x" * 8192)
     return Path("outputs")
@@ -87,9 +86,8 @@ def test_a_dry_run_lists_the_files_and_removes_nothing(output: Path) -> None:
 def test_only_the_runs_of_a_sweep(output: Path) -> None:
     other = run_dir(output, "done").with_name("kd-s9-99999999")
     run_dir(output, "done").rename(other)
-    registry.record(output, "grid", [str(run_dir(output, "new").relative_to(output / "runs"))])
-    (output / "teachers" / "digits-8").mkdir(parents=True)
-    (output / "teachers" / "digits-8" / "vgg13.0.logits.set-aside-1").write_bytes(b"x")
+    select.record_sweep(output, "grid", [str(run_dir(output, "new").relative_to(output / "runs"))])
+    cache(output, "vgg13", "0" * 64)  # of no teacher that is there
     assert removed(output, "grid")[0] == of(output, "new", ".checkpoint.pt.tmp")
     assert error(edkd("clean", "grid-2")).startswith("no sweep grid-2 in outputs; it has: digits-1, grid")
 
@@ -117,7 +115,7 @@ def test_a_finished_run_without_its_weights_keeps_its_checkpoints(output: Path) 
 
 
 def test_a_damaged_journal_is_not_that_of_a_finished_run(output: Path) -> None:
-    path = run_dir(output, "done") / journal.FILE
+    path = run_dir(output, "done") / "journal.jsonl"
     path.write_bytes(b"garbled\n" + path.read_bytes())
     found, _ = removed(output)
     assert not found & of(output, "done", *CHECKPOINTS)
@@ -182,7 +180,7 @@ def test_a_cache_that_teaches_a_run_now_stays(finished: Path) -> None:
     cache(finished, "vgg13", network)
     publish(finished, "vgg13", 1.0)
     directory = run_dir(finished, "new")
-    Journal(directory / journal.FILE).append(START | {"teacher": {"id": "file:0", "sha256": network, "top1": 90.0}})
+    Journal(directory).append(START | {"teacher": {"id": "file:0", "sha256": network, "top1": 90.0}})
     with lock.hold(directory):
         assert removed(finished)[0] == set()
     assert len(removed(finished)[0]) >= 2
@@ -192,18 +190,6 @@ def test_a_cache_whose_teacher_has_a_damaged_sidecar_stays(finished: Path) -> No
     cache(finished, "vgg13", publish(finished, "vgg13"))
     (finished / "teachers" / "digits-8" / "vgg13.json").write_text("{")
     assert removed(finished)[0] == set()
-
-
-def test_caches_set_aside(finished: Path) -> None:
-    network = publish(finished, "vgg13")
-    cache(finished, "vgg13", network)
-    path = finished / "teachers" / "digits-8" / f"vgg13.{network[:8]}.logits"
-    path.write_bytes(json.dumps({"teacher": network}).encode())
-    cache(finished, "vgg13", network)
-    found, ended = removed(finished)
-    (aside,) = found
-    assert ".logits.set-aside-" in aside
-    assert ended.out.startswith("teacher caches set aside: 1 file, 0.00 MB\n")
 
 
 # ---- real checkpoints

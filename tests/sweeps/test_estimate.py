@@ -32,7 +32,7 @@ def as_before() -> Any:
 def ran(job: Job, *seconds: float, device: str = HERE, ended: bool = False) -> Job:
     """Leave the journal of a run whose epochs took so many seconds."""
     job.directory.mkdir(parents=True)
-    book = journal.Journal(job.directory / journal.FILE)
+    book = journal.Journal(job.directory)
     config = {key: value for key, value in job.config.items() if key != "teacher" or job.settings.needs_teacher}
     book.append({"event": "start", "config": config, "tags": job.tags, "device": device})
     for number, each in enumerate(seconds, start=1):
@@ -75,10 +75,10 @@ def test_only_what_is_left_counts(job: Any) -> None:
     ran(job("seed=1"), 10.0)
     resumed, finished, elsewhere, failed = (job(f"seed={seed}") for seed in (2, 3, 4, 5))
     states = {
-        resumed.run: RunState(status="interrupted", epochs={7: {"event": "epoch"}}),
-        finished.run: RunState(status="finished", epochs={10: {"event": "epoch"}}),
-        elsewhere.run: RunState(status="running", epochs={1: {"event": "epoch"}}),
-        failed.run: RunState(status="failed", epochs={9: {"event": "epoch"}}),
+        resumed.run: RunState(status="interrupted", last_epoch={"epoch": 7}),
+        finished.run: RunState(status="finished", last_epoch={"epoch": 10}),
+        elsewhere.run: RunState(status="running", last_epoch={"epoch": 1}),
+        failed.run: RunState(status="failed", last_epoch={"epoch": 9}),
     }
     found = estimated(resumed, finished, elsewhere, failed, states=states)
     assert found.stages == {"students": [30.0, 10.0]}
@@ -86,7 +86,7 @@ def test_only_what_is_left_counts(job: Any) -> None:
 
 def test_a_run_that_is_resumed_tells_about_itself(job: Any) -> None:
     mine = ran(job("seed=1"), 20.0, 20.0)
-    assert estimated(mine, states={mine.run: journal.tail_state(mine.directory)}).stages == {"students": [160.0]}
+    assert estimated(mine, states={mine.run: journal.state(mine.directory)}).stages == {"students": [160.0]}
 
 
 @pytest.mark.parametrize(
@@ -140,21 +140,21 @@ def test_stages_are_told_apart(job: Any) -> None:
 def test_damaged_and_foreign_journals_tell_nothing(job: Any, damage: str) -> None:
     before = job("seed=1")
     before.directory.mkdir(parents=True)
-    (before.directory / journal.FILE).write_text(damage)
+    (before.directory / "journal.jsonl").write_text(damage)
     (before.directory.parent / "kd-s9-stray").touch()
     assert estimated(job()).unknown == 1
 
 
 def test_of_many_journals_the_latest_few_are_read(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     first = ran(job("seed=0"), 10.0)
-    text = (first.directory / journal.FILE).read_text()
+    text = (first.directory / "journal.jsonl").read_text()
     for number in range(50):
         other = first.directory.with_name(f"kd-s{number}-{number:08x}")
         other.mkdir()
-        (other / journal.FILE).write_text(text)
+        (other / "journal.jsonl").write_text(text)
     read: list[Path] = []
-    original = journal.tail_state
-    monkeypatch.setattr(journal, "tail_state", lambda path: (read.append(path), original(path))[1])
+    original = journal.state
+    monkeypatch.setattr(journal, "state", lambda path: (read.append(path), original(path))[1])
     assert estimated(job("seed=99")).stages == {"students": [100.0]}
     assert len(read) == estimate.LATEST
 

@@ -121,7 +121,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def append(job: Any, *records: dict[str, Any]) -> None:
     job.directory.mkdir(parents=True, exist_ok=True)
-    book = journal.Journal(job.directory / journal.FILE)
+    book = journal.Journal(job.directory)
     for record in records:
         book.append(record)
 
@@ -200,7 +200,7 @@ def test_a_damaged_journal_does_not_end_the_watch(planned: Sweep, screen: Any) -
     view = viewed(planned, screen(terminal=False))
     damaged, sound = planned.jobs[:2]
     damaged.directory.mkdir(parents=True)
-    (damaged.directory / journal.FILE).write_text("damage\n{}\n")
+    (damaged.directory / "journal.jsonl").write_text("damage\n{}\n")
     append(sound, {"event": "start"}, epoch(1), epoch(2), END)
     view.refresh()
     assert view.done == {sound.run}

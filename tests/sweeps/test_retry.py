@@ -16,7 +16,7 @@ import yaml
 from edkd.errors import EdkdError
 from edkd.rundir import journal, lock
 from edkd.rundir.paths import find_runs
-from edkd.status import logs, registry, select
+from edkd.status import logs, select
 from edkd.status.state import look
 from tests.commandline import REPOSITORY, Ended, edkd, error, journals, launch, metrics, python
 
@@ -162,9 +162,9 @@ def test_a_teacher_that_failed_goes_first_and_its_students_go_along(sweep: Faile
         for path in runs[name].iterdir():
             if path.name != "config.yaml":
                 path.unlink()
-    records = journal.read(runs["vanilla-s0"] / journal.FILE)
+    records = journal.read(runs["vanilla-s0"])
     lines = [json.dumps(record) for record in [*records[:-1], {"event": "failure", "time": 1.0, "error": "no"}]]
-    (runs["vanilla-s0"] / journal.FILE).write_text("\n".join(lines) + "\n")
+    (runs["vanilla-s0"] / "journal.jsonl").write_text("\n".join(lines) + "\n")
     before = {"resnet8/vanilla-s0": "failed", "resnet8-resnet8/kd-s0": "new", "resnet8-resnet8/kd-s1": "new"}
     assert counted(here / "outputs") == before
 
@@ -202,7 +202,7 @@ def test_a_student_whose_teacher_is_nowhere(sweep: Failed, here: Path) -> None:
 
 
 def test_new_runs_are_launched_only_if_asked_for(sweep: Failed, here: Path) -> None:
-    (journal_of,) = (here / "outputs" / "runs").glob(f"*/*/raising-s1-*/{journal.FILE}")
+    (journal_of,) = (here / "outputs" / "runs").glob("*/*/raising-s1-*/journal.jsonl")
     journal_of.unlink()
     some, every = edkd("retry", "--dry-run"), edkd("retry", "--dry-run", "--all")
     assert "raising-s0" in some.out and "raising-s1" not in some.out
@@ -210,9 +210,9 @@ def test_new_runs_are_launched_only_if_asked_for(sweep: Failed, here: Path) -> N
 
 
 def test_a_retry_does_not_shrink_the_sweep(sweep: Failed, here: Path) -> None:
-    before = registry.runs_of(here / "outputs", sweep.id)
+    before = select.runs_of_sweep(here / "outputs", sweep.id)
     edkd("retry", "--seed", "1")
-    assert registry.runs_of(here / "outputs", sweep.id) == before
+    assert select.runs_of_sweep(here / "outputs", sweep.id) == before
     assert len(before) == 5 and "/resnet8/vanilla-s0-" in before[0]
 
 
@@ -337,13 +337,13 @@ def test_the_log_of_the_job_where_it_was_written_last(logged: Path, monkeypatch:
     done = edkd("logs", "kd-s0", "-n", "1")
     assert done.out.splitlines()[:3:2] == [f"==> {logged.relative_to(logged.parents[4])}/run.log <==",
                                            f"==> {log.with_suffix('.err')} <=="]  # fmt: skip
-    journal.Journal(logged / journal.FILE).append({"event": "end"})
+    journal.Journal(logged).append({"event": "end"})
     assert edkd("logs", "kd-s0", "-n", "1").out == "line 49\n"
 
 
 def test_following_until_the_run_has_ended(logged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "POLL", 0.02)
-    book = journal.Journal(logged / journal.FILE)
+    book = journal.Journal(logged)
     book.append({"event": "start", "config": {}})
 
     def train() -> None:
@@ -365,7 +365,7 @@ def test_following_until_the_run_has_ended(logged: Path, monkeypatch: pytest.Mon
 
 
 def test_following_a_run_that_waits_begins_with_a_word(logged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    book = journal.Journal(logged / journal.FILE)
+    book = journal.Journal(logged)
     naps: list[float] = []
 
     def sleep(seconds: float) -> None:
@@ -384,7 +384,7 @@ def test_following_a_run_that_waits_begins_with_a_word(logged: Path, monkeypatch
 def test_a_run_that_vanished_without_a_log(logged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     (logged / "run.log").unlink()
-    journal.Journal(logged / journal.FILE).append({"event": "start", "config": {}})
+    journal.Journal(logged).append({"event": "start", "config": {}})
     message = error(edkd("logs", "-f", "kd-s0"))
     assert message == "no log yet: digits-8/vgg13-vgg8/kd-s0-0123abcd vanished (process gone)"
 

@@ -469,7 +469,7 @@ class Launcher:
 
 
 def write(directory: Path, *records: dict[str, Any]) -> None:
-    with (directory / journal.FILE).open("a") as file:
+    with (directory / "journal.jsonl").open("a") as file:
         file.writelines(json.dumps({"time": 0.0, **record}) + "\n" for record in records)
 
 

@@ -15,7 +15,7 @@ from edkd.config import schema
 from edkd.rundir import journal
 from edkd.runs.run import execute
 from edkd.runs.teacher_source import table_key
-from edkd.teachers.cache import CachedTeacher, Resident, settle
+from edkd.teachers.cache import CachedTeacher, room_on, settle
 from edkd.teachers.cache_file import Table
 from edkd.teachers.source import TEACHER_BATCH, OnlineTeacher, Precision
 
@@ -54,7 +54,7 @@ def source(
     resident: bool = False,
 ) -> CachedTeacher:
     made = table(folder, dtype=dtype)
-    kept = Resident(made.rows, made.width, device) if resident else None
+    kept = torch.zeros(made.rows, made.width, dtype=torch.int64, device=device) if resident else None
     return CachedTeacher(made, compute, views=VIEWS, device=device, resident=kept)
 
 
@@ -78,8 +78,12 @@ def test_every_pair_is_computed_at_most_once(tmp_path: Path, resident: bool, dev
     first, second = Answers(), Answers()
     for answers in (first, second):
         teacher = source(tmp_path, answers, resident=resident, device=device)
+        places = set()
         for epoch in range(20):
             assert torch.equal(logits_of(teacher, views(epoch)), right(epoch))
+            assert teacher.logits is not None
+            places.add(teacher.logits.data_ptr())
+        assert len(places) == 1, "a captured CUDA graph reads it"
     assert sorted(first.asked) == sorted({(i, int(v)) for e in range(20) for i, v in enumerate(views(e))})
     assert second.asked == []
 
@@ -93,26 +97,13 @@ def test_half_precision_is_stored_as_it_is_computed(tmp_path: Path, dtype: torch
             assert torch.equal(logits_of(teacher, views(seed)), right(seed).to(dtype).float())
 
 
-@pytest.mark.parametrize("device", [CPU, CUDA])
-@pytest.mark.parametrize("resident", [False, True])
-def test_the_epochs_tensor_keeps_its_place(tmp_path: Path, resident: bool, device: torch.device) -> None:
-    """A captured CUDA graph reads it."""
-    teacher = source(tmp_path, truth, resident=resident, device=device)
-    places = set()
-    for epoch in range(4):
-        logits_of(teacher, views(epoch))
-        assert teacher.logits is not None
-        places.add(teacher.logits.data_ptr())
-    assert len(places) == 1
-
-
 def test_what_is_resident_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = source(tmp_path, truth, resident=True)
     logits_of(teacher, views(0))
     logits_of(teacher, views(1))
     read: list[int] = []
     real = teacher.table.read
-    monkeypatch.setattr(teacher.table, "read", lambda rows, out=None: read.extend(rows) or real(rows, out))
+    monkeypatch.setattr(teacher.table, "read", lambda rows: read.extend(rows) or real(rows))
     assert torch.equal(logits_of(teacher, views(0)), right(0))
     assert read == []
     mixed = torch.where(torch.arange(IMAGES) < 100, views(1), views(2))
@@ -122,20 +113,18 @@ def test_what_is_resident_is_not_read_again(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_table_is_resident_where_a_gpu_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = table(tmp_path)
-    assert Resident.where_it_fits(made, CPU) is None
-    size = made.rows * made.width * 8
+    assert room_on(CPU, made) is None
+    gpu, size, zeros = torch.device("cuda"), made.rows * made.width * 8, torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, dtype, device: zeros(*shape, dtype=dtype))
     for free, fits in ((4 * size - 1, False), (4 * size, True)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10 * free))
-        tried: list[Any] = []
-        monkeypatch.setattr(Resident, "__init__", lambda self, *where, tried=tried: tried.append(where))
-        assert (Resident.where_it_fits(made, torch.device("cuda")) is not None) == fits
-        assert tried == ([(made.rows, made.width, torch.device("cuda"))] if fits else [])
+        assert (room_on(gpu, made) is not None) == fits
 
-    def taken(*_: Any) -> None:
+    def taken(*_: Any, **__: Any) -> None:
         raise torch.cuda.OutOfMemoryError
 
-    monkeypatch.setattr(Resident, "__init__", taken)
-    assert Resident.where_it_fits(made, torch.device("cuda")) is None
+    monkeypatch.setattr(torch, "zeros", taken)
+    assert room_on(gpu, made) is None
 
 
 def test_what_another_process_wrote_meanwhile_is_not_computed_again(tmp_path: Path) -> None:
@@ -247,13 +236,13 @@ def test_logits_do_not_depend_on_the_batch_around_them(name: str) -> None:
 
 def run_of(make_job: Any, *overrides: str, teacher_id: str) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     job = make_job("edkd", *overrides, teacher_id=teacher_id)
-    done = execute(job, sweep=None, show=False)
+    execute(job, sweep=None, show=False)
     weights = torch.load(job.directory / "last.pt", weights_only=True)["model"]
-    metrics = [done.epochs[epoch]["metrics"] for epoch in sorted(done.epochs)]
+    metrics = [record["metrics"] for record in journal.epochs(job.directory).values()]
     for path in job.directory.iterdir():  # the next run of this configuration begins anew
         path.unlink()
     job.directory.rmdir()
-    assert journal.tail_state(job.directory).status == "new"
+    assert journal.state(job.directory).status == "new"
     return weights, metrics
 
 

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from edkd.teachers import cache_file
 from edkd.teachers.cache_file import HEADER, Rows, Table, disk_bytes, entry_bytes
 
 ROWS, CLASSES = 900, 10
@@ -73,7 +72,7 @@ def test_an_entry_that_is_not_wholly_there_does_not_count(tmp_path: Path, byte: 
     assert there(made, np.arange(5)) == [True, True, False, True, False]
 
 
-def test_half_an_entry_is_none(tmp_path: Path) -> None:
+def test_half_an_entry_and_a_hole_are_none_and_logits_of_zero_are_one(tmp_path: Path) -> None:
     made = table(tmp_path)
     data = made.encode(truth(rows(2))).numpy().tobytes()
     for length in range(8, len(data), 8):
@@ -81,18 +80,12 @@ def test_half_an_entry_is_none(tmp_path: Path) -> None:
             file.seek(HEADER + 2 * len(data))
             file.write(data[:length])
         assert there(made, rows(2)) == [False]
-    write(made, rows(2))
-    assert there(made, rows(2)) == [True]
-
-
-def test_logits_of_zero_are_an_entry_and_a_hole_is_none(tmp_path: Path) -> None:
-    made = table(tmp_path)
     made.write(rows(7), made.encode(torch.zeros(1, CLASSES)))
     assert made.read(rows(7, 8))[1].tolist() == [True, False]
 
 
 @pytest.mark.parametrize("fault", ["truncated", "foreign", "other teacher", "empty", "longer"])
-def test_a_file_that_is_not_ours_is_set_aside(tmp_path: Path, fault: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_is_not_ours_is_begun_anew(tmp_path: Path, fault: str, caplog: pytest.LogCaptureFixture) -> None:
     made = table(tmp_path, key="b" if fault == "other teacher" else "a")
     write(made, rows(0))
     size = made.path.stat().st_size
@@ -100,12 +93,9 @@ def test_a_file_that_is_not_ours_is_set_aside(tmp_path: Path, fault: str, caplog
         os.truncate(made.path, size + (1 if fault == "longer" else -1))
     elif fault in ("foreign", "empty"):
         made.path.write_bytes(b"" if fault == "empty" else os.urandom(size))
-    bad = made.path.read_bytes()
     with caplog.at_level(logging.WARNING, "edkd.teachers.cache"):
         anew = table(tmp_path)
     assert not any(there(anew))
-    (aside,) = tmp_path.glob("t.logits.set-aside-*")
-    assert aside.read_bytes() == bad
     assert len(caplog.messages) == 1
 
 
@@ -134,7 +124,6 @@ def test_a_file_that_changes_while_it_is_in_use_is_begun_anew(tmp_path: Path, fa
         write(made, rows(3))
     assert there(made, rows(2, 3)) == [False, True]
     assert there(table(tmp_path / "store"), rows(2, 3)) == [False, True]
-    assert len(list(made.path.parent.glob("*.set-aside-*"))) == (0 if "removed" in fault else 1)
 
 
 def test_what_a_killed_process_left_of_a_new_file_is_overwritten(tmp_path: Path) -> None:
@@ -142,11 +131,6 @@ def test_what_a_killed_process_left_of_a_new_file_is_overwritten(tmp_path: Path)
     write(table(tmp_path), rows(1))
     assert there(table(tmp_path), rows(0, 1)) == [False, True]
     assert not (tmp_path / "t.logits.new").exists()
-
-
-def test_a_key_too_long_for_the_header_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="more than the 4096"):
-        table(tmp_path, key="x" * HEADER)
 
 
 def test_the_space_on_disk_is_foretold(tmp_path: Path) -> None:
@@ -194,36 +178,6 @@ def test_a_folder_that_is_read_only_can_be_read(begun: bool) -> None:
         assert done.stdout.split() == (["3", "PermissionError", "3"] if begun else ["PermissionError", "none"]), done
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
         folder.chmod(0o755)
-
-
-@pytest.mark.parametrize("fault", ["in memory", "not mappable"])
-def test_where_a_mapping_is_not_possible_or_not_safe_entries_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
-) -> None:
-    def memmap(*_: object, **__: object) -> None:
-        raise OSError(19, "No such device")
-
-    if fault == "in memory":
-        assert not cache_file._in_memory(tmp_path.stat().st_dev) or "tmpfs" in Path("/proc/mounts").read_text()
-        monkeypatch.setattr(cache_file, "_in_memory", lambda device: True)
-    else:
-        monkeypatch.setattr(np, "memmap", memmap)
-    made = table(tmp_path)
-    assert not any(there(made))
-    write(made, np.arange(1, ROWS))
-    assert there(made) == [False] + [True] * (ROWS - 1)
-    os.truncate(made.path, HEADER)
-    assert not any(there(made))
-
-
-@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no tmpfs")
-def test_holes_on_a_tmpfs_take_no_memory() -> None:
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
-        made = table(Path(name))
-        write(made, rows(1))
-        before = made.path.stat().st_blocks
-        assert there(made).count(True) == 1
-        assert made.path.stat().st_blocks == before
 
 
 def test_a_disk_that_is_full_keeps_what_was_written(tmp_path: Path) -> None:

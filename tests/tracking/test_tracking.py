@@ -194,7 +194,7 @@ def test_syncing_again_changes_nothing(where, run_dir):
     sync_run(run_dir, **where)
     before = rows(where)
     assert sync_run(run_dir, **where) == SyncReport(created=False, epochs_logged=0, ended=False)
-    (run_dir / sync.NOTE).unlink()
+    (run_dir / "mlflow.json").unlink()
     assert sync_run(run_dir, **where) == SyncReport(created=False, epochs_logged=0, ended=False)
     assert rows(where) == before
 
@@ -309,10 +309,10 @@ def test_a_crash_between_values_and_their_mark_leaves_no_duplicates(where, run_d
 def test_a_useless_note_is_no_obstacle(where, run_dir, note):
     write(run_dir, start(), *epochs(1))
     sync_run(run_dir, **where)
-    (run_dir / sync.NOTE).write_text(note.replace("%s", where["uri"], 1).replace("%s", "f" * 32))
+    (run_dir / "mlflow.json").write_text(note.replace("%s", where["uri"], 1).replace("%s", "f" * 32))
     write(run_dir, epoch(2))
     assert sync_run(run_dir, **where) == SyncReport(created=False, epochs_logged=1, ended=True)
-    assert json.loads((run_dir / sync.NOTE).read_text())["run_id"] == only_run(where)["run_id"]
+    assert json.loads((run_dir / "mlflow.json").read_text())["run_id"] == only_run(where)["run_id"]
 
 
 def test_a_run_that_was_deleted_in_mlflow_comes_back(where, run_dir):
