@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from edkd.bench.many_runs import KINDS, SWEEP, make_runs
 from edkd.config.job import freeze
 from edkd.errors import EdkdError
 from edkd.rundir import journal, lock
@@ -29,6 +28,7 @@ from edkd.status import select as selection
 from edkd.status import state as run_state
 from edkd.status.state import RunStatus
 from tests.commandline import REPOSITORY, Ended, edkd
+from tests.status.many_runs import KINDS, SWEEP, make_runs
 
 METRICS = {"test/top1": 61.25, "test/top5": 88.0, "test/loss": 1.5}
 START = {"event": "start", "run": "a" * 16, "name": "x", "sweep": "digits-1", "config": {"schedule": {"epochs": 4}}}
