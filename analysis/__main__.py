@@ -1,7 +1,5 @@
 """`python -m analysis`: rebuild the benchmark table from the MLflow store and the packed results."""
 
-from __future__ import annotations
-
 import argparse
 import re
 import shlex
@@ -35,7 +33,7 @@ def build(options: argparse.Namespace) -> report.Report:
     """Read, choose and aggregate the runs that `options` ask for. Raises EdkdError."""
     runs = load.read(options.uri, options.experiment, options.results)
     runs = load.choose(runs, dataset=options.dataset, recipe=options.recipe)
-    runs = load.of_columns(runs, pairs=options.pairs, known=literature.SEVEN)
+    runs = load.of_columns(runs, pairs=options.pairs)
     used = load.one_cell_each(runs, picked=dict(options.cell), latest=options.latest_cell)
     if used["alone"].all():
         raise EdkdError(f"no finished run of {', '.join(options.pairs)}; {load.HOW_TO_RUN}")
@@ -67,11 +65,10 @@ def _facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
     counted = f"{len(distilled)} distilled students, {len(used) - len(distilled)} students alone"
     if used["packed"].any():
         counted += f"; {used['packed'].sum()} of them from packed journals"
-    commits = ", ".join(tables.commits(used))
     return (
         f"data set: {dataset}, recipe: {recipe}",
         f"runs: {counted}; seeds: {seeds}",
-        f"git commits: {commits}",
+        f"git commits: {', '.join(tables.commits(used))}",
     )
 
 

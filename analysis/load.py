@@ -1,13 +1,12 @@
 """From the MLflow store and packed results to the runs of a table: one row a run, one configuration a cell."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from analysis.literature import SEVEN
 from edkd.console import counted
 from edkd.errors import EdkdError
 from edkd.tracking import load_packed, load_runs
@@ -19,59 +18,29 @@ HOW_TO_RUN = (
 )
 _WITH_MAKE = "(with make: make table ARGS='--…')"
 
-_TAGS = (
-    "pair",
-    "teacher",
-    "student",
-    "distiller",
-    "dataset",
-    "recipe",
-    "cell",
-    "config_hash",
-    "git_commit",
-    "best_by",
-)
-_METRICS = {
-    "last_top1": "last/top1",
-    "last_top5": "last/top5",
-    "last_epoch": "last/epoch",
-    "best_top1": "best/top1",
-    "best_top5": "best/top5",
-    "best_epoch": "best/epoch",
-}
+_TAGS = ("pair", "teacher", "student", "distiller", "dataset", "recipe", "cell", "git_commit", "best_by")
+_METRICS = [(which, key) for which in ("last", "best") for key in ("top1", "top5", "epoch")]
 # Parameters that no configuration of a cell depends on: where and how a run was made.
 _INCIDENTAL = ("engine.", "tracking.", "output", "seed", "dataset.root", "dataset.download", "dataset.source.")
-COLUMNS = (
-    "run_id",
-    "name",
-    "status",
-    "started",
-    *_TAGS,
-    "alone",
-    "git_dirty",
-    "seed",
-    "teacher_top1",
-    *_METRICS,
-    "params",
-    "packed",
-)
 
 
 def read(uri: str, experiment: str, results: Path) -> pd.DataFrame:
-    """Every training run of `experiment` in the MLflow store at `uri`, and every one packed in `results`; see `frame`.
+    """Every training run of `experiment` in the MLflow store at `uri`, and every one packed in `results`, a row each.
 
-    A run that is in both counts once. Raises EdkdError if the store is not there (it is never created) and nothing is
-    packed, if both hold no runs, or if a packed file is damaged.
+    Accuracies are in percent, NaN where a run has none (yet); `alone` says that a run has no teacher. A run that is in
+    both counts once; a sweep's parent run trains nothing and is left out. Raises EdkdError if the store is not there
+    (it is never created) and nothing is packed, if both hold no runs, or if a packed file is damaged.
     """
     packed = load_packed(results)
-    path = Path(uri.removeprefix("sqlite:///").split("?")[0]) if uri.startswith("sqlite:///") else None
-    there = path is None or (path.is_file() and path.stat().st_size > 0)
+    path = Path(uri.removeprefix("sqlite:///").split("?")[0])
+    there = not uri.startswith("sqlite:///") or path.is_file()
     if not there and not packed:
         raise EdkdError(f"no runs yet: there is no MLflow store at {path} (see --uri); {HOW_TO_RUN}")
-    runs = frame(_united(load_runs(uri, experiment) if there else [], packed))
-    if runs.empty:
+    stored = load_runs(uri, experiment) if there else []
+    rows = [_row(run) for run in _united(stored, packed) if run["tags"].get("distiller")]
+    if not rows:
         raise EdkdError(f"no runs in experiment {experiment!r} of the MLflow store; {HOW_TO_RUN}")
-    return runs
+    return pd.DataFrame(rows)
 
 
 def _united(stored: Sequence[Mapping[str, Any]], packed: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -86,31 +55,22 @@ def _identity(run: Mapping[str, Any]) -> tuple[Any, Any]:
     return run["tags"].get("config_hash"), run["start_time"]
 
 
-def frame(runs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row a training run, columns `COLUMNS`; accuracies in percent, NaN where a run has none (yet).
-
-    `alone` says that a run has no teacher. A sweep's parent run trains nothing and has no `distiller` tag: left out.
-    """
-    rows = [_row(run) for run in runs if run["tags"].get("distiller")]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
 def _row(run: Mapping[str, Any]) -> dict[str, Any]:
-    tags, params, metrics = run["tags"], run["params"], run["metrics"]
+    tags, metrics = run["tags"], run["metrics"]
     nan = float("nan")
     return {
         "run_id": run["run_id"],
-        "name": run["name"] or run["run_id"],
+        "name": run["name"],
         "status": run["status"],
-        "started": run["start_time"] or 0,
-        **{tag: tags.get(tag) or "" for tag in _TAGS},
+        "started": run["start_time"],
+        **{tag: tags.get(tag, "") for tag in _TAGS},
         "alone": not tags.get("teacher"),
-        "git_dirty": str(tags.get("git_dirty", "")).lower() in ("true", "1"),
-        "seed": int(tags.get("seed", params.get("seed", 0))),
-        "teacher_top1": float(tags.get("teacher_top1") or params.get("teacher_top1") or nan),
-        **{column: float(metrics.get(metric, nan)) for column, metric in _METRICS.items()},
-        "params": {**params, "teacher_id": tags.get("teacher_id", "")},
-        "packed": bool(run.get("packed")),
+        "git_dirty": tags.get("git_dirty", "").lower() == "true",
+        "seed": int(tags["seed"]),
+        "teacher_top1": float(tags.get("teacher_top1", nan)),
+        **{f"{which}_{key}": float(metrics.get(f"{which}/{key}", nan)) for which, key in _METRICS},
+        "params": {**run["params"], "teacher_id": tags.get("teacher_id", "")},
+        "packed": "packed" in run,
     }
 
 
@@ -137,19 +97,17 @@ def choose(runs: pd.DataFrame, *, dataset: str | None, recipe: str | None) -> pd
         fits = fits[fits["dataset"] == dataset]
     if recipe is not None:
         fits = fits[fits["recipe"] == recipe]
-    choices = fits.groupby(["dataset", "recipe"], sort=True)["started"].agg(["size", "max"])
-    own = fits[~fits["packed"]].drop_duplicates(["dataset", "recipe"])
-    if len(choices) > 1 and len(own) == 1:  # what the reader has run here, not what came with the code
-        choices = own.groupby(["dataset", "recipe"])["started"].agg(["size", "max"])
-    if len(choices) == 1:
-        ((dataset, recipe),) = choices.index
-        return runs[(runs["dataset"] == dataset) & (runs["recipe"] == recipe)]
-    if choices.empty:
+    key = ["dataset", "recipe"]
+    own = fits[~fits["packed"]]
+    if len(own.drop_duplicates(key)) == 1:  # what the reader has run here, not what came with the code
+        fits = own
+    head = f"one table holds one data set and one recipe; pick one of these {_WITH_MAKE}:"
+    if fits.empty:
         wanted = " and ".join(f"{k} {v!r}" for k, v in (("data set", dataset), ("recipe", recipe)) if v is not None)
-        head = f"no finished distillation run has {wanted}; the store has {_WITH_MAKE}:"
-        choices = distilled.groupby(["dataset", "recipe"], sort=True)["started"].agg(["size", "max"])
-    else:
-        head = f"one table holds one data set and one recipe; pick one of these {_WITH_MAKE}:"
+        head, fits = f"no finished distillation run has {wanted}; the store has {_WITH_MAKE}:", distilled
+    elif len(fits.drop_duplicates(key)) == 1:
+        return runs[(runs["dataset"] == fits["dataset"].iloc[0]) & (runs["recipe"] == fits["recipe"].iloc[0])]
+    choices = fits.groupby(key, sort=True)["started"].agg(["size", "max"])
     lines = [
         f"  --dataset {row['dataset']} --recipe {row['recipe']}   "
         f"({counted(row['size'], 'run')}, newest {_when(row['max'])})"
@@ -158,14 +116,14 @@ def choose(runs: pd.DataFrame, *, dataset: str | None, recipe: str | None) -> pd
     raise EdkdError("\n".join([head, *lines]))
 
 
-def of_columns(runs: pd.DataFrame, *, pairs: list[str] | None, known: Sequence[str]) -> pd.DataFrame:
+def of_columns(runs: pd.DataFrame, *, pairs: list[str] | None) -> pd.DataFrame:
     """The runs of `pairs` (None: of all there are) and of their students alone; networks alone that are no
     student here (teachers, mostly) are no row of the table.
 
-    Raises EdkdError for a pair that is neither among the runs nor among the `known` ones.
+    Raises EdkdError for a pair that is neither among the runs nor published.
     """
     found = runs[~runs["alone"]]
-    valid = [*known, *sorted(set(found["pair"]) - set(known))]
+    valid = [*SEVEN, *sorted(set(found["pair"]) - set(SEVEN))]
     for pair in pairs or ():
         if pair not in valid:
             raise EdkdError(f"--pairs names {pair!r}, which has no runs here; there are: {', '.join(valid)}")

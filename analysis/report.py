@@ -1,21 +1,16 @@
 """The benchmark table for people: Markdown, the terminal, and both files on disk."""
 
-from __future__ import annotations
-
-import contextlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.table import Table
 
 from analysis import literature
 from analysis.tables import Entry, Grid, Pair
-from edkd.errors import EdkdError
+from edkd.rundir import files
 
 READING = (
     "A cell is the mean over seeds ± their standard deviation (n runs); one run alone has no ±. Teachers are measured "
@@ -28,7 +23,6 @@ BESIDE = (
     "authors; `published` beside it is the EDKD table's rerun. Which epoch the published networks alone were taken "
     "at is not recorded here.",
 )
-_MARK = {literature.MISLABELLED: "¹"}
 _SHOWN = 10  # runs that are left out, on the terminal; the file lists them all
 
 
@@ -80,24 +74,21 @@ def _markdown_grid(grid: Grid) -> str:
 
 
 def _markdown_entry(entry: Entry) -> str:
-    lines = [f"<sub>{line}</sub>" for line in entry.below]
     unbroken = entry.text.replace(" ± ", "\u00a0±\u00a0")
-    return "<br>".join([unbroken, *lines])
+    return "<br>".join([unbroken, *(f"<sub>{line}</sub>" for line in entry.below)])
 
 
 def _student(pair: Pair) -> str:
-    return pair.student + _MARK.get(pair.name, "")
+    return pair.student + ("¹" if pair.name == literature.MISLABELLED else "")
 
 
 def show(report: Report, console: Console) -> None:
-    """Print the report: pairs as columns where the terminal is wide enough, otherwise one line a pair."""
+    """Print the report, a line for each pair."""
     console.print(f"\n{report.title}", style="bold", highlight=False, markup=False)
     for fact in report.facts:
         console.print(fact, style="dim", highlight=False, markup=False)
     for grid in report.grids:
-        wide = _wide(grid)
-        fits = Measurement.get(console, console.options.update(max_width=10_000), wide).maximum <= console.width
-        console.print(wide if fits else _folded(grid))
+        console.print(_terminal_grid(grid))
     told = "Notes are in the file: the label of column ¹, the protocols of published numbers, the noise of seeds."
     console.print(told, style="dim", highlight=False)
     if report.left_out:
@@ -108,17 +99,9 @@ def show(report: Report, console: Console) -> None:
             console.print(f"  ... and {len(report.left_out) - _SHOWN} more, listed in the file", highlight=False)
 
 
-def _wide(grid: Grid) -> Table:
-    table = _table(grid, "teacher\nstudent")
-    for pair in grid.columns:
-        table.add_column(f"{pair.teacher}\n{_student(pair)}", justify="center")
-    for name, entries in grid.rows:
-        table.add_row(name, *(_terminal_entry(entry) for entry in entries))
-    return table
-
-
-def _folded(grid: Grid) -> Table:
-    table = _table(grid, "teacher\nstudent")
+def _terminal_grid(grid: Grid) -> Table:
+    table = Table(title=grid.title, title_justify="left", title_style="bold", show_lines=True)
+    table.add_column("teacher\nstudent", no_wrap=True)
     for name, _ in grid.rows:
         table.add_column(name.replace(" ", "\n", 1), justify="center")
     for i, pair in enumerate(grid.columns):
@@ -127,38 +110,13 @@ def _folded(grid: Grid) -> Table:
     return table
 
 
-def _table(grid: Grid, corner: str) -> Table:
-    table = Table(title=grid.title, title_justify="left", title_style="bold", show_lines=True)
-    table.add_column(corner, no_wrap=True)
-    return table
-
-
 def _terminal_entry(entry: Entry) -> str:
     return "\n".join([escape(entry.text), *(f"[dim]{escape(line)}[/]" for line in entry.below)])
 
 
 def write(report: Report, folder: Path) -> tuple[Path, Path]:
-    """Write `table.md` and `table.csv` into `folder`, each in one piece or not at all; returns their paths.
-
-    Raises EdkdError if the folder cannot be written to.
-    """
-    made = {
-        folder / "table.md": markdown(report),
-        folder / "table.csv": report.long.to_csv(index=False, float_format="%.4f"),
-    }
-    parts = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in made}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path, text in made.items():
-            parts[path].write_text(text, encoding="utf-8")
-        for path, part in parts.items():
-            part.replace(path)
-    except OSError as error:
-        for part in parts.values():
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-        raise EdkdError(
-            f"cannot write the table into {folder}: {error.strerror}; name another folder by --output"
-        ) from error
-    markdown_path, csv_path = made
+    """Write `table.md` and `table.csv` into `folder`, each in one piece; returns their paths. Raises EdkdError."""
+    markdown_path, csv_path = folder / "table.md", folder / "table.csv"
+    files.write_bytes(csv_path, report.long.to_csv(index=False, float_format="%.4f").encode())
+    files.write_bytes(markdown_path, markdown(report).encode())
     return markdown_path, csv_path

@@ -1,7 +1,5 @@
 """Statistics over seeds, as pure functions over arrays. Accuracies and differences are in percent (points)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -20,34 +18,20 @@ class Summary(NamedTuple):
     high: float
 
 
-def mean(values: ArrayLike) -> float:
-    """Arithmetic mean of values [n]; NaN for n = 0."""
-    x = np.asarray(values, dtype=np.float64)
-    return float(x.mean()) if x.size else float("nan")
+def summarise(values: ArrayLike, level: float) -> Summary:
+    """Of values [n]: mean, sample standard deviation (divisor n − 1) and Student's confidence interval of the mean.
 
-
-def sd(values: ArrayLike) -> float:
-    """Sample standard deviation (divisor n − 1) of values [n]; NaN for n < 2: one run has no spread."""
-    x = np.asarray(values, dtype=np.float64)
-    return float(x.std(ddof=1)) if x.size > 1 else float("nan")
-
-
-def t_interval(values: ArrayLike, level: float) -> tuple[float, float]:
-    """Student's confidence interval of the mean, `mean ± t(level, n − 1)·sd/√n`; NaN for n < 2.
-
-    `level` is the coverage, e.g. 0.95. The values are taken as independent and roughly normal, one per seed.
+    The interval is `mean ± t(level, n − 1)·sd/√n` and `level` its coverage, e.g. 0.95. The values are taken as
+    independent and roughly normal, one per seed. One run has no spread, so n < 2 gives NaN.
     """
     x = np.asarray(values, dtype=np.float64)
+    nan = float("nan")
+    mean = float(x.mean()) if x.size else nan
     if x.size < 2:
-        return float("nan"), float("nan")
-    half = float(stats.t.ppf((1 + level) / 2, x.size - 1)) * sd(x) / float(np.sqrt(x.size))
-    return mean(x) - half, mean(x) + half
-
-
-def summarise(values: ArrayLike, level: float) -> Summary:
-    """All of the above for values [n]."""
-    x = np.asarray(values, dtype=np.float64)
-    return Summary(int(x.size), mean(x), sd(x), *t_interval(x, level))
+        return Summary(int(x.size), mean, nan, nan, nan)
+    sd = float(x.std(ddof=1))
+    half = float(stats.t.ppf((1 + level) / 2, x.size - 1)) * sd / float(np.sqrt(x.size))
+    return Summary(int(x.size), mean, sd, mean - half, mean + half)
 
 
 def paired_differences(

@@ -1,16 +1,17 @@
 """The benchmark table as data: pairs are columns, methods are rows, `last` and `best` are two grids, never one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from analysis import literature
 from analysis.load import VANILLA
-from analysis.statistics import Summary, paired_differences, summarise
+from analysis.statistics import paired_differences, summarise
+from edkd.console import number
 
 Kind = Literal["last", "best"]
 KINDS: tuple[Kind, ...] = ("last", "best")
@@ -94,17 +95,15 @@ def long_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 def taught_apart(runs: pd.DataFrame) -> list[str]:
     """What is not compared, though both methods have the seed: students of two teachers of one name."""
-    told = []
+    lines = []
     for first, second in differences(methods(runs)):
-        for pair in runs["pair"].unique():
-            one, other = (
-                _teachers(runs[(runs["pair"] == pair) & (runs["distiller"] == name)]) for name in (first, second)
-            )
+        for pair, group in runs.groupby("pair", sort=False):
+            one, other = (_teachers(group[group["distiller"] == name]) for name in (first, second))
             apart = sorted(seed for seed in one.keys() & other.keys() if one[seed] != other[seed])
             if apart:
                 seeds = ", ".join(map(str, apart))
-                told.append(f"{pair}: {label(first)} − {label(second)}, seed {seeds}: not taught by the same teacher")
-    return told
+                lines.append(f"{pair}: {label(first)} − {label(second)}, seed {seeds}: not taught by the same teacher")
+    return lines
 
 
 def _teachers(group: pd.DataFrame) -> dict[int, str]:
@@ -114,7 +113,7 @@ def _teachers(group: pd.DataFrame) -> dict[int, str]:
 
 def _cell(group: pd.DataFrame, kind: Kind, beside: bool) -> dict[str, Any]:
     row = _head(group, kind, "accuracy", group["distiller"].iloc[0])
-    row |= _spread(summarise(group[f"{kind}_top1"], LEVEL), group[f"{kind}_top1"], group["seed"])
+    row |= _spread(group[f"{kind}_top1"], group["seed"])
     top5 = summarise(group[f"{kind}_top5"].dropna(), LEVEL)
     row |= {"top5_mean": top5.mean, "top5_sd": top5.sd, "epoch_mean": group[f"{kind}_epoch"].mean()}
     row |= {"teacher_top1": _join(f"{v:.4f}" for v in sorted(group["teacher_top1"].dropna().unique()))}
@@ -137,7 +136,7 @@ def _difference(first: pd.DataFrame, second: pd.DataFrame, kind: Kind) -> list[d
         return []
     name = f"{first['distiller'].iloc[0]}-{second['distiller'].iloc[0]}"
     head = _head(first, kind, "paired difference", name)
-    return [head | _spread(summarise(values, LEVEL), values, (seed for seed, _ in sorted(a.keys() & b.keys())))]
+    return [head | _spread(values, (seed for seed, _ in sorted(a.keys() & b.keys())))]
 
 
 def _head(group: pd.DataFrame, kind: Kind, quantity: str, method: str) -> dict[str, Any]:
@@ -147,10 +146,10 @@ def _head(group: pd.DataFrame, kind: Kind, quantity: str, method: str) -> dict[s
     return {"quantity": quantity, "kind": kind, "chosen_on": chosen, **names, "method": method}
 
 
-def _spread(summary: Summary, values: Iterable[float], seeds: Iterable[int]) -> dict[str, Any]:
-    n, mean, sd, low, high = summary
+def _spread(values: ArrayLike, seeds: Iterable[int]) -> dict[str, Any]:
+    n, mean, sd, low, high = summarise(values, LEVEL)
     numbers = {"n": n, "top1_mean": mean, "top1_sd": sd, "top1_ci95_low": low, "top1_ci95_high": high}
-    return numbers | {"top1_values": _join(f"{v:.4f}" for v in values), "seeds": _join(seeds)}
+    return numbers | {"top1_values": _join(f"{v:.4f}" for v in np.asarray(values)), "seeds": _join(seeds)}
 
 
 def grids(long: pd.DataFrame, shape: tuple[Pair, ...], rows: tuple[str, ...], *, beside: bool) -> list[Grid]:
@@ -185,11 +184,11 @@ def reference_grid(shape: tuple[Pair, ...]) -> Grid:
 
     def numbers(method: str, column: Literal["table", "authors"]) -> tuple[Entry, ...]:
         known = (literature.number(pair.name, method) for pair in shape)
-        return tuple(Entry(_number(getattr(k, column)) if k else "") for k in known)
+        return tuple(Entry(number(getattr(k, column), 2) if k else "") for k in known)
 
     body = (
-        ("teacher alone", tuple(Entry(_number(literature.network("teacher", pair.teacher))) for pair in shape)),
-        ("student alone", tuple(Entry(_number(literature.network("student", pair.student))) for pair in shape)),
+        ("teacher alone", tuple(Entry(number(literature.network("teacher", pair.teacher), 2)) for pair in shape)),
+        ("student alone", tuple(Entry(number(literature.network("student", pair.student), 2)) for pair in shape)),
         ("KD (last epoch)", numbers("kd", "table")),
         ("DKD (best epoch)", numbers("dkd", "table")),
         ("DKD, its authors (best)", numbers("dkd", "authors")),
@@ -228,7 +227,7 @@ def _below(row: pd.Series) -> tuple[str, ...]:
 def _teacher(cells: pd.DataFrame, pair: Pair, beside: bool) -> Entry:
     """The teacher's accuracy as its students' runs recorded it; several numbers if they had different teachers."""
     told = cells[cells["pair"] == pair.name]["teacher_top1"]
-    values = sorted({_number(float(v)) for joined in told for v in joined.split()})
+    values = sorted({number(float(v), 2) for joined in told for v in joined.split()})
     return Entry(" / ".join(values), _beside("teacher", pair.teacher) if values and beside else ())
 
 
@@ -240,10 +239,6 @@ def _alone(cells: pd.DataFrame, pair: Pair, method: str, beside: bool) -> Entry:
 def _beside(role: Literal["teacher", "student"], name: str) -> tuple[str, ...]:
     value = literature.network(role, name)
     return () if value is None else (f"published {value:.2f}",)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
 
 
 def _join(values: Iterable[object]) -> str:

@@ -1,5 +1,5 @@
 """How fast this machine trains: our step against the plain loop that a careful reader would write from the papers.
 
-`plain` is that loop, `workload` holds what every mode is given, `modes` runs each of them, `processes` runs some beside
-this process; `costs` measures what surrounds the step, `floor` the best that a device could do, `table` shows it all.
+`plain` is that loop, `workload` holds what every mode is given, `modes` runs each of them; `measure` reads clocks and
+memory and finds the floor of a step, `costs` measures what surrounds the steps, `table` shows it all.
 """

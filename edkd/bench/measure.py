@@ -3,8 +3,9 @@
 import contextlib
 import ctypes
 import gc
+import multiprocessing
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -34,32 +35,26 @@ class Memory:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.cuda = device, device.type == "cuda"
-        self._tidy()
+        self.restart()
         self.before = torch.cuda.memory_reserved(device) / 1e6 if self.cuda else _read("self/status", "VmRSS:")
 
     def restart(self) -> None:
-        """Forget the peak so far, not what is held."""
-        self._tidy()
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            with contextlib.suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")
-
-    def peak(self, processes: Iterable[int | None] = ()) -> float | None:
-        """The peak since `restart`; on a CPU with what these other processes hold for themselves now."""
-        if self.cuda:
-            return torch.cuda.max_memory_reserved(self.device) / 1e6 - self.before
-        others = sum(_read(f"{process}/smaps_rollup", "Private_") for process in processes)
-        return _read("self/status", "VmHWM:") - self.before + others if self.before else None
-
-    def _tidy(self) -> None:
-        """Give memory that nothing uses back to the system, where that is possible."""
+        """Forget the peak so far, not what is held; what nothing uses goes back to the system where it can."""
         gc.collect()
         if self.cuda:
             torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def peak(self, *, children: bool) -> float | None:
+        """The peak since `restart`; on a CPU with what child processes hold for themselves now, if `children`."""
+        if self.cuda:
+            return torch.cuda.max_memory_reserved(self.device) / 1e6 - self.before
+        workers = multiprocessing.active_children() if children else []
+        held = sum(_read(f"{worker.pid}/smaps_rollup", "Private_") for worker in workers)
+        return _read("self/status", "VmHWM:") - self.before + held if self.before else None
 
 
 def _read(file: str, name: str) -> float:

@@ -1,26 +1,30 @@
 """The ways to train that are compared: made once for a cell, each repeats the same few steps from the same weights.
 
 `ready` and `run` alternate, and only `run` is timed. Ours run the code of a real run, over an epoch of a few batches.
+The plain loop has a process of its own, for what makes ours fast is partly a matter of the process (how memory is kept,
+which algorithms cuDNN takes) and must not leak into it. Runs side by side have one each.
 """
 
 import copy
 import functools
 import itertools
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
-from edkd.bench import plain
+from edkd.bench import measure, plain
 from edkd.bench.workload import Workload, networks
 from edkd.config.schema import Settings
+from edkd.data import _torchvision
 from edkd.errors import EdkdError
 from edkd.runs.setup import Inputs, device_data, new_state
 from edkd.runs.teacher_source import teacher_source
 from edkd.teachers.source import Precision
-from edkd.training.device import set_up, to_device
+from edkd.training.device import pick_device, set_up, to_device
 from edkd.training.step import EAGER_FIRST, Step
 from edkd.training.trainer import make_step, train_epoch
 
@@ -45,43 +49,68 @@ WAYS = {
     "captured_bf16": Way("(f) captured, bf16", precision="bf16", cache="warm", capture=True),
 }
 LABELS = {PLAIN: "(a) plain loop", **{name: way.label for name, way in WAYS.items()}, TOGETHER: "(f) side by side"}
-
-
-def make(name: str, cfg: Settings, work: Workload) -> "Plain | Ours":
-    """A mode by name, warmed up."""
-    return Plain(cfg, work) if name == PLAIN else Ours(WAYS[name], cfg, work)
+LULL = 0.1  # seconds for the plain loop's workers to finish what its last step asked of them
 
 
 def choose(asked: list[str] | None, device: torch.device) -> list[str]:
     """The modes that were asked for, in the order of the table, or all that the device has. Raises EdkdError."""
-    on_cuda = [TOGETHER, *(name for name, way in WAYS.items() if way.capture)]
-    possible = [name for name in LABELS if device.type == "cuda" or name not in on_cuda]
+    everywhere = [PLAIN, *(name for name, way in WAYS.items() if not way.capture)]
+    possible = list(LABELS) if device.type == "cuda" else everywhere
     for name in asked or []:
-        if name not in LABELS:
-            raise EdkdError(f"--modes={name}: no such mode; allowed: {', '.join(LABELS)}")
         if name not in possible:
-            raise EdkdError(f"--modes={name} needs a CUDA device; allowed here: {', '.join(possible)}")
+            raise EdkdError(f"--modes={name}: no such mode on this device; allowed: {', '.join(possible)}")
     return [name for name in possible if asked is None or name in asked]
+
+
+_prepared: dict[str, "Plain | Ours"] = {}  # in this process, for the present cell
+
+
+def prepare(name: str, cfg: Settings, work: Workload) -> float | None:
+    """Put a mode, warmed up, in the place of the one before; returns the MB that it takes at its most."""
+    _prepared.pop(name, None)  # its memory is to be free
+    pick_device(str(work.device))  # the current one of this process too
+    if name == PLAIN:
+        _torchvision.load()  # a library counts as little as torch does
+    memory = measure.Memory(work.device)
+    mode = Plain(cfg, work) if name == PLAIN else Ours(WAYS[name], cfg, work)
+    memory.restart()
+    mode.ready()
+    mode.run()
+    _prepared[name] = mode
+    return memory.peak(children=name == PLAIN)
+
+
+def train(name: str, epochs: int) -> tuple[float, float]:
+    """Train this many cut epochs from the first weights.
+
+    Returns when that began and ended, in seconds of the machine's monotonic clock, which all processes share.
+    """
+    mode = _prepared[name]
+    mode.ready()
+    measure.wait(mode.work.device)
+    began = time.monotonic()
+    for _ in range(epochs):
+        mode.run()
+    measure.wait(mode.work.device)
+    ended = time.monotonic()
+    if name == PLAIN:
+        time.sleep(LULL)
+    return began, ended
 
 
 class Plain:
     """The plain loop, with torch as it comes and cuDNN choosing its algorithms by trial."""
 
     def __init__(self, cfg: Settings, work: Workload) -> None:
-        self.cfg, self.work, data = cfg, work, cfg.dataset
+        torch.set_num_threads(work.threads)
+        torch.backends.cudnn.benchmark = True
+        self.cfg, self.work = cfg, work
         self.loss = functools.partial(plain.LOSSES[cfg.method], cfg=cfg.distiller)
         teacher, student = networks(cfg, work)
         self.teacher, self.student = teacher.to(work.device), student.to(work.device)
         self.first = copy.deepcopy(self.student.state_dict())
         self.loader = plain.loader(
-            work.arrays.train,
-            mean=data.mean,
-            std=data.std,
-            padding=data.padding,
-            flip=data.flip,
-            batch_size=cfg.schedule.batch_size,
-            workers=work.workers,
-            device=work.device,
+            work.arrays.train, cfg.dataset, batch_size=cfg.schedule.batch_size, workers=work.workers, device=work.device
         )
         self.batches: Iterator[Any] = itertools.chain.from_iterable(itertools.repeat(self.loader))
         self.ready()
@@ -89,10 +118,6 @@ class Plain:
 
     def ready(self) -> None:
         """Go back to the first weights; on a GPU, use up the batches that the workers made in the pause."""
-        torch.set_num_threads(self.work.threads)
-        torch.use_deterministic_algorithms(False)
-        torch.backends.cudnn.benchmark = True
-        torch.backends.cudnn.allow_tf32 = True  # torch's default
         self.student.load_state_dict(self.first)
         schedule = self.cfg.schedule
         self.optimizer = torch.optim.SGD(
@@ -139,7 +164,6 @@ class Ours:
 
     def ready(self) -> None:
         """Go back to the first weights, and to an empty cache where it is to be cold."""
-        set_up(self.cfg.engine, self.work.threads)
         self.state.student.load_state_dict(self.first)
         for memory in self.state.optimizer.state.values():
             memory["momentum_buffer"].zero_()

@@ -2,11 +2,11 @@
 
 PIL images through torchvision's transforms in the workers of a DataLoader, the teacher's forward pass in every step,
 fp32 with torch's own defaults, the losses as the papers state them, and the running averages that a progress line
-shows. It shares the networks with the rest of the project and nothing else.
+shows. It shares the networks and the configuration with the rest of the project and nothing else.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,11 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from edkd.config import schema
 from edkd.data import _torchvision
 from edkd.data.arrays import Split
-
-Batches = Iterable[tuple[Tensor, Tensor]]
-"""(images [B, 3, H, W], target [B]), both on the CPU."""
 
 
 class Images(Dataset[Any]):
@@ -36,22 +34,14 @@ class Images(Dataset[Any]):
 
 
 def loader(
-    split: Split,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    padding: int,
-    flip: bool,
-    batch_size: int,
-    workers: int,
-    device: torch.device,
+    split: Split, data: schema.Dataset, *, batch_size: int, workers: int, device: torch.device
 ) -> DataLoader[Any]:
-    """Shuffled, augmented `Batches` from worker processes that live as long as the loader."""
+    """Shuffled, augmented (images [B, 3, H, W], target [B]) on the CPU, from workers that live as long as it."""
     transforms = _torchvision.load().transforms
-    flips = [transforms.RandomHorizontalFlip()] if flip else []
-    steps = [transforms.RandomCrop(split.images.shape[1], padding=padding), *flips, transforms.ToTensor()]
+    flips = [transforms.RandomHorizontalFlip()] if data.flip else []
+    steps = [transforms.RandomCrop(split.images.shape[1], padding=data.padding), *flips, transforms.ToTensor()]
     return DataLoader(
-        Images(split, transforms.Compose([*steps, transforms.Normalize(mean, std)])),
+        Images(split, transforms.Compose([*steps, transforms.Normalize(data.mean, data.std)])),
         batch_size=batch_size,
         shuffle=True,
         drop_last=True,
@@ -68,7 +58,7 @@ def train(
     student: nn.Module,
     optimizer: torch.optim.Optimizer,
     loss_of: Callable[[Tensor, Tensor, Tensor, int], Tensor],
-    batches: Batches,
+    batches: Iterable[tuple[Tensor, Tensor]],
     *,
     epoch: int,
     device: torch.device,

@@ -1,34 +1,79 @@
-"""What a person reads of a benchmark: tables on the screen, a CSV, and a block of Markdown for a README."""
+"""What was measured, and what a person reads of it: tables on the screen, a CSV, and Markdown for a README."""
 
 import csv
 import io
 import os
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from edkd import __version__
 from edkd.bench.modes import LABELS, PLAIN
-from edkd.bench.results import Cost, Timing, by_pair
 from edkd.rundir import files, provenance
 from edkd.training import hardware
 from edkd.training.device import cores
 
 
+@dataclass
+class Timing:
+    """What one way to train one pair with one method took."""
+
+    pair: str
+    method: str
+    mode: str
+    batch: int  # images a step; times the number of runs for runs side by side
+    seconds: list[float] = field(default_factory=list)  # per step, one entry a repetition
+    ratio: float | None = None  # how many times as fast as the plain loop
+    peak_mb: float | None = None
+
+    @property
+    def ms(self) -> float:
+        """Median milliseconds per step."""
+        return statistics.median(self.seconds) * 1000
+
+    @property
+    def images_per_second(self) -> float:
+        """Images trained on in a second, by all runs together."""
+        return self.batch / self.ms * 1000
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What something beside the step takes."""
+
+    name: str
+    value: float
+    unit: str
+    note: str
+
+
+def compare(timings: Sequence[Timing]) -> None:
+    """Fill in the ratios of a cell's timings to its plain loop: the median of those within each repetition.
+
+    The ways to train take turns within a repetition, so whatever slows the machine down slows both sides of a ratio.
+    For runs side by side, all runs' images count.
+    """
+    for base in [timing for timing in timings if timing.mode == PLAIN]:
+        for timing in timings:
+            ratios = [theirs / ours for theirs, ours in zip(base.seconds, timing.seconds)]
+            timing.ratio = timing.batch / base.batch * statistics.median(ratios)
+
+
 def about(device: torch.device, *, threads: int, data: str, steps: int) -> dict[str, Any]:
     """Versions and hardware."""
     version = provenance.read().version
-    cuda = device.type == "cuda"
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu": hardware.cpu_model(),
         "cores": cores(),
         "threads": threads,
@@ -49,8 +94,13 @@ def show(timings: Sequence[Timing], costs: Sequence[Cost], about: dict[str, Any]
     """Print everything on standard output."""
     console = Console(width=None if os.isatty(1) else 160)
     console.print(_heading(about), "Teachers are untrained.", highlight=False)
-    console.print(_grid(timings, "ms per step · images/s · times as fast as the plain loop", _speed))
-    console.print(_grid(timings, "peak memory in MB · step as a multiple of its floor", _space))
+    modes = _modes(timings)
+    title = "ms per step · images/s · times as fast as the plain loop; peak memory"
+    grid = Table("pair", "method", *modes.values(), title=title, show_lines=True)
+    cells = {(timing.pair, timing.method, timing.mode): _shown(timing) for timing in timings}
+    for pair, method in dict.fromkeys((timing.pair, timing.method) for timing in timings):
+        grid.add_row(pair, method, *(cells.get((pair, method, mode), "") for mode in modes))
+    console.print(grid)
     beside = Table("beside the step", "", "", "")
     for cost in costs:
         beside.add_row(cost.name, f"{cost.value:.3g}", cost.unit, cost.note)
@@ -74,68 +124,57 @@ def write(folder: Path, timings: Sequence[Timing], costs: Sequence[Cost], about:
 
 def row(timing: Timing) -> dict[str, Any]:
     """A timing as a row of the CSV; what was not measured is empty."""
+    low, high = np.percentile(timing.seconds, (25, 75)) * 1000
     numbers = {
         "ms_median": timing.ms,
-        "ms_q1": timing.quartiles[0],
-        "ms_q3": timing.quartiles[1],
+        "ms_q1": low,
+        "ms_q3": high,
         "repetitions": len(timing.seconds),
         "images_per_second": timing.images_per_second,
         "ratio": timing.ratio,
         "peak_mb": timing.peak_mb,
-        "floor_ms": timing.floor_ms,
     }
-    named = {"pair": timing.pair, "method": timing.method, "mode": timing.mode}
-    return named | {name: "" if number is None else f"{number:.6g}" for name, number in numbers.items()}
+    shown = {name: "" if number is None else f"{number:.6g}" for name, number in numbers.items()}
+    return {"pair": timing.pair, "method": timing.method, "mode": timing.mode, **shown}
 
 
 def markdown(timings: Sequence[Timing], costs: Sequence[Cost], about: dict[str, Any]) -> str:
     """The plain loop's time and the ratios by pair (geometric means over the methods), then the other costs."""
-    names = [name for name in _modes(timings) if name != PLAIN]
+    labels = {name: label for name, label in _modes(timings).items() if name != PLAIN}
     lines = [
         f"{_heading(about)}, commit {str(about['commit'])[:7] or 'unknown'}, {about['date'][:10]}",
         "",
-        f"| pair | {' | '.join(['(a) plain loop, ms', *map(_label, names)])} |",
-        f"|---|{'---:|' * (len(names) + 1)}",
+        f"| pair | {' | '.join(['(a) plain loop, ms', *labels.values()])} |",
+        f"|---|{'---:|' * (len(labels) + 1)}",
     ]
-    means = {name: by_pair(timings, name) for name in names}
     for pair in dict.fromkeys(timing.pair for timing in timings):
-        base = [timing.ms for timing in timings if (timing.pair, timing.mode) == (pair, PLAIN)]
-        shown = [f"{means[name][pair]:.1f}x" if pair in means[name] else "" for name in names]
-        lines.append(f"| {pair} | {' | '.join([f'{statistics.geometric_mean(base):.0f}' if base else '', *shown])} |")
-    overall = [f"**{statistics.geometric_mean(means[name].values()):.1f}x**" if means[name] else "" for name in names]
+        of_pair = [timing for timing in timings if timing.pair == pair]
+        base = _mean([timing.ms for timing in of_pair if timing.mode == PLAIN], "{:.0f}")
+        ratios = [_mean([timing.ratio for timing in of_pair if timing.mode == name], "{:.1f}x") for name in labels]
+        lines.append(f"| {' | '.join([pair, base, *ratios])} |")
+    overall = [_mean([timing.ratio for timing in timings if timing.mode == name], "**{:.1f}x**") for name in labels]
     lines += [f"| geometric mean | {' | '.join(['', *overall])} |", ""]
     lines += [f"- {cost.name}: {cost.value:.3g} {cost.unit} ({cost.note})" for cost in costs]
     return "\n".join(lines) + "\n"
+
+
+def _mean(numbers: Sequence[float | None], shape: str) -> str:
+    """The geometric mean as text; empty where nothing was measured."""
+    known = [number for number in numbers if number is not None]
+    return shape.format(statistics.geometric_mean(known)) if known else ""
 
 
 def _heading(about: dict[str, Any]) -> str:
     return f"{about['device']} ({about['cpu']}, {about['threads']} threads), torch {about['torch']}, {about['data']}"
 
 
-def _grid(timings: Sequence[Timing], title: str, shown: Callable[[Timing], str]) -> Table:
-    """A row for each pair and method, a column for each mode."""
-    names = _modes(timings)
-    grid = Table("pair", "method", *map(_label, names), title=title)
-    cells = {(timing.pair, timing.method, timing.mode): shown(timing) for timing in timings}
-    for pair, method in dict.fromkeys((timing.pair, timing.method) for timing in timings):
-        grid.add_row(pair, method, *(cells.get((pair, method, name), "") for name in names))
-    return grid
+def _modes(timings: Sequence[Timing]) -> dict[str, str]:
+    """The modes that were measured, with their names for a reader."""
+    counts = {timing.mode: timing.mode.partition("-")[2] for timing in timings}
+    return {mode: f"(f) {count} side by side" if count else LABELS[mode] for mode, count in counts.items()}
 
 
-def _modes(timings: Sequence[Timing]) -> list[str]:
-    return list(dict.fromkeys(timing.mode for timing in timings))
-
-
-def _label(mode: str) -> str:
-    _, _, count = mode.partition("-")
-    return f"(f) {count} side by side" if count else LABELS[mode]
-
-
-def _speed(timing: Timing) -> str:
+def _shown(timing: Timing) -> str:
     ratio = f" · {timing.ratio:.1f}x" if timing.ratio is not None and timing.mode != PLAIN else ""
-    return f"{timing.ms:.1f} ms · {timing.images_per_second:.0f}/s{ratio}"
-
-
-def _space(timing: Timing) -> str:
-    memory = "–" if timing.peak_mb is None else f"{timing.peak_mb:.0f}"
-    return memory + (f" · {timing.ms / timing.floor_ms:.1f}x" if timing.floor_ms else "")
+    memory = f"\n{timing.peak_mb:.0f} MB" if timing.peak_mb is not None else ""
+    return f"{timing.ms:.1f} ms · {timing.images_per_second:.0f}/s{ratio}{memory}"

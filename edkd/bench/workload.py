@@ -21,6 +21,7 @@ from edkd.training.trainer import seeded
 
 METHODS = tuple(LOSSES)
 LEARNING_RATE = 1e-4  # a step takes as long with any
+EVALUATED = 1000  # images at most; the time is scaled to the whole test set
 LIKE_CIFAR100 = (50_000, 10_000)  # training and test images
 
 
@@ -69,34 +70,31 @@ def read_data(cfg: Settings, *, required: bool) -> tuple[Arrays, str]:
     except EdkdError:
         if required or cfg.dataset.name != "cifar100":
             raise
-        return random_arrays(), "random images of CIFAR-100's shape (the data set is not here)"
+        stream = np.random.default_rng(0)
+        train, test = (
+            Split(stream.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), stream.integers(0, 100, count))
+            for count in LIKE_CIFAR100
+        )
+        described = "random images of CIFAR-100's shape (the data set is not here)"
+        return Arrays(train, None, test, tuple(map(str, range(100)))), described
     if not isinstance(arrays, Arrays):
         raise EdkdError(f"{cfg.dataset.key} is streamed: the benchmark needs data in memory")
     return arrays, f"{cfg.dataset.key}, {len(arrays.train)} training images"
 
 
-def random_arrays() -> Arrays:
-    """Random images and labels in CIFAR-100's shape: a step takes as long on these as on any."""
-    stream = np.random.default_rng(0)
-    train, test = (
-        Split(stream.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), stream.integers(0, 100, count))
-        for count in LIKE_CIFAR100
-    )
-    return Arrays(train, None, test, tuple(map(str, range(100))))
-
-
 def cut(arrays: Arrays, *, batch: int, steps: int) -> Arrays:
-    """The first images of a data set: an epoch of `steps` whole batches. Raises EdkdError if there are not as many."""
+    """The first images: an epoch of `steps` whole batches, and some to test. Raises EdkdError if there are fewer."""
     most = len(arrays.train) // batch
     if not 1 <= steps <= most:
         raise EdkdError(f"--steps={steps}: allowed: 1 to {most}, for {len(arrays.train)} images in batches of {batch}")
-    return replace(arrays, train=arrays.train.take(np.arange(steps * batch)), validation=None)
+    train, test = arrays.train.take(np.arange(steps * batch)), arrays.test.take(np.arange(len(arrays.test))[:EVALUATED])
+    return replace(arrays, train=train, validation=None, test=test)
 
 
 def networks(cfg: Settings, work: Workload) -> tuple[nn.Module, nn.Module]:
     """(teacher, student) on the CPU, the same weights whenever they are made."""
-    made = []
-    for role, network in (("teacher", cfg.teacher), ("student", cfg.student)):
-        with seeded(cfg.seed, 0, work.device):
-            made.append(build(network.model, f"{role}.model", num_classes=work.arrays.num_classes))
-    return made[0], made[1]
+    with seeded(cfg.seed, 0, work.device):
+        teacher = build(cfg.teacher.model, "teacher.model", num_classes=work.arrays.num_classes)
+    with seeded(cfg.seed, 0, work.device):
+        student = build(cfg.student.model, "student.model", num_classes=work.arrays.num_classes)
+    return teacher, student

@@ -83,12 +83,12 @@ def _sync(args: argparse.Namespace) -> None:
     artifacts = None if args.uri else str(args.output / "mlartifacts")
     failed = 0
     place = {"uri": uri, "experiment": args.experiment, "artifacts": artifacts}
-    for result in tracking.sync_all(args.output / "runs", **place):
-        if result.report is None:
+    for run_dir, found in tracking.sync_all(args.output / "runs", **place):
+        if isinstance(found, EdkdError):
             failed += 1
-            print(f"{result.run_dir}: {result.error}", file=sys.stderr)
-        elif result.report.created or result.report.epochs_logged or result.report.ended:
-            print(f"{result.run_dir}: {counted(result.report.epochs_logged, 'epoch')} logged")
+            print(f"{run_dir}: {found}", file=sys.stderr)
+        elif any(found):
+            print(f"{run_dir}: {counted(found.epochs_logged, 'epoch')} logged")
     for sweep, ended in tracking.settle_sweeps(_ended_sweeps(args.output), **place).items():
         print(f"sweep {sweep}: {ended}")
     if failed:

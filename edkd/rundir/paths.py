@@ -28,7 +28,6 @@ class RunDir:
         self.lock = self.path / "run.lock"
         self.holder = self.path / "holder.json"  # the process that holds the lock
         self.code = self.path / "code.diff"  # what the code had besides its commit
-        self.mlflow = self.path / "mlflow.json"  # the id of the MLflow run, which saves a search after each epoch
         self.mlflow_lock = self.path / "mlflow.lock"  # one process at a time syncs a run
 
     @property

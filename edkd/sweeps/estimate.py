@@ -14,6 +14,7 @@ from typing import Any
 
 from edkd.config.instantiate import target
 from edkd.config.job import Job
+from edkd.console import duration
 from edkd.errors import EdkdError
 from edkd.rundir import journal
 from edkd.rundir.journal import RunState
@@ -57,13 +58,6 @@ class Estimate:
         if self.unknown:
             total, known = f"at least {total}", [*known, missing]
         return f"estimate: {'; '.join([total, *known])}"
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it: 45 s, 12 min, 1.2 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
 def _hours(seconds: float) -> str:

@@ -205,10 +205,10 @@ class SweepTracking:
 
     def finish(self, outcome: Iterable[RunStatus]) -> None:
         """Give the parent run its status and the number of runs in each state."""
-        counts = Counter(status.known.status for status in outcome)
+        counts = Counter(str(status.known.status) for status in outcome)
         if self.where.uri is not None:
             with self._tolerant():
-                tracking.finish_sweep(self.sweep, **self.place, counts={str(status): n for status, n in counts.items()})
+                tracking.settle_sweeps({self.sweep: counts}, **self.place)
 
     @contextlib.contextmanager
     def _tolerant(self) -> Iterator[None]:

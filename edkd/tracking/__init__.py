@@ -15,18 +15,15 @@ already is read from MLflow, so that doing it twice, or from several processes a
 """
 
 from edkd.tracking.live import LiveTracker
-from edkd.tracking.load import history, load_packed, load_runs
+from edkd.tracking.load import load_packed, load_runs
 from edkd.tracking.store import create_store
-from edkd.tracking.sweeps import finish_sweep, settle_sweeps, start_sweep
-from edkd.tracking.sync import SyncReport, SyncResult, sync_all, sync_run
+from edkd.tracking.sweeps import settle_sweeps, start_sweep
+from edkd.tracking.sync import SyncReport, sync_all, sync_run
 
 __all__ = [
     "LiveTracker",
     "SyncReport",
-    "SyncResult",
     "create_store",
-    "finish_sweep",
-    "history",
     "load_packed",
     "load_runs",
     "settle_sweeps",

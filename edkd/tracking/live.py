@@ -8,8 +8,7 @@ from pathlib import Path
 from edkd.tracking.store import redacted
 from edkd.tracking.sync import sync_run
 
-FIRST_PAUSE = 30.0  # seconds without a try after a failure; doubled with each further one
-LONGEST_PAUSE = 600.0
+PAUSE = 60.0  # seconds without a try after a failure
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +17,7 @@ class LiveTracker:
     """Keeps MLflow up to date with the journal in a run's directory while the run trains.
 
     Works from the moment it is made, in a daemon thread. Whatever goes wrong there is one warning in the log, and is
-    tried again at a later epoch, after pauses that grow; the journal has all for ``edkd sync``.
+    tried again at a later epoch, after a pause; the journal has all for ``edkd sync``.
     """
 
     def __init__(self, run_dir: Path, *, uri: str, experiment: str, artifacts: str | None) -> None:
@@ -50,7 +49,7 @@ class LiveTracker:
         return self._up_to_date
 
     def _work(self) -> None:
-        pause, resting_until = FIRST_PAUSE, 0.0
+        resting_until = 0.0
         while True:
             self._news.wait()
             self._news.clear()
@@ -58,12 +57,11 @@ class LiveTracker:
             if closing or time.monotonic() >= resting_until:
                 try:
                     sync_run(self._run_dir, uri=self._uri, experiment=self._experiment, artifacts=self._artifacts)
-                    self._up_to_date, pause = True, FIRST_PAUSE
+                    self._up_to_date = True
                 except Exception as error:  # tracking must not fail a run, whatever happens to it
                     self._up_to_date = False
                     self._warn(redacted(" ".join(str(error).split())) or type(error).__name__)
-                    resting_until = time.monotonic() + pause
-                    pause = min(2 * pause, LONGEST_PAUSE)
+                    resting_until = time.monotonic() + PAUSE
             if closing:
                 return
 

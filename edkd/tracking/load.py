@@ -1,6 +1,5 @@
 """Reading what was logged, in MLflow or in packed journals: what the analysis needs, as plain data."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +9,20 @@ from edkd.tracking.store import one_line, open_existing, redacted, search
 from edkd.tracking.story import tell
 
 
-def load_runs(uri: str, experiment: str, tags: dict[str, str] | None = None) -> list[dict[str, Any]]:
-    """All training runs of an experiment that carry the given tags; the parent runs of sweeps are left out.
+def load_runs(uri: str, experiment: str) -> list[dict[str, Any]]:
+    """All training runs of an experiment; the parent runs of sweeps are left out.
 
     Each is {"run_id", "name", "status", "tags", "params", "metrics", "start_time", "end_time"}: tags and params are
     text by name, metrics the latest value by name, times unix milliseconds (end_time None while it runs). Oldest
-    first. Raises `EdkdError` if the store or the experiment does not exist, or a tag cannot be searched for.
+    first. Raises `EdkdError` if the store or the experiment does not exist.
     """
-    conditions = ["tags.`edkd.run` LIKE '%'"]
-    for key, value in (tags or {}).items():
-        if re.search(r"[`'\"]", key + value):
-            raise EdkdError(f"tag {key}={value} cannot be searched for: leave out the quotes")
-        conditions.append(f"tags.`{key}` = '{value}'")
     with one_line(uri):
         client = open_existing(uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
             known = ", ".join(sorted(each.name for each in client.search_experiments())) or "none"
             raise EdkdError(f"MLflow store {redacted(uri)} has no experiment {experiment!r}; it has: {known}")
-        runs = search(client, found.experiment_id, " and ".join(conditions))
+        runs = search(client, found.experiment_id, "tags.`edkd.run` LIKE '%'")
     return [
         {
             "run_id": run.info.run_id,
@@ -51,13 +45,7 @@ def load_packed(folder: Path) -> list[dict[str, Any]]:
     """
     runs = []
     for path in results.find(folder):
-        records = results.read(path)
-        try:
-            story = tell(records, held=False)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise EdkdError(
-                f"a record of {path} lacks what it needs ({type(error).__name__}: {error}); restore or remove it"
-            ) from error
+        story = tell(results.read(path), path, held=False)
         assert story is not None  # every packed run has a start
         latest = story.epochs[-1].metrics if story.epochs else {}
         runs.append(
@@ -73,13 +61,3 @@ def load_packed(folder: Path) -> list[dict[str, Any]]:
             }
         )
     return sorted(runs, key=lambda run: (run["start_time"], run["run_id"]))
-
-
-def history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
-    """The values of one metric as (step, value), by step; of a step that was logged twice the later value counts.
-
-    Empty for an unknown run or metric. Raises `EdkdError` if the store does not exist.
-    """
-    with one_line(uri):
-        measured = open_existing(uri).get_metric_history(run_id, key)
-    return sorted({each.step: each.value for each in sorted(measured, key=lambda each: each.timestamp)}.items())

@@ -23,10 +23,7 @@ def network_filesystem(path: Path, mounts: Path = _MOUNTS) -> str | None:
     resolved = path.resolve()
     for line in lines:
         place, _, about = line.partition(" - ")
-        fields = place.split()
-        if len(fields) < 5 or not about:
-            continue
-        where = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields[4]))
+        where = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), place.split()[4]))
         # Of mounts on one another the last counts.
         if (resolved == where or where in resolved.parents) and len(where.parts) >= len(holder.parts):
             holder, kind = where, about.split()[0]

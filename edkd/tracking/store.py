@@ -8,6 +8,7 @@ import os
 import re
 import sqlite3
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -86,15 +87,12 @@ def one_line(uri: str) -> Iterator[None]:
     except Exception as error:
         if not _is_foreign(error):
             raise
-        reason = _cause(error) or " ".join(str(error).split()) or type(error).__name__
-        if len(reason) > _LONGEST:
-            reason = f"{reason[:_LONGEST]}…"
+        root: BaseException = error  # of the layers of a request, each of which repeats the ones below
+        while (inner := root.__cause__ or root.__context__) is not None:
+            root = inner
+        reason = (isinstance(root, OSError) and root.strerror) or str(error) or type(error).__name__
+        reason = textwrap.shorten(reason, _LONGEST, placeholder="…")
         raise EdkdError(f"MLflow store {redacted(uri)} failed: {redacted(reason)}") from error
-
-
-def lock(store: Store) -> FileLock:
-    """Keeps the processes of one user on one machine from making the same thing twice."""
-    return _lock(store.uri)
 
 
 def search(client: "MlflowClient", experiment_id: str, condition: str) -> "list[Run]":
@@ -138,20 +136,12 @@ def _open(uri: str, experiment: str, artifacts: str | None) -> Store:
 
 
 def _experiment_id(client: "MlflowClient", uri: str, experiment: str, artifacts: str | None) -> str:
-    from mlflow.exceptions import MlflowException
-
     if artifacts is not None and "://" not in artifacts:
         artifacts = Path(artifacts).resolve().as_uri()  # a plain path with a % in it would be misread
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        try:
+    with lock(uri):
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
             return client.create_experiment(experiment, artifact_location=artifacts, tags=_KIND)
-        except MlflowException as error:  # another process was faster
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            found = client.get_experiment_by_name(experiment)
-            if found is None:
-                raise
     if found.lifecycle_stage != "active":
         raise EdkdError(
             f"experiment {experiment!r} of the MLflow store {redacted(uri)} was deleted: restore it "
@@ -173,7 +163,7 @@ def _connect(uri: str) -> "MlflowClient":
         return MlflowClient(uri)
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  # takes seconds, better spent without the lock
 
-    with _lock(uri):  # MLflow makes the schema at first use, and fails if several processes do so at once
+    with lock(uri):  # MLflow makes the schema at first use, and fails if several processes do so at once
         return MlflowClient(uri)
 
 
@@ -194,7 +184,8 @@ def _sqlite_path(uri: str) -> Path | None:
     return Path(uri.removeprefix(_SQLITE).partition("?")[0]) if uri.startswith(_SQLITE) else None
 
 
-def _lock(uri: str) -> FileLock:
+def lock(uri: str) -> FileLock:
+    """Keeps the processes of one user on one machine from making the same thing in a store twice."""
     path = _sqlite_path(uri)
     if path is None:
         name = hashlib.sha256(uri.encode()).hexdigest()[:16]
@@ -227,16 +218,6 @@ def _probe(path: Path) -> None:
             f"MLflow store {path} cannot be used ({reason}): it has to be a writable SQLite file in a writable folder; "
             "tracking.uri names another, tracking=journal does without"
         ) from error
-
-
-def _cause(error: BaseException) -> str:
-    """Why a server could not be reached, out of the layers of a request that each tell all of it; else empty."""
-    layers = [error]
-    while (inner := layers[-1].__cause__ or layers[-1].__context__) is not None:
-        layers.append(inner)
-    root = layers[-1]
-    requested = any(type(layer).__module__.partition(".")[0] in ("requests", "urllib3") for layer in layers)
-    return (root.strerror or str(root)) if requested and isinstance(root, OSError) else ""
 
 
 def _is_foreign(error: Exception) -> bool:

@@ -5,8 +5,10 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from edkd.errors import EdkdError
 from edkd.rundir.journal import Record
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]  # MLflow's words
@@ -19,17 +21,12 @@ _VERDICTS: dict[str, Status] = {"end": "FINISHED", "failure": "FAILED", "interru
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch: ``metrics`` by name, ``time`` in ms, and a ``digest`` of the values of all epochs up to this one."""
+    """One epoch: ``metrics`` by name, ``time`` in ms."""
 
     number: int
     time: int
     metrics: dict[str, float]
-    digest: str
-
-    @property
-    def mark(self) -> str:
-        """Says how far a run was logged, and which values: ``<epoch>:<digest>``."""
-        return f"{self.number}:{self.digest}"
+    mark: str  # ``<number>:<digest>``, of the values of all epochs up to this one: how far a run was logged
 
 
 @dataclass(frozen=True)
@@ -55,12 +52,21 @@ class Story:
         return f"{self.status}@{self.since}"
 
 
-def tell(records: list[Record], *, held: bool) -> Story | None:
+def tell(records: list[Record], source: Path, *, held: bool) -> Story | None:
     """Sum up the records of one journal; ``held`` says whether a process holds the run's directory now.
 
     A run without a last word is running where it is held and was killed where it is not. Of an epoch that was
     written more than once the last record counts. None if no start was recorded: there is nothing to tell yet.
+    Raises `EdkdError` for a record of another shape.
     """
+    try:
+        return _tell(records, held)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        lacks = f"a record of {source} lacks what it needs ({type(error).__name__}: {error})"
+        raise EdkdError(f"{lacks}; restore or remove it") from error
+
+
+def _tell(records: list[Record], held: bool) -> Story | None:
     starts = [record for record in records if record["event"] == "start"]
     if not starts:
         return None
@@ -112,7 +118,7 @@ def _epochs(records: list[Record]) -> list[Epoch]:
             **{f"seconds/{phase}": value for phase, value in record.get("seconds", {}).items()},
             "images_per_second": record.get("images_per_second"),
         }
-        epochs.append(Epoch(number, _milliseconds(record), _numbers(measured), digest))
+        epochs.append(Epoch(number, _milliseconds(record), _numbers(measured), f"{number}:{digest}"))
     return epochs
 
 

@@ -16,19 +16,9 @@ def start_sweep(sweep: str, *, uri: str, experiment: str, artifacts: str | None)
     """
     with one_line(uri):
         store = open_store(uri, experiment, artifacts)
-        run_id = parent(store, sweep, started=_now())
+        run_id = parent(store, sweep, started=int(time.time() * 1000))
         store.client.update_run(run_id, status="RUNNING")
     return run_id
-
-
-def finish_sweep(sweep: str, *, uri: str, experiment: str, artifacts: str | None, counts: Mapping[str, int]) -> None:
-    """Give the parent run of a sweep the status that its runs have earned, and a tag for each count of them.
-
-    counts: the number of runs in each state, as in ``runs.failed``. Raises `EdkdError` if the store cannot be used.
-    """
-    with one_line(uri):
-        store = open_store(uri, experiment, artifacts)
-        _finish(store, parent(store, sweep, started=_now()), counts)
 
 
 def settle_sweeps(
@@ -36,21 +26,30 @@ def settle_sweeps(
 ) -> dict[str, Status]:
     """Give ended sweeps their status where their parent runs say otherwise; returns which, and which status.
 
-    outcomes: of each sweep the number of runs in each state. Whoever launched it may have gone, or the store have been
-    away, when it ended. Raises `EdkdError` if the store cannot be used.
+    outcomes: of each sweep the number of runs in each state, which become tags such as ``runs.failed``. Raises
+    `EdkdError` if the store cannot be used.
     """
+    from mlflow.entities import RunTag
+
     settled: dict[str, Status] = {}
     with one_line(uri):
         store = open_store(uri, experiment, artifacts)
         for run in search(store.client, store.experiment_id, "tags.`edkd.sweep` != ''"):
-            counts = outcomes.get(run.data.tags["edkd.sweep"])
-            if counts and run.info.status != status_of(counts):
-                settled[run.data.tags["edkd.sweep"]] = status_of(counts)
-                _finish(store, run.info.run_id, counts)
+            run_id, sweep = run.info.run_id, run.data.tags["edkd.sweep"]
+            counts = outcomes.get(sweep)
+            if counts is None or run.info.status == (status := _status(counts)):
+                continue
+            settled[sweep] = status
+            for tag in run.data.tags:  # of an earlier end
+                if tag.startswith(_COUNT) and tag.removeprefix(_COUNT) not in counts:
+                    store.client.delete_tag(run_id, tag)
+            tags = [RunTag(f"{_COUNT}{state}", str(count)) for state, count in counts.items()]
+            store.client.log_batch(run_id, tags=tags)
+            store.client.set_terminated(run_id, status=status)
     return settled
 
 
-def status_of(counts: Mapping[str, int]) -> Status:
+def _status(counts: Mapping[str, int]) -> Status:
     """The status of an ended sweep with so many runs in each state."""
     return "FINISHED" if {state for state, count in counts.items() if count} <= {"finished"} else "FAILED"
 
@@ -60,22 +59,8 @@ def parent(store: Store, sweep: str, *, started: int) -> str:
     condition = f"tags.`edkd.sweep` = '{sweep}'"
     run = find_one(store, condition)
     if run is None:
-        with lock(store):
+        with lock(store.uri):
             run = find_one(store, condition) or store.client.create_run(
                 store.experiment_id, start_time=started, run_name=f"sweep {sweep}", tags={"edkd.sweep": sweep}
             )
     return run.info.run_id
-
-
-def _finish(store: Store, run_id: str, counts: Mapping[str, int]) -> None:
-    from mlflow.entities import RunTag
-
-    for tag in store.client.get_run(run_id).data.tags:  # of an earlier end
-        if tag.startswith(_COUNT) and tag.removeprefix(_COUNT) not in counts:
-            store.client.delete_tag(run_id, tag)
-    store.client.log_batch(run_id, tags=[RunTag(f"{_COUNT}{state}", str(count)) for state, count in counts.items()])
-    store.client.set_terminated(run_id, status=status_of(counts))
-
-
-def _now() -> int:
-    return int(time.time() * 1000)

@@ -245,8 +245,8 @@ def test_a_run_that_is_in_both_counts_once(output: Path) -> None:
     store = "sqlite:///outputs/mlflow.db"
     write(output, "kd", epoch(1, 60.0), epoch(2, 60.5), end(60.5), seed=1, at=1.1e9)
     early = write(output, "dkd", epoch(1, 51.0))  # MLflow was told of its beginning alone
-    for result in tracking.sync_all(output / "runs" / KEY, uri=store, experiment="edkd", artifacts=None):
-        assert result.error is None
+    for _, found in tracking.sync_all(output / "runs" / KEY, uri=store, experiment="edkd", artifacts=None):
+        assert isinstance(found, tracking.SyncReport)
     write(output, "dkd", epoch(1, 51.0), epoch(2, 52.0), end(52.0))
     assert early.is_dir()
     pack("--to", "packed")

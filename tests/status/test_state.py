@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from edkd.bench.many_runs import KINDS, SWEEP, make_runs
 from edkd.config.job import freeze
 from edkd.errors import EdkdError
 from edkd.rundir import lock
@@ -30,6 +29,7 @@ from edkd.status import state as run_state
 from edkd.status import table
 from edkd.status.state import RunStatus
 from tests.commandline import REPOSITORY, Ended, edkd
+from tests.status.many_runs import KINDS, SWEEP, make_runs
 
 METRICS = {"test/top1": 61.25, "test/top5": 88.0, "test/loss": 1.5}
 START = {"event": "start", "run": "a" * 16, "name": "x", "sweep": "digits-1", "config": {"schedule": {"epochs": 4}}}

@@ -174,28 +174,20 @@ def test_what_no_dry_run_means(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0 s"), (89, "89 s"), (100, "2 min"), (5399, "90 min"), (5400, "1.5 h"), (4e7, "11,111.1 h")],
-)
-def test_a_duration(seconds: float, text: str) -> None:
-    assert estimate.duration(seconds) == text
-
-
-@pytest.mark.parametrize(
     ("found", "line"),
     [
         (
             Estimate({"teachers": [4320.0], "students": [50400.0]}, 1, 4, 0, Counter({GPU: 4})),
-            f"estimate: teachers 72 min, students 14.0 h, 15.2 device hours in all; recorded on {GPU}: 4 networks",
+            f"estimate: teachers 1:12:00, students 14:00:00, 15.2 device hours in all; recorded on {GPU}: 4 networks",
         ),
         (
             Estimate({"students": [3600.0, 7200.0, 3600.0]}, 2, 1, 0, Counter({HERE: 1})),
-            f"estimate: students 4.0 h, 4.0 device hours in all, 2.0 h with 2 runs at a time; "
+            f"estimate: students 4:00:00, 4.0 device hours in all, 2:00:00 with 2 runs at a time; "
             f"recorded on {HERE}: 1 network",
         ),
         (
             Estimate({"students": [60.0]}, None, 3, 2, Counter({HERE: 1})),
-            f"estimate: at least students 60 s, 0.017 device hours in all; recorded on {HERE}: 1 network; "
+            f"estimate: at least students 0:01:00, 0.017 device hours in all; recorded on {HERE}: 1 network; "
             "no recorded step time for 2 of 3 networks",
         ),
         (
@@ -211,7 +203,7 @@ def test_the_line(found: Estimate, line: str) -> None:
 
 def test_the_longest_run_bounds_the_time_on_the_clock() -> None:
     found = Estimate({"teachers": [500.0], "students": [100.0, 900.0, 200.0]}, 4, 1)
-    assert ", 23 min with 4 runs at a time" in found.line()
+    assert ", 0:23:20 with 4 runs at a time" in found.line()
 
 
 def test_the_plan_of_a_sweep_says_how_long_it_takes(tiny: list[str], tmp_path: Path, monkeypatch: Any) -> None:

@@ -213,7 +213,7 @@ def test_tracking_that_fails_is_a_warning(
         raise EdkdError("the server is away")
 
     monkeypatch.setattr(progress.tracking, "start_sweep", fails)
-    monkeypatch.setattr(progress.tracking, "finish_sweep", fails)
+    monkeypatch.setattr(progress.tracking, "settle_sweeps", fails)
     monkeypatch.setattr(progress.LOG, "propagate", True)
     tracked = progress.SweepTracking("s", Tracking(uri="http://127.0.0.1:9", artifacts=None, experiment="edkd"))
     tracked.start()
@@ -226,12 +226,12 @@ def test_tracking_that_fails_is_a_warning(
 @pytest.mark.parametrize("outcome", [["finished", "finished"], ["finished", "failed", "new"], []])
 def test_the_parent_run_gets_the_counts(monkeypatch: pytest.MonkeyPatch, outcome: list[str]) -> None:
     given: dict[str, Any] = {}
-    monkeypatch.setattr(progress.tracking, "finish_sweep", lambda sweep, **more: given.update(more, sweep=sweep))
+    monkeypatch.setattr(progress.tracking, "settle_sweeps", lambda found, **more: given.update(more, found=found))
     where = Tracking(uri="sqlite:///x.db", artifacts="a", experiment="e")
     progress.SweepTracking("s", where).finish([status("done", journal=each) for each in outcome])
     counts = {each: outcome.count(each) for each in outcome}
     place = {"uri": "sqlite:///x.db", "artifacts": "a", "experiment": "e"}
-    assert given == {"sweep": "s", "counts": counts, **place}
+    assert given == {"found": {"s": counts}, **place}
 
 
 def test_without_a_store_nothing_is_tracked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +239,7 @@ def test_without_a_store_nothing_is_tracked(monkeypatch: pytest.MonkeyPatch) -> 
         raise AssertionError("tracked")
 
     monkeypatch.setattr(progress.tracking, "start_sweep", fails)
-    monkeypatch.setattr(progress.tracking, "finish_sweep", fails)
+    monkeypatch.setattr(progress.tracking, "settle_sweeps", fails)
     tracked = progress.SweepTracking("s", Tracking(uri=None, artifacts=None, experiment="edkd"))
     tracked.start()
     tracked.finish([])

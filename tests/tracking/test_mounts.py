@@ -33,10 +33,7 @@ def test_the_file_system_of_a_path(tmp_path: Path, path: str, expected: str | No
     table = tmp_path / "mountinfo"
     table.write_text(TABLE)
     assert mounts.network_filesystem(Path(path), table) == expected
-
-
-def test_without_a_table_nothing_is_known(tmp_path: Path) -> None:
-    assert mounts.network_filesystem(tmp_path, tmp_path / "absent") is None
+    assert mounts.network_filesystem(Path(path), tmp_path / "absent") is None  # nothing is known
 
 
 def test_sqlite_on_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
