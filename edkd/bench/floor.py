@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from edkd.bench.measure import seconds
-from edkd.config.instantiate import build
-from edkd.config.schema import Settings
+from edkd.config.schema import Settings, build
 
 TRIES = 5
 SIZES = {"cpu": (2048, 64, 128), "cuda": (8192, 256, 256)}  # side of the product; images, channels of the convolution

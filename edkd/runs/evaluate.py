@@ -3,8 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from edkd.config.instantiate import build
-from edkd.config.schema import Settings
+from edkd.config.schema import Settings, build
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint
 from edkd.runs.setup import device_data, load_arrays, teacher_folder

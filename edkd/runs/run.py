@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from edkd import __version__, console
-from edkd.config import schema
-from edkd.config.job import Job, freeze, planned_code
+from edkd.config.job import Job, digest, freeze, planned_code
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint, journal, lock, provenance
 from edkd.rundir.paths import checkpoints
@@ -196,7 +195,7 @@ def _start_record(job: Job, inputs: Inputs, *, sweep: str | None, threads: int, 
     provenance.keep_changes(running, job.directory)
     sources = provenance.foreign(_used(job))
     # Seeds that two versions of a method have trained are no sample of one thing.
-    cell = {"cell": schema.digest([job.tags["cell"], sources])} if sources else {}
+    cell = {"cell": digest([job.tags["cell"], sources])} if sources else {}
     planned_with = planned_code(job.directory)
     return {
         "event": "start",

@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edkd.config import schema
-from edkd.config.instantiate import build
-from edkd.config.job import directory_of, training_run
-from edkd.config.schema import Settings
+from edkd.config.job import digest, directory_of, training_run
+from edkd.config.schema import Settings, build
 from edkd.data.arrays import Arrays, prepare
 from edkd.data.files import Streamed
 from edkd.data.resident import ResidentData
@@ -59,7 +57,7 @@ def gather(cfg: Settings, teacher_id: str | None) -> Inputs:
             "start the same command again to plan anew"
         )
     network = load_teacher(cfg, entry, arrays.num_classes, device)
-    shown = schema.digest({"data": sha256, "mean": cfg.dataset.mean, "std": cfg.dataset.std})
+    shown = digest({"data": sha256, "mean": cfg.dataset.mean, "std": cfg.dataset.std})
     measured = store.accuracy_for(entry, shown)
     if measured is None:
         measured = {**evaluate(network, device_data(arrays, cfg, device).test, Precision("fp32", device))}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from edkd import __version__
-from edkd.config import schema
+from edkd.config.job import digest
 from edkd.config.schema import Settings
 from edkd.data.base import TrainData
 from edkd.data.resident import ResidentData
@@ -48,7 +48,7 @@ def cached(cfg: Settings, inputs: Inputs, data: ResidentData, online: OnlineTeac
     views = n_views(data.padding, data.flip)
     key = table_key(cfg, inputs.taught_by["sha256"], inputs.data_sha256, inputs.device)
     table = Table(
-        teacher_folder(cfg) / cfg.dataset.key / f"{cfg.teacher.name}.{schema.digest(key)}.logits",
+        teacher_folder(cfg) / cfg.dataset.key / f"{cfg.teacher.name}.{digest(key)}.logits",
         key=key,
         rows=len(data) * views,
         classes=inputs.arrays.num_classes,

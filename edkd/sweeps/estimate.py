@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edkd.config.instantiate import target
 from edkd.config.job import Job
+from edkd.config.schema import target
 from edkd.errors import EdkdError
 from edkd.rundir import journal
 from edkd.rundir.journal import RunState

@@ -15,9 +15,9 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from edkd.config import schema
-from edkd.config.job import Job, make_job
+from edkd.config.compose import Composer, files_read_once
+from edkd.config.job import Job, digest, make_job
 from edkd.errors import EdkdError
-from edkd.sweeps.composer import Composer, files_read_once
 from edkd.sweeps.preconditions import check_strength
 from edkd.teachers import store
 
@@ -39,7 +39,7 @@ class Sweep:
     def id(self) -> str:
         """The same for the same jobs, so that a repeated command continues the same sweep."""
         key = self.students[0].settings.dataset.key
-        return f"{key}-{schema.digest(sorted(self.asked))[:8]}"
+        return f"{key}-{digest(sorted(self.asked))[:8]}"
 
 
 def expand(overrides: Sequence[Override], pair_lists: Mapping[str, Sequence[str]]) -> list[list[str]]:

@@ -156,7 +156,7 @@ def test_help_lists_groups_and_values() -> None:
         ("output=a?b tracking=sqlite", "tracking.uri=sqlite:///a?b/mlflow.db: a SQLite file's path may hold no '?'"),
         ("engine.threads=0", "engine.threads=0: must be above 0 or null"),
         ("schedule=null", "Config group override must be a string or a list. Got NoneType"),
-        ("+foo=1", "foo: not a key of the configuration; allowed: "),
+        ("+foo=1", "foo: no such value; allowed: seed, "),
         (
             "distiller.temprature=2",
             "distiller.temprature: no such key in distiller=edkd, did you mean temperature?; allowed: ",

@@ -12,9 +12,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from edkd.config import schema
+from edkd.config.compose import Composer, files_read_once
 from edkd.errors import EdkdError
 from edkd.sweeps import plan
-from edkd.sweeps.composer import Composer, files_read_once
 
 Planner = Callable[..., tuple[DictConfig, ConfigLoader]]
 

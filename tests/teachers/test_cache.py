@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from edkd import models
-from edkd.config import schema
+from edkd.config.job import digest
 from edkd.rundir import journal
 from edkd.runs.run import execute
 from edkd.runs.teacher_source import table_key
@@ -202,7 +202,7 @@ def test_the_key_names_all_that_changes_bits(make_job: Any) -> None:
         torch.set_num_threads(threads)
         key = table_key(given, teacher, data, CPU)
         torch.set_num_threads(1)
-        return schema.digest(key)
+        return digest(key)
 
     others = [
         name(teacher="other"),
