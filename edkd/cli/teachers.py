@@ -47,7 +47,7 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from edkd.config.compose import compose_settings
-    from edkd.runs.evaluate import evaluate_network
+    from edkd.runs.teaching import evaluate_network
 
     settings = compose_settings([f"dataset={args.dataset}", f"student={args.model}", *args.overrides])
     where, result = evaluate_network(settings, args.checkpoint)
@@ -75,7 +75,7 @@ def _list_teachers(args: argparse.Namespace) -> None:
 
 def _import_teacher(args: argparse.Namespace) -> None:
     from edkd.config.compose import compose_settings
-    from edkd.runs.evaluate import import_teacher
+    from edkd.runs.teaching import import_teacher
 
     settings = compose_settings([f"dataset={args.dataset}", f"student={args.name}", *args.overrides])
     entry = import_teacher(settings, args.file, replace=args.replace)
@@ -85,7 +85,7 @@ def _import_teacher(args: argparse.Namespace) -> None:
 
 def _cache_teachers(args: argparse.Namespace) -> None:
     from edkd.config.compose import compose_settings
-    from edkd.runs.fill_cache import fill
+    from edkd.runs.teacher_source import fill
 
     # Names, seeds and overrides may follow each other in any order: an override is what has a "=".
     words = [*args.names, *args.seeds, *args.overrides]
