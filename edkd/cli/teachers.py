@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edkd.cli.output import add_output
 from edkd.errors import EdkdError
 
 
@@ -20,7 +21,7 @@ def add_to(commands: Any) -> None:
 
     stored = commands.add_parser("teachers", help="the teacher store").add_subparsers(required=True, metavar="ACTION")
     listing = stored.add_parser("list", help="all stored teachers, each file verified")
-    listing.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR")
+    add_output(listing)
     listing.set_defaults(act=_list_teachers)
     importing = stored.add_parser("import", help="make a checkpoint file a teacher, after measuring its accuracy")
     importing.add_argument("name", help="network, such as vgg13")

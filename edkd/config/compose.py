@@ -22,9 +22,13 @@ from edkd.config import schema
 from edkd.errors import EdkdError
 
 
+def _without_hydra(composed: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+
+
 def resolve(composed: DictConfig) -> dict[str, Any]:
     """A composed configuration without Hydra's own node, all interpolations resolved. Raises EdkdError if one fails."""
-    plain = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    plain = _without_hydra(composed)
     try:
         resolved = OmegaConf.to_container(plain, resolve=True)
     except OmegaConfBaseException as error:
@@ -40,8 +44,7 @@ def resolve(composed: DictConfig) -> dict[str, Any]:
 def explain(error: Exception, overrides: Sequence[str]) -> str:
     """One line for a user: what was wrong with a command line of these overrides, what is allowed."""
     if isinstance(error, MissingConfigException) and error.options:
-        wanted = (error.missing_cfg_file or "").partition("/")
-        group, name = (error.missing_cfg_file or "").rsplit("/", 1) if wanted[1] else ("", error.missing_cfg_file or "")
+        group, _, name = (error.missing_cfg_file or "").rpartition("/")
         return f"{group}={name}: no such option{_guess(name, error.options)}; allowed: {', '.join(error.options)}"
     text = _first_line(error)
     if isinstance(error, ConfigCompositionException) and text.startswith("Could not override '"):
@@ -143,7 +146,8 @@ class Composer:
 
     def __init__(self, master: DictConfig, loader: ConfigLoader) -> None:
         self.master, self.loader = master, loader
-        self.composed: dict[tuple[str, ...], tuple[dict[str, Any], str] | None] = {}  # None: other values need the seed
+        # By all overrides but the seed; the last part says whether other values may follow the seed.
+        self.composed: dict[tuple[str, ...], tuple[dict[str, Any], str, bool]] = {}
 
     def compose(self, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
         """The resolved configuration of a job and the name of its method. Raises EdkdError for what does not fit.
@@ -153,30 +157,21 @@ class Composer:
         seeds = [text for text in overrides if _SEED.fullmatch(text)]
         others = tuple(text for text in overrides if text not in seeds)
         if len(seeds) != 1 or any(_ABOUT_SEED.search(text) for text in others):
-            return self._resolved(self._by_hydra(overrides))
+            return self._by_hydra(overrides)[:2]
         if others not in self.composed:
-            composed = self._by_hydra(overrides)
-            made = self._resolved(composed)
-            self.composed[others] = None if _MAY_REFER_TO_SEED.search(_unresolved(composed)) else made
-            return made
-        known = self.composed[others]
-        if known is None:
-            return self._resolved(self._by_hydra(overrides))
-        resolved, method = known
+            self.composed[others] = self._by_hydra(overrides)
+        resolved, method, follows_seed = self.composed[others]
+        if follows_seed:
+            return self._by_hydra(overrides)[:2]
         return {**resolved, "seed": int(seeds[0].partition("=")[2])}, method
 
-    def _by_hydra(self, overrides: Sequence[str]) -> DictConfig:
+    def _by_hydra(self, overrides: Sequence[str]) -> tuple[dict[str, Any], str, bool]:
         try:
-            return self.loader.load_sweep_config(self.master, list(overrides))
+            composed = self.loader.load_sweep_config(self.master, list(overrides))
         except (HydraException, OmegaConfBaseException) as error:
             raise EdkdError(explain(error, overrides)) from error
-
-    def _resolved(self, composed: DictConfig) -> tuple[dict[str, Any], str]:
-        return resolve(composed), composed.hydra.runtime.choices["distiller"]
-
-
-def _unresolved(composed: DictConfig) -> str:
-    return OmegaConf.to_yaml(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
+        follows_seed = _MAY_REFER_TO_SEED.search(OmegaConf.to_yaml(_without_hydra(composed))) is not None
+        return resolve(composed), composed.hydra.runtime.choices["distiller"], follows_seed
 
 
 class _ReadOnce(ConfigRepository):

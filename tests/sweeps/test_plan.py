@@ -179,7 +179,7 @@ def test_a_large_plan_needs_few_compositions(
     words = ["distiller=kd,dkd,edkd", "pair=all", "seed=range(48)", "schedule=short"]
     overrides = OverridesParser.create(loader).parse_overrides(words)
     combinations = plan.expand(overrides, plan.pair_lists(overrides, master, loader))
-    planned = plan.make_plan(combinations, overrides, master, loader)
+    planned = plan.make_plan(combinations, overrides, Composer(master, loader))
     assert (len(planned.students), len(planned.teachers)) == (1008, 4)
     assert len({job.run for job in planned.students}) == 1008
     assert len(counted) == 1 + 21 + 4
