@@ -8,7 +8,6 @@ dotted key of a node, which every error begins with.
 import functools
 import importlib
 import inspect
-import json
 import types
 import typing
 from collections.abc import Mapping
@@ -185,22 +184,18 @@ _GROUPS: dict[str, type] = {
     "tracking": Tracking,
 }
 _OPEN = (Dataset, Network)  # have values for other groups to refer to
-_accepted: set[tuple[type, str]] = set()  # methods, and values that they have accepted
 
 
 def _distiller(node: Any) -> dict[str, Any]:
-    """The checked node of a method, which is constructed once with these values, for it may refuse one."""
+    """The checked node of a method, which is constructed with these values, for it may refuse one."""
     method = target(node, "distiller")
     if not (inspect.isclass(method) and issubclass(method, Distiller)):
         raise EdkdError(f"distiller._target_: {node['_target_']} is no subclass of edkd.distillers.Distiller")
     values = check_call(node, "distiller", {})
-    content = method, json.dumps(values, sort_keys=True)
-    if content not in _accepted:
-        try:
-            method(**values)
-        except (ValueError, TypeError) as error:
-            raise EdkdError(f"distiller: {' '.join(str(error).split())}; see conf/distiller") from error
-        _accepted.add(content)
+    try:
+        method(**values)
+    except (ValueError, TypeError) as error:
+        raise EdkdError(f"distiller: {' '.join(str(error).split())}; see conf/distiller") from error
     return {"_target_": node["_target_"], **values}
 
 

@@ -139,31 +139,6 @@ def test_the_arguments_of_a_users_method_are_converted_to_its_hints() -> None:
     assert schema.build(mine(weight=4), "distiller").weight == 4.0
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"weight": "much"}, "distiller.weight=much: must be a number"),
-        ({"steps": 1.5}, "distiller.steps=1.5: must be a whole number"),
-        ({"symmetric": 0}, "distiller.symmetric=0: must be true or false"),
-        ({"layers": [1, None]}, r"distiller.layers\[1\]=None: must be a number"),
-        ({"mode": "sum"}, "distiller.mode=sum: must be one of mean, max, 2"),
-        (
-            {"wieght": 1.0},
-            "distiller.wieght: no such value; allowed: weight, steps, mode, layers, label, ",
-        ),
-    ],
-)
-def test_wrong_arguments_of_a_users_method(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(EdkdError, match=f"^{message}"):
-        schema.check_call(mine(**changes), "distiller", {})
-
-
-def test_a_missing_argument_is_named() -> None:
-    node = {name: value for name, value in MINE.items() if name != "steps"}
-    with pytest.raises(EdkdError, match=r"^distiller.steps is missing; see conf/distiller$"):
-        schema.check_call(node, "distiller", {})
-
-
 def test_arguments_that_the_code_gives_itself_are_not_the_users() -> None:
     node = {"_target_": "edkd.models.resnet8"}
     assert schema.check_call(node, "student.model", {"num_classes": 10}) == {}
