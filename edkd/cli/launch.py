@@ -28,8 +28,11 @@ def main() -> None:
     # Hydra then raises instead of printing, so that every error is reported here and in the same way.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv[1:] = _sorted(sys.argv[1:])
+    command: Callable[[], None] = hydra.main(
+        version_base="1.3", config_path=str(schema.folder()), config_name="config"
+    )(task)
     try:
-        _compose_and_run()
+        command()
     except KeyboardInterrupt:
         console.print(INTERRUPTED)
         raise SystemExit(130) from None
@@ -92,10 +95,3 @@ def _empty_frames(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
-
-
-def _compose_and_run() -> None:
-    decorated: Callable[[], None] = hydra.main(
-        version_base="1.3", config_path=str(schema.folder()), config_name="config"
-    )(task)
-    decorated()

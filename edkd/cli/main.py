@@ -3,14 +3,13 @@
 import argparse
 import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from edkd import __version__
-from edkd.cli import clean, results, runs, teachers
+from edkd.cli import output, runs, teachers
 from edkd.cli.teachers import add_dataset
-from edkd.console import counted, fail
+from edkd.console import fail
 from edkd.errors import EdkdError
 
 
@@ -43,17 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"edkd {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    teachers.add_to(commands)
-    runs.add_to(commands)
-    clean.add_to(commands)
-
-    sync = commands.add_parser("sync", help="bring MLflow up to date with the runs' journals")
-    sync.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR")
-    sync.add_argument("--uri", help="MLflow's tracking URI; default: DIR/mlflow.db")
-    sync.add_argument("--experiment", default="edkd")
-    sync.set_defaults(act=_sync)
-
-    results.add_to(commands)
+    for group in (teachers, runs, output):
+        group.add_to(commands)
     _add_bench(commands.add_parser("bench", help="how fast this machine trains, against the plain loop"))
     return parser
 
@@ -72,44 +62,6 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     )
     add_dataset(parser)
     parser.set_defaults(act=_bench)
-
-
-def _sync(args: argparse.Namespace) -> None:
-    from edkd import tracking
-
-    if not (args.output / "runs").is_dir():
-        raise EdkdError(f"no runs in {args.output / 'runs'}; --output DIR names the folder that holds runs/")
-    uri = args.uri or f"sqlite:///{args.output / 'mlflow.db'}"
-    artifacts = None if args.uri else str(args.output / "mlartifacts")
-    failed = 0
-    place = {"uri": uri, "experiment": args.experiment, "artifacts": artifacts}
-    for run_dir, found in tracking.sync_all(args.output / "runs", **place):
-        if isinstance(found, EdkdError):
-            failed += 1
-            print(f"{run_dir}: {found}", file=sys.stderr)
-        elif any(found):
-            print(f"{run_dir}: {counted(found.epochs_logged, 'epoch')} logged")
-    for sweep, ended in tracking.settle_sweeps(_ended_sweeps(args.output), **place).items():
-        print(f"sweep {sweep}: {ended}")
-    if failed:
-        raise EdkdError(f"{counted(failed, 'run')} could not be brought to {uri}")
-
-
-def _ended_sweeps(output: Path) -> dict[str, Counter[str]]:
-    """Of sweeps of which no run waits or runs: how many runs there are in each of a journal's states."""
-    from edkd.rundir.paths import find_runs
-    from edkd.status import select
-    from edkd.status.state import look
-
-    words = {"done": "finished", "failed": "failed", "vanished": "interrupted", "new": "new"}
-    states = {view.name: view.state for view in look(find_runs(output))}
-    sweeps = {
-        sweep: [states.get(name, "new") for name in select.runs_of_sweep(output, sweep)]
-        for sweep in select.recorded_sweeps(output)
-    }
-    return {
-        sweep: Counter(words[state] for state in found) for sweep, found in sweeps.items() if words.keys() >= set(found)
-    }
 
 
 def _bench(args: argparse.Namespace) -> None:

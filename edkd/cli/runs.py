@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from edkd.cli.output import add_output
 from edkd.console import console, fail
 from edkd.errors import EdkdError
 from edkd.status.state import STATES
@@ -23,6 +24,7 @@ exit codes: 0 all runs shown are done; 1 a run failed or vanished; 2 the command
   images_per_second, seconds, seconds_left         of the last epoch; of a run that is done; of one that is running
   node, job, log                where it runs; its SLURM job, as squeue prints it, and that job's log
 """
+_CHOSEN_BY = ("dataset", "pair", "distiller", "seed")
 
 
 def add_to(commands: Any) -> None:
@@ -50,7 +52,7 @@ def add_to(commands: Any) -> None:
     log.add_argument("run", metavar="RUN", help="hash (or its beginning), name (or its end) or directory of a run")
     log.add_argument("-n", "--lines", type=_lines, default=20, metavar="LINES", help="how many; default 20")
     log.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended")
-    _add_output(log)
+    add_output(log)
     log.set_defaults(act=_logs)
 
     again = commands.add_parser(
@@ -74,15 +76,11 @@ def add_to(commands: Any) -> None:
     again.set_defaults(act=_retry)
 
 
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR", help="default: outputs")
-
-
 def _add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sweep", nargs="?", metavar="SWEEP", help="id of a sweep, as it is printed; default: all runs")
-    _add_output(parser)
+    add_output(parser)
     parser.add_argument("--state", type=_states, default=(), metavar="STATE,…", help=f"of {', '.join(STATES)}")
-    for what in ("dataset", "pair", "distiller", "seed"):
+    for what in _CHOSEN_BY:
         parser.add_argument(f"--{what}", type=_words, default=(), metavar=f"{what.upper()},…")
 
 
@@ -121,7 +119,6 @@ def _retry(args: argparse.Namespace) -> None:
     from edkd.status.state import look
     from edkd.status.table import summary
     from edkd.sweeps import retry
-    from edkd.sweeps.launcher import compose_launcher
     from edkd.sweeps.sweep import carry_out
 
     if args.sweep is not None and "=" in args.sweep:  # an override, for all runs
@@ -138,7 +135,7 @@ def _retry(args: argparse.Namespace) -> None:
     if not chosen:
         print(f"nothing to retry: {summary(views)}")
         return
-    master, launcher = compose_launcher(
+    master, launcher = retry.compose_launcher(
         launch.may_add(args.overrides), config_dir=args.config_dir, output=args.output, task=launch.task
     )
     try:
@@ -151,15 +148,7 @@ def _retry(args: argparse.Namespace) -> None:
 def _selection(args: argparse.Namespace) -> Any:
     from edkd.status.select import Selection
 
-    return Selection(
-        output=args.output,
-        sweep=args.sweep,
-        state=args.state,
-        dataset=args.dataset,
-        pair=args.pair,
-        distiller=args.distiller,
-        seed=args.seed,
-    )
+    return Selection(**{name: getattr(args, name) for name in ("output", "sweep", "state", *_CHOSEN_BY)})
 
 
 def _words(text: str) -> list[str]:

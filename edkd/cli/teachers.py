@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edkd.cli.output import add_output
 from edkd.errors import EdkdError
 
 
@@ -20,7 +21,7 @@ def add_to(commands: Any) -> None:
 
     stored = commands.add_parser("teachers", help="the teacher store").add_subparsers(required=True, metavar="ACTION")
     listing = stored.add_parser("list", help="all stored teachers, each file verified")
-    listing.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR")
+    add_output(listing)
     listing.set_defaults(act=_list_teachers)
     importing = stored.add_parser("import", help="make a checkpoint file a teacher, after measuring its accuracy")
     importing.add_argument("name", help="network, such as vgg13")
@@ -47,7 +48,7 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from edkd.config.compose import compose_settings
-    from edkd.runs.evaluate import evaluate_network
+    from edkd.runs.teaching import evaluate_network
 
     settings = compose_settings([f"dataset={args.dataset}", f"student={args.model}", *args.overrides])
     where, result = evaluate_network(settings, args.checkpoint)
@@ -75,7 +76,7 @@ def _list_teachers(args: argparse.Namespace) -> None:
 
 def _import_teacher(args: argparse.Namespace) -> None:
     from edkd.config.compose import compose_settings
-    from edkd.runs.evaluate import import_teacher
+    from edkd.runs.teaching import import_teacher
 
     settings = compose_settings([f"dataset={args.dataset}", f"student={args.name}", *args.overrides])
     entry = import_teacher(settings, args.file, replace=args.replace)
@@ -85,7 +86,7 @@ def _import_teacher(args: argparse.Namespace) -> None:
 
 def _cache_teachers(args: argparse.Namespace) -> None:
     from edkd.config.compose import compose_settings
-    from edkd.runs.fill_cache import fill
+    from edkd.runs.teacher_source import fill
 
     # Names, seeds and overrides may follow each other in any order: an override is what has a "=".
     words = [*args.names, *args.seeds, *args.overrides]

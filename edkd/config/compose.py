@@ -1,14 +1,18 @@
-"""Composing configurations outside Hydra's own main function, and saying in one line what does not fit."""
+"""Composing configurations with Hydra, of a run and of a sweep's jobs, and saying in one line what does not fit."""
 
 import argparse
+import contextlib
+import copy
 import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_repository import ConfigRepository
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -18,9 +22,13 @@ from edkd.config import schema
 from edkd.errors import EdkdError
 
 
+def _without_hydra(composed: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+
+
 def resolve(composed: DictConfig) -> dict[str, Any]:
     """A composed configuration without Hydra's own node, all interpolations resolved. Raises EdkdError if one fails."""
-    plain = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    plain = _without_hydra(composed)
     try:
         resolved = OmegaConf.to_container(plain, resolve=True)
     except OmegaConfBaseException as error:
@@ -36,8 +44,7 @@ def resolve(composed: DictConfig) -> dict[str, Any]:
 def explain(error: Exception, overrides: Sequence[str]) -> str:
     """One line for a user: what was wrong with a command line of these overrides, what is allowed."""
     if isinstance(error, MissingConfigException) and error.options:
-        wanted = (error.missing_cfg_file or "").partition("/")
-        group, name = (error.missing_cfg_file or "").rsplit("/", 1) if wanted[1] else ("", error.missing_cfg_file or "")
+        group, _, name = (error.missing_cfg_file or "").rpartition("/")
         return f"{group}={name}: no such option{_guess(name, error.options)}; allowed: {', '.join(error.options)}"
     text = _first_line(error)
     if isinstance(error, ConfigCompositionException) and text.startswith("Could not override '"):
@@ -126,3 +133,69 @@ def quoted(text: str) -> str:
     """A text as the value of an override, whatever it has of quotes, backslashes and interpolation."""
     plain = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text)
     return "'{}'".format(plain.replace("${", "\\${"))
+
+
+_SEED = re.compile(r"seed=(0|[1-9][0-9]*)")
+_ABOUT_SEED = re.compile(r"(?<!\w)seed(?!\w)")
+# An interpolation that names the seed, or that holds another one, so that what it names is not known here.
+_MAY_REFER_TO_SEED = re.compile(r"\$\{[^}]*((?<!\w)seed(?!\w)|\$\{)")
+
+
+class Composer:
+    """Composes jobs; `master` is the configuration that Hydra composed for the sweeper, with its own overrides."""
+
+    def __init__(self, master: DictConfig, loader: ConfigLoader) -> None:
+        self.master, self.loader = master, loader
+        # By all overrides but the seed; the last part says whether other values may follow the seed.
+        self.composed: dict[tuple[str, ...], tuple[dict[str, Any], str, bool]] = {}
+
+    def compose(self, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
+        """The resolved configuration of a job and the name of its method. Raises EdkdError for what does not fit.
+
+        Configurations share their parts: they are to be read only.
+        """
+        seeds = [text for text in overrides if _SEED.fullmatch(text)]
+        others = tuple(text for text in overrides if text not in seeds)
+        if len(seeds) != 1 or any(_ABOUT_SEED.search(text) for text in others):
+            return self._by_hydra(overrides)[:2]
+        if others not in self.composed:
+            self.composed[others] = self._by_hydra(overrides)
+        resolved, method, follows_seed = self.composed[others]
+        if follows_seed:
+            return self._by_hydra(overrides)[:2]
+        return {**resolved, "seed": int(seeds[0].partition("=")[2])}, method
+
+    def _by_hydra(self, overrides: Sequence[str]) -> tuple[dict[str, Any], str, bool]:
+        try:
+            composed = self.loader.load_sweep_config(self.master, list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise EdkdError(explain(error, overrides)) from error
+        follows_seed = _MAY_REFER_TO_SEED.search(OmegaConf.to_yaml(_without_hydra(composed))) is not None
+        return resolve(composed), composed.hydra.runtime.choices["distiller"], follows_seed
+
+
+class _ReadOnce(ConfigRepository):
+    """The configuration files, each read once however often Hydra composes."""
+
+    def __init__(self, config_search_path: Any) -> None:
+        super().__init__(config_search_path)
+        self.read: dict[str, Any] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_ReadOnce":
+        return copy.copy(self)  # Hydra takes a copy for each composition: they share what was read
+
+    def load_config(self, config_path: str) -> Any:
+        if config_path not in self.read:
+            self.read[config_path] = super().load_config(config_path)
+        return copy.deepcopy(self.read[config_path])
+
+
+@contextlib.contextmanager
+def files_read_once(loader: Any) -> Iterator[None]:
+    """Within the block, a loader reads each configuration file once: a plan is made from one state of the files."""
+    before = loader.repository
+    loader.repository = _ReadOnce(loader.config_search_path)
+    try:
+        yield
+    finally:
+        loader.repository = before

@@ -2,15 +2,16 @@
 
 import contextlib
 import functools
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from edkd.config import schema
-from edkd.config.schema import Settings
+from edkd.config.schema import SGD, Settings, settings
 from edkd.errors import EdkdError
 from edkd.rundir import files, provenance
 from edkd.rundir.paths import CONFIG, RunDir
@@ -31,12 +32,12 @@ class Job:
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """See `config.identity`."""
-        return schema.identity(self.settings, self.teacher_id)
+        return identity(self.settings, self.teacher_id)
 
     @functools.cached_property
     def run(self) -> str:
         """The hash that names this run."""
-        return schema.digest(self.identity)
+        return digest(self.identity)
 
     @functools.cached_property
     def name(self) -> str:
@@ -61,15 +62,54 @@ class Job:
             "dataset": cfg.dataset.key,
             "seed": str(cfg.seed),
             "config_hash": self.run,
-            "cell": schema.cell(identified),
-            "recipe": schema.recipe(identified),
-            **{name: str(self.config["distiller"][name]) for name in schema.LABELS if name in self.config["distiller"]},
+            "cell": cell(identified),
+            "recipe": recipe(identified),
         }
+
+
+def identity(cfg: Settings, teacher_id: str | None) -> dict[str, Any]:
+    """All that can change a run's result, and nothing else: no paths, no tracking, no launcher, no device.
+
+    `teacher_id` says which weights teach: the hash of the run that trained them, or of the file they came from.
+    """
+    dataset = asdict(cfg.dataset)
+    dataset["source"] = {k: v for k, v in cfg.dataset.source.items() if k not in ("root", "download", "workers")}
+    teacher = None
+    if cfg.needs_teacher:
+        teacher = {"name": cfg.teacher.name, "model": cfg.teacher.model, "id": teacher_id}
+    identified = {
+        "seed": cfg.seed,
+        "dataset": dataset,
+        "teacher": teacher,
+        "student": {"name": cfg.student.name, "model": cfg.student.model},
+        "distiller": {"method": cfg.method, **cfg.distiller},
+        "schedule": asdict(cfg.schedule),
+        "precision": cfg.engine.precision,
+    }
+    return identified if cfg.optimizer == SGD else {**identified, "optimizer": cfg.optimizer}
+
+
+def digest(value: Any) -> str:
+    """16 hexadecimal digits that name a value made of dicts, lists and scalars."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def recipe(identified: Mapping[str, Any]) -> str:
+    """Names what one table must have in common: data, schedule without its learning rate, precision."""
+    schedule = {name: value for name, value in identified["schedule"].items() if name != "lr"}
+    common = digest([identified["dataset"], schedule, identified["precision"]])[:8]
+    return f"{schedule['epochs']}ep-b{schedule['batch_size']}-{identified['precision']}-{common}"
+
+
+def cell(identified: Mapping[str, Any]) -> str:
+    """Names what the runs of one table cell must have in common: everything but the seed."""
+    return digest({name: value for name, value in identified.items() if name != "seed"})
 
 
 def make_job(resolved: Mapping[str, Any], method: str, teacher_id: str | None) -> Job:
     """A job from a resolved configuration; `teacher_id` names the weights that teach (None without a teacher)."""
-    cfg = schema.settings(resolved, method)
+    cfg = settings(resolved, method)
     return Job(config=dict(resolved), settings=cfg, teacher_id=teacher_id if cfg.needs_teacher else None)
 
 
@@ -116,7 +156,7 @@ def thaw(path: Path) -> tuple[Job, str | None]:
     try:
         frozen = yaml.load(path.read_text(), Loader=_LOADER)
         about = frozen.pop("run")
-        frozen.setdefault("optimizer", schema.SGD)  # frozen by version 0.1
+        frozen.setdefault("optimizer", SGD)  # frozen by version 0.1
         job = make_job(frozen, about["method"], about["teacher_id"])
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise EdkdError(f"{path} is not a frozen configuration of a run: {error}") from error

@@ -1,22 +1,30 @@
-"""What a composed configuration means: what it may say, with which types, and its identity.
+"""What a configuration may say, and how its nodes become typed values and objects.
 
-Works on the resolved configuration as plain dicts, so it serves the composition root, the sweep and their tests alike.
+Works on the resolved configuration as plain dicts. Every value that goes into a constructor is checked against that
+constructor's type hints, whoever wrote it: a method added by a user gets the same errors as ours. `where` is the
+dotted key of a node, which every error begins with.
 """
 
-import hashlib
+import functools
+import importlib
 import inspect
-import json
+import types
+import typing
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
-from pydantic.dataclasses import dataclass
+from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from typing_extensions import NotRequired, TypedDict
 
-from edkd.config.instantiate import STRICT, check_call, target, typed
+from edkd.config.messages import misfit
 from edkd.distillers.base import Distiller
 from edkd.errors import EdkdError
+
+T = TypeVar("T")
+# Strict: an int passes for a float, a bool for no number, a text for itself alone.
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
 
 SGD = {"_target_": "edkd.training.optimizers.SGD"}  # the optimiser of runs that name none
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -24,7 +32,6 @@ NaturalInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NaturalFloat = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-_OPEN = STRICT | {"extra": "ignore"}  # the group has values for other groups to refer to
 
 
 def folder() -> Path:
@@ -33,7 +40,7 @@ def folder() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
-@dataclass(frozen=True, config=_OPEN)
+@dataclass(frozen=True)
 class Dataset:
     """The part of a data set's configuration that is the same for all; its source has arguments of its own."""
 
@@ -67,7 +74,7 @@ class Dataset:
         return key
 
 
-@dataclass(frozen=True, config=_OPEN)
+@dataclass(frozen=True)
 class Network:
     """A teacher or a student: its name and how it is built."""
 
@@ -75,7 +82,7 @@ class Network:
     model: dict[str, Any]
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True)
 class Schedule:
     """How long and how fast to train: SGD with step-wise decay (the recipe is in conf/schedule)."""
 
@@ -93,7 +100,7 @@ class Schedule:
         return self.lr * self.gamma ** sum(epoch > milestone for milestone in self.milestones)
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True)
 class Engine:
     """How a run computes. Only the precision belongs to its identity."""
 
@@ -109,7 +116,7 @@ class Engine:
     teacher_cache_gb: NaturalFloat
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True)
 class Tracking:
     """Where MLflow is; without a URI the journal is the only record until `edkd sync`."""
 
@@ -122,7 +129,7 @@ class Tracking:
             raise ValueError(f"uri={self.uri}: a SQLite file's path may hold no '?'; output=DIR sets another folder")
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True)
 class Settings:
     """A whole configuration, typed."""
 
@@ -159,23 +166,16 @@ def settings(config: Mapping[str, Any], method: str) -> Settings:
     """Check a resolved configuration and give it types. Raises EdkdError naming the key, the value and what fits."""
     if config.get("pairs") is not None:
         raise EdkdError("several pairs are a sweep: add -m, or name one pair (see conf/pair)")
-    known = {field.name for field in fields(Settings)} - {"method"}
     values = {name: value for name, value in config.items() if name != "pairs"}
-    if surplus := sorted(set(values) - known):
-        raise EdkdError(f"{surplus[0]}: not a key of the configuration; allowed: {', '.join(sorted(known))}")
-    parts: dict[str, Any] = {name: typed(cls, values[name], name) for name, cls in _PARTS.items() if name in values}
-    if "distiller" in values:
-        parts["distiller"] = _distiller(values["distiller"])
-    if "optimizer" in values:
-        parts["optimizer"] = _optimizer(values["optimizer"])
-    cfg = typed(Settings, {**values, **parts, "method": method}, "")
-    check_call(cfg.dataset.source, "dataset.source", {})
-    for role, network in {"teacher": cfg.teacher, "student": cfg.student}.items():
-        check_call(network.model, f"{role}.model", {"num_classes": 2})
-    return cfg
+    values |= {name: typed(cls, values.get(name), name) for name, cls in _GROUPS.items()}
+    values |= {"distiller": _distiller(values.get("distiller")), "optimizer": _optimizer(values.get("optimizer"))}
+    check_call(values["dataset"].source, "dataset.source", {})
+    for role in ("teacher", "student"):
+        check_call(values[role].model, f"{role}.model", {"num_classes": 2})
+    return typed(Settings, values, "", method=method)
 
 
-_PARTS: dict[str, type] = {
+_GROUPS: dict[str, type] = {
     "dataset": Dataset,
     "teacher": Network,
     "student": Network,
@@ -183,72 +183,99 @@ _PARTS: dict[str, type] = {
     "engine": Engine,
     "tracking": Tracking,
 }
-_accepted: set[tuple[type, str]] = set()  # methods, and values that they have accepted
+_OPEN = (Dataset, Network)  # have values for other groups to refer to
 
 
-LABELS = ("title", "family", "year")
-"""What a method's YAML file says for tables, of which nothing enters the method or the identity of a run."""
-
-
-def _distiller(node: Mapping[str, Any]) -> dict[str, Any]:
-    """The checked node of a method, which is constructed once with these values, for it may refuse one."""
+def _distiller(node: Any) -> dict[str, Any]:
+    """The checked node of a method, which is constructed with these values, for it may refuse one."""
     method = target(node, "distiller")
     if not (inspect.isclass(method) and issubclass(method, Distiller)):
         raise EdkdError(f"distiller._target_: {node['_target_']} is no subclass of edkd.distillers.Distiller")
-    values = check_call({name: value for name, value in node.items() if name not in LABELS}, "distiller", {})
-    content = method, json.dumps(values, sort_keys=True)
-    if content not in _accepted:
-        try:
-            method(**values)
-        except (ValueError, TypeError) as error:
-            raise EdkdError(f"distiller: {' '.join(str(error).split())}; see conf/distiller") from error
-        _accepted.add(content)
+    values = check_call(node, "distiller", {})
+    try:
+        method(**values)
+    except (ValueError, TypeError) as error:
+        raise EdkdError(f"distiller: {' '.join(str(error).split())}; see conf/distiller") from error
     return {"_target_": node["_target_"], **values}
-
-
-def identity(cfg: Settings, teacher_id: str | None) -> dict[str, Any]:
-    """All that can change a run's result, and nothing else: no paths, no tracking, no launcher, no device.
-
-    `teacher_id` says which weights teach: the hash of the run that trained them, or of the file they came from.
-    """
-    dataset = {field.name: getattr(cfg.dataset, field.name) for field in fields(Dataset)}
-    dataset["source"] = {k: v for k, v in cfg.dataset.source.items() if k not in ("root", "download", "workers")}
-    teacher = None
-    if cfg.needs_teacher:
-        teacher = {"name": cfg.teacher.name, "model": cfg.teacher.model, "id": teacher_id}
-    identified = {
-        "seed": cfg.seed,
-        "dataset": dataset,
-        "teacher": teacher,
-        "student": {"name": cfg.student.name, "model": cfg.student.model},
-        "distiller": {"method": cfg.method, **cfg.distiller},
-        "schedule": {field.name: getattr(cfg.schedule, field.name) for field in fields(Schedule)},
-        "precision": cfg.engine.precision,
-    }
-    return identified if cfg.optimizer == SGD else {**identified, "optimizer": cfg.optimizer}
 
 
 def _optimizer(node: Any) -> dict[str, Any]:
     """The optimiser's node, checked against its signature; the run gives parameters, rate, momentum and decay."""
-    if not isinstance(node, Mapping):
-        raise EdkdError(f"optimizer={node!r}: must be an option of conf/optimizer, such as sgd")
     given = dict.fromkeys(("params", "lr", "momentum", "weight_decay"))
-    return {"_target_": node["_target_"], **check_call(node, "optimizer", given)}
+    return {**check_call(node, "optimizer", given), "_target_": node["_target_"]}
 
 
-def digest(value: Any) -> str:
-    """16 hexadecimal digits that name a value made of dicts, lists and scalars."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def target(node: Any, where: str) -> Any:
+    """The class or function that a node's `_target_` names. Raises EdkdError if there is none."""
+    path = node.get("_target_") if isinstance(node, Mapping) else None
+    if not isinstance(path, str) or "." not in path:
+        raise EdkdError(f"{where}._target_ must be the dotted path of a class or function, not {path!r}")
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise EdkdError(f"{where}._target_: cannot import {path}: {error}; is it on PYTHONPATH?") from error
+    if not callable(found):
+        raise EdkdError(f"{where}._target_: {path} is no class or function")
+    return found
 
 
-def recipe(identified: Mapping[str, Any]) -> str:
-    """Names what one table must have in common: data, schedule without its learning rate, precision."""
-    schedule = {name: value for name, value in identified["schedule"].items() if name != "lr"}
-    common = digest([identified["dataset"], schedule, identified["precision"]])[:8]
-    return f"{schedule['epochs']}ep-b{schedule['batch_size']}-{identified['precision']}-{common}"
+def build(node: Mapping[str, Any], where: str, **extra: Any) -> Any:
+    """Call a node's `_target_` with its checked values and `extra`."""
+    return target(node, where)(**check_call(node, where, extra), **extra)
 
 
-def cell(identified: Mapping[str, Any]) -> str:
-    """Names what the runs of one table cell must have in common: everything but the seed."""
-    return digest({name: value for name, value in identified.items() if name != "seed"})
+def check_call(node: Mapping[str, Any], where: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """A node's values, converted to what its `_target_` declares; `extra` are arguments that the code gives itself."""
+    found = target(node, where)
+    return _checked(found, {name: value for name, value in node.items() if name != "_target_"}, where, frozenset(extra))
+
+
+def typed(cls: type[T], values: Any, where: str, **extra: Any) -> T:
+    """Make a dataclass of a node and `extra`. Raises EdkdError for a value that does not fit."""
+    group = where or "config.yaml"
+    if not isinstance(values, Mapping):
+        raise EdkdError(f"{where} must be a group of values, not {values!r}; see conf/{group}")
+    checked = _checked(cls, values, where, frozenset(extra))
+    try:
+        return cls(**checked, **extra)
+    except ValueError as error:
+        raise EdkdError(f"{where}{'.' if where else ''}{error}; see conf/{group}") from error
+
+
+def _checked(found: Any, values: Mapping[str, Any], where: str, given: frozenset[str]) -> dict[str, Any]:
+    hints, arguments = _arguments(found, given)
+    try:
+        return arguments.validate_python(values)
+    except ValidationError as error:
+        raise EdkdError(misfit(error, values, where, hints)) from error
+
+
+@functools.cache
+def _arguments(found: Any, given: frozenset[str]) -> tuple[dict[str, Any], TypeAdapter[Any]]:
+    """The arguments of a class or function with their type hints, but for those that are given already."""
+    parameters = inspect.signature(found).parameters.values()
+    hints = typing.get_type_hints(found.__init__ if inspect.isclass(found) else found, include_extras=True)
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in given]
+    declared = {p.name: hints.get(p.name, Any) for p in named}
+    required = {p.name for p in named if p.default is p.empty}
+    extra = "allow" if any(p.kind is p.VAR_KEYWORD for p in parameters) else "ignore" if found in _OPEN else "forbid"
+    return declared, adapter(declared, required, extra)
+
+
+def adapter(hints: Mapping[str, Any], required: set[str], extra: str) -> TypeAdapter[Any]:
+    """What checks a mapping whose values have these type hints; `extra`: allow, ignore or forbid others."""
+    accepted = {name: _listed(hint) for name, hint in hints.items()}
+    made = TypedDict("made", {n: h if n in required else NotRequired[h] for n, h in accepted.items()})  # type: ignore
+    made.__pydantic_config__ = STRICT | {"extra": extra}  # type: ignore
+    return TypeAdapter(made)
+
+
+def _listed(hint: Any) -> Any:
+    """A type hint whose tuples accept a list: YAML has no tuples."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return typing.Union[tuple(map(_listed, arguments))]  # noqa: UP007
+    if origin is list:
+        return list[_listed(arguments[0])]  # type: ignore[misc]
+    return Annotated[hint, Strict(False)] if origin is tuple else hint

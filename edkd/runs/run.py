@@ -5,30 +5,28 @@ import logging
 import os
 import platform
 import socket
-from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from edkd import __version__, console
-from edkd.config import schema
-from edkd.config.job import Job, freeze, planned_code
+from edkd.config.job import Job, digest, freeze, planned_code
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint, journal, lock, provenance
 from edkd.rundir.paths import RunDir, checkpoints
 from edkd.runs.preemption import Asked, SafePoints, Stopped
-from edkd.runs.publish import is_lost, is_to_teach, publish, warn_of_teacher
 from edkd.runs.setup import Inputs, device_data, gather, new_state
 from edkd.runs.teacher_source import teacher_source
+from edkd.runs.teaching import is_lost, publish
 from edkd.teachers.source import Precision
 from edkd.tracking import LiveTracker
 from edkd.training import allocation, hardware
 from edkd.training.device import cores, set_up
 from edkd.training.state import TrainState
-from edkd.training.trainer import fit
+from edkd.training.trainer import all_logits, fit
 
 LOG = logging.getLogger("edkd")
 
@@ -61,200 +59,208 @@ def execute(job: Job, *, sweep: str | None, show: bool, stop_asked: Asked | None
             return now
         if not planned:
             freeze(job, sweep=sweep, threads=None)
-        with console.logging_to(RunDir(directory).log, show=show):
-            return _journalled(job, inputs, sweep=sweep, threads=threads, show=show, stop_asked=stop_asked)
+        with console.logging_to(directory / "run.log", show=show):
+            _Run(job, now, sweep, threads, show, stop_asked).journalled(inputs)
+    return journal.state(directory)
 
 
-def _journalled(
-    job: Job, inputs: Inputs | None, *, sweep: str | None, threads: int, show: bool, stop_asked: Asked | None
-) -> journal.RunState:
-    """Run, and leave word of whatever ends the run."""
-    book = journal.Journal(job.directory)
-    tracker = None
-    where = job.settings.tracking
-    if where.uri is not None:
-        tracker = LiveTracker(job.directory, uri=where.uri, experiment=where.experiment, artifacts=where.artifacts)
-    try:
-        _run(job, inputs or gather(job.settings, job.teacher_id), book, tracker, sweep, threads, show, stop_asked)
-    except (KeyboardInterrupt, Stopped):
-        book.append({"event": "interrupted"})
-        raise
-    except Exception as error:
-        foreign = not isinstance(error, EdkdError)
-        line = f"{type(error).__name__}: {error}" if foreign else str(error)
-        LOG.error("%s failed: %s", job.name, line, exc_info=foreign)
-        with contextlib.suppress(EdkdError):  # a full disk takes no record either: the error that matters is the first
-            book.append({"event": "failure", "error": line})
-        raise
-    finally:
-        if tracker is not None:
-            tracker.notify()
-            tracker.close()
-    return journal.state(job.directory)
+@dataclass
+class _Run:
+    """One attempt at a run, whose directory this process holds."""
 
+    job: Job
+    before: journal.RunState  # what earlier attempts have left
+    sweep: str | None
+    threads: int
+    show: bool
+    stop_asked: Asked | None
 
-def _run(
-    job: Job,
-    inputs: Inputs,
-    book: journal.Journal,
-    tracker: LiveTracker | None,
-    sweep: str | None,
-    threads: int,
-    show: bool,
-    stop_asked: Asked | None,
-) -> None:
-    directory, cfg = job.directory, job.settings
-    paths = RunDir(directory)
-    first = journal.state(directory).first_start
-    if first is not None:
-        _check_unchanged(first, inputs, directory)
-    state = new_state(cfg, inputs)
-    precision = Precision(cfg.engine.precision, inputs.device)
-    saved = checkpoint.load(paths.checkpoint)
-    if saved is not None:
-        state.restore(saved[0])
-    resumed = state.epoch
-    if resumed:
-        if resumed not in journal.epochs(directory):
-            raise EdkdError(
-                f"{directory} has a checkpoint of epoch {resumed}, and no record of that epoch in "
-                f"{paths.journal.name}: restore that file, or move the directory away to start anew"
+    def __post_init__(self) -> None:
+        where = self.job.settings.tracking
+        self.directory = self.job.directory
+        self.paths = RunDir(self.directory)
+        self.book = journal.Journal(self.directory)
+        self.tracker: LiveTracker | None = None
+        if where.uri is not None:
+            self.tracker = LiveTracker(self.directory, **vars(where))
+
+    def journalled(self, inputs: Inputs | None) -> None:
+        """Train, and leave word of whatever ends the run."""
+        try:
+            self.train(inputs or gather(self.job.settings, self.job.teacher_id))
+        except (KeyboardInterrupt, Stopped):
+            self.book.append({"event": "interrupted"})
+            raise
+        except Exception as error:
+            foreign = not isinstance(error, EdkdError)
+            line = f"{type(error).__name__}: {error}" if foreign else str(error)
+            LOG.error("%s failed: %s", self.job.name, line, exc_info=foreign)
+            with contextlib.suppress(EdkdError):  # a full disk takes no record either: the first error matters
+                self.book.append({"event": "failure", "error": line})
+            raise
+        finally:
+            if self.tracker is not None:
+                self.tracker.notify()
+                self.tracker.close()
+
+    def train(self, inputs: Inputs) -> None:
+        """From the beginning or the last checkpoint to the end."""
+        job, cfg, device = self.job, self.job.settings, inputs.device
+        if self.before.start is not None:
+            self.check_unchanged(inputs)
+        state = new_state(cfg, inputs)
+        if self.before.start is not None:
+            self.resume(state)
+        self.book.append(self.start_record(inputs, resumed_from=state.epoch))
+        LOG.info("%s%s", job.name, f", resumed after epoch {state.epoch}" if state.epoch else "")
+        if self.threads > cores():
+            LOG.warning(
+                "%d threads share %d CPU cores, which may be very slow: see engine.threads", self.threads, cores()
             )
-        _check_code(job)
-    book.append(_start_record(job, inputs, sweep=sweep, threads=threads, resumed_from=resumed))
-    LOG.info("%s%s", job.name, f", resumed after epoch {resumed}" if resumed else "")
-    if threads > cores():
-        LOG.warning("%d threads share %d CPU cores, which may be very slow: see engine.threads", threads, cores())
-    hardware.forget_peak(inputs.device)
-    splits = device_data(inputs.arrays, cfg, inputs.device)
-    teacher = None
-    if inputs.teacher is not None:
-        teacher = teacher_source(cfg, inputs, splits.train, precision, state.distiller.needs_feats)
-    safe = SafePoints(stop_asked) if stop_asked is not None else None
-    with console.step_bar(show, cfg.schedule.epochs) as bar:
+        hardware.forget_peak(device)
+        splits = device_data(inputs.arrays, cfg, device)
+        teacher = None
+        if inputs.teacher is not None:
+            splits = replace(splits, taught=all_logits(inputs.teacher, splits.test, Precision("fp32", device)))
+            precision = Precision(cfg.engine.precision, device)
+            teacher = teacher_source(cfg, inputs, splits.train, precision, state.distiller.needs_feats)
+        safe = SafePoints(self.stop_asked) if self.stop_asked is not None else None
+        with console.step_bar(self.show, cfg.schedule.epochs) as bar:
 
-        def on_epoch(record: dict[str, Any], improved: bool) -> None:
-            if improved:
-                _save_student(state.student, paths.best, job, record)
-            book.append(record)
-            checkpoint.save(state.state(), paths.checkpoint)
-            if tracker is not None:
-                tracker.notify()
-            LOG.info("%s", describe(record, cfg.schedule.epochs))
-            if safe is not None and record["epoch"] < cfg.schedule.epochs:
-                safe.after_epoch(record)
+            def on_epoch(record: dict[str, Any], improved: bool) -> None:
+                if improved:
+                    self.save_student(state, self.paths.best, record["epoch"])
+                self.book.append(record)
+                checkpoint.save(state.state(), self.paths.checkpoint)
+                if self.tracker is not None:
+                    self.tracker.notify()
+                metrics = record["metrics"]
+                LOG.info(
+                    "epoch %d/%d: train loss %.3f, top-1 %.2f %%; test top-1 %.2f %%; %.0f images/s",
+                    record["epoch"], cfg.schedule.epochs, metrics["train/loss"], metrics["train/top1"],
+                    metrics["test/top1"], record["images_per_second"],
+                )  # fmt: skip
+                if safe is not None and record["epoch"] < cfg.schedule.epochs:
+                    safe.after_epoch(record)
 
-        def on_step(done: int, steps: int) -> None:
-            if bar is not None:
-                bar(state.epoch + 1, done, steps)
-            if safe is not None:
-                safe.after_step(done, steps)
+            def on_step(done: int, steps: int) -> None:
+                if bar is not None:
+                    bar(state.epoch + 1, done, steps)
+                if safe is not None:
+                    safe.after_step(done, steps)
 
-        fit(
-            state,
-            teacher,
-            splits,
-            cfg.schedule,
-            seed=cfg.seed,
-            capture=cfg.engine.capture,
-            on_epoch=on_epoch,
-            on_step=on_step if bar is not None or safe is not None else None,
-        )
-    _finish(job, state, book, inputs)
+            fit(
+                state,
+                teacher,
+                splits,
+                cfg.schedule,
+                seed=cfg.seed,
+                capture=cfg.engine.capture,
+                on_epoch=on_epoch,
+                on_step=on_step if bar is not None or safe is not None else None,
+            )
+        self.finish(state, inputs)
 
+    def check_unchanged(self, inputs: Inputs) -> None:
+        """A run continues only with the data and the teacher's weights that its first start names."""
+        first, taught_by = self.before.first_start or {}, inputs.taught_by
+        if first["data_sha256"] != inputs.data_sha256:
+            what = "data"
+        elif taught_by is not None and first["teacher"]["sha256"] != taught_by["sha256"]:
+            what = f"weights of teacher {taught_by['id']}"
+        else:
+            return
+        raise EdkdError(f"the {what} changed since {self.directory} began: restore them, or move that directory away")
 
-def _check_unchanged(first: Mapping[str, Any], inputs: Inputs, directory: Path) -> None:
-    """A run continues only with the data and the teacher's weights that its first start names."""
-    if first["data_sha256"] != inputs.data_sha256:
-        raise EdkdError(f"the data changed since {directory} began: restore it, or move that directory away")
-    if inputs.taught_by is not None and first["teacher"]["sha256"] != inputs.taught_by["sha256"]:
-        raise EdkdError(
-            f"the weights of teacher {inputs.taught_by['id']} changed since {directory} began: "
-            "restore them, or move that directory away"
-        )
+    def resume(self, state: TrainState) -> None:
+        """Continue from the checkpoint, if there is one, with the code of the user's own classes that made it."""
+        saved = checkpoint.load(self.paths.checkpoint)
+        if saved is None:
+            return
+        state.restore(saved[0])
+        if state.epoch not in journal.epochs(self.directory):
+            raise EdkdError(
+                f"{self.directory} has a checkpoint of epoch {state.epoch}, and no record of that epoch in "
+                f"{self.paths.journal.name}: restore that file, or move the directory away to start anew"
+            )
+        known = (self.before.start or {}).get("sources") or {}
+        now = provenance.foreign(self.used())
+        changed = [target for target, digest in now.items() if known.get(target, digest) != digest]
+        if changed:
+            raise EdkdError(
+                f"the code of {', '.join(changed)} changed since {self.directory} reached epoch "
+                f"{self.before.epoch}: restore it, or move that directory away to train anew"
+            )
 
+    def used(self) -> dict[str, Any]:
+        """The configuration without the teacher of a run that has none."""
+        return {
+            key: node for key, node in self.job.config.items() if key != "teacher" or self.job.settings.needs_teacher
+        }
 
-def _check_code(job: Job) -> None:
-    """A run continues only with the code of the user's own classes that it has used so far."""
-    before = journal.state(job.directory)
-    known = (before.start or {}).get("sources") or {}
-    changed = [
-        target for target, digest in provenance.foreign(_used(job)).items() if known.get(target, digest) != digest
-    ]
-    if changed:
-        raise EdkdError(
-            f"the code of {', '.join(changed)} changed since {job.directory} reached epoch {before.epoch}: "
-            "restore it, or move that directory away to train anew"
-        )
+    def start_record(self, inputs: Inputs, *, resumed_from: int) -> dict[str, Any]:
+        """What is run on what, as the journal keeps it."""
+        job, running = self.job, provenance.read()
+        provenance.keep_changes(running, self.directory)
+        sources = provenance.foreign(self.used())
+        # Seeds that two versions of a method have trained are no sample of one thing.
+        cell = {"cell": digest([job.tags["cell"], sources])} if sources else {}
+        planned_with = planned_code(self.directory)
+        return {
+            "event": "start",
+            "run": job.run,
+            "name": job.name,
+            "sweep": self.sweep,
+            "resumed_from": resumed_from,
+            "config": self.used(),
+            "tags": {**job.tags, **cell, **running.version},
+            "sources": sources,
+            "planned_with": planned_with if planned_with != running.version else None,  # a job may wait for days
+            "versions": {
+                "edkd": __version__,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "cuda": torch.version.cuda,
+                "cudnn": torch.backends.cudnn.version(),
+            },
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "device": hardware.device_name(inputs.device),
+            "threads": self.threads,
+            "slurm": allocation.here(),
+            "data_sha256": inputs.data_sha256,
+            "teacher": inputs.taught_by,
+        }
 
+    def finish(self, state: TrainState, inputs: Inputs) -> None:
+        """Save the last weights, hand a network trained alone to the teacher store, and close the journal."""
+        epochs = journal.epochs(self.directory)
+        metrics, best = epochs[state.epoch]["metrics"], state.best
+        assert best is not None
+        self.save_student(state, self.paths.last, state.epoch)
+        seconds = sum(sum(record["seconds"].values()) for record in epochs.values())
+        end: dict[str, Any] = {
+            "event": "end",
+            "last": {"epoch": state.epoch, **{name: metrics[f"test/{name}"] for name in ("top1", "top5", "loss")}},
+            "best": {name: value for name, value in best.items() if name != "chosen_at"},
+            "seconds": seconds,
+            "peak_memory_mb": hardware.peak_mb(inputs.device),
+            "num_classes": inputs.arrays.num_classes,
+        }
+        # Before the journal's end, so that a finished network is never missing from the store.
+        publish(self.job, end)
+        self.book.append(end)
+        _remove_checkpoints(self.directory)
+        LOG.info(
+            "%s: top-1 last %.2f %%, best %.2f %% (epoch %d, chosen on the %s set), in %.0f s; %s",
+            self.job.name, metrics["test/top1"], best["top1"], best["epoch"], best["by"], seconds, self.directory,
+        )  # fmt: skip
 
-def _used(job: Job) -> dict[str, Any]:
-    """The configuration without the teacher of a run that has none."""
-    return {key: value for key, value in job.config.items() if key != "teacher" or job.settings.needs_teacher}
-
-
-def _start_record(job: Job, inputs: Inputs, *, sweep: str | None, threads: int, resumed_from: int) -> dict[str, Any]:
-    device, running = inputs.device, provenance.read()
-    provenance.keep_changes(running, job.directory)
-    sources = provenance.foreign(_used(job))
-    # Seeds that two versions of a method have trained are no sample of one thing.
-    cell = {"cell": schema.digest([job.tags["cell"], sources])} if sources else {}
-    planned_with = planned_code(job.directory)
-    return {
-        "event": "start",
-        "run": job.run,
-        "name": job.name,
-        "sweep": sweep,
-        "resumed_from": resumed_from,
-        "config": _used(job),
-        "tags": {**job.tags, **cell, **running.version},
-        "sources": sources,
-        "planned_with": planned_with if planned_with != running.version else None,  # a job may wait for days
-        "versions": {
-            "edkd": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
-        },
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "device": hardware.device_name(device),
-        "threads": threads,
-        "slurm": allocation.here(),
-        "data_sha256": inputs.data_sha256,
-        "teacher": inputs.taught_by,
-    }
-
-
-def _finish(job: Job, state: TrainState, book: journal.Journal, inputs: Inputs) -> None:
-    """Save the last weights, hand a network trained alone to the teacher store, and close the journal."""
-    epochs = journal.epochs(job.directory)
-    last = epochs[state.epoch]
-    assert state.best is not None
-    _save_student(state.student, RunDir(job.directory).last, job, last)
-    metrics = last["metrics"]
-    best = {name: value for name, value in state.best.items() if name != "chosen_at"}
-    seconds = sum(sum(record["seconds"].values()) for record in epochs.values())
-    end: dict[str, Any] = {
-        "event": "end",
-        "last": {"epoch": state.epoch, **{name: metrics[f"test/{name}"] for name in ("top1", "top5", "loss")}},
-        "best": best,
-        "seconds": seconds,
-        "peak_memory_mb": hardware.peak_mb(inputs.device),
-        "num_classes": inputs.arrays.num_classes,
-    }
-    if is_to_teach(job):
-        warn_of_teacher(job, metrics["test/top1"])
-    # Before the journal's end, so that a finished network is never missing from the store.
-    publish(job, end)
-    book.append(end)
-    _remove_checkpoints(job.directory)
-    LOG.info(
-        "%s: top-1 last %.2f %%, best %.2f %% (epoch %d, chosen on the %s set), in %.0f s; %s",
-        job.name, metrics["test/top1"], best["top1"], best["epoch"], best["by"], seconds, job.directory,
-    )  # fmt: skip
+    def save_student(self, state: TrainState, file: Path, epoch: int) -> None:
+        """Put the student's weights into a file of the run's directory."""
+        about = {"student": self.job.settings.student.name, "run": self.job.run, "epoch": epoch}
+        checkpoint.save_weights(state.student.state_dict(), file, **about)
 
 
 def _remove_checkpoints(directory: Path) -> None:
@@ -262,19 +268,3 @@ def _remove_checkpoints(directory: Path) -> None:
     with contextlib.suppress(OSError):
         for path in checkpoints(directory):
             path.unlink(missing_ok=True)
-
-
-def _save_student(student: nn.Module, path: Path, job: Job, record: Mapping[str, Any]) -> None:
-    checkpoint.save_weights(
-        student.state_dict(), path, student=job.settings.student.name, run=job.run, epoch=record["epoch"]
-    )
-
-
-def describe(record: Mapping[str, Any], epochs: int) -> str:
-    """One line about an epoch."""
-    metrics = record["metrics"]
-    return (
-        f"epoch {record['epoch']}/{epochs}: "
-        f"train loss {metrics['train/loss']:.3f}, top-1 {metrics['train/top1']:.2f} %; "
-        f"test top-1 {metrics['test/top1']:.2f} %; {record['images_per_second']:.0f} images/s"
-    )

@@ -3,7 +3,6 @@
 import functools
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edkd.config import schema
-from edkd.config.instantiate import build
-from edkd.config.job import directory_of, training_run
-from edkd.config.schema import Settings
+from edkd.config.job import digest, directory_of, training_run
+from edkd.config.schema import Settings, build, target
 from edkd.data.arrays import Arrays, prepare
 from edkd.data.files import Streamed
 from edkd.data.resident import ResidentData
@@ -25,13 +22,11 @@ from edkd.models.base import Classifier, Prediction
 from edkd.rundir import journal
 from edkd.teachers import store
 from edkd.teachers.source import Precision
-from edkd.training.device import compile_network, cores, pick_device, set_up, to_device
+from edkd.training.device import compile_network, pick_device, to_device
 from edkd.training.state import Trainable, TrainState
 from edkd.training.trainer import Splits, evaluate, seeded
 
 LOG = logging.getLogger("edkd")
-
-
 _AS_GOOD = 1.0  # points of top-1 between two measurements of one teacher
 
 
@@ -59,7 +54,7 @@ def gather(cfg: Settings, teacher_id: str | None) -> Inputs:
             "start the same command again to plan anew"
         )
     network = load_teacher(cfg, entry, arrays.num_classes, device)
-    shown = schema.digest({"data": sha256, "mean": cfg.dataset.mean, "std": cfg.dataset.std})
+    shown = digest({"data": sha256, "mean": cfg.dataset.mean, "std": cfg.dataset.std})
     measured = entry.measured.get(shown)
     if measured is None:
         measured = {**evaluate(network, device_data(arrays, cfg, device).test, Precision("fp32", device))}
@@ -71,23 +66,13 @@ def gather(cfg: Settings, teacher_id: str | None) -> Inputs:
 
 def _compare(entry: store.Entry, top1: float | None) -> None:
     """Warn of a teacher that is not here what it was where it was trained."""
-    told = (entry.test or {}).get("top1")
-    if top1 is not None and told is not None and abs(top1 - told) > _AS_GOOD:
+    before = (entry.test or {}).get("top1")
+    if top1 is not None and before is not None and abs(top1 - before) > _AS_GOOD:
         LOG.warning(
             "teacher %s has %.2f %% on the test set of this run and had %.2f %% when it came into the store "
             "(%s): another normalisation (dataset.mean, dataset.std) or image size?",
-            entry.name, top1, told, entry.path,
+            entry.name, top1, before, entry.path,
         )  # fmt: skip
-
-
-def teacher_inputs(cfg: Settings) -> Inputs:
-    """Data and stored teacher of a configuration for other uses than a run, computing as its runs would."""
-    set_up(cfg.engine, cfg.engine.threads or cores())
-    entry = find_teacher(cfg)
-    arrays, sha256 = load_arrays(cfg)
-    device = pick_device(cfg.engine.device)
-    network = load_teacher(cfg, entry, arrays.num_classes, device)
-    return Inputs(arrays, sha256, device, network, {"id": entry.id, "sha256": entry.sha256})
 
 
 def find_teacher(cfg: Settings, trained_by: str = "") -> store.Entry:
@@ -96,29 +81,19 @@ def find_teacher(cfg: Settings, trained_by: str = "") -> store.Entry:
     Raises EdkdError if there is none, with what became of that run.
     """
     entry = store.find(teacher_folder(cfg), cfg.dataset.key, cfg.teacher.name)
-    if entry is None:
-        directory = directory_of(trained_by, cfg) if trained_by else None
-        if directory is None:
-            raise store.missing(cfg.dataset.key, cfg.teacher.name, teacher_folder(cfg))
-        raise EdkdError(
-            f"teacher {cfg.teacher.name} is not in {teacher_folder(cfg)}: its run {directory} {_ending(directory)}; "
-            "`edkd retry`, or the same command again, trains it first"
-        )
-    return entry
-
-
-def _ending(directory: Path) -> str:
-    """What became of the run that was to train a teacher, as the end of a sentence."""
+    if entry is not None:
+        return entry
+    directory = directory_of(trained_by, cfg) if trained_by else None
+    if directory is None:
+        raise store.missing(cfg.dataset.key, cfg.teacher.name, teacher_folder(cfg))
     state = journal.state(directory)
-    if state.status == "failed":
-        return f"failed ({next(iter((state.error or '').splitlines()), 'without a word')})"
-    reached = f"after epoch {state.epoch}" if state.epoch else "before its first epoch was over"
-    return {
-        "new": "never began",
-        "interrupted": f"was stopped {reached}",
-        "running": "is not done yet",
-        "finished": "is finished, but its network was removed from there",
-    }[state.status]
+    became = f"is {state.status} after epoch {state.epoch}"
+    if state.error is not None:
+        became = f"failed ({state.error.splitlines()[0]})"
+    raise EdkdError(
+        f"teacher {cfg.teacher.name} is not in {teacher_folder(cfg)}: its run {directory} {became}; "
+        "`edkd retry`, or the same command again, trains it first"
+    )
 
 
 def load_teacher(cfg: Settings, entry: store.Entry, num_classes: int, device: torch.device) -> nn.Module:
@@ -156,7 +131,7 @@ def new_state(cfg: Settings, inputs: Inputs) -> TrainState:
 
 
 def _spec(student: nn.Module, inputs: Inputs) -> Spec:
-    """What a method is told when it makes its own modules."""
+    """What a method knows when it makes its own modules."""
     size = inputs.arrays.image_size
     shapes, _ = _features(student, size)
     teacher, classifier = (None, None) if inputs.teacher is None else _features(inputs.teacher, size)
@@ -180,17 +155,17 @@ def _features(network: nn.Module, size: int) -> tuple[Shapes, Classifier]:
     with torch.no_grad():
         made: Prediction = network.eval()(image, want_feats=True)
     network.train(training)
-
-    def sizes(feats: Sequence[Tensor]) -> tuple[tuple[int, int, int], ...]:
-        return tuple((feat.shape[1], feat.shape[2], feat.shape[3]) for feat in feats)
-
     if made.pooled_feat is None or made.last_map is None or made.classifier is None:
         raise EdkdError(
             f"{type(network).__name__} gives no pooled_feat, last_map and classifier with its features, which this "
             "method needs: edkd.models.base.classify makes such a prediction"
         )
-    (last_map,) = sizes([made.last_map])
-    shapes = Shapes(sizes(made.feats), sizes(made.preact_feats), made.pooled_feat.shape[1], last_map)
+
+    def size_of(feat: Tensor) -> tuple[int, int, int]:
+        return feat.shape[1], feat.shape[2], feat.shape[3]
+
+    feats, preact_feats = (tuple(map(size_of, each)) for each in (made.feats, made.preact_feats))
+    shapes = Shapes(feats, preact_feats, made.pooled_feat.shape[1], size_of(made.last_map))
     return shapes, Classifier(*(tensor.detach().cpu() for tensor in made.classifier))
 
 
@@ -201,54 +176,43 @@ def teacher_folder(cfg: Settings) -> Path:
 
 def load_arrays(cfg: Settings) -> tuple[Arrays | Streamed, str]:
     """The data set of a configuration and its fingerprint; the last one stays in memory for the next run."""
-    arguments = {name: getattr(cfg.dataset, name) for name in _PREPARED}
-    return _load_arrays(json.dumps(cfg.dataset.source, sort_keys=True), json.dumps(arguments))
+    parts = {name: getattr(cfg.dataset, name) for name in _PARTS}
+    return _load_arrays(json.dumps([cfg.dataset.source, parts], sort_keys=True))
 
 
-_PREPARED = ("train_per_class", "test_per_class", "validation", "validation_seed")
+_PARTS = ("train_per_class", "test_per_class", "validation", "validation_seed")
 
 
 @functools.lru_cache(maxsize=1)
-def _load_arrays(source: str, arguments: str) -> tuple[Arrays | Streamed, str]:
-    arrays, parts = build(json.loads(source), "dataset.source"), json.loads(arguments)
-    if isinstance(arrays, Streamed):
-        if any(parts[name] for name in ("train_per_class", "test_per_class", "validation")):
-            raise EdkdError("train_per_class, test_per_class and validation need data in memory: dataset=folder")
-    else:
+def _load_arrays(asked: str) -> tuple[Arrays | Streamed, str]:
+    source, parts = json.loads(asked)
+    arrays = build(source, "dataset.source")
+    if not isinstance(arrays, Streamed):
         arrays = prepare(arrays, **parts)
+    elif any(parts[name] for name in _PARTS[:3]):
+        raise EdkdError("train_per_class, test_per_class and validation need data in memory: dataset=folder")
     return arrays, arrays.fingerprint()
 
 
 def device_data(arrays: Arrays | Streamed, cfg: Settings, device: torch.device) -> Splits:
     """The splits, resident on the device or streamed to it; only training images are augmented."""
+    data = cfg.dataset
+    shown = {"mean": data.mean, "std": data.std, "device": device, "channels_last": cfg.engine.channels_last}
+    strong_view = target(cfg.distiller, "distiller").needs_strong_view
     if isinstance(arrays, Streamed):
+        if strong_view:
+            raise EdkdError(f"distiller={cfg.method} needs strong views, which only data in memory have")
         train, test = (
-            StreamedData(
-                files,
-                mean=cfg.dataset.mean,
-                std=cfg.dataset.std,
-                size=arrays.image_size,
-                workers=arrays.workers,
-                device=device,
-                channels_last=cfg.engine.channels_last,
-            )
+            StreamedData(files, size=arrays.image_size, workers=arrays.workers, **shown)  # type: ignore[arg-type]
             for files in (arrays.train, arrays.test)
         )
         return Splits(train, None, test)
 
-    def make(split: Any, padding: int, flip: bool) -> ResidentData:
-        return ResidentData(
-            split,
-            mean=cfg.dataset.mean,
-            std=cfg.dataset.std,
-            padding=padding,
-            flip=flip,
-            device=device,
-            channels_last=cfg.engine.channels_last,
-        )
+    def make(split: Any, padding: int, flip: bool, strong_view: bool = False) -> ResidentData:
+        return ResidentData(split, padding=padding, flip=flip, strong_view=strong_view, **shown)  # type: ignore[arg-type]
 
     return Splits(
-        train=make(arrays.train, cfg.dataset.padding, cfg.dataset.flip),
+        train=make(arrays.train, data.padding, data.flip, strong_view),
         validation=make(arrays.validation, 0, False) if arrays.validation is not None else None,
         test=make(arrays.test, 0, False),
     )

@@ -1,25 +1,34 @@
-"""Planning a sweep: from the command line's overrides to jobs, each once, in the order in which they should run.
+"""Planning a sweep: from the command line's overrides to jobs, each once, in the order in which they run, and shown.
 
     expand pair=all -> compose every job -> a training run for each teacher that the store lacks
 
 Nothing here launches or writes anything.
 """
 
+import functools
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-from edkd.config import schema
-from edkd.config.job import Job, make_job
+from edkd.config.compose import Composer
+from edkd.config.job import Job, digest, make_job
+from edkd.config.schema import Settings
+from edkd.console import console, counted
 from edkd.errors import EdkdError
-from edkd.sweeps.composer import Composer, files_read_once
-from edkd.sweeps.preconditions import check_strength
+from edkd.rundir import journal, provenance
+from edkd.rundir.journal import RunState
+from edkd.status.state import RunStatus
 from edkd.teachers import store
+
+LONG_PLAN = 60  # rows; of a longer plan only the numbers are shown
+_ABOUT_STUDENTS = ("pair", "teacher", "student", "distiller", "tweak", "seed")  # no override of these is a teacher's
 
 
 @dataclass
@@ -39,7 +48,28 @@ class Sweep:
     def id(self) -> str:
         """The same for the same jobs, so that a repeated command continues the same sweep."""
         key = self.students[0].settings.dataset.key
-        return f"{key}-{schema.digest(sorted(self.asked))[:8]}"
+        return f"{key}-{digest(sorted(self.asked))[:8]}"
+
+
+def is_dry(value: Any) -> bool:
+    """What `+dry_run=VALUE` asks for. Raises EdkdError for anything but true and false."""
+    if not isinstance(value, bool):
+        raise EdkdError(f"dry_run={value}: must be true or false")
+    return value
+
+
+def stored_teacher(cfg: Settings) -> store.Entry | None:
+    """The teacher of a run, None if the store lacks it.
+
+    Raises EdkdError for one that was trained here for fewer epochs than its student will be, unless that is wanted.
+    """
+    entry = store.find(Path(cfg.output) / "teachers", cfg.dataset.key, cfg.teacher.name)
+    if entry is None or cfg.allow_weak_teacher or entry.epochs is None or entry.epochs >= cfg.schedule.epochs:
+        return entry
+    raise EdkdError(
+        f"teacher {entry.name} of {entry.dataset} was trained for {counted(entry.epochs, 'epoch')}, the student is to "
+        f"train {cfg.schedule.epochs}: remove {entry.path} to train it anew, or set allow_weak_teacher=true"
+    )
 
 
 def expand(overrides: Sequence[Override], pair_lists: Mapping[str, Sequence[str]]) -> list[list[str]]:
@@ -47,119 +77,22 @@ def expand(overrides: Sequence[Override], pair_lists: Mapping[str, Sequence[str]
     choices: list[list[str]] = []
     for override in overrides:
         key = override.get_key_element()
-        if override.is_sweep_override():
-            if not override.is_discrete_sweep():
-                raise EdkdError(f"{override.input_line}: only lists of values can be swept, such as {key}=1,2,3")
+        if not override.is_sweep_override():
+            values = [override.get_value_element_as_str()]
+        elif override.is_discrete_sweep():
             values = [str(value) for value in override.sweep_string_iterator()]
         else:
-            values = [override.get_value_element_as_str()]
+            raise EdkdError(f"{override.input_line}: only lists of values can be swept, such as {key}=1,2,3")
         if key == "pair":
             values = [pair for value in values for pair in pair_lists.get(value, [value])]
         choices.append([f"{key}={value}" for value in dict.fromkeys(values)])
     return [list(combination) for combination in itertools.product(*choices)]
 
 
-def make_plan(
-    combinations: Iterable[Sequence[str]], overrides: Sequence[Override], master: DictConfig, loader: ConfigLoader
-) -> Sweep:
-    """Compose every job, and a training run for each teacher that the store lacks.
-
-    A student's identity contains its teacher's, which is known before that is trained: the hash of its run.
-    """
-    with files_read_once(loader):
-        return _make_plan(combinations, overrides, Composer(master, loader))
-
-
-def _make_plan(combinations: Iterable[Sequence[str]], overrides: Sequence[Override], composer: Composer) -> Sweep:
-    planned = Sweep()
-    wanted: dict[tuple[str, str], list[Job]] = {}
-    training = _TeacherRuns(composer)
-    stored = _Stored()
-    for combination in combinations:
-        resolved, method = composer.compose(combination)
-        cfg = schema.settings(resolved, method)
-        teacher_id = None
-        if cfg.needs_teacher:
-            entry = stored.find(cfg)
-            if entry is not None:
-                check_strength(cfg, entry)
-                stored.verify(entry)
-                teacher_id = entry.id
-            else:
-                job = training.job(cfg, combination, overrides)
-                wanted.setdefault((cfg.dataset.key, cfg.teacher.name), []).append(job)
-                teacher_id = f"run:{job.run}"
-        planned.students.append(Job(config=resolved, settings=cfg, teacher_id=teacher_id))
-    for (dataset, name), jobs in wanted.items():
-        if len({job.run for job in jobs}) > 1:
-            raise EdkdError(
-                f"the sweep would train teacher {name} of {dataset} in several ways; "
-                f"train it first: python launch.py distiller=vanilla student={name}, with the values that it shall have"
-            )
-    planned.teachers = _unique(job for jobs in wanted.values() for job in jobs)
-    planned.asked = {job.run for job in planned.students}
-    alone = {job.run for job in planned.teachers}
-    planned.students = [job for job in _unique(planned.students) if job.run not in alone]
-    return planned
-
-
-class _Stored:
-    """The teachers of the store, each looked for and verified once in a plan."""
-
-    def __init__(self) -> None:
-        self.found: dict[tuple[str, str, str], store.Entry | None] = {}
-        self.verified: set[Path] = set()
-
-    def find(self, cfg: schema.Settings) -> store.Entry | None:
-        """The teacher of a run, None if the store lacks it."""
-        key = cfg.output, cfg.dataset.key, cfg.teacher.name
-        if key not in self.found:
-            self.found[key] = store.find(Path(cfg.output) / "teachers", *key[1:])
-        return self.found[key]
-
-    def verify(self, entry: store.Entry) -> None:
-        """Raise EdkdError for a teacher whose weights were changed."""
-        if entry.path not in self.verified:
-            store.verify(entry)
-            self.verified.add(entry.path)
-
-
-class _TeacherRuns:
-    """The runs that train missing teachers: the student's data, schedule and engine, cross-entropy alone."""
-
-    about_students = ("pair", "teacher", "student", "distiller", "tweak", "seed")
-
-    def __init__(self, composer: Composer) -> None:
-        self.composer = composer
-        self.made: dict[tuple[str, ...], Job] = {}
-
-    def job(self, cfg: schema.Settings, combination: Sequence[str], overrides: Sequence[Override]) -> Job:
-        """The run for the teacher of the student `cfg`, which is composed by `combination`."""
-        kept = [
-            text
-            for text, override in zip(combination, overrides, strict=True)
-            if key_of(override).split(".")[0] not in self.about_students
-        ]
-        asked = (*kept, "distiller=vanilla", f"student={cfg.teacher.name}", f"seed={cfg.teacher_seed}")
-        if asked not in self.made:
-            try:
-                composed = self.composer.compose(asked)
-            except EdkdError as error:
-                raise EdkdError(
-                    f"teacher {cfg.teacher.name} is not in the store, and cannot be trained: {error}"
-                ) from error
-            self.made[asked] = make_job(*composed, teacher_id=None)
-        return self.made[asked]
-
-
 def pair_lists(overrides: Sequence[Override], master: DictConfig, loader: ConfigLoader) -> dict[str, list[str]]:
     """The pairs that `pair=all` and its like stand for, of the options that some overrides name."""
-    words = [override for override in overrides if override.get_key_element() == "pair"]
-    named = {
-        str(value)
-        for override in words
-        for value in (override.sweep_string_iterator() if override.is_sweep_override() else [override.value()])
-    }
+    chosen = [override for override in overrides if override.get_key_element() == "pair"]
+    named = {text.removeprefix("pair=") for combination in expand(chosen, {}) for text in combination}
     lists = {}
     for option in sorted(named & set(loader.get_group_options("pair"))):
         pairs = loader.load_sweep_config(master, [f"pair={option}"]).get("pairs")
@@ -168,10 +101,97 @@ def pair_lists(overrides: Sequence[Override], master: DictConfig, loader: Config
     return lists
 
 
-def _unique(jobs: Iterable[Job]) -> list[Job]:
-    return list({job.run: job for job in jobs}.values())
+def make_plan(combinations: Iterable[Sequence[str]], overrides: Sequence[Override], composer: Composer) -> Sweep:
+    """Compose every job, and a training run for each teacher that the store lacks.
+
+    A student's identity contains its teacher's, which is known before that is trained: the hash of its run, which has
+    the student's data, schedule and engine, and cross-entropy alone.
+    """
+
+    @functools.cache
+    def training(name: str, given: tuple[str, ...]) -> Job:
+        try:
+            composed = composer.compose([*given, "distiller=vanilla", f"student={name}"])
+        except EdkdError as error:
+            raise EdkdError(f"teacher {name} is not in the store, and cannot be trained: {error}") from error
+        return make_job(*composed, teacher_id=None)
+
+    students: dict[str, Job] = {}
+    wanted: dict[tuple[str, str], dict[str, Job]] = {}  # by data set and name, then by run
+    verified: set[Path] = set()
+    for combination in combinations:
+        job = make_job(*composer.compose(combination), teacher_id=None)
+        cfg = job.settings
+        if cfg.needs_teacher:
+            entry = stored_teacher(cfg)
+            if entry is None:
+                kept = [
+                    text
+                    for text, override in zip(combination, overrides, strict=True)
+                    if override.key_or_group.split(".")[0] not in _ABOUT_STUDENTS
+                ]
+                teacher = training(cfg.teacher.name, (*kept, f"seed={cfg.teacher_seed}"))
+                wanted.setdefault((cfg.dataset.key, cfg.teacher.name), {})[teacher.run] = teacher
+            elif entry.path not in verified:
+                store.verify(entry)
+                verified.add(entry.path)
+            job = replace(job, teacher_id=entry.id if entry is not None else f"run:{teacher.run}")
+        students[job.run] = job
+    for (dataset, name), jobs in wanted.items():
+        if len(jobs) > 1:
+            raise EdkdError(
+                f"the sweep would train teacher {name} of {dataset} in several ways; "
+                f"train it first: python launch.py distiller=vanilla student={name}, with the values that it shall have"
+            )
+    teachers = {run: job for jobs in wanted.values() for run, job in jobs.items()}
+    return Sweep([job for run, job in students.items() if run not in teachers], list(teachers.values()), set(students))
 
 
-def key_of(override: Override) -> str:
-    """The key or group that an override sets."""
-    return override.key_or_group
+def show_plan(planned: Sweep, statuses: Mapping[str, RunStatus]) -> None:
+    """Print what the sweep will do: every run with its status, then the numbers."""
+    stages = [("1 teacher", job) for job in planned.teachers] + [("2 student", job) for job in planned.students]
+    if len(stages) <= LONG_PLAN:
+        width = max(len(job.name) for _, job in stages)
+        print(f"{'stage':<9}  {'run':<{width}}  state")
+        for stage, job in stages:
+            status = statuses[job.run]
+            done = f", after epoch {status.epoch}" if status.state != "done" and status.epoch else ""
+            which = f" (job {status.job})" if _active_in_slurm(status) else ""
+            print(f"{stage}  {job.name:<{width}}  {_planned_as(status)}{which}{done}")
+    counts = Counter(_planned_as(statuses[job.run]) for job in planned.students)
+    numbers = ", ".join(f"{count} {name}" for name, count in counts.items())
+    missing = len(planned.teachers)
+    print(f"sweep {planned.id}: {counted(len(planned.students), 'run')}: {numbers}; teachers to train first: {missing}")
+
+
+def _active_in_slurm(status: RunStatus) -> bool:
+    return status.state in ("waiting", "running") and status.job is not None
+
+
+def _planned_as(status: RunStatus) -> str:
+    if status.state == "done":
+        return "finished"
+    if _active_in_slurm(status):
+        return f"{status.state} in SLURM"
+    if status.state == "running":
+        return "running elsewhere"
+    if status.known.status == "failed":
+        return "to resume (failed before)"
+    return "new" if status.known.status == "new" else "to resume"
+
+
+def warn_outdated(jobs: Iterable[Job], states: Mapping[str, RunState]) -> None:
+    """Name each finished run that the user's own classes, as they are now, would train in another way."""
+    for job in jobs:
+        if states[job.run].status != "finished" or not (states[job.run].first_start or {}).get("sources"):
+            continue
+        known = (journal.state(job.directory).start or {})["sources"]
+        now = provenance.foreign(job.config)
+        changed = [target for target, digest in known.items() if now.get(target) != digest]
+        if changed:
+            console.print(
+                f"{job.name} was finished by another version of {', '.join(changed)}: "
+                f"to train it with this one, move {job.directory} away",
+                markup=False,
+                soft_wrap=True,
+            )

@@ -1,86 +1,139 @@
-"""What a sweep shows: its plan, its progress, its summary."""
+"""How long runs take: a plan, by the journals of earlier runs, and what is left of it while it runs.
+
+A run costs what its epochs cost, and an epoch what it cost another run with the same networks, teacher (run in every
+step, or remembered), data, batch size, precision and device. A device hour is an hour of one run.
+"""
 
 import contextlib
+import json
+import statistics
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from edkd import tracking
 from edkd.config.job import Job
-from edkd.config.schema import Tracking
-from edkd.console import LOG, console, counted, duration
+from edkd.config.schema import target
+from edkd.console import console, counted, duration
 from edkd.errors import EdkdError
-from edkd.rundir import journal, provenance
+from edkd.rundir import journal
 from edkd.rundir.journal import RunState
-from edkd.rundir.paths import RunDir
-from edkd.slurm.submit import Planned
-from edkd.status.state import RunStatus, one_line
+from edkd.rundir.paths import JOURNAL, RunDir
+from edkd.status.state import one_line
+from edkd.training import hardware
+from edkd.training.device import pick_device
 
-LONG_PLAN = 60  # rows; of a longer plan only the numbers are shown
-POLL = 0.5  # seconds
-
-
-def show_plan(planned: Planned, statuses: Mapping[str, RunStatus]) -> None:
-    """Print what the sweep will do: every run with its status, then the numbers."""
-    stages = [("1 teacher", job) for job in planned.teachers] + [("2 student", job) for job in planned.students]
-    if len(stages) <= LONG_PLAN:
-        width = max(len(job.name) for _, job in stages)
-        print(f"{'stage':<9}  {'run':<{width}}  state")
-        for stage, job in stages:
-            status = statuses[job.run]
-            done = f", after epoch {status.epoch}" if status.state != "done" and status.epoch else ""
-            which = f" (job {status.job})" if _active_in_slurm(status) else ""
-            print(f"{stage}  {job.name:<{width}}  {_planned_as(status)}{which}{done}")
-    counts = Counter(_planned_as(statuses[job.run]) for job in planned.students)
-    numbers = ", ".join(f"{count} {name}" for name, count in counts.items())
-    missing = len(planned.teachers)
-    print(f"sweep {planned.id}: {counted(len(planned.students), 'run')}: {numbers}; teachers to train first: {missing}")
+LATEST = 24  # journals that are read of each pair
+POLL = 0.5  # seconds between two looks at the journals of what runs
 
 
-def _active_in_slurm(status: RunStatus) -> bool:
-    return status.state in ("waiting", "running") and status.job is not None
+@dataclass
+class Estimate:
+    """Seconds that are left, by stage, and where they are from."""
+
+    stages: dict[str, list[float]] = field(default_factory=dict)  # of each run that is left and known
+    parallel: int | None = None
+    kinds: int = 0
+    unknown: int = 0  # kinds
+    sources: Counter[str] = field(default_factory=Counter)  # device -> kinds, of those that are recorded
+
+    def line(self) -> str:
+        """One line for a user."""
+        if not self.kinds:
+            return "estimate: nothing to train"
+        missing = f"no recorded step time for {self.unknown} of {self.kinds} networks"
+        if self.unknown == self.kinds:
+            return f"estimate: none yet, {missing}"
+        stages = ", ".join(f"{name} {duration(sum(each))}" for name, each in self.stages.items())
+        hours = sum(map(sum, self.stages.values())) / 3600
+        total = f"{stages}, {hours:{',.1f' if hours >= 1 else '.2g'}} device hours in all"
+        if self.parallel is not None and self.parallel > 1:
+            wall = sum(max(sum(each) / self.parallel, *each) for each in self.stages.values())
+            total += f", {duration(wall)} with {self.parallel} runs at a time"
+        known = [f"recorded on {device}: {counted(n, 'network')}" for device, n in self.sources.items()]
+        if self.unknown:
+            total, known = f"at least {total}", [*known, missing]
+        return f"estimate: {'; '.join([total, *known])}"
 
 
-def _planned_as(status: RunStatus) -> str:
-    if status.state == "done":
-        return "finished"
-    if _active_in_slurm(status):
-        return f"{status.state} in SLURM"
-    if status.state == "running":
-        return "running elsewhere"
-    if status.known.status == "failed":
-        return "to resume (failed before)"
-    return "new" if status.known.status == "new" else "to resume"
+def estimate(
+    stages: Mapping[str, Sequence[Job]], states: Mapping[str, RunState], *, here: bool, parallel: int | None
+) -> Estimate:
+    """What is left of these jobs, by stage.
+
+    here: whether the jobs run on this machine; only what was recorded on its device then counts, else that of any,
+    GPUs first. parallel: how many run at a time, None if that is not known.
+    """
+    left = {job.run: _epochs_left(job, states[job.run]) for jobs in stages.values() for job in jobs}
+    todo = [job for jobs in stages.values() for job in jobs if left[job.run]]
+    kinds = {job.run: _kind(job.settings.dataset.key, job.config) for job in todo}
+    recorded = _recorded({job.directory.parent for job in todo})
+    paces: dict[str, tuple[str, float]] = {}  # of each kind: the device, and the seconds of an epoch
+    for kind, job in {kinds[job.run]: job for job in todo if kinds[job.run] in recorded}.items():
+        devices = recorded[kind]
+        device = _device(job) if here else max(devices, key=lambda name: not name.startswith("cpu "), default="")
+        if device in devices:
+            paces[kind] = device, statistics.median(devices[device])
+    known = {
+        name: [left[job.run] * paces[kinds[job.run]][1] for job in jobs if kinds.get(job.run) in paces]
+        for name, jobs in stages.items()
+    }
+    count = len(set(kinds.values()))
+    return Estimate(
+        stages={name: seconds for name, seconds in known.items() if seconds},
+        parallel=parallel,
+        kinds=count,
+        unknown=count - len(paces),
+        sources=Counter(device for device, _ in paces.values()),
+    )
 
 
-def show_summary(planned: Planned, outcome: Mapping[str, RunStatus]) -> int:
-    """Print what became of the sweep, each failure with its log, and return the number of runs that are not done."""
-    jobs = [*planned.teachers, *planned.students]
-    lost = [job for job in jobs if outcome[job.run].state != "done"]
-    print(f"sweep {planned.id}: {len(jobs) - len(lost)} of {len(jobs)} runs finished")
-    failed_teachers = {f"run:{job.run}" for job in planned.teachers if job in lost}
-    for job in lost:
-        status = outcome[job.run]
-        if status.state == "failed":
-            what = f"failed: {status.why}"
-        elif status.state == "running":
-            holder = status.known.holder or {}
-            what = f"is running in another process (pid {holder.get('pid')} on {holder.get('host')})"
-        elif job.teacher_id in failed_teachers:
-            what = f"not started: its teacher {job.settings.teacher.name} is not trained yet"
-        elif status.state == "new":
-            what = "not started"
-        else:
-            what = f"vanished after epoch {status.epoch}: {status.why_vanished}"
-        log = RunDir(job.directory).log
-        print(f"  {job.name} {what}" + (f"; see {log}" if log.exists() else ""))
-    if lost:
-        print("run the same command again to continue")
-    return len(lost)
+def _epochs_left(job: Job, state: RunState) -> int:
+    """Of what this command will train: what another process trains already is not its own."""
+    if state.status in ("finished", "running"):
+        return 0
+    return max(0, job.settings.schedule.epochs - state.epoch)
+
+
+def _kind(dataset: str, cfg: Mapping[str, Any]) -> str:
+    """What an epoch's cost depends on, but for the device."""
+    method, engine = target(cfg["distiller"], "distiller"), cfg["engine"]
+    online = method.needs_feats or not engine["teacher_cache"]
+    teacher = [cfg["teacher"]["model"], online] if method.needs_teacher else None
+    computed = [cfg["schedule"]["batch_size"], engine["precision"], engine.get("compile", False)]
+    return json.dumps([dataset, cfg["student"]["model"], teacher, *computed], sort_keys=True)
+
+
+def _recorded(folders: Iterable[Path]) -> dict[str, dict[str, list[float]]]:
+    """The seconds of an epoch by kind and device, from the latest runs in these folders."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for folder in folders:
+        for path in sorted(folder.glob(f"*/{JOURNAL}"), key=lambda path: path.stat().st_mtime)[-LATEST:]:
+            try:
+                known = journal.state(path.parent)
+                if known.start is None or known.last_epoch is None:
+                    continue
+                seconds = sum(known.last_epoch["seconds"].values())
+                if known.end is not None:
+                    seconds = known.end["seconds"] / known.end["last"]["epoch"]
+                kind, device = _kind(folder.parent.name, known.start["config"]), known.start["device"]
+            except (EdkdError, KeyError, TypeError, AttributeError, ZeroDivisionError):  # another version, or damaged
+                continue
+            found.setdefault(kind, {}).setdefault(device, []).append(seconds)
+    return found
+
+
+def _device(job: Job) -> str:
+    """The device of a run on this machine, as its journal would name it; empty if it is not there."""
+    try:
+        return hardware.device_name(pick_device(job.settings.engine.device))
+    except EdkdError:
+        return ""
 
 
 @contextlib.contextmanager
@@ -114,10 +167,9 @@ class _View:
         # The time before the state: what is written in between is then shown, not missed.
         self.seen = {job.run: _changed(job) for job in jobs}
         self.states = {job.run: journal.state(job.directory) for job in jobs}
-        self.done: set[str] = set()
-        self.failed: set[str] = set()  # since the watch began
-        total = sum(job.settings.schedule.epochs for job in jobs)
-        self.overall: TaskID = progress.add_task("", total=total, left="", active="")
+        self.ended: dict[str, str] = {}  # what became of the runs that ended since the watch began
+        self.total = sum(job.settings.schedule.epochs for job in jobs)
+        self.overall = progress.add_task("", total=self.total, left="", active="")
 
     def follow(self, stop: threading.Event) -> None:
         while not stop.wait(POLL):
@@ -127,41 +179,32 @@ class _View:
     def refresh(self) -> None:
         for job in self.jobs:
             changed = _changed(job)
-            if job.run not in self.done and changed != self.seen[job.run]:
+            if changed != self.seen[job.run] and self.ended.get(job.run) != "finished":
                 with contextlib.suppress(EdkdError):
                     self.states[job.run] = journal.state(job.directory)
                     self.seen[job.run] = changed
-                    self._show_end(job)
+                    self._show_end(job, self.states[job.run])
         epochs = {job.run: self.states[job.run].epoch for job in self.jobs}
         running = [job for job in self.jobs if self.states[job.run].status == "running"]
-        active = ", ".join(f"{j.settings.pair} {j.settings.method} {epochs[j.run]}" for j in running[:2])
-        description = f"runs {len(self.done)}/{len(self.jobs)} · epochs {sum(epochs.values())}"
+        done, trained = list(self.ended.values()).count("finished"), sum(epochs.values())
         left = self.seconds_left(epochs)
         self.progress.update(
             self.overall,
-            completed=sum(epochs.values()),
-            description=f"{description}/{self.total}",
+            completed=trained,
+            description=f"runs {done}/{len(self.jobs)} · epochs {trained}/{self.total}",
             left=f"{duration(left)} left" if left is not None else "",
-            active=active,
+            active=", ".join(f"{j.settings.pair} {j.settings.method} {epochs[j.run]}" for j in running[:2]),
         )
 
-    @property
-    def total(self) -> int:
-        return sum(job.settings.schedule.epochs for job in self.jobs)
-
-    def _show_end(self, job: Job) -> None:
-        state = self.states[job.run]
-        if state.status == "finished" and state.end is not None:
-            self.done.add(job.run)
+    def _show_end(self, job: Job, state: RunState) -> None:
+        if state.status not in ("finished", "failed"):
+            return
+        self.ended[job.run] = state.status
+        said = f"failed: {one_line(state.error or 'without a word')}"
+        if state.end is not None:
             last, best = state.end["last"]["top1"], state.end["best"]["top1"]
-            console.print(
-                f"{job.name}: top-1 last {last:.2f} %, best {best:.2f} %, {state.end['seconds']:.0f} s", soft_wrap=True
-            )
-        elif state.status == "failed":
-            self.failed.add(job.run)
-            console.print(
-                f"{job.name}: failed: {one_line(state.error or 'without a word')}", markup=False, soft_wrap=True
-            )
+            said = f"top-1 last {last:.2f} %, best {best:.2f} %, {state.end['seconds']:.0f} s"
+        console.print(f"{job.name}: {said}", markup=False, soft_wrap=True)
 
     def seconds_left(self, epochs: Mapping[str, int]) -> float | None:
         """From the seconds that epochs took: the run's own, else those of its pair, else the mean of all."""
@@ -169,14 +212,13 @@ class _View:
         for job in self.jobs:
             last = self.states[job.run].last_epoch
             if last is not None:
-                cost = sum(last["seconds"].values())
                 for key in (job.run, job.settings.pair, ""):
-                    known.setdefault(key, []).append(cost)
+                    known.setdefault(key, []).append(sum(last["seconds"].values()))
         if not known:
             return None
         left = 0.0
         for job in self.jobs:
-            if job.run not in self.done | self.failed:
+            if job.run not in self.ended:
                 costs = known.get(job.run) or known.get(job.settings.pair) or known[""]
                 left += (job.settings.schedule.epochs - epochs[job.run]) * sum(costs) / len(costs)
         return left / self.parallel
@@ -188,48 +230,3 @@ def _changed(job: Job) -> float:
         return RunDir(job.directory).journal.stat().st_mtime
     except OSError:
         return 0.0
-
-
-class SweepTracking:
-    """The sweep's parent run in MLflow; what goes wrong here is logged and changes nothing."""
-
-    def __init__(self, sweep: str, where: Tracking) -> None:
-        self.sweep, self.where = sweep, where
-        self.place: dict[str, Any] = {"uri": where.uri, "experiment": where.experiment, "artifacts": where.artifacts}
-
-    def start(self) -> None:
-        """Make the parent run, so that every child finds it."""
-        if self.where.uri is not None:
-            with self._tolerant():
-                tracking.start_sweep(self.sweep, **self.place)
-
-    def finish(self, outcome: Iterable[RunStatus]) -> None:
-        """Give the parent run its status and the number of runs in each state."""
-        counts = Counter(str(status.known.status) for status in outcome)
-        if self.where.uri is not None:
-            with self._tolerant():
-                tracking.settle_sweeps({self.sweep: counts}, **self.place)
-
-    @contextlib.contextmanager
-    def _tolerant(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # whatever MLflow raises
-            LOG.warning("%s; `edkd sync` brings MLflow up to date later", error)
-
-
-def warn_outdated(jobs: Iterable[Job], states: Mapping[str, RunState]) -> None:
-    """Name each finished run that the user's own classes, as they are now, would train in another way."""
-    for job in jobs:
-        if states[job.run].status != "finished" or not (states[job.run].first_start or {}).get("sources"):
-            continue
-        known = (states[job.run].start or {})["sources"]
-        now = provenance.foreign(job.config)
-        changed = [target for target, digest in known.items() if now.get(target) != digest]
-        if changed:
-            console.print(
-                f"{job.name} was finished by another version of {', '.join(changed)}: "
-                f"to train it with this one, move {job.directory} away",
-                markup=False,
-                soft_wrap=True,
-            )

@@ -1,12 +1,25 @@
-"""Launching again what failed or vanished, from the frozen configurations: the choice, and the plan made of it."""
+"""Launching again what failed or vanished, from the frozen configurations: the choice, the plan, the launcher."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, RunMode, TaskFunction
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from edkd.config import schema
+from edkd.config.compose import explain, quoted
 from edkd.config.job import Job, directory_of, thaw, training_run
 from edkd.errors import EdkdError
 from edkd.rundir.paths import RunDir
+from edkd.slurm.submit import Queue
 from edkd.status.state import RunStatus, about
 from edkd.sweeps.plan import Sweep
 from edkd.teachers import store
@@ -47,29 +60,26 @@ def make_plan(directories: Iterable[Path]) -> Retry:
     runs, and runs that were planned from another directory.
     """
     jobs: dict[str, Job] = {}
-    result = Retry()
-    for directory in directories:
-        _thaw(directory, jobs, result)
-    taught_by = {training_run(job.teacher_id) for job in jobs.values()}
-    for job in list(jobs.values()):
+    waiting, planned_in = list(directories), set()
+    while waiting:
+        directory = waiting.pop(0)
+        job, sweep = thaw(RunDir(directory).config)
+        if job.directory.resolve() != directory.resolve():
+            raise EdkdError(
+                f"{directory} was planned as {job.directory}: run this from the directory where that path leads there"
+            )
+        jobs[job.run] = job
+        planned_in.add(sweep)
         missing = _missing_teacher(job)
         if missing is not None and missing not in jobs:
-            taught_by.add(missing)
-            _thaw(_teacher_directory(job, missing), jobs, result)
-    result.teachers = [job for job in jobs.values() if job.run in taught_by]
-    result.students = [job for job in jobs.values() if job.run not in taught_by]
-    result.asked = set(jobs)
-    return result
-
-
-def _thaw(directory: Path, jobs: dict[str, Job], result: Retry) -> None:
-    job, sweep = thaw(RunDir(directory).config)
-    if job.directory.resolve() != directory.resolve():
-        raise EdkdError(
-            f"{directory} was planned as {job.directory}: run this from the directory where that path leads there"
-        )
-    jobs[job.run] = job
-    result.planned_in.add(sweep)
+            waiting.append(_teacher_directory(job, missing))
+    taught_by = {training_run(job.teacher_id) for job in jobs.values()}
+    return Retry(
+        students=[job for job in jobs.values() if job.run not in taught_by],
+        teachers=[job for job in jobs.values() if job.run in taught_by],
+        asked=set(jobs),
+        planned_in=planned_in,
+    )
 
 
 def _missing_teacher(job: Job) -> str | None:
@@ -92,3 +102,30 @@ def _teacher_directory(student: Job, wanted: str) -> Path:
             "give the sweep's own command again"
         )
     return found
+
+
+def compose_launcher(
+    overrides: Sequence[str], *, config_dir: Path | None, output: Path, task: TaskFunction
+) -> tuple[DictConfig, Launcher]:
+    """The configuration that some overrides of Hydra's give, and the launcher in it, which runs jobs by `task`.
+
+    `config_dir` is a folder of the user's own options. Raises EdkdError for what does not fit.
+    """
+    GlobalHydra.instance().clear()
+    given = [f"output={quoted(str(output))}", *overrides]
+    if config_dir is not None:
+        if not config_dir.is_dir():
+            raise EdkdError(f"Additional config directory '{config_dir.absolute()}' not found")
+        given.append(f"hydra.searchpath=[{quoted(f'file://{config_dir.absolute()}')}]")
+    initialize_config_dir(version_base="1.3", config_dir=str(schema.folder()), job_name="edkd")
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    try:
+        master = hydra.compose_config("config", given, run_mode=RunMode.MULTIRUN, with_log_configuration=True)
+        context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
+        launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=master)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise EdkdError(explain(error, overrides)) from error
+    if isinstance(launcher, Queue):
+        launcher.check()
+    return master, launcher

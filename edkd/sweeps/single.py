@@ -8,9 +8,9 @@ from edkd.console import console, counted
 from edkd.rundir import journal
 from edkd.runs.run import execute
 from edkd.runs.setup import gather, teacher_folder
-from edkd.sweeps import estimate
-from edkd.sweeps.preconditions import check_strength, open_tracking
-from edkd.sweeps.progress import warn_outdated
+from edkd.sweeps import progress
+from edkd.sweeps.plan import is_dry, stored_teacher, warn_outdated
+from edkd.sweeps.report import open_tracking
 from edkd.teachers import store
 
 
@@ -19,14 +19,13 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
 
     Raises EdkdError for bad input, a missing teacher, or a tracking store that cannot be written.
     """
-    dry_run = estimate.wanted(resolved.pop("dry_run", False))
+    dry_run = is_dry(resolved.pop("dry_run", False))
     cfg = schema.settings(resolved, method)
     teacher_id = None
     if cfg.needs_teacher:
-        entry = store.find(teacher_folder(cfg), cfg.dataset.key, cfg.teacher.name)
+        entry = stored_teacher(cfg)
         if entry is None:
             raise store.missing(cfg.dataset.key, cfg.teacher.name, teacher_folder(cfg))
-        check_strength(cfg, entry)
         teacher_id = entry.id
     job = Job(config=resolved, settings=cfg, teacher_id=teacher_id)
     before = journal.state(job.directory)
@@ -37,11 +36,12 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
             f"in {job.directory}",
             soft_wrap=True,
         )
-        found = estimate.estimate({"run": [job]}, {job.run: before}, here=True, parallel=1)
+        found = progress.estimate({"run": [job]}, {job.run: before}, here=True, parallel=1)
         console.print(found.line(), soft_wrap=True)
         return
     gather(cfg, teacher_id)  # what is wrong with data, device or teacher is said before anything is written
-    open_tracking(cfg.tracking)
+    if cfg.tracking.uri is not None:
+        open_tracking(cfg.tracking)
     warn_outdated([job], {job.run: before})
     finished = execute(job, sweep=None, show=True)
     assert finished.end is not None

@@ -16,7 +16,7 @@ from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from edkd.config.compose import quoted
+from edkd.config.compose import Composer, files_read_once, quoted
 from edkd.config.job import Job, freeze
 from edkd.console import LOG, console
 from edkd.errors import EdkdError
@@ -27,9 +27,8 @@ from edkd.slurm.submission import Submission
 from edkd.status import select
 from edkd.status.state import UNSEEN, RunStatus, look
 from edkd.status.wait import wait
-from edkd.sweeps import estimate, progress
-from edkd.sweeps.plan import Sweep, expand, key_of, make_plan, pair_lists
-from edkd.sweeps.preconditions import open_tracking
+from edkd.sweeps import progress, report
+from edkd.sweeps.plan import Sweep, expand, is_dry, make_plan, pair_lists, show_plan, warn_outdated
 from edkd.sweeps.retry import Retry
 from edkd.training.device import cores, pick_device
 
@@ -43,9 +42,11 @@ def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, la
     if isinstance(launcher, submit.Queue):  # before the plan, which takes longer
         launcher.check()
     overrides = OverridesParser.create(loader).parse_overrides(list(arguments))
-    dry_run = estimate.wanted(next((o.value() for o in overrides if key_of(o) == "dry_run"), False))
-    overrides = [o for o in overrides if key_of(o) != "dry_run"]
-    planned = make_plan(expand(overrides, pair_lists(overrides, master, loader)), overrides, master, loader)
+    dry_run = is_dry(next((o.value() for o in overrides if o.key_or_group == "dry_run"), False))
+    overrides = [o for o in overrides if o.key_or_group != "dry_run"]
+    with files_read_once(loader):
+        combinations = expand(overrides, pair_lists(overrides, master, loader))
+        planned = make_plan(combinations, overrides, Composer(master, loader))
     carry_out(planned, master, launcher, dry_run=dry_run)
     return []
 
@@ -58,37 +59,50 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
     queue = launcher if isinstance(launcher, submit.Queue) else None
     statuses = _look(planned, ask=queue is not None)
     states = {run: status.known for run, status in statuses.items()}
-    progress.show_plan(planned, statuses)
-    progress.warn_outdated(planned.jobs, states)
-    _show_estimate(planned, states, master)
+    parallel, _ = _shares(master, len(planned.jobs))
+    show_plan(planned, statuses)
+    warn_outdated(planned.jobs, states)
+    stages = {"teachers": planned.teachers, "students": planned.students}
+    estimate = progress.estimate(stages, states, here=parallel is not None, parallel=parallel)
+    if estimate.kinds:
+        print(estimate.line())
     if dry_run:
         return
-    if _runs_here(master):
+    if parallel is not None:
         for cfg in {job.settings.dataset.key: job.settings for job in _todo(planned, statuses)}.values():
             pick_device(cfg.engine.device)
             load_arrays(cfg)
-    open_tracking(planned.students[0].settings.tracking)
-    output = Path(planned.students[0].settings.output)
+    where, output = planned.students[0].settings.tracking, Path(planned.students[0].settings.output)
+    if where.uri is not None:
+        report.open_tracking(where)
     retried = isinstance(planned, Retry)  # the sweep has more runs than these
     recorded = retried or planned.id in select.recorded_sweeps(output)
     if not retried:
         select.record_sweep(output, planned.id, [job.name for job in planned.jobs])
-    if queue is None:
-        _run(planned, _todo(planned, statuses), master, launcher)
-        return
     try:
-        _queue(planned, statuses, queue)
+        outcome = _queue(planned, statuses, queue) if queue is not None else _run(planned, statuses, master, launcher)
     except EdkdError:
         submissions = [Submission.read(job.directory) for job in planned.jobs]
-        if not recorded and not any(each is not None and each.sweep == planned.id for each in submissions):
+        if queue and not recorded and not any(each is not None and each.sweep == planned.id for each in submissions):
             select.forget_sweep(output, planned.id)  # nothing of it was submitted
         raise
+    if outcome and report.show_summary(planned, outcome):
+        raise SystemExit(1)
 
 
 def _look(planned: Sweep, *, ask: bool) -> dict[str, RunStatus]:
     """What has become of the runs; unless SLURM is to be asked, what waits in its queue is taken for vanished."""
-    found = look([job.directory for job in planned.jobs], **({} if ask else {"ask": lambda job_ids: {}}))
-    return {job.run: status for job, status in zip(planned.jobs, found, strict=True)}
+    there = [job for job in planned.jobs if job.directory.exists()]
+    found = look([job.directory for job in there], **({} if ask else {"ask": lambda job_ids: {}})) if there else []
+    return {job.run: _new(job) for job in planned.jobs} | {job.run: status for job, status in zip(there, found)}
+
+
+def _new(job: Job) -> RunStatus:
+    cfg = job.settings
+    return RunStatus(
+        job.directory, job.name, job.run[:8], cfg.dataset.key, cfg.pair, cfg.method, cfg.seed, "new",
+        known=journal.RunState("new"),
+    )  # fmt: skip
 
 
 def _todo(planned: Sweep, statuses: Mapping[str, RunStatus]) -> list[Job]:
@@ -98,23 +112,9 @@ def _todo(planned: Sweep, statuses: Mapping[str, RunStatus]) -> list[Job]:
     return todo + [job for job in planned.students if statuses[job.run].state not in (*active, "done")]
 
 
-def _show_estimate(planned: Sweep, states: Mapping[str, journal.RunState], master: DictConfig) -> None:
-    here, jobs = _runs_here(master), len(planned.jobs)
-    found = estimate.estimate(
-        {"teachers": planned.teachers, "students": planned.students},
-        states,
-        here=here,
-        parallel=_parallel(master, jobs) if here else None,
-    )
-    if found.kinds:
-        print(found.line())
-
-
-def _queue(planned: Sweep, statuses: Mapping[str, RunStatus], launcher: submit.Queue) -> None:
+def _queue(planned: Sweep, statuses: Mapping[str, RunStatus], launcher: submit.Queue) -> dict[str, RunStatus] | None:
     """Submit what is neither done nor in the queue, and wait for all that is, unless the launcher is detached."""
     submit.require_sbatch()
-    # Its parent run is made by the first job that logs: there may be none, or none for hours.
-    tracked = progress.SweepTracking(planned.id, planned.jobs[0].settings.tracking)
     with progress.watch(planned.jobs, parallel=len(planned.jobs)):
         with submit.alone(Path(planned.jobs[0].settings.output) / "sweeps"):
             if any(Submission.read(job.directory) != statuses[job.run].submission for job in planned.jobs):
@@ -129,7 +129,7 @@ def _queue(planned: Sweep, statuses: Mapping[str, RunStatus], launcher: submit.Q
             submitted = submit.submit(planned, {job.run for job in _todo(planned, statuses)}, queued, launcher)
         submit.show_submitted(submitted, queued, detached=launcher.detached)
         if launcher.detached:
-            return
+            return None
         try:
             ended = wait([job.directory for job in planned.jobs if job.run in submitted | queued], launcher.poll_s)
         except KeyboardInterrupt:
@@ -139,27 +139,31 @@ def _queue(planned: Sweep, statuses: Mapping[str, RunStatus], launcher: submit.Q
             raise
     outcome = _look(planned, ask=False)
     outcome |= {job.run: ended[job.directory] for job in planned.jobs if job.directory in ended}
-    tracked.finish(outcome.values())
-    if progress.show_summary(planned, outcome):
-        raise SystemExit(1)
+    # The parent run was made by the first job that logged.
+    report.track_end(planned.id, planned.jobs[0].settings.tracking, outcome.values())
+    return outcome
 
 
-def _run(planned: Sweep, todo: Sequence[Job], master: DictConfig, launcher: Launcher) -> None:
-    threads = _threads_each(master, len(todo))
+def _run(
+    planned: Sweep, statuses: Mapping[str, RunStatus], master: DictConfig, launcher: Launcher
+) -> dict[str, RunStatus]:
+    """Launch what is not done, stage by stage, in this process or in several on this machine."""
+    todo = _todo(planned, statuses)
+    parallel, threads = _shares(master, len(todo))
     known = provenance.read()
     files = {job.run: freeze(job, sweep=planned.id, threads=threads, planned_with=known) for job in todo}
-    tracked = progress.SweepTracking(planned.id, planned.jobs[0].settings.tracking)
-    tracked.start()
+    where = planned.jobs[0].settings.tracking
+    if where.uri is not None:
+        report.track_start(planned.id, where)
     try:
-        with progress.watch(todo, parallel=_parallel(master, len(todo))):
+        with progress.watch(todo, parallel=parallel or len(todo)):
             for stage in (planned.teachers, planned.students):
                 ready = [job for job in stage if job.run in files and not _lacks_teacher(job, planned)]
                 _launch(ready, files, launcher)
     finally:
         outcome = _look(planned, ask=False)
-        tracked.finish(outcome.values())
-    if progress.show_summary(planned, outcome):
-        raise SystemExit(1)
+        report.track_end(planned.id, where, outcome.values())
+    return outcome
 
 
 def _lacks_teacher(job: Job, planned: Sweep) -> bool:
@@ -203,21 +207,14 @@ def _marks(job: Job) -> tuple[str, str, int]:
     return job.run, state.status, state.epoch
 
 
-def _parallel(master: DictConfig, jobs: int) -> int:
-    """How many of so many jobs the launcher runs at a time on this machine; launchers that queue elsewhere: all."""
-    launcher = master.hydra.launcher
-    if str(launcher._target_).endswith("BasicLauncher"):
-        return 1
-    at_once = launcher.get("n_jobs", jobs)
-    return max(1, min(jobs, at_once if at_once > 0 else cores()))
+def _shares(master: DictConfig, jobs: int) -> tuple[int | None, int | None]:
+    """How many of so many jobs the launcher runs at a time on this machine, and each one's share of the CPU threads.
 
-
-def _threads_each(master: DictConfig, jobs: int) -> int | None:
-    """CPU threads of each job, so that jobs side by side share the cores; None where jobs run on other machines."""
-    return max(1, cores() // _parallel(master, jobs)) if _runs_here(master) else None
-
-
-def _runs_here(master: DictConfig) -> bool:
-    """Whether the launcher starts jobs on this machine, rather than handing them to a queue."""
-    launcher = master.hydra.launcher
-    return "n_jobs" in launcher or str(launcher._target_).endswith("BasicLauncher")
+    None for launchers that hand jobs to a queue.
+    """
+    launcher, parallel = master.hydra.launcher, 1
+    if not str(launcher._target_).endswith("BasicLauncher"):
+        if "n_jobs" not in launcher:
+            return None, None
+        parallel = max(1, min(jobs, launcher.n_jobs if launcher.n_jobs > 0 else cores()))
+    return parallel, max(1, cores() // parallel)

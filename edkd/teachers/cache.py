@@ -54,12 +54,14 @@ class CachedTeacher:
         self,
         table: Table,
         compute: Compute,
+        uncached: Callable[[Tensor], Prediction],
         *,
         views: int,
         device: torch.device,
         resident: Tensor | None = None,
     ) -> None:
-        self.table, self.compute, self.views, self.device, self.resident = table, compute, views, device, resident
+        self.table, self.compute, self.uncached = table, compute, uncached
+        self.views, self.device, self.resident = views, device, resident
         self.logits: Tensor | None = None
         self._said = False
 

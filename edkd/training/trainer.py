@@ -111,6 +111,15 @@ def evaluate(network: nn.Module, data: EvaluationData, precision: Precision) -> 
 
 
 @torch.inference_mode()
+def all_logits(network: nn.Module, data: EvaluationData, precision: Precision) -> Tensor:
+    """A network's logits of a whole split, float32 [N, K]."""
+    network.eval()
+    with precision.autocast():
+        batches = data.batches(EVALUATION_BATCH[precision.device.type])
+        return torch.cat([network(images, want_feats=False).logits.float() for images, _ in batches])
+
+
+@torch.inference_mode()
 def measure(
     predict: Callable[[Tensor], Tensor], data: EvaluationData, device: torch.device, taught: Tensor | None = None
 ) -> dict[str, float]:

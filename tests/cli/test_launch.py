@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from edkd import models
 from edkd.config.compose import quoted
-from edkd.rundir import checkpoint, lock
+from edkd.rundir import checkpoint
 from edkd.teachers import store as teacher_store
 from tests.commandline import REPOSITORY, error, files, journals, launch, metrics, python
 
@@ -59,6 +59,13 @@ def reseal(weights: Path) -> None:
 
 
 def test_one_run(tiny: list[str], here: Path) -> None:
+    dry = launch(*tiny, "distiller=vanilla", "tracking=sqlite", "+dry_run=true")
+    assert dry.code == 0
+    assert f"would train {DATA}/resnet8/vanilla-s0-" in dry.err and "for 2 epochs" in dry.err
+    assert dry.err.count("\n") == 2 and "\nestimate: none yet, " in dry.err
+    assert "1 run: 1 new" in launch(*tiny, "distiller=vanilla", "--multirun", "+dry_run=true").out  # -m, anywhere
+    assert files(here) == set()
+
     done = launch(*tiny, "distiller=vanilla")
     assert done.code == 0, done
     (records,) = journals(here / "outputs").values()
@@ -114,20 +121,6 @@ def test_interrupted_and_continued(tiny: list[str], here: Path, monkeypatch: pyt
     assert metrics(records) == metrics(straight)
 
 
-def test_a_dry_run_writes_nothing(tiny: list[str], here: Path) -> None:
-    done = launch(*tiny, "distiller=vanilla", "tracking=sqlite", "+dry_run=true")
-    assert done.code == 0
-    assert f"would train {DATA}/resnet8/vanilla-s0-" in done.err and "for 2 epochs" in done.err
-    assert done.err.count("\n") == 2 and "\nestimate: none yet, " in done.err
-    assert files(here) == set()
-
-
-def test_the_flag_of_a_sweep_may_stand_anywhere(tiny: list[str], here: Path) -> None:
-    done = launch(*tiny, "distiller=vanilla", "--multirun", "+dry_run=true")
-    assert done.code == 0, done
-    assert "1 run: 1 new" in done.out
-
-
 @pytest.mark.parametrize("text", ["plain", "a b", "o'b", "back\\slash", "\\'", "end\\", "${x}", '"two"', "a,b=c"])
 def test_any_text_as_the_value_of_an_override(text: str) -> None:
     (override,) = OverridesParser.create().parse_overrides([f"+key={quoted(text)}"])
@@ -153,11 +146,9 @@ def test_help_lists_groups_and_values() -> None:
         ("distiler=kd", "distiler: no such group or key, did you mean distiller?; allowed: allow_weak_teacher, "),
         ("pair=vgg13-vgg9", "pair=vgg13-vgg9: no such option, did you mean vgg13-vgg8?"),
         ("foo=1", "foo: no such group or key; allowed: "),
-        ("output=", "output is empty: it must name a folder"),
         ("output=a?b tracking=sqlite", "tracking.uri=sqlite:///a?b/mlflow.db: a SQLite file's path may hold no '?'"),
-        ("engine.threads=0", "engine.threads=0: must be above 0 or null"),
         ("schedule=null", "Config group override must be a string or a list. Got NoneType"),
-        ("+foo=1", "foo: not a key of the configuration; allowed: "),
+        ("+foo=1", "foo: no such value; allowed: seed, "),
         (
             "distiller.temprature=2",
             "distiller.temprature: no such key in distiller=edkd, did you mean temperature?; allowed: ",
@@ -168,22 +159,13 @@ def test_help_lists_groups_and_values() -> None:
         ),
         ("schedule.epoch=3", "schedule.epoch: no such key in schedule=short, did you mean epochs?"),
         ("dataset.sorce.root=x", "dataset.sorce.root: no such key in dataset=digits, did you mean source?"),
-        ("dataset.source.rot=x", "dataset.source.rot: no such key in dataset.source; allowed: _target_, image_size"),
         ("+schedule.epoch=3", "schedule.epoch: no such value; allowed: epochs, "),
-        ("+distiller.gamma=3", "distiller.gamma: no such value; allowed: ce_weight, "),
         ("hydra.run.dri=x", "hydra.run.dri: no such key in hydra.run, did you mean dir?"),
-        ("schedule.epochs=many", "schedule.epochs=many: must be a whole number"),
-        ("schedule.epochs=0", "schedule.epochs=0: must be above 0"),
-        ("distiller.temperature=warm", "distiller.temperature=warm: must be a number"),
         ("distiller=dkd distiller.temperature=0", "distiller.temperature is 0.0: it must be greater than 0"),
-        ("distiller.weighting=image", "distiller.weighting=image: must be one of batch, sample"),
-        ("engine.precision=fp8", "engine.precision=fp8: must be one of fp32, bf16"),
         ("engine.device=gpu", "engine.device=gpu: "),
         ("dataset=folder", "dataset.root has no value yet: set dataset.root=…"),
         ("dataset=folder dataset.root=x", "dataset.name has no value yet: set dataset.name=…"),
-        ("seed=-1", "seed=-1: must be 0 or more"),
         ("seed=0,1", "seed=0,1: several values are a sweep: add -m"),
-        ("seed=range(3)", "seed=range(3): several values are a sweep: add -m"),
         ("seed=[", "seed=[ is no KEY=VALUE: "),
         ("seed", "seed is no KEY=VALUE: "),
         ("pair=all", "several pairs are a sweep: add -m, or name one pair"),
@@ -204,16 +186,14 @@ def test_a_wrong_configuration(tiny: list[str], teacher: Path, here: Path, argum
             "distiller=kd,kdd",
             "distiller=kdd: no such option, did you mean kd?; allowed: crd, dkd, edkd, fitnet, kd, ",
         ),
-        ("pair=al", "pair=al: no such option, did you mean all?; allowed: all, "),
         ("seed=0,1 schedule.epoch=3", "schedule.epoch: no such key in schedule=short, did you mean epochs?"),
         (
             "distiller=edkd,kd distiller.beta=2",
             "distiller.beta: no such key in distiller=kd; allowed: _target_, ce_weight, kd_weight, temperature",
         ),
-        ("schedule.epochs=1,many", "schedule.epochs=many: must be a whole number"),
         ("distiller=kd,dkd distiller.temperature=4,0", "distiller.temperature is 0.0: it must be greater than 0"),
         ("schedule.lr=interval(0,1)", "schedule.lr=interval(0,1): only lists of values can be swept, such as "),
-        ("seed=0,[", "seed=0,[ is no KEY=VALUE: "),
+        ("+dry_run=perhaps", "dry_run=perhaps: must be true or false"),
         ("hydra/launcher=lokal", "hydra/launcher=lokal: no such option, did you mean local?; allowed: basic, "),
         ("student=resnet8,resnet9", "student=resnet9: no such option, did you mean resnet8?; allowed: mobilenetv2, "),
     ],
@@ -301,11 +281,6 @@ def truncate(weights: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
 
 
-def truncate_and_reseal(weights: Path) -> None:
-    truncate(weights)
-    reseal(weights)
-
-
 def exchange(weights: Path) -> None:
     torch.save({"model": models.resnet14(num_classes=10).state_dict()}, weights)
     reseal(weights)
@@ -334,7 +309,6 @@ def bare(weights: Path) -> None:
     ("harm", "message"),
     [
         (truncate, "resnet8.pt does not match its sidecar resnet8.json (SHA-256); restore it, or remove it"),
-        (truncate_and_reseal, "resnet8.pt is damaged or no file of PyTorch"),
         (exchange, "resnet8.pt) does not fit the architecture ResNet: of 56 entries 36 unexpected (layer1.1."),
         (other_classes, "resnet8.pt) does not fit the architecture ResNet: of 56 entries 2 of another shape (fc."),
         (poison, "resnet8.pt is damaged or no file of PyTorch (UnpicklingError)"),
@@ -351,16 +325,6 @@ def test_a_teacher_that_cannot_be_used(tiny: list[str], teacher: Path, here: Pat
 
 
 # ---- places that cannot be written
-
-
-def test_a_run_that_another_process_trains(tiny: list[str], teacher: Path, here: Path, make_job: Any) -> None:
-    directory = make_job("kd", teacher_id="file:0").directory
-    with lock.hold(directory):
-        before = files(here)
-        message = error(launch(*tiny, "distiller=kd"))
-        assert f"run directory {directory} is in use by pid " in message and "wait for it or stop it" in message
-        assert files(here) == before
-    assert launch(*tiny, "distiller=kd", "schedule.epochs=2").code == 0
 
 
 @pytest.mark.parametrize("sweep", [(), ("-m",)], ids=["run", "sweep"])
@@ -400,16 +364,3 @@ def test_an_output_folder_that_cannot_be_made(tiny: list[str], here: Path) -> No
     message = error(launch(*tiny, "distiller=vanilla"))
     assert str(here / "outputs") in message
     assert files(here) == {"outputs"}
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(tiny: list[str], here: Path) -> None:
-    said = launch(*tiny, "distiller=vanilla", "schedule.lr=1e30")
-    assert said.code == 1 and said.out == ""
-    last = said.err.splitlines()[-1]
-    assert (
-        last.startswith("edkd: epoch 1, step 2: train/loss_ce is not finite")
-        and "lower schedule.lr (now 1e+30)" in last
-    )
-    (records,) = journals(here / "outputs").values()
-    assert records[-1]["event"] == "failure" and "epoch 1, step 2: train/loss_ce" in records[-1]["error"]
-    assert not list((here / "outputs").rglob("*.pt"))

@@ -123,7 +123,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
 
 def test_workers_are_no_part_of_an_identity(compose: Any) -> None:
     words = ["dataset=imagefolder", "dataset.name=pets", "dataset.root=/x"]
-    from edkd.config.schema import identity
+    from edkd.config.job import identity
 
     runs = [identity(settings(compose(*words, f"dataset.workers={n}"), "edkd"), None) for n in (0, 8)]
     assert runs[0] == runs[1]

@@ -1,7 +1,6 @@
 """One run from its plan to its end: the files it leaves, what its journal tells, and every way it can stop."""
 
 import json
-import logging
 import shutil
 import socket
 import subprocess
@@ -22,15 +21,13 @@ from edkd.config import job as config_job
 from edkd.distillers import Batch, Distiller, Outcome
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
-from edkd.rundir import checkpoint, journal, provenance
+from edkd.rundir import checkpoint, journal
 from edkd.rundir.paths import checkpoints
 from edkd.runs import run, setup
-from edkd.sweeps import single
 from edkd.teachers import store as teacher_store
 from edkd.teachers.source import Precision
 from edkd.training.device import to_device
 from edkd.training.trainer import evaluate
-from tests.rundir.test_provenance import git
 
 KEY = "digits-8-20perclass-test10"
 
@@ -133,18 +130,6 @@ def test_a_start_says_what_is_run_on_what(student: config_job.Job, taught: confi
     assert {name: start["tags"][name] for name in student.tags} == student.tags
 
 
-def test_a_start_names_the_commit(student: config_job.Job) -> None:
-    execute(student)
-    (start,) = events(student, "start")
-    try:
-        commit = git(Path(provenance.__file__).parent, "rev-parse", "HEAD")
-        git(Path(provenance.__file__).parent, "ls-files", "--error-unmatch", provenance.__file__)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("the code under test is in no git checkout")
-    assert start["tags"]["git_commit"] == commit
-    assert start["tags"]["git_dirty"] in ("true", "false")
-
-
 def test_epochs_and_end(student: config_job.Job) -> None:
     state = execute(student)
     assert [record["epoch"] for record in events(student, "epoch")] == [1, 2]
@@ -207,6 +192,30 @@ def test_a_teacher_is_measured_as_this_run_shows_it_the_images(
     assert (words in caplog.text) == (abs(really - told) > 1)
 
 
+def test_a_checkpoint_without_its_epoch_in_the_journal_is_refused(student: config_job.Job) -> None:
+    interrupt(student, after=1)
+    book = student.directory / "journal.jsonl"
+    book.write_text(book.read_text().splitlines(keepends=True)[0])  # the start
+    with pytest.raises(EdkdError, match="has a checkpoint of epoch 1, and no record of that epoch in journal.jsonl"):
+        execute(student)
+
+
+def test_a_finished_run_is_left_alone(
+    student: config_job.Job, taught: config_job.Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = execute(student)
+    before = contents(student.directory)
+    monkeypatch.setattr(run, "gather", lambda *_: pytest.fail("a finished run needs nothing"))
+    again = execute(student)
+    assert (again.end, again.epochs, contents(student.directory)) == (first.end, first.epochs, before)
+
+    stored = setup.teacher_folder(taught.settings) / KEY / "resnet8.pt"
+    teacher = stored.read_bytes()
+    shutil.rmtree(stored.parent)
+    execute(taught)  # puts its network there again
+    assert stored.read_bytes() == teacher
+
+
 def test_a_finished_network_that_is_lost_is_made_again(taught: config_job.Job) -> None:
     weights, stored = taught.directory / "last.pt", setup.teacher_folder(taught.settings) / KEY / "resnet8.pt"
     before, teacher, end = weights.read_bytes(), stored.read_bytes(), events(taught, "end")[0]
@@ -219,35 +228,6 @@ def test_a_finished_network_that_is_lost_is_made_again(taught: config_job.Job) -
     assert [record["resumed_from"] for record in events(taught, "start")] == [0, 0]
     assert state.end is not None
     assert {name: state.end[name] for name in ("last", "best")} == {name: end[name] for name in ("last", "best")}
-
-
-def test_a_checkpoint_without_its_journal_is_refused(student: config_job.Job) -> None:
-    interrupt(student, after=1)
-    (student.directory / "journal.jsonl").unlink()
-    with pytest.raises(EdkdError, match="has a checkpoint of epoch 1, and no record of that epoch in journal.jsonl"):
-        execute(student)
-
-
-def test_a_finished_run_is_left_alone(student: config_job.Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = execute(student)
-    before = contents(student.directory)
-    monkeypatch.setattr(run, "gather", lambda *_: pytest.fail("a finished run needs nothing"))
-    again = execute(student)
-    assert again.end == first.end
-    assert contents(student.directory) == before
-
-
-def test_checkpoints_stay_until_the_end_is_journalled(student: config_job.Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    append = journal.Journal.append
-
-    def watched(self: journal.Journal, record: dict[str, Any]) -> None:
-        append(self, record)
-        if record["event"] == "end":
-            assert {path.name for path in checkpoints(student.directory)} == {"checkpoint.pt", "checkpoint.prev.pt"}
-
-    monkeypatch.setattr(journal.Journal, "append", watched)
-    execute(student)
-    assert checkpoints(student.directory) == []
 
 
 def test_checkpoints_that_cannot_be_removed_do_not_make_a_run_fail(
@@ -278,26 +258,22 @@ def test_a_network_trained_alone_becomes_a_teacher(taught: config_job.Job) -> No
     assert all(torch.equal(stored[name], last[name]) for name in last)
 
 
-def test_a_teacher_is_not_replaced_by_a_later_run(taught: config_job.Job, make_job: Any) -> None:
-    before = contents(setup.teacher_folder(taught.settings))
+def test_which_runs_become_teachers(taught: config_job.Job, student: config_job.Job, make_job: Any) -> None:
+    store = setup.teacher_folder(taught.settings)
+    before = contents(store)
     other = make_job("vanilla", "schedule.lr=0.02")
-    execute(other)
-    assert contents(setup.teacher_folder(taught.settings)) == before
+    for job in (student, other, make_job("vanilla", "seed=1", "schedule.epochs=3")):  # it is there; no teacher's seed
+        execute(job)
+        assert {name: data for name, data in contents(store).items() if name.endswith(".pt")} == {
+            name: data for name, data in before.items() if name.endswith(".pt")
+        }
     how = f"edkd teachers import resnet8 {other.directory / 'last.pt'} --replace"
     assert how in (other.directory / "run.log").read_text()
-
-
-def test_a_teacher_that_trained_longer_replaces_one_that_trained_less(taught: config_job.Job, make_job: Any) -> None:
     longer = make_job("vanilla", "schedule.epochs=3")
     execute(longer)
-    entry = teacher_store.find(setup.teacher_folder(taught.settings), KEY, "resnet8")
+    entry = teacher_store.find(store, KEY, "resnet8")
     assert entry is not None
     assert (entry.id, entry.epochs) == (f"run:{longer.run}", 3)
-
-
-def test_only_the_teachers_seed_becomes_a_teacher(make_job: Any, tmp_path: Path) -> None:
-    execute(make_job("vanilla", "seed=1"))
-    assert teacher_store.listing(tmp_path / "outputs" / "teachers") == []
 
 
 def test_a_last_batch_of_one_that_batch_norm_cannot_take(make_job: Any) -> None:
@@ -305,31 +281,6 @@ def test_a_last_batch_of_one_that_batch_norm_cannot_take(make_job: Any) -> None:
     with pytest.raises(EdkdError, match="^the last batch of 200 images has one alone, .*: change schedule.batch_size"):
         execute(job)
     assert journal.state(job.directory).status == "failed"
-
-
-def test_a_teacher_that_was_removed_comes_back_from_its_finished_run(taught: config_job.Job) -> None:
-    weights = (setup.teacher_folder(taught.settings) / KEY / "resnet8.pt").read_bytes()
-    shutil.rmtree(setup.teacher_folder(taught.settings))
-    execute(taught)
-    assert (setup.teacher_folder(taught.settings) / KEY / "resnet8.pt").read_bytes() == weights
-
-
-def test_a_student_publishes_nothing(student: config_job.Job) -> None:
-    store = setup.teacher_folder(student.settings)
-    before = teacher_store.listing(store)
-    execute(student)
-    assert [(entry.name, entry.id) for entry in teacher_store.listing(store)] == [
-        (entry.name, entry.id) for entry in before
-    ]
-
-
-def test_a_missing_teacher_is_an_error_that_says_what_to_do(make_job: Any, tmp_path: Path) -> None:
-    with pytest.raises(EdkdError) as caught:
-        execute(make_job("kd", "student=vgg8", teacher_id="run:aaaa"))
-    assert f"no teacher resnet8 for the data set {KEY}" in str(caught.value)
-    assert "`python launch.py distiller=vanilla student=resnet8`" in str(caught.value)
-    assert "`edkd teachers import resnet8 FILE`" in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_teacher_that_is_not_the_planned_one(make_job: Any, taught: config_job.Job) -> None:
@@ -363,17 +314,6 @@ def test_a_teacher_whose_weights_changed_since_the_run_began(student: config_job
     assert journal.state(student.directory).status == "failed"
 
 
-def test_a_planned_run_journals_what_keeps_it_from_starting(make_job: Any) -> None:
-    job = make_job("kd", teacher_id="run:aaaa")
-    config_job.freeze(job, sweep="grid-1", threads=None)
-    with pytest.raises(EdkdError, match="no teacher resnet8"):
-        execute(job)
-    state = journal.state(job.directory)
-    assert state.status == "failed"
-    assert state.error is not None
-    assert state.error.startswith("no teacher resnet8")
-
-
 # --- data ---
 
 
@@ -399,16 +339,14 @@ def own_images(tmp_path: Path) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("records", "fate"),
+    ("records", "became"),
     [
-        ([], "never began"),
-        ([{"event": "start"}], "was stopped before its first epoch was over"),
-        ([{"event": "start"}, {"event": "epoch", "epoch": 1}], "was stopped after epoch 1"),
+        ([], "is new after epoch 0"),
+        ([{"event": "start"}, {"event": "epoch", "epoch": 1}], "is interrupted after epoch 1"),
         ([{"event": "failure", "error": "loss_ce is nan\nat once"}], "failed (loss_ce is nan)"),
-        ([{"event": "start"}, {"event": "end"}], "is finished, but its network was removed from there"),
     ],
 )
-def test_a_student_names_what_became_of_its_teacher(make_job: Any, records: list[dict[str, Any]], fate: str) -> None:
+def test_a_student_names_what_became_of_its_teacher(make_job: Any, records: list[dict[str, Any]], became: str) -> None:
     teacher = make_job("vanilla")
     config_job.freeze(teacher, sweep="grid-1", threads=None)
     for record in records:
@@ -418,7 +356,7 @@ def test_a_student_names_what_became_of_its_teacher(make_job: Any, records: list
     with pytest.raises(EdkdError, match="resnet8"):
         execute(job)
     assert journal.state(job.directory).error == (
-        f"teacher resnet8 is not in {setup.teacher_folder(job.settings)}: its run {teacher.directory} {fate}; "
+        f"teacher resnet8 is not in {setup.teacher_folder(job.settings)}: its run {teacher.directory} {became}; "
         "`edkd retry`, or the same command again, trains it first"
     )
 
@@ -430,24 +368,17 @@ def test_data_that_changed_since_the_run_began(make_job: Any, own_images: list[s
     original = image.read_bytes()
     Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(image)
     setup._load_arrays.cache_clear()
-    with pytest.raises(EdkdError, match=rf"^the data changed since {job.directory} began: restore it, or move"):
+    with pytest.raises(EdkdError, match=rf"^the data changed since {job.directory} began: restore them, or move"):
         execute(job)
     assert journal.state(job.directory).status == "failed"
     assert journal.state(job.directory).error == (
-        f"the data changed since {job.directory} began: restore it, or move that directory away"
+        f"the data changed since {job.directory} began: restore them, or move that directory away"
     )
     image.write_bytes(original)
     setup._load_arrays.cache_clear()
     end = execute(job).end
     assert end is not None
     assert (end["last"]["epoch"], end["num_classes"], end["last"]["top5"]) == (2, 3, 100.0)
-
-
-@pytest.mark.parametrize("device", ["cuda:99", "warp"])
-def test_a_device_that_is_not_there(make_job: Any, tmp_path: Path, device: str) -> None:
-    with pytest.raises(EdkdError, match=f"^engine.device={device}: .*; allowed: auto, cpu, cuda, cuda:N$"):
-        execute(make_job("vanilla", f"engine.device={device}"))
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_real_cifar100(compose: Any, tiny: list[str], cifar100_root: Path) -> None:
@@ -536,21 +467,7 @@ def test_a_loss_that_is_not_finite(failing: config_job.Job, monkeypatch: pytest.
     assert all(value.isfinite().all() for value in saved[0]["model"].values())
 
 
-def test_an_interruption_is_journalled_and_the_run_goes_on(student: config_job.Job) -> None:
-    interrupt(student, after=1)
-    state = journal.state(student.directory)
-    assert state.status == "interrupted"
-    assert [record["event"] for record in events(student, "start", "epoch", "interrupted")] == [
-        "start",
-        "epoch",
-        "interrupted",
-    ]
-    assert state.holder is None
-    assert execute(student).status == "finished"
-    assert [record["resumed_from"] for record in events(student, "start")] == [0, 1]
-
-
-def test_a_resumed_run_keeps_its_number_of_threads(make_job: Any) -> None:
+def test_a_resumed_run_keeps_its_number_of_threads(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # Planned, but at first kept from starting, so that the journal does not begin with the start.
     job = make_job("kd", teacher_id=f"run:{make_job('vanilla').run}")
     config_job.freeze(job, sweep=None, threads=None)
@@ -558,9 +475,12 @@ def test_a_resumed_run_keeps_its_number_of_threads(make_job: Any) -> None:
         execute(job)
     execute(make_job("vanilla"))
     interrupt(job, after=1)
+    monkeypatch.setattr(run, "cores", lambda: 0)
     execute(make_job("kd", "engine.threads=2", teacher_id=job.teacher_id))
     assert [record["threads"] for record in events(job, "start")] == [1, 1]
+    assert [record["resumed_from"] for record in events(job, "start")] == [0, 1]
     assert torch.get_num_threads() == 1
+    assert "WARNING 1 threads share 0 CPU cores" in (job.directory / "run.log").read_text()
 
 
 @pytest.mark.slow
@@ -584,26 +504,6 @@ def test_a_compiled_student(make_job: Any, tmp_path: Path, monkeypatch: pytest.M
     assert compiled[0]["train/loss"] == pytest.approx(plain[0]["train/loss"], rel=1e-3)
     weights = [checkpoint.load_weights(job.directory / "last.pt") for job in (whole, eager)]
     assert weights[0].keys() == weights[1].keys()
-
-
-def test_a_compiler_that_is_not_there(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(
-        EdkdError, match=r"^engine.compile=true needs a C\+\+ compiler: g\+\+, or the one that CXX names$"
-    ):
-        execute(make_job("vanilla", "engine.compile=true"))
-
-
-def test_more_threads_than_cores_are_a_warning(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = make_job("vanilla", "engine.threads=2")
-    monkeypatch.setattr(run, "cores", lambda: 1)
-    execute(job)
-    assert "WARNING 2 threads share 1 CPU cores" in (job.directory / "run.log").read_text()
-
-
-def test_the_log_is_left_as_it_was(taught: config_job.Job) -> None:
-    log = logging.getLogger("edkd")
-    assert (log.handlers, log.propagate, logging.getLogger("py.warnings").handlers) == ([], True, [])
 
 
 def test_a_tracking_store_that_breaks_meanwhile_costs_nothing(
@@ -631,46 +531,3 @@ def test_a_tracking_store_that_breaks_meanwhile_costs_nothing(
         assert (job.directory / file).read_bytes() == (quiet.directory / file).read_bytes()
     metrics = [[record["metrics"] for record in events(each, "epoch")] for each in (job, quiet)]
     assert metrics[0] == metrics[1]
-
-
-# --- a run started by hand ---
-
-
-def test_a_run_by_hand_says_what_it_found(compose: Any, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    single.run_one(compose(*tiny, "distiller=vanilla"), "vanilla")
-    printed = capsys.readouterr()
-    assert printed.out.startswith(f"{KEY}/resnet8/vanilla-s0-")
-    assert "top-1 last " in printed.out
-    assert "chosen on the test set" in printed.out
-    assert "epoch 2/2: train loss " in printed.err
-
-
-def test_a_dry_run_writes_nothing(
-    compose: Any, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    single.run_one(compose(*tiny, "distiller=vanilla", "+dry_run=true"), "vanilla")
-    assert f"would train {KEY}/resnet8/vanilla-s0-" in capsys.readouterr().err.replace("\n", "")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.usefixtures("taught")
-def test_a_teacher_that_was_trained_for_less_is_refused(compose: Any, tiny: list[str], tmp_path: Path) -> None:
-    longer = [*tiny, "distiller=kd", "student=vgg8", "schedule.epochs=3"]
-    with pytest.raises(EdkdError, match=r"was trained for 2 epochs, the student is to train 3: remove .*resnet8.pt"):
-        single.run_one(compose(*longer), "kd")
-    assert not (tmp_path / "outputs" / "runs" / KEY / "resnet8-vgg8").exists()
-    single.run_one(compose(*longer, "allow_weak_teacher=true", "+dry_run=true"), "kd")
-
-
-def test_a_run_by_hand_without_its_teacher(compose: Any, tiny: list[str], tmp_path: Path) -> None:
-    with pytest.raises(EdkdError, match="no teacher resnet8 for the data set"):
-        single.run_one(compose(*tiny, "distiller=dkd"), "dkd")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_tracking_file_that_cannot_be_written(compose: Any, tiny: list[str], tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    uri = f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}"
-    with pytest.raises(EdkdError, match=r"; or run with tracking=journal$"):
-        single.run_one(compose(*tiny, "distiller=vanilla", "tracking=sqlite", f"tracking.uri={uri}"), "vanilla")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from edkd.config.job import Job
-from edkd.errors import EdkdError
 from edkd.rundir import journal
 from edkd.rundir.journal import RunState
-from edkd.sweeps import estimate
-from edkd.sweeps.estimate import Estimate
-from tests.commandline import error, files, launch
+from edkd.sweeps import progress
+from edkd.sweeps.progress import Estimate
+from tests.commandline import launch
 
 HERE = f"cpu ({platform.machine()})"
 GPU = "NVIDIA H100 80GB HBM3"
@@ -47,7 +46,7 @@ def estimated(
 ) -> Estimate:
     new = {job.run: RunState(status="new") for job in [*jobs, *teachers]}
     given: dict[str, Any] = {"here": True, "parallel": 1, **more}
-    return estimate.estimate({"teachers": teachers, "students": jobs}, new | (states or {}), **given)
+    return progress.estimate({"teachers": teachers, "students": jobs}, new | (states or {}), **given)
 
 
 @pytest.fixture
@@ -82,11 +81,6 @@ def test_only_what_is_left_counts(job: Any) -> None:
     }
     found = estimated(resumed, finished, elsewhere, failed, states=states)
     assert found.stages == {"students": [30.0, 10.0]}
-
-
-def test_a_run_that_is_resumed_tells_about_itself(job: Any) -> None:
-    mine = ran(job("seed=1"), 20.0, 20.0)
-    assert estimated(mine, states={mine.run: journal.state(mine.directory)}).stages == {"students": [160.0]}
 
 
 @pytest.mark.parametrize(
@@ -156,21 +150,18 @@ def test_of_many_journals_the_latest_few_are_read(job: Any, monkeypatch: pytest.
     original = journal.state
     monkeypatch.setattr(journal, "state", lambda path: (read.append(path), original(path))[1])
     assert estimated(job("seed=99")).stages == {"students": [100.0]}
-    assert len(read) == estimate.LATEST
+    assert len(read) == progress.LATEST
 
 
 # ---- told
 
 
-@pytest.mark.parametrize(("value", "meant"), [(True, True), (False, False)])
-def test_what_a_dry_run_asks_for(value: Any, meant: bool) -> None:
-    assert estimate.wanted(value) == meant
-
-
-@pytest.mark.parametrize("value", ["perhaps", 1, 0, None, "true"])
-def test_what_no_dry_run_means(value: Any) -> None:
-    with pytest.raises(EdkdError, match="must be true or false"):
-        estimate.wanted(value)
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (89, "89 s"), (100, "2 min"), (5399, "90 min"), (5400, "1.5 h"), (4e7, "11,111.1 h")],
+)
+def test_a_rounded_time(seconds: float, text: str) -> None:
+    assert progress.rounded(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -194,6 +185,11 @@ def test_what_no_dry_run_means(value: Any) -> None:
             Estimate({}, 2, 11, 11),
             "estimate: none yet, no recorded step time for 11 of 11 networks",
         ),
+        (
+            Estimate({"teachers": [500.0], "students": [100.0, 900.0, 200.0]}, 4, 1, 0, Counter({HERE: 1})),
+            "estimate: teachers 8 min, students 20 min, 0.47 device hours in all, 23 min with 4 runs at a time; "
+            f"recorded on {HERE}: 1 network",  # the longest run of a stage bounds it
+        ),
         (Estimate(), "estimate: nothing to train"),
     ],
 )
@@ -201,24 +197,9 @@ def test_the_line(found: Estimate, line: str) -> None:
     assert found.line() == line
 
 
-def test_the_longest_run_bounds_the_time_on_the_clock() -> None:
-    found = Estimate({"teachers": [500.0], "students": [100.0, 900.0, 200.0]}, 4, 1)
-    assert ", 0:23:20 with 4 runs at a time" in found.line()
-
-
 def test_the_plan_of_a_sweep_says_how_long_it_takes(tiny: list[str], tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     command = ["-m", *tiny, "distiller=kd,dkd"]
-    said = launch(*command, "+dry_run=true").out.splitlines()[-1]
-    assert said == "estimate: none yet, no recorded step time for 2 of 2 networks"
-    assert files(tmp_path) == set()
     assert launch(*command).code == 0
     said = launch(*command, "seed=1", "+dry_run=true").out.splitlines()[-1]
     assert said.startswith("estimate: students ") and said.endswith(f"; recorded on {HERE}: 1 network")
-
-
-def test_one_run_says_how_long_it_takes(tiny: list[str], tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.chdir(tmp_path)
-    said = launch(*tiny, "distiller=vanilla", "+dry_run=true").err.splitlines()[-1]
-    assert said == "estimate: none yet, no recorded step time for 1 of 1 networks"
-    assert error(launch("-m", *tiny, "+dry_run=perhaps")) == "dry_run=perhaps: must be true or false"

@@ -12,9 +12,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from edkd.config import schema
+from edkd.config.compose import Composer, files_read_once
 from edkd.errors import EdkdError
 from edkd.sweeps import plan
-from edkd.sweeps.composer import Composer, files_read_once
 
 Planner = Callable[..., tuple[DictConfig, ConfigLoader]]
 
@@ -179,7 +179,7 @@ def test_a_large_plan_needs_few_compositions(
     words = ["distiller=kd,dkd,edkd", "pair=all", "seed=range(48)", "schedule=short"]
     overrides = OverridesParser.create(loader).parse_overrides(words)
     combinations = plan.expand(overrides, plan.pair_lists(overrides, master, loader))
-    planned = plan.make_plan(combinations, overrides, master, loader)
+    planned = plan.make_plan(combinations, overrides, Composer(master, loader))
     assert (len(planned.students), len(planned.teachers)) == (1008, 4)
     assert len({job.run for job in planned.students}) == 1008
     assert len(counted) == 1 + 21 + 4

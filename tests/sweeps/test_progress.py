@@ -3,6 +3,7 @@
 import io
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from edkd.errors import EdkdError
 from edkd.rundir import journal, lock
 from edkd.rundir.journal import RunState
 from edkd.status.state import RunStatus
-from edkd.sweeps import progress
+from edkd.sweeps import plan, progress, report
 from edkd.sweeps.plan import Sweep
 
 
@@ -52,7 +53,7 @@ def test_the_plan(planned: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
         status("vanished", 1, journal="interrupted"),
         status("waiting", job="12_3", journal="new"),
     ]
-    progress.show_plan(planned, statuses(planned, *given))
+    plan.show_plan(planned, statuses(planned, *given))
     width = max(len(job.name) for job in planned.jobs)
     names = [job.name.ljust(width) for job in planned.jobs]
     assert capsys.readouterr().out.splitlines() == [
@@ -63,18 +64,6 @@ def test_the_plan(planned: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
         f"2 student  {names[3]}  waiting in SLURM (job 12_3)",
         f"sweep {planned.id}: 3 runs: 1 finished, 1 to resume, 1 waiting in SLURM; teachers to train first: 1",
     ]
-
-
-def test_names_are_never_cut(planned: Sweep, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    monkeypatch.setenv("COLUMNS", "20")
-    progress.show_plan(planned, statuses(planned, *[status("new")] * 4))
-    out = capsys.readouterr().out
-    assert all(job.name in out for job in planned.jobs)
-
-
-def test_a_summary_of_success(planned: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
-    assert progress.show_summary(planned, statuses(planned, *[status("done", 2)] * 4)) == 0
-    assert capsys.readouterr().out == f"sweep {planned.id}: 4 of 4 runs finished\n"
 
 
 def test_a_summary_names_each_run_that_is_not_done(planned: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,7 +77,7 @@ def test_a_summary_names_each_run_that_is_not_done(planned: Sweep, capsys: pytes
         status("new"),
         status("done", 2),
     )
-    assert progress.show_summary(planned, outcome) == 3
+    assert report.show_summary(planned, outcome) == 3
     assert capsys.readouterr().out.splitlines() == [
         f"sweep {planned.id}: 1 of 4 runs finished",
         f"  {teacher.name} failed: EdkdError: training diverged; see {teacher.directory / 'run.log'}",
@@ -100,11 +89,10 @@ def test_a_summary_names_each_run_that_is_not_done(planned: Sweep, capsys: pytes
 
 def test_a_summary_says_what_vanished_and_what_never_began(planned: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     lost = status("vanished", 1, why="process gone"), status("vanished", 0, why="TIMEOUT", job="1", log=Path("x.err"))
-    assert progress.show_summary(planned, statuses(planned, status("done", 2), *lost, status("new"))) == 3
-    first, second, third = capsys.readouterr().out.splitlines()[1:4]
-    assert first.endswith(" vanished after epoch 1: process gone")
-    assert second.endswith(" vanished after epoch 0: TIMEOUT (SLURM job 1, x.err)")
-    assert third.endswith(" not started")
+    assert report.show_summary(planned, statuses(planned, status("done", 2), *lost, status("new"))) == 3
+    ends = [" vanished after epoch 1: process gone", " vanished after epoch 0: TIMEOUT (SLURM job 1, x.err)"]
+    lines = capsys.readouterr().out.splitlines()[1:4]
+    assert [line.endswith(end) for line, end in zip(lines, [*ends, " not started"])] == [True] * 3
 
 
 @pytest.fixture
@@ -188,14 +176,6 @@ def test_a_bar_on_a_terminal(planned: Sweep, screen: Any, monkeypatch: pytest.Mo
     assert "0:01:10 left resnet8 vanilla 1" in text
 
 
-def test_no_bar_in_a_file(planned: Sweep, screen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "POLL", 0.01)
-    console = screen(terminal=False)
-    with progress.watch(planned.jobs, parallel=1):
-        append(planned.jobs[0], {"event": "start"}, epoch(1), epoch(2), END)
-    assert console.file.getvalue() == f"{planned.jobs[0].name}: top-1 last 70.13 %, best 71.00 %, 12 s\n"
-
-
 def test_a_damaged_journal_does_not_end_the_watch(planned: Sweep, screen: Any) -> None:
     view = viewed(planned, screen(terminal=False))
     damaged, sound = planned.jobs[:2]
@@ -203,43 +183,28 @@ def test_a_damaged_journal_does_not_end_the_watch(planned: Sweep, screen: Any) -
     (damaged.directory / "journal.jsonl").write_text("damage\n{}\n")
     append(sound, {"event": "start"}, epoch(1), epoch(2), END)
     view.refresh()
-    assert view.done == {sound.run}
+    assert view.ended == {sound.run: "finished"}
 
 
-def test_tracking_that_fails_is_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_the_parent_run_gets_the_counts_and_a_server_that_is_away_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fails(*arguments: Any, **more: Any) -> None:
+    given: dict[str, Any] = {}
+
+    def away(sweep: str, **more: Any) -> None:
+        given.update(more, sweep=sweep)
         raise EdkdError("the server is away")
 
-    monkeypatch.setattr(progress.tracking, "start_sweep", fails)
-    monkeypatch.setattr(progress.tracking, "settle_sweeps", fails)
-    monkeypatch.setattr(progress.LOG, "propagate", True)
-    tracked = progress.SweepTracking("s", Tracking(uri="http://127.0.0.1:9", artifacts=None, experiment="edkd"))
-    tracked.start()
-    tracked.finish([status("done", 2)])
+    monkeypatch.setattr(report.tracking, "start_sweep", away)
+    monkeypatch.setattr(report.tracking, "finish_sweep", away)
+    monkeypatch.setattr(report.LOG, "propagate", True)
+    outcome = [status("done", journal=each) for each in ("finished", "failed", "finished")]
+    where = Tracking(uri="sqlite:///x.db", artifacts="a", experiment="e")
+    report.track_start("s", where)
+    report.track_end("s", where, outcome)
+    report.track_end("other", replace(where, uri=None), outcome)  # without a store nothing is tracked
+    place = {"uri": "sqlite:///x.db", "artifacts": "a", "experiment": "e"}
+    assert given == {"sweep": "s", "counts": {"finished": 2, "failed": 1}, **place}
     assert [record.getMessage() for record in caplog.records] == [
         "the server is away; `edkd sync` brings MLflow up to date later"
     ] * 2
-
-
-@pytest.mark.parametrize("outcome", [["finished", "finished"], ["finished", "failed", "new"], []])
-def test_the_parent_run_gets_the_counts(monkeypatch: pytest.MonkeyPatch, outcome: list[str]) -> None:
-    given: dict[str, Any] = {}
-    monkeypatch.setattr(progress.tracking, "settle_sweeps", lambda found, **more: given.update(more, found=found))
-    where = Tracking(uri="sqlite:///x.db", artifacts="a", experiment="e")
-    progress.SweepTracking("s", where).finish([status("done", journal=each) for each in outcome])
-    counts = {each: outcome.count(each) for each in outcome}
-    place = {"uri": "sqlite:///x.db", "artifacts": "a", "experiment": "e"}
-    assert given == {"found": {"s": counts}, **place}
-
-
-def test_without_a_store_nothing_is_tracked(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*arguments: Any, **more: Any) -> None:
-        raise AssertionError("tracked")
-
-    monkeypatch.setattr(progress.tracking, "start_sweep", fails)
-    monkeypatch.setattr(progress.tracking, "settle_sweeps", fails)
-    tracked = progress.SweepTracking("s", Tracking(uri=None, artifacts=None, experiment="edkd"))
-    tracked.start()
-    tracked.finish([])

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from edkd.errors import EdkdError
 from edkd.rundir import journal, lock
 from edkd.rundir.paths import find_runs
 from edkd.status import logs, select
@@ -135,15 +134,6 @@ def test_what_failed_is_launched_again_as_it_was_planned(sweep: Failed, here: Pa
     assert (nothing.code, nothing.out) == (0, "nothing to retry: 5 runs: 5 done\n")
 
 
-def test_a_run_that_fails_again_is_shown_as_a_sweep_shows_it(sweep: Failed, here: Path) -> None:
-    again = edkd("retry", "--seed", "1")
-    assert again.code == 1
-    assert "0 of 1 runs finished" in again.out and "failed: RuntimeError: the marker is there; see" in again.out
-    records = journals(here / "outputs")
-    assert events(records["resnet8-resnet8/raising-s1"]) == ["start", "epoch", "failure", "start", "failure"]
-    assert events(records["resnet8-resnet8/raising-s0"]) == ["start", "epoch", "failure"]
-
-
 def test_the_launcher_is_the_one_given(sweep: Failed, here: Path) -> None:
     sweep.marker.unlink()
     given = ["retry", "hydra/launcher=local", "hydra.launcher.n_jobs=2"]
@@ -201,19 +191,20 @@ def test_a_student_whose_teacher_is_nowhere(sweep: Failed, here: Path) -> None:
     assert "which is neither in outputs/teachers nor in outputs/runs/" in error(edkd("retry"))
 
 
-def test_new_runs_are_launched_only_if_asked_for(sweep: Failed, here: Path) -> None:
-    (journal_of,) = (here / "outputs" / "runs").glob("*/*/raising-s1-*/journal.jsonl")
-    journal_of.unlink()
-    some, every = edkd("retry", "--dry-run"), edkd("retry", "--dry-run", "--all")
-    assert "raising-s0" in some.out and "raising-s1" not in some.out
-    assert "raising-s0" in every.out and "raising-s1" in every.out
-
-
-def test_a_retry_does_not_shrink_the_sweep(sweep: Failed, here: Path) -> None:
+def test_a_retry_takes_what_is_chosen_and_does_not_shrink_the_sweep(sweep: Failed, here: Path) -> None:
     before = select.runs_of_sweep(here / "outputs", sweep.id)
     edkd("retry", "--seed", "1")
     assert select.runs_of_sweep(here / "outputs", sweep.id) == before
     assert len(before) == 5 and "/resnet8/vanilla-s0-" in before[0]
+    records = journals(here / "outputs")
+    assert events(records["resnet8-resnet8/raising-s1"]) == ["start", "epoch", "failure", "start", "failure"]
+    assert events(records["resnet8-resnet8/raising-s0"]) == ["start", "epoch", "failure"]
+
+    (journal_of,) = (here / "outputs" / "runs").glob(f"*/*/raising-s1-*/{journal.FILE}")
+    journal_of.unlink()  # as planned, and never begun
+    some, every = edkd("retry", "--dry-run"), edkd("retry", "--dry-run", "--all")
+    assert "raising-s0" in some.out and "raising-s1" not in some.out
+    assert "raising-s0" in every.out and "raising-s1" in every.out
 
 
 def test_a_sweep_has_also_the_runs_that_another_one_finished(sweep: Failed) -> None:
@@ -224,11 +215,6 @@ def test_a_sweep_has_also_the_runs_that_another_one_finished(sweep: Failed) -> N
 
 
 # ---- retry, refused
-
-
-def test_only_the_launcher_can_be_given(here: Path) -> None:
-    message = error(edkd("retry", "schedule.epochs=3"))
-    assert message.startswith("schedule.epochs=3: a retried run is what it was planned to be")
 
 
 def test_another_directory_is_refused(sweep: Failed, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,6 +238,7 @@ def test_another_directory_is_refused(sweep: Failed, here: Path, monkeypatch: py
             "no such key in hydra.launcher, did you mean partition?",
         ),
         (["--config-dir", "nowhere"], "nowhere' not found"),
+        (["schedule.epochs=3"], "schedule.epochs=3: a retried run is what it was planned to be"),
     ],
 )
 def test_a_launcher_that_makes_no_sense(sweep: Failed, given: list[str], message: str) -> None:
@@ -289,14 +276,8 @@ def logged(here: Path) -> Path:
 def test_the_end_of_a_log(logged: Path, given: str) -> None:
     done = edkd("logs", given, "-n", "2")
     assert (done.code, done.out, done.err) == (0, "line 48\nline 49\n", "")
-
-
-def test_as_many_lines_as_there_are(logged: Path) -> None:
-    assert len(edkd("logs", "0123abcd").out.splitlines()) == 20
-    assert edkd("logs", "0123abcd", "-n", "1000").out == (logged / "run.log").read_text()
-    (logged / "run.log").write_text("x" * 100_000 + "\n" + "y" * 100_000)
-    assert edkd("logs", "0123abcd", "-n", "1").out == "y" * 100_000
-    assert edkd("logs", "0123abcd", "-n", "2").out == (logged / "run.log").read_text()
+    assert len(edkd("logs", given).out.splitlines()) == 20
+    assert edkd("logs", given, "-n", "1000").out == (logged / "run.log").read_text()
 
 
 @pytest.mark.parametrize(
@@ -305,6 +286,7 @@ def test_as_many_lines_as_there_are(logged: Path) -> None:
         ("01", "01 names 2 runs: digits-8/vgg13-vgg8/kd-s0-0123abcd, digits-8/vgg13-vgg8/kd-s1-0199abcd; give more"),
         ("dkd-s0", "no run dkd-s0 in outputs/runs; give a hash"),
         ("0199", "no log yet: digits-8/vgg13-vgg8/kd-s1-0199abcd is new"),
+        ("", "no run "),
     ],
 )
 def test_a_run_that_is_not_clear(logged: Path, given: str, message: str) -> None:
@@ -379,19 +361,3 @@ def test_following_a_run_that_waits_begins_with_a_word(logged: Path, monkeypatch
     run = "digits-8/vgg13-vgg8/kd-s0-0123abcd"
     assert done.err == f"no log yet: {run} is new; following it\nedkd: no log yet: {run} failed (no)\n"
     assert (done.code, len(naps)) == (1, 40), "the run is looked at, and so SLURM asked, every twenty naps"
-
-
-def test_a_run_that_vanished_without_a_log(logged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    (logged / "run.log").unlink()
-    journal.Journal(logged).append({"event": "start", "config": {}})
-    message = error(edkd("logs", "-f", "kd-s0"))
-    assert message == "no log yet: digits-8/vgg13-vgg8/kd-s0-0123abcd vanished (process gone)"
-
-
-def test_a_name_is_looked_for_before_a_hash(logged: Path) -> None:
-    other = logged.with_name("abc-s0-00000000")
-    other.mkdir()
-    assert select.find_run(Path("outputs"), "abc-s0") == Path("outputs", *other.parts[-4:])
-    with pytest.raises(EdkdError, match="no run "):
-        select.find_run(Path("outputs"), "")

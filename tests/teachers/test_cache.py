@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from edkd import models
-from edkd.config import schema
+from edkd.config.job import digest
+from edkd.models.base import Prediction
 from edkd.rundir import journal
 from edkd.runs.run import execute
 from edkd.runs.teacher_source import table_key
@@ -40,6 +41,10 @@ class Answers:
         return truth(index, view)
 
 
+def uncached(images: torch.Tensor) -> Prediction:
+    raise AssertionError("no image here is other than a view of a training image")
+
+
 def truth(index: Tensor, view: Tensor) -> Tensor:
     exact = torch.sin((index.cpu() * 31 + view.cpu() * 7)[:, None] + torch.arange(CLASSES) * 0.7)
     return exact.to(index.device)
@@ -55,7 +60,7 @@ def source(
 ) -> CachedTeacher:
     made = table(folder, dtype=dtype)
     kept = torch.zeros(made.rows, made.width, dtype=torch.int64, device=device) if resident else None
-    return CachedTeacher(made, compute, views=VIEWS, device=device, resident=kept)
+    return CachedTeacher(made, compute, uncached, views=VIEWS, device=device, resident=kept)
 
 
 def logits_of(teacher: CachedTeacher, views: Tensor) -> Tensor:
@@ -141,7 +146,7 @@ def test_what_another_process_wrote_meanwhile_is_not_computed_again(tmp_path: Pa
 
 def test_settling_fills_batches_up_across_what_is_there(tmp_path: Path) -> None:
     made = table(tmp_path)
-    teacher = CachedTeacher(made, truth, views=VIEWS, device=CPU)
+    teacher = CachedTeacher(made, truth, uncached, views=VIEWS, device=CPU)
     rows = np.arange(IMAGES * VIEWS, dtype=np.int64)
     there = rows % 3 == 0
     made.write(rows[there], teacher.answer(rows[there]))
@@ -191,7 +196,7 @@ def test_the_key_names_all_that_changes_bits(make_job: Any) -> None:
         torch.set_num_threads(threads)
         key = table_key(given, teacher, data, CPU)
         torch.set_num_threads(1)
-        return schema.digest(key)
+        return digest(key)
 
     others = [
         name(teacher="other"),

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from edkd.config.job import make_job
-from edkd.runs.publish import warn_of_teacher
+from edkd.runs.teaching import warn_of_teacher
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from edkd.data.views import epoch_views
-from edkd.runs.fill_cache import Wanted
+from edkd.runs.teacher_source import wanted_rows
 from edkd.teachers.cache import CachedTeacher
 from tests.commandline import Ended, edkd, error, launch
 
@@ -65,7 +65,7 @@ def student(*arguments: str) -> Ended:
 
 
 def distinct(*seeds: int) -> int:
-    return len(Wanted(seeds, 2).rows(IMAGES, VIEWS))
+    return len(wanted_rows(seeds, 2, images=IMAGES, views=VIEWS))
 
 
 def test_which_entries_runs_will_ask_for() -> None:
@@ -75,9 +75,9 @@ def test_which_entries_runs_will_ask_for() -> None:
         for epoch in (1, 2)
         for image, view in enumerate(epoch_views(seed, epoch, IMAGES, VIEWS))
     }
-    rows = Wanted([0, 3], 2).rows(IMAGES, VIEWS)
+    rows = wanted_rows([0, 3], 2, images=IMAGES, views=VIEWS)
     assert rows.tolist() == sorted(image * VIEWS + view for image, view in drawn)
-    assert Wanted(None, 2).rows(IMAGES, VIEWS).tolist() == list(range(IMAGES * VIEWS))
+    assert wanted_rows(None, 2, images=IMAGES, views=VIEWS).tolist() == list(range(IMAGES * VIEWS))
 
 
 def test_runs_find_everything_that_was_filled(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_what_runs_filled_is_found(output: Path) -> None:
     done = cache("resnet8", "seed=1,0", "schedule.epochs=2")
     assert numbers(done.out) == (distinct(1), distinct(0, 1) - distinct(1), distinct(0, 1) - distinct(1))
     assert numbers(cache("resnet8", "--all").out)[:2] == (distinct(0, 1), IMAGES * VIEWS - distinct(0, 1))
-    assert numbers(cache("resnet8", "--seeds", "7").out) == (len(Wanted([7], 5).rows(IMAGES, VIEWS)), 0, 0)
+    assert numbers(cache("resnet8", "--seeds", "7").out) == (len(wanted_rows([7], 5, images=IMAGES, views=VIEWS)), 0, 0)
     (table,) = output.glob("teachers/*/*.logits")
     other = cache("resnet8", "--epochs", "2", "engine.precision=bf16")
     assert numbers(other.out)[0] == 0

@@ -1,0 +1,137 @@
+"""How networks become teachers: trained here alone, or imported from a file after they were measured."""
+
+import contextlib
+import csv
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edkd.config.job import Job
+from edkd.config.schema import Settings, build
+from edkd.errors import EdkdError
+from edkd.rundir import checkpoint
+from edkd.rundir.paths import RunDir
+from edkd.runs.setup import device_data, load_arrays, teacher_folder
+from edkd.teachers import store
+from edkd.teachers.source import Precision
+from edkd.training.device import pick_device, to_device
+from edkd.training.trainer import evaluate
+
+LOG = logging.getLogger("edkd")
+TABLE = Path(__file__).parents[2] / "analysis" / "published" / "networks.csv"
+TOLERANCE = 1.0  # points of top-1
+
+
+def warn_of_teacher(job: Job, top1: float) -> None:
+    """Log one warning if a teacher of the full CIFAR-100 recipe is more than a point off the published accuracy."""
+    cfg = job.settings
+    if cfg.dataset.key != "cifar100" or cfg.schedule.epochs < 240:
+        return
+    with TABLE.open(newline="") as file:
+        rows = [(row["role"], row["network"], float(row["top1"])) for row in csv.DictReader(file)]
+    known = [value for role, network, value in rows if (role, network) == ("teacher", cfg.student.name)]
+    if known and abs(top1 - known[0]) > TOLERANCE:
+        LOG.warning(
+            "teacher %s has %.2f %% after its last epoch, published are %.2f %%: more than %g point off means a fault "
+            "to find before its students are trained",
+            cfg.student.name, top1, known[0], TOLERANCE,
+        )  # fmt: skip
+
+
+def is_to_teach(job: Job) -> bool:
+    """Whether a run trains a network that students of the same data set may learn from."""
+    return not job.settings.needs_teacher and job.settings.seed == job.settings.teacher_seed
+
+
+def is_lost(job: Job) -> bool:
+    """Whether the network of a finished run is to teach, and is neither in its directory nor any in the store."""
+    cfg = job.settings
+    return (
+        is_to_teach(job)
+        and not RunDir(job.directory).last.exists()
+        and store.find(teacher_folder(cfg), cfg.dataset.key, cfg.student.name) is None
+    )
+
+
+def publish(job: Job, end: Mapping[str, Any] | None) -> None:
+    """Make a network that trained alone a teacher, unless the store has one already that trained as long.
+
+    Of several seeds only `teacher_seed` teaches, so that it does not depend on which of them is done first.
+    """
+    cfg = job.settings
+    if not is_to_teach(job) or end is None or not RunDir(job.directory).last.exists():
+        return
+    warn_of_teacher(job, end["last"]["top1"])
+    outgrown = False
+    with contextlib.suppress(EdkdError):  # what is there may be damaged; publishing mends that
+        held = store.find(teacher_folder(cfg), cfg.dataset.key, cfg.student.name)
+        outgrown = held is not None and held.epochs is not None and held.epochs < cfg.schedule.epochs
+    entry, published = store.publish(
+        teacher_folder(cfg),
+        cfg.dataset.key,
+        cfg.student.name,
+        RunDir(job.directory).last,
+        id=f"run:{job.run}",
+        source=str(job.directory),
+        epochs=cfg.schedule.epochs,
+        recipe=job.tags["recipe"],
+        test={name: end["last"][name] for name in ("top1", "top5", "loss")},
+        num_classes=end["num_classes"],
+        replace=outgrown,
+    )
+    if not published and entry.id != f"run:{job.run}":
+        how = f"edkd teachers import {cfg.student.name} {RunDir(job.directory).last} --replace"
+        LOG.info("%s stays %s; `%s`, with this run's dataset options, changes that", entry.path, entry.id, how)
+
+
+def evaluate_network(cfg: Settings, file: Path | None) -> tuple[str, dict[str, float]]:
+    """Measure `cfg.student` on the test set, with the weights in `file` or those of the stored teacher.
+
+    Returns where the weights came from, and {"top1", "top5", "loss"} (percent, percent, nats). Raises EdkdError for
+    weights that are missing, damaged, or of another network.
+    """
+    where = str(file)
+    if file is None:
+        entry = store.find(teacher_folder(cfg), cfg.dataset.key, cfg.student.name)
+        if entry is None:
+            raise EdkdError(
+                f"no teacher {cfg.student.name} of {cfg.dataset.key} in {teacher_folder(cfg)}; "
+                "-c FILE names a checkpoint"
+            )
+        store.verify(entry)
+        where, file = f"teacher {entry.id}", entry.path
+    weights = checkpoint.load_weights(file)
+    arrays, _ = load_arrays(cfg)
+    device = pick_device(cfg.engine.device)
+    network = build(cfg.student.model, "student.model", num_classes=arrays.num_classes)
+    checkpoint.load_into(network, weights, where)
+    network = to_device(network, cfg.engine, device)
+    return where, evaluate(network, device_data(arrays, cfg, device).test, Precision(cfg.engine.precision, device))
+
+
+def import_teacher(cfg: Settings, file: Path, *, replace: bool) -> store.Entry:
+    """Put a checkpoint file into the teacher store, after checking its shapes and measuring it on the test set.
+
+    Raises EdkdError as `evaluate_network` does, and if another teacher of that name is there and `replace` is False.
+    """
+    _, measured = evaluate_network(cfg, file)
+    arrays, _ = load_arrays(cfg)
+    identity = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    entry, _ = store.publish(
+        teacher_folder(cfg),
+        cfg.dataset.key,
+        cfg.student.name,
+        file,
+        id=f"file:{identity}",
+        source=str(file.resolve()),
+        epochs=None,
+        recipe=None,
+        test={**measured},
+        num_classes=arrays.num_classes,
+        replace=replace,
+    )
+    if entry.id != f"file:{identity}":
+        raise EdkdError(f"{entry.dataset} has a teacher {entry.name} already ({entry.id}); --replace replaces it")
+    return entry
