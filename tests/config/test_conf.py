@@ -112,14 +112,16 @@ def test_the_command_line_beats_a_tweak(compose: Any) -> None:
 
 def test_every_tweak_names_a_method_and_two_networks() -> None:
     # `optional` hides a misspelt file: it would never be read.
-    found = {}
-    for path in (schema.folder() / "tweak").rglob("*.yaml"):
-        assert path.parent.name in options("distiller")
+    folder = schema.folder() / "tweak"
+    for path in folder.rglob("*.yaml"):
+        method, *optimizer, _ = path.relative_to(folder).parts  # an optimiser's own values lie in a folder of its name
+        assert method in options("distiller")
+        assert optimizer in ([], *([name] for name in options("optimizer")))
         teacher, student = path.stem.split("-")
         assert teacher in options("teacher") and student in options("student")
-        assert path.read_text().startswith("# @package distiller\n")
-        found[f"{path.parent.name}/{path.stem}"] = yaml.safe_load(path.read_text())
-    assert found == {f"dkd/{pair}": {"beta": beta} for pair, beta in BETAS.items()}
+        assert path.read_text().startswith(f"# @package {'optimizer' if optimizer else 'distiller'}\n")
+        assert yaml.safe_load(path.read_text())
+    assert {path.stem for path in (folder / "dkd").iterdir()} == set(BETAS)
 
 
 EXPECTED = {
@@ -199,7 +201,7 @@ def test_no_other_option_was_forgotten() -> None:
     assert options("dataset") == ["cifar100", "digits", "folder", "imagefolder"]
     assert options("schedule") == ["cifar240", "short"]
     assert options("engine") == ["default"]
-    assert options("optimizer") == ["dot", "sgd"]
+    assert options("optimizer") == ["deepkd", "dot", "sgd"]
     assert options("tracking") == ["journal", "server", "sqlite"]
     assert options("experiment") == ["cifar100_short", "cifar100_small", "demo"]
     assert options("hydra/launcher") == ["local", "slurm", "slurm_detached"]
