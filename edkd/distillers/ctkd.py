@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, Spec, both_logits, check_positive
+from edkd.distillers.base import Batch, Distiller, Outcome, Spec, both_logits, check_positive, check_weights
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 
@@ -44,6 +44,7 @@ class CTKD(Distiller):
     ) -> None:
         super().__init__()
         check_positive("ctkd", t_start=t_start, t_end=t_end, decay_loops=decay_loops)
+        check_weights(ce_weight=ce_weight, kd_weight=kd_weight)
         if decay not in get_args(Decay):
             valid = ", ".join(get_args(Decay))
             raise EdkdError(f"distiller.decay is {decay!r}; valid: {valid} (see conf/distiller/ctkd.yaml)")

@@ -14,6 +14,7 @@ from edkd.distillers.base import (
     Spec,
     check_temperature,
     check_warmup,
+    check_weights,
     logits_of,
     warmup_weight,
 )
@@ -57,6 +58,7 @@ class DeepKD(_TopClasses):
 
     def __init__(self, *, ce_weight: float, temperature: float, top_k: int, weighting: losses.Weighting) -> None:
         super().__init__(temperature=temperature, top_k=top_k, name="deepkd")
+        check_weights(ce_weight=ce_weight)
         if weighting not in losses.WEIGHTINGS:
             valid = ", ".join(losses.WEIGHTINGS)
             raise EdkdError(f"distiller.weighting is {weighting!r}; valid: {valid} (see conf/distiller/deepkd.yaml)")
@@ -79,6 +81,7 @@ class DeepDKD(_TopClasses):
         self, *, ce_weight: float, alpha: float, beta: float, temperature: float, warmup_epochs: int, top_k: int
     ) -> None:
         super().__init__(temperature=temperature, top_k=top_k, name="deepkd_dkd")
+        check_weights(ce_weight=ce_weight, alpha=alpha, beta=beta)
         check_warmup(warmup_epochs)
         self.ce_weight = ce_weight
         self.alpha = alpha

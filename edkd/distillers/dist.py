@@ -1,7 +1,7 @@
 """DIST: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, arXiv:2205.10536."""
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, check_temperature, logits_of
+from edkd.distillers.base import Batch, Distiller, Outcome, check_temperature, check_weights, logits_of
 from edkd.models.base import Prediction
 
 
@@ -14,6 +14,7 @@ class DIST(Distiller):
     def __init__(self, *, ce_weight: float, kd_weight: float, beta: float, gamma: float, temperature: float) -> None:
         super().__init__()
         check_temperature(temperature)
+        check_weights(ce_weight=ce_weight, kd_weight=kd_weight, beta=beta, gamma=gamma)
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
         self.beta = beta

@@ -8,6 +8,7 @@ from edkd.distillers.base import (
     both_logits,
     check_temperature,
     check_warmup,
+    check_weights,
     warmup_weight,
 )
 from edkd.models.base import Prediction
@@ -32,6 +33,7 @@ class DKD(Distiller):
     ) -> None:
         super().__init__()
         check_temperature(temperature)
+        check_weights(ce_weight=ce_weight, alpha=alpha, beta=beta)
         check_warmup(warmup_epochs)
         self.ce_weight = ce_weight
         self.alpha = alpha

@@ -8,6 +8,7 @@ from edkd.distillers.base import (
     both_logits,
     check_temperature,
     check_warmup,
+    check_weights,
     warmup_weight,
 )
 from edkd.errors import EdkdError
@@ -37,6 +38,7 @@ class EDKD(Distiller):
     ) -> None:
         super().__init__()
         check_temperature(temperature)
+        check_weights(ce_weight=ce_weight, alpha=alpha, beta=beta)
         check_warmup(warmup_epochs)
         if weighting not in losses.WEIGHTINGS:
             valid = ", ".join(losses.WEIGHTINGS)

@@ -1,7 +1,7 @@
 """Knowledge distillation: Hinton, Vinyals and Dean, 2015, arXiv:1503.02531."""
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, both_logits, check_temperature
+from edkd.distillers.base import Batch, Distiller, Outcome, both_logits, check_temperature, check_weights
 from edkd.models.base import Prediction
 
 
@@ -15,6 +15,7 @@ class KD(Distiller):
     def __init__(self, *, ce_weight: float, kd_weight: float, temperature: float, standardise: bool = False) -> None:
         super().__init__()
         check_temperature(temperature)
+        check_weights(ce_weight=ce_weight, kd_weight=kd_weight)
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
         self.temperature = temperature

@@ -1,7 +1,7 @@
 """NKD: Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation", ICCV 2023, arXiv:2303.13005."""
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, check_temperature, logits_of
+from edkd.distillers.base import Batch, Distiller, Outcome, check_temperature, check_weights, logits_of
 from edkd.models.base import Prediction
 
 
@@ -14,6 +14,7 @@ class NKD(Distiller):
     def __init__(self, *, ce_weight: float, kd_weight: float, gamma: float, temperature: float) -> None:
         super().__init__()
         check_temperature(temperature)
+        check_weights(ce_weight=ce_weight, kd_weight=kd_weight, gamma=gamma)
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
         self.gamma = gamma

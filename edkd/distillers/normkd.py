@@ -1,7 +1,16 @@
 """NormKD: Chi et al., "NormKD: Normalized Logits for Knowledge Distillation", 2023, arXiv:2308.00520."""
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, check_positive, check_warmup, logits_of, warmup_weight
+from edkd.distillers.base import (
+    Batch,
+    Distiller,
+    Outcome,
+    check_positive,
+    check_warmup,
+    check_weights,
+    logits_of,
+    warmup_weight,
+)
 from edkd.models.base import Prediction
 
 
@@ -14,6 +23,7 @@ class NormKD(Distiller):
     def __init__(self, *, ce_weight: float, kd_weight: float, temperature_norm: float) -> None:
         super().__init__()
         check_positive("normkd", temperature_norm=temperature_norm)
+        check_weights(ce_weight=ce_weight, kd_weight=kd_weight)
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
         self.temperature_norm = temperature_norm
@@ -36,6 +46,7 @@ class NormDKD(Distiller):
     ) -> None:
         super().__init__()
         check_positive("normkd_dkd", temperature_norm=temperature_norm)
+        check_weights(ce_weight=ce_weight, alpha=alpha, beta=beta)
         check_warmup(warmup_epochs)
         self.ce_weight = ce_weight
         self.alpha = alpha

@@ -9,6 +9,7 @@ from edkd.distillers.base import (
     check_positive,
     check_temperature,
     check_warmup,
+    check_weights,
     warmup_weight,
 )
 from edkd.models.base import Prediction
@@ -18,8 +19,8 @@ class RLD(Distiller):
     """ce_weight·CE + w(epoch)·(alpha·SCD + beta·MCD), w rising linearly to 1 over `warmup_epochs` (0: no warm-up).
 
     SCD, at `alpha_temperature`, compares the student's target with the teacher's top class; MCD, at `temperature`, the
-    classes that the teacher ranks below the target; see `losses.rld`. The published code has an alpha_temperature of 1
-    unless it is asked for the same temperature twice, as its authors' example does.
+    classes that the teacher ranks below the target; see `losses.rld`. In the published code alpha_temperature is 1
+    unless its "same temperature" is asked for, as in its authors' example.
 
     standardise: compare standardised logits (LS, see `losses.standardise`), which the authors offer as well.
     """
@@ -37,6 +38,7 @@ class RLD(Distiller):
     ) -> None:
         super().__init__()
         check_temperature(temperature)
+        check_weights(ce_weight=ce_weight, alpha=alpha, beta=beta)
         check_positive("rld", alpha_temperature=alpha_temperature)
         check_warmup(warmup_epochs)
         self.ce_weight = ce_weight

@@ -1,7 +1,7 @@
 """TTM: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", ICLR 2024, arXiv:2402.11148."""
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, check_positive, logits_of
+from edkd.distillers.base import Batch, Distiller, Outcome, check_positive, check_weights, logits_of
 from edkd.models.base import Prediction
 
 
@@ -14,6 +14,7 @@ class TTM(Distiller):
     def __init__(self, *, ce_weight: float, kd_weight: float, exponent: float) -> None:
         super().__init__()
         check_positive("ttm", exponent=exponent)
+        check_weights(ce_weight=ce_weight, kd_weight=kd_weight)
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
         self.exponent = exponent

@@ -239,6 +239,21 @@ def test_bad_values_are_refused_in_one_line(kind: type[Distiller], change: dict,
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (kind, name)
+        for kind in ALL
+        for name in ("ce_weight", "kd_weight", "alpha", "beta", "gamma")
+        if name in ALL[kind]
+    ],
+)
+@pytest.mark.parametrize("weight", [-0.1, math.inf, math.nan])
+def test_a_weight_that_is_negative_or_infinite_is_refused(kind: type[Distiller], name: str, weight: float) -> None:
+    with pytest.raises(EdkdError, match=rf"distiller\.{name} is {weight}: it must be 0 or more and finite"):
+        kind(**{**ALL[kind], name: weight})
+
+
 def test_a_method_without_forward_is_refused() -> None:
     class Unfinished(Distiller):
         pass

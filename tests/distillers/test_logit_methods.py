@@ -299,6 +299,17 @@ def test_recorded_steps_of_ctkd(case: dict) -> None:
         assert method.theta.item() == pytest.approx(recorded["theta_after"], rel=1e-9)
 
 
+@pytest.mark.parametrize("decay", ["cosine", "linear"])
+def test_ctkd_reads_no_value_from_the_device(decay: str) -> None:
+    method = CTKD(**{**CTKD_ARGS, "decay": decay})
+    method.setup(Spec(NO_FEATS, NO_FEATS, 10, 10))
+    logits = torch.randn(4, 10, device="meta", requires_grad=True)
+    batch = Batch(*(torch.zeros(4, dtype=torch.int64, device="meta") for _ in range(2)), torch.ones((), device="meta"))
+    outcome = method.to("meta")(Prediction(logits), Prediction(logits.detach()), batch)
+    sum(outcome.losses.values()).backward()
+    assert method.theta.grad is not None
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
