@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from edkd import losses
 from edkd.errors import EdkdError
 from edkd.models.base import Classifier, Prediction
 
@@ -126,6 +127,12 @@ def strong_of(batch: Batch) -> StrongView:
     return batch.strong
 
 
+def both_logits(student: Prediction, teacher: Prediction | None, standardise: bool) -> tuple[Tensor, Tensor]:
+    """The logits that a distillation loss compares, the student's and the teacher's, [B, K]; standardised or raw."""
+    raw = student.logits, logits_of(teacher)
+    return (losses.standardise(raw[0]), losses.standardise(raw[1])) if standardise else raw
+
+
 def warmup_weight(epoch: Tensor, warmup_epochs: int) -> Tensor:
     """min(epoch / warmup_epochs, 1), 0-dim on the device; 1 throughout when `warmup_epochs` is 0."""
     if warmup_epochs == 0:
@@ -152,3 +159,12 @@ def check_warmup(warmup_epochs: int) -> None:
     """Raise an EdkdError unless the number of warm-up epochs is 0 (none) or more."""
     if warmup_epochs < 0:
         raise EdkdError(f"distiller.warmup_epochs is {warmup_epochs}: it must be 0 or more (see conf/distiller)")
+
+
+def check_positive(method: str, **values: float) -> None:
+    """Raise an EdkdError unless all values of a method, named as in its YAML file, are positive and finite."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise EdkdError(
+                f"distiller.{name} is {value}: it must be greater than 0 and finite (see conf/distiller/{method}.yaml)"
+            )

@@ -5,19 +5,32 @@ from edkd.distillers.base import (
     Batch,
     Distiller,
     Outcome,
+    both_logits,
     check_temperature,
     check_warmup,
     check_weights,
-    logits_of,
     warmup_weight,
 )
 from edkd.models.base import Prediction
 
 
 class DKD(Distiller):
-    """ce_weight·CE + w(epoch)·(alpha·TCKD + beta·NCKD), w rising linearly to 1 over `warmup_epochs` (0: no warm-up)."""
+    """ce_weight·CE + w(epoch)·(alpha·TCKD + beta·NCKD), w rising linearly to 1 over `warmup_epochs` (0: no warm-up).
 
-    def __init__(self, *, ce_weight: float, alpha: float, beta: float, temperature: float, warmup_epochs: int) -> None:
+    standardise: compare standardised logits (LS, see `losses.standardise`); CE sees raw ones. Its default is here: in
+    dkd.yaml it would enter the hashes of that file's older runs.
+    """
+
+    def __init__(
+        self,
+        *,
+        ce_weight: float,
+        alpha: float,
+        beta: float,
+        temperature: float,
+        warmup_epochs: int,
+        standardise: bool = False,
+    ) -> None:
         super().__init__()
         check_temperature(temperature)
         check_weights(ce_weight=ce_weight, alpha=alpha, beta=beta)
@@ -27,10 +40,12 @@ class DKD(Distiller):
         self.beta = beta
         self.temperature = temperature
         self.warmup_epochs = warmup_epochs
+        self.standardise = standardise
 
     def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
         """Losses: `ce`, `kd`."""
         ce = losses.cross_entropy(student.logits, batch.target)
-        dkd = losses.dkd(student.logits, logits_of(teacher), batch.target, self.alpha, self.beta, self.temperature)
+        logits = both_logits(student, teacher, self.standardise)
+        dkd = losses.dkd(*logits, batch.target, self.alpha, self.beta, self.temperature)
         weight = warmup_weight(batch.epoch, self.warmup_epochs)
         return Outcome({"ce": self.ce_weight * ce, "kd": weight * dkd}, {})

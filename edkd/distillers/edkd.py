@@ -5,10 +5,10 @@ from edkd.distillers.base import (
     Batch,
     Distiller,
     Outcome,
+    both_logits,
     check_temperature,
     check_warmup,
     check_weights,
-    logits_of,
     warmup_weight,
 )
 from edkd.errors import EdkdError
@@ -20,6 +20,9 @@ class EDKD(Distiller):
 
     `weighting` says where beta_i is applied: "batch" is as published, mean(beta_i)·mean(NCKD); "sample" is
     mean(beta_i·NCKD_i).
+
+    standardise: compare standardised logits (LS, see `losses.standardise`); CE sees raw ones. Its default is here: in
+    edkd.yaml it would enter the hashes of that file's older runs.
     """
 
     def __init__(
@@ -31,6 +34,7 @@ class EDKD(Distiller):
         temperature: float,
         warmup_epochs: int,
         weighting: losses.Weighting,
+        standardise: bool = False,
     ) -> None:
         super().__init__()
         check_temperature(temperature)
@@ -45,11 +49,13 @@ class EDKD(Distiller):
         self.temperature = temperature
         self.warmup_epochs = warmup_epochs
         self.weighting = weighting
+        self.standardise = standardise
 
     def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
         """Losses: `ce`, `kd`. Metrics: `edkd/beta_mean`, `edkd/confidence_mean`."""
         ce = losses.cross_entropy(student.logits, batch.target)
-        parts = losses.decouple(student.logits, logits_of(teacher), batch.target, self.temperature)
+        logits = both_logits(student, teacher, self.standardise)
+        parts = losses.decouple(*logits, batch.target, self.temperature)
         confidence = losses.edkd_confidence(parts.teacher_log_odds)
         beta = losses.edkd_beta(confidence, self.beta)
         edkd = losses.edkd_combine(parts, self.alpha, beta, self.weighting)

@@ -1,5 +1,6 @@
 """Distillation losses as pure tensor functions: on logits, on features, on relations between samples."""
 
+from edkd.losses.distributions import dist, ttm, wttm
 from edkd.losses.features import hint, nce
 from edkd.losses.logits import (
     WEIGHTINGS,
@@ -15,6 +16,8 @@ from edkd.losses.logits import (
     kd,
     kd_per_sample,
 )
+from edkd.losses.logits_scaled import normkd, normkd_dkd, standardise
+from edkd.losses.logits_selected import nckd_among_top, nkd, rld
 from edkd.losses.multilevel import batch_correlation, class_correlation
 
 __all__ = [
@@ -25,6 +28,7 @@ __all__ = [
     "class_correlation",
     "cross_entropy",
     "decouple",
+    "dist",
     "dkd",
     "edkd",
     "edkd_beta",
@@ -34,4 +38,12 @@ __all__ = [
     "kd",
     "kd_per_sample",
     "nce",
+    "nckd_among_top",
+    "nkd",
+    "normkd",
+    "normkd_dkd",
+    "rld",
+    "standardise",
+    "ttm",
+    "wttm",
 ]

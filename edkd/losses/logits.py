@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edkd.losses.probabilities import kl, mask_of, split, two_way, upcast, weights_among
+
 Weighting = Literal["batch", "sample"]
 WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
 
@@ -31,10 +33,10 @@ class Decoupled(NamedTuple):
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy with the labels, batch mean (scalar), at temperature 1."""
-    return F.cross_entropy(_upcast(logits), target)
+    return F.cross_entropy(upcast(logits), target)
 
 
-def kd(logits_student: Tensor, logits_teacher: Tensor, temperature: float) -> Tensor:
+def kd(logits_student: Tensor, logits_teacher: Tensor, temperature: float | Tensor) -> Tensor:
     """Knowledge distillation, batch mean of `kd_per_sample` (scalar). The weights beside CE are the caller's.
 
     Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531, section 2.
@@ -42,11 +44,14 @@ def kd(logits_student: Tensor, logits_teacher: Tensor, temperature: float) -> Te
     return kd_per_sample(logits_student, logits_teacher, temperature).mean()
 
 
-def kd_per_sample(logits_student: Tensor, logits_teacher: Tensor, temperature: float) -> Tensor:
-    """T²·KL(softmax(teacher / T) ‖ softmax(student / T)), summed over classes: [B]."""
-    log_student = F.log_softmax(_upcast(logits_student) / temperature, dim=1)
-    log_teacher = F.log_softmax(_upcast(logits_teacher.detach()) / temperature, dim=1)
-    return temperature**2 * _kl(log_teacher.exp(), log_teacher, log_student)
+def kd_per_sample(logits_student: Tensor, logits_teacher: Tensor, temperature: float | Tensor) -> Tensor:
+    """T²·KL(softmax(teacher / T) ‖ softmax(student / T)), summed over classes: [B].
+
+    A temperature that is a tensor, 0-dim, receives a gradient through the factor and both softmaxes.
+    """
+    log_student = F.log_softmax(upcast(logits_student) / temperature, dim=1)
+    log_teacher = F.log_softmax(upcast(logits_teacher.detach()) / temperature, dim=1)
+    return temperature**2 * kl(log_teacher.exp(), log_teacher, log_student)
 
 
 def dkd(
@@ -85,14 +90,13 @@ def decouple(logits_student: Tensor, logits_teacher: Tensor, target: Tensor, tem
 
     The parts satisfy KD = TCKD + (1 − p_y of the teacher)·NCKD. With two classes NCKD is 0.
     """
-    is_target = torch.arange(logits_student.shape[1], device=target.device) == target.unsqueeze(1)
-    odds_student, log_student = _split(logits_student, is_target, temperature)
-    odds_teacher, log_teacher = _split(logits_teacher.detach(), is_target, temperature)
+    is_target = mask_of(target, logits_student.shape[1])
+    odds_student, log_student = split(logits_student, is_target, temperature)
+    odds_teacher, log_teacher = split(logits_teacher.detach(), is_target, temperature)
 
-    two_way_student, two_way_teacher = _two_way(odds_student), _two_way(odds_teacher)
-    tckd = _kl(two_way_teacher.exp(), two_way_teacher, two_way_student)
-    # The target's entry takes no part: -inf in the exponent makes its weight exactly 0, against a finite factor.
-    nckd = _kl(log_teacher.masked_fill(is_target, -torch.inf).exp(), log_teacher, log_student)
+    pair_student, pair_teacher = two_way(odds_student), two_way(odds_teacher)
+    tckd = kl(pair_teacher.exp(), pair_teacher, pair_student)
+    nckd = kl(weights_among(log_teacher, is_target), log_teacher, log_student)
     return Decoupled(temperature**2 * tckd, temperature**2 * nckd, odds_teacher)
 
 
@@ -124,30 +128,3 @@ def edkd_combine(parts: Decoupled, alpha: float, beta: Tensor, weighting: str) -
     if weighting == "sample":
         return (alpha * parts.tckd + beta * parts.nckd).mean()
     raise ValueError(f"unknown weighting {weighting!r}; valid: {', '.join(WEIGHTINGS)}")
-
-
-def _upcast(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _split(logits: Tensor, is_target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The target's log odds, [B], and the log-probabilities among the non-target classes, [B, K].
-
-    One log-sum-exp over the non-target logits z gives both: z_j − lse is the log softmax over the non-targets for
-    j ≠ y, and log(p_y / (1 − p_y)) for j = y. So the [B, K] result holds the log odds in the target's place, which
-    is finite where a masked log softmax would hold −inf.
-    """
-    scaled = _upcast(logits) / temperature
-    relative = scaled - scaled.masked_fill(is_target, -torch.inf).logsumexp(dim=1, keepdim=True)
-    # A masked sum, not a gather: the gradient of gather scatters with atomics on CUDA, this one is deterministic.
-    return (relative * is_target).sum(dim=1), relative
-
-
-def _two_way(log_odds: Tensor) -> Tensor:
-    """(log p_y, log(1 − p_y)) from the log odds: [B] to [B, 2], exact at both ends."""
-    return F.logsigmoid(torch.stack((log_odds, -log_odds), dim=1))
-
-
-def _kl(p_teacher: Tensor, log_teacher: Tensor, log_student: Tensor) -> Tensor:
-    """KL(teacher ‖ student) along the last dimension: [B, K] to [B]."""
-    return (p_teacher * (log_teacher - log_student)).sum(dim=1)

@@ -77,25 +77,90 @@ class DOT(torch.optim.Optimizer):
         kd_only = [(each, kd) for each, (task, kd) in gradients.items() if task is None and kd is not None]
         kd_first = [(each, kd) for each, kd in kd_only if each not in self.state]
         kd_later = [(each, kd) for each, kd in kd_only if each in self.state]
-        self._descend([(each, task) for each, task, _ in both], "momentum_buffer", momentum - delta, decay, lr)
-        self._descend([(each, kd) for each, _, kd in both], "momentum_kd_buffer", momentum + delta, 0.0, lr)
-        self._descend(task_only, "momentum_buffer", momentum, decay, lr)
-        self._descend(kd_first, "momentum_kd_buffer", momentum, 0.0, lr)
-        self._descend(kd_later, "momentum_kd_buffer", momentum, decay, lr)
+        _descend(self.state, [(each, task) for each, task, _ in both], "momentum_buffer", momentum - delta, decay, lr)
+        _descend(self.state, [(each, kd) for each, _, kd in both], "momentum_kd_buffer", momentum + delta, 0.0, lr)
+        _descend(self.state, task_only, "momentum_buffer", momentum, decay, lr)
+        _descend(self.state, kd_first, "momentum_kd_buffer", momentum, 0.0, lr)
+        _descend(self.state, kd_later, "momentum_kd_buffer", momentum, decay, lr)
 
-    @torch.no_grad()
-    def _descend(
-        self, pairs: list[tuple[Tensor, Tensor]], buffer: str, momentum: float, decay: float, lr: float | Tensor
+
+class DeepKD(torch.optim.Optimizer):
+    """The optimiser of DeepKD: the gradients of the losses `ce`, `tckd` and `nckd` have a momentum buffer each.
+
+    Huang, Song, Zhang and Ren, "DeepKD: A Deeply Decoupled and Denoised Knowledge Distillation Trainer", 2025,
+    arXiv:2505.15133. In the order ce, nckd, tckd, v ← (momentum + delta)·v + g and p ← p − lr·v. Weight decay enters
+    the gradient of `tckd` alone, with p as it is after the other two updates.
+
+    own_task_momentum: whether `ce` has momentum + delta_task, as the paper says. The published code gives it the
+    momentum of `tckd`.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        *,
+        lr: float | Tensor,
+        momentum: float,
+        weight_decay: float,
+        delta_task: float,
+        delta_tckd: float,
+        delta_nckd: float,
+        own_task_momentum: bool,
     ) -> None:
-        """v ← momentum·v + gradient + decay·p; p ← p − lr·v, for these parameters p with their gradients."""
-        if not pairs:
-            return
-        parameters, gradients = [each for each, _ in pairs], [gradient for _, gradient in pairs]
-        for parameter in parameters:
-            if buffer not in self.state[parameter]:
-                self.state[parameter][buffer] = torch.zeros_like(parameter)
-        velocities = [self.state[parameter][buffer] for parameter in parameters]
-        torch._foreach_mul_(velocities, momentum)
-        torch._foreach_add_(velocities, gradients)
-        torch._foreach_add_(velocities, parameters, alpha=decay)
-        torch._foreach_sub_(parameters, torch._foreach_mul(velocities, lr))
+        for name, delta in {"task": delta_task, "tckd": delta_tckd, "nckd": delta_nckd}.items():
+            if not 0 <= momentum + delta < 1:
+                raise EdkdError(
+                    f"optimizer.delta_{name} is {delta}: {momentum} + delta_{name} must be at least 0 and below 1 "
+                    "(see conf/optimizer/deepkd.yaml)"
+                )
+        momenta = {
+            "momentum_ce": momentum + (delta_task if own_task_momentum else delta_tckd),
+            "momentum_tckd": momentum + delta_tckd,
+            "momentum_nckd": momentum + delta_nckd,
+        }
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **momenta})
+
+    def minimise(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Take one step down the losses; returns their sum. Raises EdkdError unless they are ce, tckd and nckd."""
+        if losses.keys() != {"ce", "tckd", "nckd"}:
+            raise EdkdError(
+                "optimizer=deepkd needs a method with the losses ce, tckd and nckd (distiller=deepkd, deepkd_dkd); "
+                f"this one has: {', '.join(losses)}"
+            )
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        gradients = {}
+        for name, again in {"ce": True, "tckd": True, "nckd": False}.items():
+            found = torch.autograd.grad(losses[name], parameters, retain_graph=again, allow_unused=True)
+            gradients[name] = dict(zip(parameters, found))
+        for group in self.param_groups:
+            for name, buffer in _DEEPKD_BUFFERS.items():
+                reached = [(each, g) for each in group["params"] if (g := gradients[name][each]) is not None]
+                decay = group["weight_decay"] if name == "tckd" else 0.0
+                _descend(self.state, reached, buffer, group[f"momentum_{name}"], decay, group["lr"])
+        return torch.stack(list(losses.values())).sum()
+
+
+_DEEPKD_BUFFERS = {"ce": "momentum_buffer", "nckd": "momentum_ncg_buffer", "tckd": "momentum_tcg_buffer"}
+
+
+@torch.no_grad()
+def _descend(
+    state: dict[Tensor, Any],
+    pairs: list[tuple[Tensor, Tensor]],
+    buffer: str,
+    momentum: float,
+    decay: float,
+    lr: float | Tensor,
+) -> None:
+    """v ← momentum·v + gradient + decay·p; p ← p − lr·v, for these parameters p with their gradients."""
+    if not pairs:
+        return
+    parameters, gradients = [each for each, _ in pairs], [gradient for _, gradient in pairs]
+    for parameter in parameters:
+        if buffer not in state[parameter]:
+            state[parameter][buffer] = torch.zeros_like(parameter)
+    velocities = [state[parameter][buffer] for parameter in parameters]
+    torch._foreach_mul_(velocities, momentum)
+    torch._foreach_add_(velocities, gradients)
+    torch._foreach_add_(velocities, parameters, alpha=decay)
+    torch._foreach_sub_(parameters, torch._foreach_mul(velocities, lr))

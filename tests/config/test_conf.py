@@ -91,14 +91,16 @@ def test_where_a_tweak_counts(compose: Any, overrides: str, beta: float) -> None
 
 def test_every_tweak_names_a_method_and_two_networks() -> None:
     # `optional` hides a misspelt file: it would never be read.
-    found = {}
-    for path in (schema.folder() / "tweak").rglob("*.yaml"):
-        assert path.parent.name in options("distiller")
+    folder = schema.folder() / "tweak"
+    for path in folder.rglob("*.yaml"):
+        method, *optimizer, _ = path.relative_to(folder).parts  # an optimiser's own values lie in a folder of its name
+        assert method in options("distiller")
+        assert optimizer in ([], *([name] for name in options("optimizer")))
         teacher, student = path.stem.split("-")
         assert teacher in options("teacher") and student in options("student")
-        assert path.read_text().startswith("# @package distiller\n")
-        found[f"{path.parent.name}/{path.stem}"] = yaml.safe_load(path.read_text())
-    assert found == {f"dkd/{pair}": {"beta": beta} for pair, beta in BETAS.items()}
+        assert path.read_text().startswith(f"# @package {'optimizer' if optimizer else 'distiller'}\n")
+        assert yaml.safe_load(path.read_text())
+    assert {path.stem for path in (folder / "dkd").iterdir()} == set(BETAS)
 
 
 EXPECTED = {
@@ -122,13 +124,66 @@ EXPECTED = {
         "momentum": 0.5,
     },
     "fitnet": {"ce_weight": 1.0, "feat_weight": 100.0, "hint_stage": 2},
+    "kd_ls": {"ce_weight": 0.1, "kd_weight": 9.0, "temperature": 2.0, "standardise": True},
+    "dkd_ls": {
+        "ce_weight": 1.0,
+        "alpha": 9.0,
+        "beta": 72.0,
+        "temperature": 2.0,
+        "warmup_epochs": 20,
+        "standardise": True,
+    },
+    "edkd_ls": {
+        "ce_weight": 1.0,
+        "alpha": 1.0,
+        "beta": 8.0,
+        "temperature": 2.0,
+        "warmup_epochs": 20,
+        "weighting": "batch",
+        "standardise": True,
+    },
+    "dist": {"ce_weight": 1.0, "kd_weight": 2.0, "beta": 1.0, "gamma": 1.0, "temperature": 4.0},
+    "nkd": {"ce_weight": 1.0, "kd_weight": 1.0, "gamma": 1.5, "temperature": 1.0},
+    "ttm": {"ce_weight": 1.0, "kd_weight": 45.0, "exponent": 0.1},
+    "wttm": {"ce_weight": 1.0, "kd_weight": 4.0, "exponent": 0.2},
+    "rld": {
+        "ce_weight": 1.0,
+        "alpha": 1.0,
+        "beta": 8.0,
+        "temperature": 4.0,
+        "alpha_temperature": 4.0,
+        "warmup_epochs": 20,
+        "standardise": False,
+    },
+    "normkd": {"ce_weight": 0.1, "kd_weight": 0.9, "temperature_norm": 2.0},
+    "normkd_dkd": {"ce_weight": 1.0, "alpha": 4.0, "beta": 5.0, "temperature_norm": 2.0, "warmup_epochs": 20},
+    "ctkd": {
+        "ce_weight": 0.1,
+        "kd_weight": 0.9,
+        "t_start": 1.0,
+        "t_end": 20.0,
+        "decay": "cosine",
+        "decay_max": 0.0,
+        "decay_min": -1.0,
+        "decay_loops": 10,
+        "standardise": False,
+    },
+    "deepkd": {"ce_weight": 0.5, "temperature": 4.0, "top_k": 0, "weighting": "batch"},  # of resnet32x4-resnet8x4
+    "deepkd_dkd": {
+        "ce_weight": 1.0,
+        "alpha": 1.0,
+        "beta": 8.0,
+        "temperature": 4.0,
+        "warmup_epochs": 20,
+        "top_k": 0,
+    },
 }
 
 
 @pytest.mark.parametrize("method", EXPECTED)
 def test_every_method_has_the_values_of_its_paper(compose: Any, method: str) -> None:
     distiller = schema.settings(compose(f"distiller={method}"), method).distiller
-    assert distiller.pop("_target_").startswith(f"edkd.distillers.{method}.")
+    assert distiller.pop("_target_").startswith(f"edkd.distillers.{method.partition('_')[0]}.")
     assert distiller == EXPECTED[method]
 
 
@@ -170,7 +225,7 @@ def test_no_other_option_was_forgotten() -> None:
     assert options("dataset") == ["cifar100", "digits", "folder", "imagefolder"]
     assert options("schedule") == ["cifar240", "short"]
     assert options("engine") == ["default"]
-    assert options("optimizer") == ["dot", "sgd"]
+    assert options("optimizer") == ["deepkd", "dot", "sgd"]
     assert options("tracking") == ["journal", "server", "sqlite"]
     assert options("experiment") == ["cifar100_short", "cifar100_small", "demo"]
     assert options("hydra/launcher") == ["local", "slurm", "slurm_detached"]

@@ -9,19 +9,43 @@ from torch import Tensor
 
 from edkd import losses
 from edkd.distillers import Batch, Distiller, Outcome
+from edkd.distillers.deepkd import DeepDKD, DeepKD
+from edkd.distillers.dist import DIST
 from edkd.distillers.dkd import DKD
 from edkd.distillers.edkd import EDKD
 from edkd.distillers.kd import KD
+from edkd.distillers.nkd import NKD
+from edkd.distillers.normkd import NormDKD, NormKD
+from edkd.distillers.rld import RLD
+from edkd.distillers.ttm import TTM
 from edkd.distillers.vanilla import Vanilla
+from edkd.distillers.wttm import WTTM
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 
 KD_ARGS = {"ce_weight": 0.1, "kd_weight": 0.9, "temperature": 4.0}
 DKD_ARGS = {"ce_weight": 1.0, "alpha": 1.0, "beta": 8.0, "temperature": 4.0, "warmup_epochs": 20}
 EDKD_ARGS = {**DKD_ARGS, "weighting": "batch"}
-ALL = {Vanilla: {}, KD: KD_ARGS, DKD: DKD_ARGS, EDKD: EDKD_ARGS}
+NORM_DKD_ARGS = {"ce_weight": 1.0, "alpha": 4.0, "beta": 5.0, "temperature_norm": 2.0, "warmup_epochs": 20}
+ALL = {
+    Vanilla: {},
+    KD: KD_ARGS,
+    DKD: DKD_ARGS,
+    EDKD: EDKD_ARGS,
+    DIST: {"ce_weight": 1.0, "kd_weight": 2.0, "beta": 1.0, "gamma": 1.0, "temperature": 4.0},
+    NKD: {"ce_weight": 1.0, "kd_weight": 1.0, "gamma": 1.5, "temperature": 1.0},
+    TTM: {"ce_weight": 1.0, "kd_weight": 45.0, "exponent": 0.1},
+    WTTM: {"ce_weight": 1.0, "kd_weight": 4.0, "exponent": 0.2},
+    RLD: {**DKD_ARGS, "alpha_temperature": 4.0, "standardise": True},
+    NormKD: {"ce_weight": 0.1, "kd_weight": 0.9, "temperature_norm": 2.0},
+    NormDKD: NORM_DKD_ARGS,
+    DeepKD: {"ce_weight": 0.1, "temperature": 4.0, "top_k": 0, "weighting": "batch"},
+    DeepDKD: {**DKD_ARGS, "top_k": 2},
+}
+YOUNGER = {kind: {"standardise"} for kind in (KD, DKD, EDKD)}  # than the first runs, whose hashes it must not enter
 every_distiller = pytest.mark.parametrize(("kind", "arguments"), ALL.items(), ids=[kind.__name__ for kind in ALL])
-decoupled = pytest.mark.parametrize(("kind", "arguments"), [(DKD, DKD_ARGS), (EDKD, EDKD_ARGS)], ids=["DKD", "EDKD"])
+DECOUPLED = {kind: ALL[kind] for kind in (DKD, EDKD, RLD, NormDKD)}
+decoupled = pytest.mark.parametrize(("kind", "arguments"), DECOUPLED.items(), ids=[kind.__name__ for kind in DECOUPLED])
 
 
 def step(
@@ -161,10 +185,10 @@ def test_the_last_batch_may_hold_one_sample(kind: type[Distiller], arguments: di
 @every_distiller
 def test_arguments_are_hinted_keywords_whose_values_live_in_yaml(kind: type[Distiller], arguments: dict) -> None:
     parameters = inspect.signature(kind).parameters
-    assert parameters.keys() == arguments.keys()
-    for parameter in parameters.values():
+    assert parameters.keys() == arguments.keys() | YOUNGER.get(kind, set())
+    for name, parameter in parameters.items():
         assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        assert parameter.default is inspect.Parameter.empty
+        assert (parameter.default is inspect.Parameter.empty) is (name in arguments)
         assert parameter.annotation is not inspect.Parameter.empty
 
 
@@ -176,7 +200,7 @@ def test_logit_methods_have_no_memory_and_need_no_features(kind: type[Distiller]
     assert distiller.needs_teacher is (kind is not Vanilla)
 
 
-@pytest.mark.parametrize("kind", [KD, DKD, EDKD])
+@pytest.mark.parametrize("kind", [kind for kind in ALL if kind is not Vanilla])
 def test_a_missing_teacher_is_named(kind: type[Distiller]) -> None:
     student, _, batch = step()
     with pytest.raises(TypeError, match="needs the teacher's prediction"):
@@ -196,12 +220,42 @@ def test_a_missing_teacher_is_named(kind: type[Distiller]) -> None:
         (EDKD, {"alpha": -1}, r"distiller\.alpha is -1"),
         (DKD, {"warmup_epochs": -1}, r"distiller\.warmup_epochs is -1: it must be 0 or more"),
         (EDKD, {"warmup_epochs": -1}, r"distiller\.warmup_epochs is -1"),
+        (DIST, {"temperature": 0.0}, r"distiller\.temperature is 0\.0"),
+        (NKD, {"temperature": -1.0}, r"distiller\.temperature is -1\.0"),
+        (TTM, {"exponent": 0.0}, r"distiller\.exponent is 0\.0: it must be greater than 0 .*/ttm\.yaml"),
+        (WTTM, {"exponent": -0.1}, r"distiller\.exponent is -0\.1: .*/wttm\.yaml"),
+        (RLD, {"temperature": 0.0}, r"distiller\.temperature is 0\.0"),
+        (RLD, {"alpha_temperature": 0.0}, r"distiller\.alpha_temperature is 0\.0: .*/rld\.yaml"),
+        (RLD, {"warmup_epochs": -1}, r"distiller\.warmup_epochs is -1"),
+        (NormKD, {"temperature_norm": 0.0}, r"distiller\.temperature_norm is 0\.0: .*/normkd\.yaml"),
+        (NormDKD, {"temperature_norm": 0.0}, r"distiller\.temperature_norm is 0\.0: .*/normkd_dkd\.yaml"),
+        (NormDKD, {"warmup_epochs": -1}, r"distiller\.warmup_epochs is -1"),
+        (DeepKD, {"temperature": 0.0}, r"distiller\.temperature is 0\.0"),
+        (DeepKD, {"top_k": -1}, r"distiller\.top_k is -1: it must be 0 \(all classes\) or more .*/deepkd\.yaml"),
+        (DeepKD, {"weighting": "class"}, r"distiller\.weighting is 'class'; valid: batch, sample .*/deepkd\.yaml"),
+        (DeepDKD, {"top_k": -1}, r"distiller\.top_k is -1: .*/deepkd_dkd\.yaml"),
+        (DeepDKD, {"warmup_epochs": -1}, r"distiller\.warmup_epochs is -1"),
     ],
 )
 def test_bad_values_are_refused_in_one_line(kind: type[Distiller], change: dict, message: str) -> None:
     with pytest.raises(EdkdError, match=message) as error:
         kind(**{**ALL[kind], **change})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (kind, name)
+        for kind in ALL
+        for name in ("ce_weight", "kd_weight", "alpha", "beta", "gamma")
+        if name in ALL[kind]
+    ],
+)
+@pytest.mark.parametrize("weight", [-0.1, math.inf, math.nan])
+def test_a_weight_that_is_negative_or_infinite_is_refused(kind: type[Distiller], name: str, weight: float) -> None:
+    with pytest.raises(EdkdError, match=rf"distiller\.{name} is {weight}: it must be 0 or more and finite"):
+        kind(**{**ALL[kind], name: weight})
 
 
 def test_a_method_without_forward_is_refused() -> None:

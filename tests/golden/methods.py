@@ -40,3 +40,14 @@ def assert_recorded(tensor: Tensor, recorded: dict) -> None:
     assert abs(found[1] - recorded["dot"]) <= allowed
     first = values.ravel()[:6]
     assert np.abs(first - (recorded.get("all") or recorded["first"])[:6]).max() <= allowed
+
+
+def draw_logits(inputs: dict) -> tuple[Tensor, Tensor, Tensor]:
+    """Student's logits (which need a gradient), teacher's logits and targets of a case on logits of one view."""
+    stream = np.random.RandomState(inputs["seed"])
+    shape = inputs["batch"], inputs["classes"]
+    student = normal(stream, *shape) * inputs["student_scale"]
+    teacher = normal(stream, *shape) * inputs["teacher_scale"]
+    target = torch.as_tensor(stream.randint(0, inputs["classes"], size=inputs["batch"]), dtype=torch.int64)
+    teacher[torch.arange(inputs["batch"]), target] += inputs["teacher_boost"]
+    return student.requires_grad_(), teacher, target

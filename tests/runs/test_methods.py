@@ -1,4 +1,4 @@
-"""Methods with modules and a memory of their own, and optimisers with two momenta: trained, killed, and continued."""
+"""Methods with modules and a memory of their own, and optimisers with several momenta: trained, killed, continued."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ METHODS = {
         ["distiller=crd", "distiller.negatives=32", "distiller.feat_dim=16"],
         {"distiller.embed_s.linear.weight", "distiller.memory_student", "distiller.memory_teacher"},
     ),
+    "ctkd": (["distiller=ctkd"], {"distiller.theta"}),
     "dot": (["distiller=kd", "optimizer=dot"], set()),
+    "deepkd": (["distiller=deepkd", "optimizer=deepkd"], set()),
     "crd on dot": (["distiller=crd", "distiller.negatives=32", "optimizer=dot"], {"distiller.memory_student"}),
 }
 

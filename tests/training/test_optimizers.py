@@ -1,4 +1,4 @@
-"""Optimisers: SGD is torch's, DOT takes its recorded steps, and both continue exactly from what they save."""
+"""Optimisers: SGD is torch's, DOT and DeepKD take their recorded steps, all continue exactly from what they save."""
 
 import copy
 from typing import Any
@@ -9,14 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from edkd.errors import EdkdError
-from edkd.training.optimizers import DOT, SGD
+from edkd.training.optimizers import DOT, SGD, DeepKD
 from tests.golden.methods import CASES, normal
 
 VALUES = {"momentum": 0.9, "weight_decay": 5e-4}
+DEEPKD = {"delta_task": 0.075, "delta_tckd": -0.075, "delta_nckd": 0.05, "own_task_momentum": False}
 MAKERS = {
     "SGD": lambda params, lr: SGD(params, lr=lr, **VALUES),
     "DOT": lambda p, lr: DOT(p, lr=lr, delta=0.075, **VALUES),
+    "DeepKD": lambda p, lr: DeepKD(p, lr=lr, **DEEPKD, **VALUES),
 }
+RECORDED = [(name, case) for name in ("dot", "deepkd") for case in CASES["optimisers"][name]]
 each_optimiser = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 
 
@@ -30,7 +33,8 @@ def losses_of(model: nn.Module, number: int) -> dict[str, Tensor]:
     logits = model(torch.randn(6, 3, 5, 5, generator=stream))
     target = torch.randint(0, 5, (6,), generator=stream)
     taught = torch.randn(6, 5, generator=stream)
-    return {"ce": nn.functional.cross_entropy(logits, target), "kd": (logits - taught).square().mean()}
+    rest = (logits - taught).square().mean(), logits.abs().mean()
+    return {"ce": nn.functional.cross_entropy(logits, target), "tckd": rest[0], "nckd": rest[1]}
 
 
 def train(model: nn.Module, optimizer: Any, steps: range) -> None:
@@ -38,20 +42,23 @@ def train(model: nn.Module, optimizer: Any, steps: range) -> None:
         optimizer.minimise(losses_of(model, number))
 
 
-@pytest.mark.parametrize("case", CASES["optimisers"]["dot"], ids=lambda case: f"seed{case['inputs']['seed']}")
-def test_recorded_steps_of_dot(case: dict) -> None:
+@pytest.mark.parametrize(("name", "case"), RECORDED, ids=[f"{n}-seed{c['inputs']['seed']}" for n, c in RECORDED])
+def test_recorded_steps(name: str, case: dict) -> None:
+    kind, kinds, fixed = {
+        "dot": (DOT, {"kd": "kd", "task": "ce"}, {}),
+        "deepkd": (DeepKD, {"nckd": "nckd", "tckd": "tckd", "task": "ce"}, {"own_task_momentum": False}),
+    }[name]
     tensors, given = case["inputs"]["tensors"], case["parameters"]
     stream = np.random.RandomState(case["inputs"]["seed"])
     parameters = {name: nn.Parameter(normal(stream, *tensor["shape"])) for name, tensor in tensors.items()}
-    values = {name: given[name] for name in ("lr", "momentum", "weight_decay", "delta")}
-    optimizer = DOT(parameters.values(), **values)
+    optimizer = kind(parameters.values(), **{key: given[key] for key in given if key != "steps"}, **fixed)
     for recorded in case["steps"]:
         losses = {}
-        for kind, loss in (("kd", "kd"), ("task", "ce")):
+        for drawn, loss in kinds.items():
             products = [
                 (parameters[name] * normal(stream, *tensor["shape"])).sum()  # its gradient is what was drawn
                 for name, tensor in tensors.items()
-                if kind in tensor["gradients"]
+                if drawn in tensor["gradients"]
             ]
             losses[loss] = torch.stack(products).sum()
         optimizer.minimise(losses)
@@ -95,7 +102,7 @@ def test_the_sum_of_the_losses_is_returned(make: Any) -> None:
     model = network()
     losses = losses_of(model, 0)
     total = make(model.parameters(), 0.05).minimise(losses)
-    assert total.item() == (losses["ce"] + losses["kd"]).item()
+    assert total.item() == torch.stack(list(losses.values())).sum().item()
 
 
 @each_optimiser
@@ -127,9 +134,10 @@ def test_a_restored_optimiser_continues_exactly(make: Any) -> None:
         assert torch.equal(mine, theirs)
 
 
-def test_a_parameter_that_no_loss_reaches_stays() -> None:
+@each_optimiser
+def test_a_parameter_that_no_loss_reaches_stays(make: Any) -> None:
     model, idle = network(), nn.Parameter(torch.ones(2))
-    optimizer = DOT([*model.parameters(), idle], lr=0.05, delta=0.075, **VALUES)
+    optimizer = make([*model.parameters(), idle], 0.05)
     train(model, optimizer, range(2))
     assert idle.tolist() == [1, 1]
 
@@ -137,7 +145,7 @@ def test_a_parameter_that_no_loss_reaches_stays() -> None:
 @pytest.mark.parametrize("names", [["ce"], ["kd"], ["feat", "kd"]])
 def test_dot_refuses_losses_without_two_sides_in_one_line(names: list[str]) -> None:
     model = network()
-    loss = losses_of(model, 0)["kd"]
+    loss = losses_of(model, 0)["tckd"]
     with pytest.raises(
         EdkdError, match=f"needs a method with the loss ce .* this one has: {', '.join(names)}"
     ) as error:
@@ -149,3 +157,29 @@ def test_dot_refuses_losses_without_two_sides_in_one_line(names: list[str]) -> N
 def test_dot_refuses_momenta_beyond_their_limits(delta: float) -> None:
     with pytest.raises(EdkdError, match=f"optimizer.delta is {delta}: both momenta"):
         DOT(network().parameters(), lr=0.05, delta=delta, **VALUES)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_deepkd_gives_the_task_the_momentum_of_tckd_or_its_own(own: bool) -> None:
+    weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+    optimizer = DeepKD([weight], lr=0.05, **{**DEEPKD, "own_task_momentum": own}, **VALUES)
+    for _ in range(2):
+        optimizer.minimise({"ce": 2 * weight, "tckd": 0 * weight, "nckd": 0 * weight})
+    assert optimizer.state[weight]["momentum_buffer"].item() == pytest.approx(2 * (0.975 if own else 0.825) + 2)
+
+
+@pytest.mark.parametrize("names", [["ce", "kd"], ["ce", "tckd"], ["ce", "kd", "nckd", "tckd"]])
+def test_deepkd_refuses_other_losses_in_one_line(names: list[str]) -> None:
+    model = network()
+    loss = losses_of(model, 0)["tckd"]
+    with pytest.raises(EdkdError, match=f"the losses ce, tckd and nckd .* this one has: {', '.join(names)}") as error:
+        MAKERS["DeepKD"](model.parameters(), 0.05).minimise(dict.fromkeys(names, loss))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "delta"), [("delta_task", 0.1), ("delta_tckd", -0.95), ("delta_nckd", 0.2)])
+def test_deepkd_refuses_momenta_beyond_their_limits(name: str, delta: float) -> None:
+    with pytest.raises(
+        EdkdError, match=rf"optimizer\.{name} is {delta}: 0\.9 \+ {name} must be at least 0 and below 1"
+    ):
+        DeepKD(network().parameters(), lr=0.05, **{**DEEPKD, name: delta}, **VALUES)
