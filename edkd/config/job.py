@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from edkd.config.schema import SGD, Settings, settings
+from edkd.config.schema import LABELS, SGD, Settings, settings
 from edkd.errors import EdkdError
 from edkd.rundir import files, provenance
 from edkd.rundir.paths import CONFIG, RunDir
@@ -64,6 +64,7 @@ class Job:
             "config_hash": self.run,
             "cell": cell(identified),
             "recipe": recipe(identified),
+            **{name: str(self.config["distiller"][name]) for name in LABELS if name in self.config["distiller"]},
         }
 
 

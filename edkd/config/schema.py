@@ -186,12 +186,16 @@ _GROUPS: dict[str, type] = {
 _OPEN = (Dataset, Network)  # have values for other groups to refer to
 
 
+LABELS = ("title", "family", "year")
+"""What a method's YAML file says for tables, of which nothing enters the method or the identity of a run."""
+
+
 def _distiller(node: Any) -> dict[str, Any]:
     """The checked node of a method, which is constructed with these values, for it may refuse one."""
     method = target(node, "distiller")
     if not (inspect.isclass(method) and issubclass(method, Distiller)):
         raise EdkdError(f"distiller._target_: {node['_target_']} is no subclass of edkd.distillers.Distiller")
-    values = check_call(node, "distiller", {})
+    values = check_call({name: value for name, value in node.items() if name not in LABELS}, "distiller", {})
     try:
         method(**values)
     except (ValueError, TypeError) as error:

@@ -230,6 +230,7 @@ def test_the_tags_that_runs_are_sorted_by(make_job: Any) -> None:
         "config_hash": job.run,
         "cell": config_job.cell(job.identity),
         "recipe": config_job.recipe(job.identity),
+        **{"title": "KD", "family": "logits", "year": "2015"},  # the labels of conf/distiller/kd.yaml
     }
     assert not set(schema.LABELS) & job.identity["distiller"].keys()
     alone: Job = make_job("vanilla", teacher_id="run:aaaa")

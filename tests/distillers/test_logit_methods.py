@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from edkd.config.instantiate import build
 from torch import Tensor, nn
 
 from edkd import losses, models
 from edkd.config import schema
+from edkd.config.schema import build
 from edkd.distillers.base import Batch, Distiller, Shapes, Spec
 from edkd.distillers.ctkd import CTKD
 from edkd.distillers.deepkd import DeepDKD, DeepKD
