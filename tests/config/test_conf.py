@@ -112,17 +112,55 @@ def test_the_command_line_beats_a_tweak(compose: Any) -> None:
 
 def test_every_tweak_names_a_method_and_two_networks() -> None:
     # `optional` hides a misspelt file: it would never be read.
-    found = {}
     for path in (schema.folder() / "tweak").rglob("*.yaml"):
         assert path.parent.name in options("distiller")
         teacher, student = path.stem.split("-")
         assert teacher in options("teacher") and student in options("student")
         assert path.read_text().startswith("# @package distiller\n")
-        found[f"{path.parent.name}/{path.stem}"] = yaml.safe_load(path.read_text())
-    assert found == {f"dkd/{pair}": {"beta": beta} for pair, beta in BETAS.items()}
+        assert yaml.safe_load(path.read_text())
+    assert {path.stem for path in (schema.folder() / "tweak" / "dkd").iterdir()} == set(BETAS)
+
+
+@pytest.mark.parametrize("pair", [*TABLE, *BESIDE])
+def test_scale_decoupled_methods_follow_dkds_beta_and_see_more_scales_between_kinds(compose: Any, pair: str) -> None:
+    teacher, student = pair.split("-")
+    same_kind = teacher[:3] == student[:3]
+    for method, weight in (("sd_kd", None), ("sd_dkd", "beta"), ("sd_nkd", "gamma")):
+        values = compose(f"pair={pair}", f"distiller={method}")["distiller"]
+        assert values["scales"] == ([1, 2] if same_kind else [1, 2, 4])
+        assert weight is None or values[weight] == BETAS.get(pair, 8.0)
 
 
 EXPECTED = {
+    "at": {"ce_weight": 1.0, "feat_weight": 1000.0, "p": 2.0},
+    "nst": {"ce_weight": 1.0, "feat_weight": 50.0},
+    "pkt": {"ce_weight": 1.0, "feat_weight": 30000.0},
+    "kdsvd": {"ce_weight": 1.0, "feat_weight": 1.0, "k": 1},
+    "sp": {"ce_weight": 1.0, "feat_weight": 3000.0},
+    "cc": {"ce_weight": 1.0, "feat_weight": 0.02, "feat_dim": 128},
+    "rkd": {"ce_weight": 1.0, "distance_weight": 25.0, "angle_weight": 50.0},
+    "vid": {"ce_weight": 1.0, "feat_weight": 1.0, "init_pred_var": 5.0, "eps": 1e-5},
+    "ofd": {"ce_weight": 1.0, "feat_weight": 0.001, "kernel_size": 1},
+    "reviewkd": {"ce_weight": 1.0, "feat_weight": 5.0, "max_width": 512, "warmup_epochs": 20},
+    "simkd": {"feat_weight": 1.0, "factor": 2},
+    "catkd": {"ce_weight": 1.0, "feat_weight": 15.0, "resolution": 2, "normalize": False, "binarize": False},
+    "sd_kd": {"ce_weight": 0.1, "kd_weight": 0.9, "temperature": 4.0, "scales": [1, 2]},
+    "sd_dkd": {
+        "ce_weight": 1.0,
+        "alpha": 1.0,
+        "beta": 8.0,
+        "temperature": 4.0,
+        "scales": [1, 2],
+        "warmup_epochs": 20,
+    },
+    "sd_nkd": {
+        "ce_weight": 1.0,
+        "gamma": 8.0,
+        "temperature": 4.0,
+        "mask_target": True,
+        "scales": [1, 2],
+        "warmup_epochs": 20,
+    },
     "vanilla": {},
     "kd": {"ce_weight": 0.1, "kd_weight": 0.9, "temperature": 4.0},
     "dkd": {"ce_weight": 1.0, "alpha": 1.0, "beta": 8.0, "temperature": 4.0, "warmup_epochs": 20},
@@ -149,7 +187,7 @@ EXPECTED = {
 @pytest.mark.parametrize("method", EXPECTED)
 def test_every_method_has_the_values_of_its_paper(compose: Any, method: str) -> None:
     distiller = schema.settings(compose(f"distiller={method}"), method).distiller
-    assert distiller.pop("_target_").startswith(f"edkd.distillers.{method}.")
+    assert distiller.pop("_target_").startswith(f"edkd.distillers.{'sdd' if method.startswith('sd_') else method}.")
     assert distiller == EXPECTED[method]
 
 
