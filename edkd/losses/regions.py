@@ -46,7 +46,8 @@ def sdd(logits_student: Tensor, logits_teacher: Tensor, target: Tensor, loss: Ro
         loss: the loss of one region of one sample.
     """
     regions = logits_student.shape[1]
-    each = loss(logits_student.flatten(0, 1), logits_teacher.flatten(0, 1), target.repeat_interleave(regions))
+    target_of_region = target[:, None].expand(-1, regions).flatten()
+    each = loss(logits_student.flatten(0, 1), logits_teacher.flatten(0, 1), target_of_region)
     weights = regional_weights(logits_teacher, target).to(each.dtype)
     return (weights.flatten() * each).mean()
 

@@ -20,6 +20,9 @@ def kdsvd(feats_student: Sequence[Tensor], feats_teacher: Sequence[Tensor], k: i
     channels c and d, and the loss is the sum, over stages, channels and vectors, of the squared differences between
     the student's and the teacher's relations. Channels of a stage must agree; heights may differ.
 
+    This is the paper's loss as it is read here. It is not verified against published code: the value recorded from one
+    implementation for k = 1 (`kdsvd_k1` in tests/golden/losses.json) is another, for any choice of the vectors' signs.
+
     Args:
         feats_student: [B, C_i, h_i, h_i] of each stage.
         feats_teacher: [B, C_i, H_i, H_i] of each stage.

@@ -16,6 +16,7 @@ METHODS = {
         ["distiller=crd", "distiller.negatives=32", "distiller.feat_dim=16"],
         {"distiller.embed_s.linear.weight", "distiller.memory_student", "distiller.memory_teacher"},
     ),
+    "simkd": (["distiller=simkd"], {"distiller.transfer.0.weight", "distiller.classifier_weight"}),
     "dot": (["distiller=kd", "optimizer=dot"], set()),
     "crd on dot": (["distiller=crd", "distiller.negatives=32", "optimizer=dot"], {"distiller.memory_student"}),
 }
