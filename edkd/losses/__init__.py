@@ -1,7 +1,7 @@
 """Distillation losses as pure tensor functions: on logits, on features, on relations between samples."""
 
 from edkd.losses.distributions import dist, ttm, wttm
-from edkd.losses.features import hint, nce
+from edkd.losses.features import at, catkd, class_maps, hcl, hint, nce, nst, ofd, ofd_margin, pool, to_smaller, vid
 from edkd.losses.logits import (
     WEIGHTINGS,
     Decoupled,
@@ -19,13 +19,23 @@ from edkd.losses.logits import (
 from edkd.losses.logits_scaled import normkd, normkd_dkd, standardise
 from edkd.losses.logits_selected import nckd_among_top, nkd, rld
 from edkd.losses.multilevel import batch_correlation, class_correlation
+from edkd.losses.regions import RowLoss, nkd_per_sample, regional_logits, regional_weights, sdd
+from edkd.losses.relations import cc, pkt, rkd, sp
+from edkd.losses.singular import KDSVD_EXTRA, channel_directions, kdsvd
 
 __all__ = [
+    "KDSVD_EXTRA",
     "WEIGHTINGS",
     "Decoupled",
+    "RowLoss",
     "Weighting",
+    "at",
     "batch_correlation",
+    "catkd",
+    "cc",
+    "channel_directions",
     "class_correlation",
+    "class_maps",
     "cross_entropy",
     "decouple",
     "dist",
@@ -34,16 +44,31 @@ __all__ = [
     "edkd_beta",
     "edkd_combine",
     "edkd_confidence",
+    "hcl",
     "hint",
     "kd",
     "kd_per_sample",
+    "kdsvd",
     "nce",
     "nckd_among_top",
     "nkd",
+    "nkd_per_sample",
     "normkd",
     "normkd_dkd",
+    "nst",
+    "ofd",
+    "ofd_margin",
+    "pkt",
+    "pool",
+    "regional_logits",
+    "regional_weights",
+    "rkd",
     "rld",
+    "sdd",
+    "sp",
     "standardise",
+    "to_smaller",
     "ttm",
+    "vid",
     "wttm",
 ]

@@ -103,7 +103,46 @@ def test_every_tweak_names_a_method_and_two_networks() -> None:
     assert {path.stem for path in (folder / "dkd").iterdir()} == set(BETAS)
 
 
+@pytest.mark.parametrize("pair", [*TABLE, *BESIDE])
+def test_scale_decoupled_methods_follow_dkds_beta_and_see_more_scales_between_kinds(compose: Any, pair: str) -> None:
+    teacher, student = pair.split("-")
+    same_kind = teacher[:3] == student[:3]
+    for method, weight in (("sd_kd", None), ("sd_dkd", "beta"), ("sd_nkd", "gamma")):
+        values = compose(f"pair={pair}", f"distiller={method}")["distiller"]
+        assert values["scales"] == ([1, 2] if same_kind else [1, 2, 4])
+        assert weight is None or values[weight] == BETAS.get(pair, 8.0)
+
+
 EXPECTED = {
+    "at": {"ce_weight": 1.0, "feat_weight": 1000.0, "p": 2.0},
+    "nst": {"ce_weight": 1.0, "feat_weight": 50.0},
+    "pkt": {"ce_weight": 1.0, "feat_weight": 30000.0},
+    "kdsvd": {"ce_weight": 1.0, "feat_weight": 1.0, "k": 1},
+    "sp": {"ce_weight": 1.0, "feat_weight": 3000.0},
+    "cc": {"ce_weight": 1.0, "feat_weight": 0.02, "feat_dim": 128},
+    "rkd": {"ce_weight": 1.0, "distance_weight": 25.0, "angle_weight": 50.0},
+    "vid": {"ce_weight": 1.0, "feat_weight": 1.0, "init_pred_var": 5.0, "eps": 1e-5},
+    "ofd": {"ce_weight": 1.0, "feat_weight": 0.001, "kernel_size": 1},
+    "reviewkd": {"ce_weight": 1.0, "feat_weight": 5.0, "max_width": 512, "warmup_epochs": 20},
+    "simkd": {"feat_weight": 1.0, "factor": 2},
+    "catkd": {"ce_weight": 1.0, "feat_weight": 15.0, "resolution": 2, "normalize": False, "binarize": False},
+    "sd_kd": {"ce_weight": 0.1, "kd_weight": 0.9, "temperature": 4.0, "scales": [1, 2]},
+    "sd_dkd": {
+        "ce_weight": 1.0,
+        "alpha": 1.0,
+        "beta": 8.0,
+        "temperature": 4.0,
+        "scales": [1, 2],
+        "warmup_epochs": 20,
+    },
+    "sd_nkd": {
+        "ce_weight": 1.0,
+        "gamma": 8.0,
+        "temperature": 4.0,
+        "mask_target": True,
+        "scales": [1, 2],
+        "warmup_epochs": 20,
+    },
     "vanilla": {},
     "kd": {"ce_weight": 0.1, "kd_weight": 0.9, "temperature": 4.0},
     "dkd": {"ce_weight": 1.0, "alpha": 1.0, "beta": 8.0, "temperature": 4.0, "warmup_epochs": 20},
@@ -177,13 +216,38 @@ EXPECTED = {
         "warmup_epochs": 20,
         "top_k": 0,
     },
+    "mlkd": {
+        "ce_weight": 0.1,
+        "kd_weight": 0.9,
+        "temperature": 4.0,
+        "masking": "published",
+        "strong_temperatures": "published",
+        "standardise": False,
+    },
+    "mlkd_one_view": {
+        "ce_weight": 0.1,
+        "kd_weight": 0.9,
+        "temperature": 4.0,
+        "masking": "published",
+        "standardise": False,
+    },
+    "crld": {
+        "ce_weight": 1.0,
+        "within_weight": 2.0,
+        "cross_weight": 0.5,
+        "temperature": 4.0,
+        "weak_threshold": 0.9,
+        "strong_threshold": 0.2,
+        "mask_by": "term",
+    },
 }
 
 
 @pytest.mark.parametrize("method", EXPECTED)
 def test_every_method_has_the_values_of_its_paper(compose: Any, method: str) -> None:
     distiller = schema.settings(compose(f"distiller={method}"), method).distiller
-    assert distiller.pop("_target_").startswith(f"edkd.distillers.{method.partition('_')[0]}.")
+    module = "sdd" if method.startswith("sd_") else method.partition("_")[0]
+    assert distiller.pop("_target_").startswith(f"edkd.distillers.{module}.")
     assert distiller == EXPECTED[method]
 
 

@@ -1,0 +1,35 @@
+"""Attention transfer: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv:1612.03928."""
+
+from typing import ClassVar
+
+from edkd import losses
+from edkd.distillers.base import Batch, Distiller, Outcome
+from edkd.distillers.stages import paired
+from edkd.errors import EdkdError
+from edkd.models.base import Prediction
+
+
+class AT(Distiller):
+    """ce_weight·CE + feat_weight·Σ over stages of the mean squared difference of two attention maps.
+
+    A sample's attention at a stage is Σ_c |f_c|^p over the channels of `feats`, scaled to length 1. Stages are paired
+    from the last one backwards, without the stems; the larger map is pooled to the smaller's size.
+    """
+
+    needs_feats: ClassVar[bool] = True
+
+    def __init__(self, *, ce_weight: float, feat_weight: float, p: float) -> None:
+        super().__init__()
+        if not p > 0:
+            raise EdkdError(f"distiller.p is {p}: it must be greater than 0 (see conf/distiller/at.yaml)")
+        self.ce_weight = ce_weight
+        self.feat_weight = feat_weight
+        self.p = p
+
+    def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
+        """Losses: `ce`, `kd`."""
+        assert teacher is not None
+        ce = losses.cross_entropy(student.logits, batch.target)
+        stages = paired(student.feats, teacher.feats)
+        at = sum((losses.at(*maps, self.p) for maps in stages), start=ce.new_zeros(()))
+        return Outcome({"ce": self.ce_weight * ce, "kd": self.feat_weight * at}, {})

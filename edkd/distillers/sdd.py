@@ -1,0 +1,136 @@
+"""Scale-decoupled distillation: Wei, Luo and Luo, CVPR 2024, arXiv:2403.13512; on KD, DKD and NKD."""
+
+from abc import abstractmethod
+from typing import ClassVar
+
+from torch import Tensor
+
+from edkd import losses
+from edkd.distillers.base import Batch, Distiller, Outcome, check_temperature, check_warmup, warmup_weight
+from edkd.errors import EdkdError
+from edkd.models.base import Prediction
+
+
+class SDD(Distiller):
+    """ce_weight·CE + weight(epoch)·mean over regions and samples of w·(a logit loss of the region's logits).
+
+    Both networks' last maps are pooled to 4x4; the cells of their m x m pooling, for each m of `scales`, are the
+    regions, and each network's classifier gives a cell's logits. w is 1 where the teacher is right in the region
+    exactly when it is right on the whole image, else 2. The first scale is 1, the whole image. CE sees the ordinary
+    logits.
+
+    The published code replaces a loss that is not finite by 0; here it stops the run, as with every method.
+    """
+
+    needs_feats: ClassVar[bool] = True
+
+    def __init__(self, *, ce_weight: float, temperature: float, scales: list[int]) -> None:
+        super().__init__()
+        check_temperature(temperature)
+        if scales[:1] != [1] or not set(scales) <= {1, 2, 4}:
+            raise EdkdError(
+                f"distiller.scales is {scales}: it must begin with 1, the whole image, and go on with any of 2 and 4 "
+                "(see conf/distiller/sd_kd.yaml)"
+            )
+        self.ce_weight = ce_weight
+        self.temperature = temperature
+        self.scales = scales
+
+    @abstractmethod
+    def each(self, logits_student: Tensor, logits_teacher: Tensor, target: Tensor) -> Tensor:
+        """The logit loss of each row: [R, K], [R, K] and [R] to [R]."""
+
+    @abstractmethod
+    def weight(self, epoch: Tensor) -> Tensor | float:
+        """The weight of the distillation loss in this epoch."""
+
+    def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
+        """Losses: `ce`, `kd`."""
+        assert teacher is not None
+        ce = losses.cross_entropy(student.logits, batch.target)
+        sdd = losses.sdd(self._regional_logits(student), self._regional_logits(teacher), batch.target, self.each)
+        return Outcome({"ce": self.ce_weight * ce, "kd": self.weight(batch.epoch) * sdd}, {})
+
+    def _regional_logits(self, prediction: Prediction) -> Tensor:
+        """[B, N, K]."""
+        assert prediction.last_map is not None and prediction.classifier is not None
+        return losses.regional_logits(prediction.last_map, *prediction.classifier, self.scales)
+
+
+class SDKD(SDD):
+    """SDD with KD, T²·KL(teacher ‖ student), in each region; kd_weight, without a warm-up."""
+
+    def __init__(self, *, ce_weight: float, kd_weight: float, temperature: float, scales: list[int]) -> None:
+        super().__init__(ce_weight=ce_weight, temperature=temperature, scales=scales)
+        self.kd_weight = kd_weight
+
+    def each(self, logits_student: Tensor, logits_teacher: Tensor, target: Tensor) -> Tensor:
+        """KD of each row: [R, K] to [R]."""
+        return losses.kd_per_sample(logits_student, logits_teacher, self.temperature)
+
+    def weight(self, epoch: Tensor) -> float:
+        """The same in every epoch."""
+        return self.kd_weight
+
+
+class SDDKD(SDD):
+    """SDD with DKD, alpha·TCKD + beta·NCKD, in each region, under DKD's warm-up."""
+
+    def __init__(
+        self,
+        *,
+        ce_weight: float,
+        alpha: float,
+        beta: float,
+        temperature: float,
+        scales: list[int],
+        warmup_epochs: int,
+    ) -> None:
+        super().__init__(ce_weight=ce_weight, temperature=temperature, scales=scales)
+        check_warmup(warmup_epochs)
+        self.alpha = alpha
+        self.beta = beta
+        self.warmup_epochs = warmup_epochs
+
+    def each(self, logits_student: Tensor, logits_teacher: Tensor, target: Tensor) -> Tensor:
+        """DKD of each row: [R, K] to [R]."""
+        parts = losses.decouple(logits_student, logits_teacher, target, self.temperature)
+        return self.alpha * parts.tckd + self.beta * parts.nckd
+
+    def weight(self, epoch: Tensor) -> Tensor:
+        """Rises linearly to 1 over `warmup_epochs`."""
+        return warmup_weight(epoch, self.warmup_epochs)
+
+
+class SDNKD(SDD):
+    """SDD with NKD in each region, under DKD's warm-up.
+
+    `mask_target` leaves the target out of NKD's second sum, as NKD does. The published code of SDD means to and does
+    not: there that sum runs over all classes with the plain softmax, which False computes.
+    """
+
+    def __init__(
+        self,
+        *,
+        ce_weight: float,
+        gamma: float,
+        temperature: float,
+        mask_target: bool,
+        scales: list[int],
+        warmup_epochs: int,
+    ) -> None:
+        super().__init__(ce_weight=ce_weight, temperature=temperature, scales=scales)
+        check_warmup(warmup_epochs)
+        self.gamma = gamma
+        self.mask_target = mask_target
+        self.warmup_epochs = warmup_epochs
+
+    def each(self, logits_student: Tensor, logits_teacher: Tensor, target: Tensor) -> Tensor:
+        """NKD of each row: [R, K] to [R]."""
+        return losses.nkd_per_sample(
+            logits_student, logits_teacher, target, self.gamma, self.temperature, self.mask_target
+        )
+
+    def weight(self, epoch: Tensor) -> Tensor:
+        """Rises linearly to 1 over `warmup_epochs`."""
+        return warmup_weight(epoch, self.warmup_epochs)

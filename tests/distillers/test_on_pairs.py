@@ -1,0 +1,222 @@
+"""Methods on features and relations as they are configured: on every pair of the field, and in training."""
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from edkd.config.instantiate import build
+from torch import Tensor, nn
+
+from edkd import models
+from edkd.config import schema
+from edkd.distillers.base import Batch, Distiller, Shapes, Spec
+from edkd.errors import EdkdError
+from edkd.models.base import Classifier, Prediction
+from edkd.teachers.source import Precision
+from edkd.training.optimizers import SGD
+from edkd.training.state import Trainable
+
+METHODS = [
+    *("at", "nst", "pkt", "kdsvd", "sp", "cc", "rkd", "vid", "ofd", "reviewkd", "simkd", "catkd"),
+    *("sd_kd", "sd_dkd", "sd_nkd"),
+]
+PAIRS = [
+    *("resnet56-resnet20", "resnet110-resnet32", "resnet32x4-resnet8x4", "wrn_40_2-wrn_16_2", "wrn_40_2-wrn_40_1"),
+    *("vgg13-vgg8", "vgg13-mobilenetv2", "resnet50-mobilenetv2", "resnet50-vgg8", "resnet32x4-mobilenetv2"),
+    *("resnet32x4-shufflenetv1", "resnet32x4-shufflenetv2", "wrn_40_2-shufflenetv1"),
+]
+SAME_CHANNELS = {"resnet56-resnet20", "resnet110-resnet32", "resnet32x4-resnet8x4", "wrn_40_2-wrn_16_2", "vgg13-vgg8"}
+BATCH = 4
+each_method = pytest.mark.parametrize("name", METHODS)
+
+
+@functools.cache
+def seen(name: str, size: int) -> tuple[Prediction, tuple[tuple[Tensor, Tensor], ...]]:
+    """What an untrained network makes of four images, and its stages' batch norms."""
+    torch.manual_seed(0)
+    network = getattr(models, name)(num_classes=100)
+    with torch.no_grad():
+        made = network(torch.randn(BATCH, 3, size, size), want_feats=True)
+    norms = ((norm.weight.detach(), norm.bias.detach()) for norm in getattr(network, "stage_norms", ()))
+    return made._replace(classifier=Classifier(*(each.detach() for each in made.classifier))), tuple(norms)
+
+
+def spec_of(student: Prediction, teacher: Prediction, norms: tuple[tuple[Tensor, Tensor], ...]) -> Spec:
+    shapes = [
+        Shapes(
+            tuple(tuple(each.shape[1:]) for each in made.feats),
+            tuple(tuple(each.shape[1:]) for each in made.preact_feats),
+            made.pooled_feat.shape[1],
+            tuple(made.last_map.shape[1:]),
+        )
+        for made in (student, teacher)
+    ]
+    return Spec(*shapes, student.logits.shape[1], 64, teacher.classifier, norms)
+
+
+def leaves(prediction: Prediction) -> tuple[Prediction, list[Tensor]]:
+    """The prediction with tensors of its own that can be trained, and these tensors."""
+    made: list[Tensor] = []
+
+    def leaf(tensor: Tensor) -> Tensor:
+        made.append(tensor.clone().requires_grad_())
+        return made[-1]
+
+    own = prediction.map(leaf)
+    return own._replace(classifier=Classifier(*map(leaf, prediction.classifier))), made
+
+
+def configured(name: str, pair: str = "", **changes: Any) -> Distiller:
+    """The method with the values of conf/ for this pair; read without Hydra, which would take most of the time."""
+    values: dict[str, Any] = {}
+    for part in (f"distiller/{name}.yaml", f"tweak/{name}/{pair}.yaml"):
+        path = schema.folder() / part
+        values |= yaml.safe_load(path.read_text()) if path.exists() else {}
+    if "warmup_epochs" in values:  # ${schedule.warmup_epochs}
+        values["warmup_epochs"] = 20
+    return build({key: value for key, value in (values | changes).items() if key not in schema.LABELS}, "distiller")
+
+
+def batch(count: int = BATCH, classes: int = 100) -> Batch:
+    return Batch(torch.arange(count), torch.arange(count) * 7 % classes, torch.tensor(3.0))
+
+
+@each_method
+@pytest.mark.parametrize(("pair", "size"), [*((pair, 32) for pair in PAIRS), ("vgg13-vgg8", 64)])
+def test_a_step_on_every_pair(name: str, pair: str, size: int) -> None:
+    teacher_name, student_name = pair.split("-")
+    teacher, norms = seen(teacher_name, size)
+    method = configured(name, pair)
+    spec = spec_of(seen(student_name, size)[0], teacher, norms)
+    if name == "kdsvd" and pair not in SAME_CHANNELS:
+        with pytest.raises(EdkdError, match="KDSVD needs the same channels in each stage") as error:
+            method.setup(spec)
+        assert "\n" not in str(error.value)
+        return
+    torch.manual_seed(1)
+    method.setup(spec)
+    student, given = leaves(seen(student_name, size)[0])
+    own = list(method.parameters())
+    optimizer = SGD([*own, *given], lr=torch.tensor(1e-3), momentum=0.9, weight_decay=0.0)
+    outcome = method(student, teacher, batch())
+    (of_feats,) = {each for each in outcome.losses if each != "ce"}
+    assert of_feats == "kd" and outcome.losses["kd"] != 0
+    reached = torch.autograd.grad(outcome.losses["kd"], given, retain_graph=True, allow_unused=True)
+    assert any(each is not None and each.abs().max() > 0 for each in reached)
+    optimizer.minimise(outcome.losses)
+    assert all(each.isfinite().all() for each in (*outcome.losses.values(), *own, *given))
+    assert all(each.grad is not None for each in own)
+    assert method.eval().predict(student).logits.shape == (BATCH, 100)
+
+
+def tiny(name: str, **changes: Any) -> tuple[Trainable, nn.Module]:
+    """A student resnet8 with this method, and a teacher, resnet14, for ten classes of 8x8 images."""
+    torch.manual_seed(2)
+    teacher, student = models.resnet14(num_classes=10).eval(), models.resnet8(num_classes=10)
+    method = configured(name, **changes)
+    with torch.no_grad():
+        seen_by_teacher, seen_by_student = (net(torch.zeros(2, 3, 8, 8), want_feats=True) for net in (teacher, student))
+    norms = tuple((norm.weight.detach(), norm.bias.detach()) for norm in teacher.stage_norms)
+    method.setup(spec_of(seen_by_student, seen_by_teacher, norms))
+    return Trainable(student, method, Precision("fp32", torch.device("cpu"))), teacher
+
+
+@each_method
+def test_training_lowers_the_distillation_loss(name: str) -> None:
+    # The gradient of KDSVD's loss is so small that weight and steps would not be enough to see it fall.
+    trainable, teacher = tiny(name, **({"feat_weight": 100.0} if name == "kdsvd" else {}))
+    images = torch.randn(16, 3, 8, 8)
+    with torch.no_grad():
+        given = teacher(images, want_feats=True)
+    optimizer = SGD(list(trainable.parameters()), lr=torch.tensor(0.005), momentum=0.9, weight_decay=5e-4)
+    found = []
+    for _ in range(12):
+        outcome, _ = trainable(images, given, batch(16, 10))
+        optimizer.minimise(outcome.losses)
+        found.append(outcome.losses["kd"].item())
+    assert min(found[-3:]) < found[0]
+
+
+@each_method
+def test_no_value_is_read_from_the_device(name: str) -> None:
+    """Tensors on the meta device have no values: reading one, or branching on one, raises."""
+    trainable, teacher = tiny(name)
+    trainable.to("meta"), teacher.to("meta")
+    images = torch.zeros(4, 3, 8, 8, device="meta")
+    with torch.no_grad():
+        given = teacher(images, want_feats=True)
+    on_meta = Batch(
+        *(torch.zeros(4, dtype=torch.int64, device="meta") for _ in range(2)), torch.zeros((), device="meta")
+    )
+    outcome, _ = trainable(images, given, on_meta)
+    sum(outcome.losses.values()).backward()
+    assert all(loss.is_meta and loss.ndim == 0 for loss in outcome.losses.values())
+
+
+@each_method
+def test_what_a_method_holds_is_its_state(name: str) -> None:
+    """A loaded state gives the same loss: nothing that matters is kept beside parameters and buffers."""
+    trainable, teacher = tiny(name)
+    images = torch.randn(8, 3, 8, 8)
+    with torch.no_grad():
+        given = teacher(images, want_feats=True)
+    state = {key: value.clone() for key, value in trainable.state_dict().items()}
+    other, _ = tiny(name)
+    for each in other.parameters():
+        each.data.add_(0.1)
+    other.load_state_dict(state)
+    first, second = (each(images, given, batch(8, 10))[0].losses["kd"] for each in (trainable, other))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("at {p: 0}", r"distiller\.p is 0.0: it must be greater than 0"),
+        ("kdsvd {k: 0}", r"distiller\.k is 0: it must be 1 or more"),
+        ("cc {feat_dim: 0}", r"distiller\.feat_dim is 0"),
+        ("vid {eps: 0}", r"distiller\.eps is 0.0: it must lie between 0 and distiller\.init_pred_var, 5.0"),
+        ("ofd {kernel_size: 2}", r"distiller\.kernel_size is 2: it must be odd"),
+        ("reviewkd {max_width: 0}", r"distiller\.max_width is 0"),
+        ("reviewkd {warmup_epochs: -1}", r"distiller\.warmup_epochs is -1"),
+        ("simkd {factor: 0}", r"distiller\.factor is 0"),
+        ("catkd {resolution: 0}", r"distiller\.resolution is 0"),
+        ("sd_kd {scales: [2]}", r"distiller\.scales is \[2\]: it must begin with 1"),
+        ("sd_kd {scales: [1,3]}", r"distiller\.scales is \[1, 3\]"),
+        ("sd_nkd {temperature: 0}", r"distiller\.temperature is 0"),
+        ("sd_dkd {warmup_epochs: -1}", r"distiller\.warmup_epochs is -1"),
+    ],
+)
+def test_bad_values_are_refused_in_one_line(change: str, message: str) -> None:
+    name, _, value = change.partition(" ")
+    with pytest.raises(EdkdError, match=message) as error:
+        configured(name, **yaml.safe_load(value))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "teacher", "message"),
+    [
+        ("ofd", "mobilenetv2", "OFD needs a teacher with a batch norm before the ReLU that ends each stage"),
+        ("reviewkd", "mobilenetv2", "ReviewKD needs a teacher with maps before a ReLU"),
+    ],
+)
+def test_teachers_that_cannot_be_matched_are_refused(name: str, teacher: str, message: str) -> None:
+    made, norms = seen(teacher, 32)
+    with pytest.raises(EdkdError, match=message) as error:
+        configured(name, "vgg13-vgg8").setup(spec_of(seen("vgg8", 32)[0], made, norms))
+    assert "\n" not in str(error.value)
+
+
+def test_channels_that_are_too_few_are_refused() -> None:
+    made, norms = seen("resnet20", 32)
+    for change, message in (
+        ("kdsvd {k: 14}", "must not exceed the fewest"),
+        ("simkd {factor: 65}", "must be 64 or less"),
+    ):
+        name, _, value = change.partition(" ")
+        method = configured(name, **yaml.safe_load(value))
+        with pytest.raises(EdkdError, match=message):
+            method.setup(spec_of(made, made, norms))
