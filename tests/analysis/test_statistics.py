@@ -1,0 +1,246 @@
+"""Known answers, SciPy and statsmodels called directly, and simulations of coverage and of false positives."""
+
+import gc
+import itertools
+import math
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+
+from analysis import statistics as st
+
+SEVEN = ["a-x", "a-y", "b-x", "c-x", "c-z", "d-z", "e-z"]  # a and c teach twice
+
+
+def frame(values, protocol="last"):
+    """The tidy frame of {(pair, method): values by seed}; a value is None where the run is missing."""
+    rows = [
+        (pair, method, seed, f"{pair}'s teacher", protocol, value)
+        for (pair, method), runs in values.items()
+        for seed, value in enumerate(runs)
+        if value is not None
+    ]
+    return pd.DataFrame(rows, columns=["pair", "method", "seed", "teacher", "protocol", "value"])
+
+
+def random_frame(pairs, methods, seeds, *, spread=0.0, noise=0.25, seed=0):
+    """No method is better than another; `spread` is the deviation of a method's effect from pair to pair."""
+    draw = np.random.default_rng(seed)
+    return frame(
+        {(p, m): 70 + draw.normal(0, spread) + draw.normal(0, noise, seeds) for p in pairs for m in methods},
+    )
+
+
+def test_cells_by_hand():
+    runs = {("a-x", "kd"): [1.0, 2.0, 6.0], ("a-x", "dkd"): [5.0], ("b-x", "kd"): [70.1, 70.1, 70.1]}
+    table = st.cells(pd.concat([frame(runs), frame({("a-x", "kd"): [3.0, 4.0]}, "best")])).set_index(
+        ["pair", "method", "protocol"]
+    )
+    row = table.loc["a-x", "kd", "last"]
+    assert (row["n"], row["mean"], row["sd"]) == (3, 3.0, pytest.approx(math.sqrt(7)))
+    half = 4.302653 * math.sqrt(7 / 3)  # t(0.975, 2) from the tables
+    assert (row["low"], row["high"]) == pytest.approx((3 - half, 3 + half), rel=1e-6)
+    assert table.loc["a-x", "kd", "best"][["n", "mean"]].tolist() == [2, 3.5]
+    assert table.loc["a-x", "dkd", "last"][["n", "mean"]].tolist() == [1, 5.0]
+    assert table.loc["a-x", "dkd", "last"][["sd", "low", "high"]].isna().all()
+    assert table.loc["b-x", "kd", "last"]["sd"] == 0 and table.loc["b-x", "kd", "last"][["low", "high"]].isna().all()
+
+
+def test_comparisons_are_scipys_and_statsmodels_own():
+    tidy = random_frame(SEVEN, ["kd", "dkd", "edkd"], 4, spread=0.5)
+    tidy = tidy.drop(tidy.index[[3, 20, 21, 22]])  # some runs are missing
+    rows = st.comparisons(tidy, "last")
+    assert len(rows) == 21 and list(rows["pair"][:7]) == SEVEN
+    for row in rows.to_dict("records"):
+        a, b = (
+            tidy[(tidy["pair"] == row["pair"]) & (tidy["method"] == row[side])].set_index("seed")["value"]
+            for side in ("first", "second")
+        )
+        both = sorted(set(a.index) & set(b.index))
+        assert (row["n"], row["seeds"]) == (len(both), " ".join(map(str, both)))
+        assert row["difference"] == pytest.approx(np.mean(a[both] - b[both]), abs=1e-12)
+        if row["n"] > 1:
+            direct = stats.ttest_rel(a[both], b[both])
+            interval = direct.confidence_interval(0.95)
+            assert (row["p"], row["low"], row["high"]) == pytest.approx((direct.pvalue, *interval), rel=1e-9)
+            assert row["sd"] == pytest.approx(np.std(a[both] - b[both], ddof=1))
+        else:
+            assert all(math.isnan(row[name]) for name in ("sd", "low", "high", "p", "p_holm"))
+    assert set(rows["n"]) == {1, 3, 4}
+    tested = rows[rows["p"].notna()]
+    np.testing.assert_allclose(tested["p_holm"], multipletests(tested["p"], method="holm")[1])
+    one = st.comparisons(tidy, "last", [("edkd", "kd")])  # a smaller family, the other direction
+    whole = rows[(rows["first"] == "kd") & (rows["second"] == "edkd")]
+    np.testing.assert_allclose(one["difference"], -whole["difference"])
+    np.testing.assert_allclose(one["p_holm"].dropna(), multipletests(whole["p"].dropna(), method="holm")[1])
+
+
+def test_only_runs_of_one_seed_and_teacher_are_compared():
+    tidy = frame({("a-x", "kd"): [70.0, 71.0, None, 50.0], ("a-x", "dkd"): [71.5, 71.5, 99.0, 71.0]})
+    other = tidy.assign(teacher=tidy["teacher"].where((tidy["seed"] != 3) | (tidy["method"] == "kd"), "another"))
+    row = st.comparisons(other, "last", [("dkd", "kd"), ("dkd", "unknown")]).iloc[0]
+    assert (row["n"], row["difference"], row["seeds"]) == (2, 1.0, "0 1")
+    assert st.comparisons(other, "best").empty and st.pooled(other, "best", "dkd", "kd").pairs == 0
+
+
+def test_equal_differences_permit_no_p():
+    tidy = frame({("a-x", "kd"): [70.12, 71.3, 69.9], ("a-x", "dkd"): [70.24, 71.42, 70.02]})  # equal but for rounding
+    row = st.comparisons(tidy, "last", [("dkd", "kd")]).iloc[0]
+    assert row["difference"] == pytest.approx(0.12) and row["sd"] == 0
+    assert row[["low", "high", "p", "p_holm"]].isna().all()
+    assert "same value in every run" in st.permits(st.comparisons(tidy, "last"))[0]
+
+
+def test_pooled_by_hand():
+    gaps = {
+        "a-x": [1.0, 1.2],
+        "a-y": [0.4],
+        "b-x": [-0.3],
+        "c-x": [0.0],
+        "c-z": [-1.0, 0.6],
+        "d-z": [0.3],
+        "e-z": [0.2],
+    }
+    tidy = frame(
+        {(pair, "kd"): [70.0] * len(runs) for pair, runs in gaps.items()}
+        | {(pair, "dkd"): [70 + gap for gap in runs] for pair, runs in gaps.items()}
+    )
+    result = st.pooled(tidy, "last", "dkd", "kd")
+    means = [1.1, 0.4, -0.3, 0.0, -0.2, 0.3, 0.2]
+    assert result.pairs == 7 and result.mean == pytest.approx(np.mean(means))
+    assert (result.wins, result.ties, result.losses) == (3, 3, 1)  # a-x's interval of two runs includes 0
+    assert result.improvement == pytest.approx((1 + 1 + 0 + 0.5 + 0.5 + 1 + 1) / 7)
+    back = st.pooled(tidy, "last", "kd", "dkd")
+    assert (back.improvement, back.wins, back.losses) == (pytest.approx(1 - result.improvement), 1, 3)
+    # Six signed ranks: |−0.3| and 0.3 share 3.5, as |−0.2| and 0.2 share 1.5; the sum of the negative ones is 5.
+    assert result.p_wilcoxon == back.p_wilcoxon == stats.wilcoxon([6, -5, 4, 3, 2, 1], method="exact").pvalue
+    few = st.pooled(tidy[tidy["pair"].isin(SEVEN[:4])], "last", "dkd", "kd")
+    assert few.pairs == 4 and math.isnan(few.low) and math.isnan(few.high) and few.mean == pytest.approx(0.3)
+
+
+def test_wilcoxon_over_seven_pairs_ends_at_0_0156():
+    tidy = frame({(p, m): [70 + 0.1 * i * (m == "dkd")] for i, p in enumerate(SEVEN, 1) for m in ("kd", "dkd")})
+    assert st.pooled(tidy, "last", "dkd", "kd").p_wilcoxon == 2 / 2**7 == 0.015625
+
+
+def test_the_bootstrap_draws_pairs_and_then_runs():
+    """The weights against a plain loop: equal moments of the resampled mean; and the same seed, the same interval."""
+    draw = np.random.default_rng(1)
+    runs = [draw.normal(k, 1 + k, n) for k, n in enumerate((4, 2, 1, 3, 4))]
+    fast = st._bootstrap_weights((4, 2, 1, 3, 4), 40_000, 0) @ np.concatenate(runs)
+    slow = [
+        np.mean([draw.choice(runs[k], len(runs[k])).mean() for k in draw.integers(5, size=5)]) for _ in range(10_000)
+    ]
+    assert np.mean(fast) == pytest.approx(np.mean(slow), abs=4 * np.std(slow) / 100)
+    np.testing.assert_allclose(np.quantile(fast, [0.05, 0.95]), np.quantile(slow, [0.05, 0.95]), atol=0.1)
+    tidy = random_frame(SEVEN, ["kd", "dkd"], 3)
+    one, same, other = (st.pooled(tidy, "last", "kd", "dkd", seed=seed) for seed in (5, 5, 6))
+    assert one == same and one.low != other.low and one.mean == other.mean
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 30])
+def test_power(n):
+    smallest = st.detectable(n, 0.3)
+    critical, centre = stats.t.isf(0.025, n - 1), smallest / 0.3 * math.sqrt(n)
+    assert stats.nct.sf(critical, n - 1, centre) == pytest.approx(0.8, abs=1e-4)
+    if n > 2:
+        assert TTestPower().power(smallest / 0.3, n, 0.05) == pytest.approx(0.8, abs=1e-4)  # with both tails
+    assert st.needed(smallest * 1.001, 0.3) == st.needed(-smallest * 1.001, 0.3) == n
+    assert st.needed(smallest * 0.99, 0.3) == n + 1
+
+
+def test_power_by_known_numbers_and_where_it_cannot_be_said():
+    assert st.needed(0.5, 1.0) == 34 and st.needed(1.0, 1.0) == 10  # as in the tables of Cohen and G*Power
+    assert st.needed(100.0, 0.1) == 2
+    assert st.needed(0.0, 1.0) is st.needed(0.5, 0.0) is st.needed(0.5, math.nan) is None
+    assert all(math.isnan(st.detectable(n, sd)) for n, sd in ((1, 0.3), (3, 0.0), (3, math.nan)))
+
+
+def test_what_n_permits():
+    alone = st.permits(st.comparisons(random_frame(SEVEN, ["kd", "dkd"], 1), "last"))
+    assert "n = 1" in alone[0] and "no conclusion" in alone[0]
+    assert alone[1].startswith("4 of 7 pairs share a teacher")
+    assert alone[2] == "Over 7 pairs a two-sided Wilcoxon test cannot give p below 0.0156."
+    assert len(alone) == 3
+    tidy = frame({("a-x", "kd"): [70.0, 70.0, 70.0], ("a-x", "dkd"): [70.1, 70.2, 70.3]})
+    assert st.permits(st.comparisons(tidy, "last", [("dkd", "kd")])) == [
+        "With n = 3 and a standard deviation of the differences of 0.10 points, a paired t-test at the 5 % level, "
+        "before Holm's correction, detects a difference of 0.33 points with 80 % power; the observed difference of "
+        "0.20 points would need n = 5."
+    ]
+    five = st.permits(st.comparisons(random_frame(["a-x", "b-x", "c-x", "d-x", "e-x"], ["kd", "dkd"], 2), "last"))
+    assert five[-1].endswith("cannot give p below 0.0625, so it cannot reach 5 %.") and len(five) == 2
+
+
+def test_verdict_follows_from_the_numbers():
+    tidy = random_frame(SEVEN, ["kd", "dkd", "edkd", "at"], 3, noise=0.05)
+    lift = {"edkd": 1.0, "at": 3.0, "kd": 0.5}
+    tidy["value"] += tidy["method"].map(lift).fillna(0)
+    worse, mixed, single = st.verdict(tidy, "last", "edkd", ["kd", "dkd", "at"])
+    assert worse.startswith("The smallest difference from 3 baselines, edkd − at is −") and "edkd is worse" in worse
+    assert mixed == "On average over pairs it is better than kd and dkd (not corrected for the number of baselines)."
+    assert single.startswith("On single pairs, ") and "of 21 comparisons" in single
+    assert "edkd is better on average." in st.verdict(tidy, "last", "edkd", ["kd"])[0]
+    level = tidy.assign(value=tidy["value"] - tidy["method"].map(lift).fillna(0))
+    assert "no difference is shown" in st.verdict(level, "last", "edkd", ["kd"])[0]
+    few = st.verdict(tidy[tidy["pair"].isin(SEVEN[:3])], "last", "edkd", ["kd"])
+    assert "fewer than 5 pairs permit no interval over pairs" in few[0] and "better" not in few[0]
+    one = st.verdict(tidy[tidy["pair"] == "a-x"], "last", "edkd", ["kd"])
+    assert "on a-x (95 % interval" in one[0] and "n = 3" in one[0]
+
+
+def test_one_run_decides_nothing():
+    tidy = random_frame(SEVEN, ["kd", "dkd"], 1, noise=0.01)
+    tidy["value"] += 5.0 * (tidy["method"] == "dkd")
+    first, second = st.verdict(tidy, "last", "dkd", ["kd"])
+    assert "win/tie/loss 7/0/0" in first and "better" not in first and "interval" not in first
+    assert "permits no conclusion" in second
+    assert st.verdict(tidy, "last", "dkd", ["crd"])[0].endswith("nothing is compared.")
+
+
+def test_intervals_cover_and_tests_are_wrong_as_often_as_they_say():
+    pairs = [f"t{i}-s" for i in range(2000)]
+    tidy = random_frame(pairs, ["kd", "dkd"], 3)
+    cells = st.cells(tidy, 0.9)
+    assert ((cells["low"] <= 70) & (cells["high"] >= 70)).mean() == pytest.approx(0.9, abs=0.02)
+    rows = st.comparisons(tidy, "last", level=0.9)
+    assert ((rows["low"] <= 0) & (rows["high"] >= 0)).mean() == pytest.approx(0.9, abs=0.025)
+    assert (rows["p"] < 0.05).mean() == pytest.approx(0.05, abs=0.015)
+
+
+def test_holm_holds_the_error_of_the_family(monkeypatch):
+    """Without correction, some of fourteen comparisons is significant in nearly every second family."""
+    monkeypatch.setattr(gc, "collect", lambda: 0)  # multipletests calls it, which takes 0.1 s and more each time
+    tidy = random_frame([f"{p}{i}" for i in range(100) for p in SEVEN], ["ours", "kd", "dkd"], 3)
+    families = [part for _, part in tidy.groupby(tidy["pair"].str[3:], sort=False)]
+    found = [st.comparisons(part, "last", [("ours", "kd"), ("ours", "dkd")]) for part in families]
+    assert np.mean([(rows["p"] < 0.05).any() for rows in found]) > 0.3
+    assert np.mean([(rows["p_holm"] < 0.05).any() for rows in found]) < 0.1
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.4])
+def test_the_interval_over_pairs_covers(spread):
+    """Also where methods differ from pair to pair; where they do not, it is wider than it need be."""
+    found = []
+    for seed in range(120):
+        tidy = random_frame(SEVEN, ["kd", "dkd"], 3, spread=spread, noise=0.2, seed=seed)
+        found.append(st.pooled(tidy, "last", "dkd", "kd", resamples=4000))
+    assert np.mean([result.low <= 0 <= result.high for result in found]) > 0.9
+    assert np.mean([result.p_wilcoxon < 0.05 for result in found]) < 0.11
+    assert np.mean([result.improvement for result in found]) == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_thousand_runs_take_seconds():
+    methods = [f"m{i}" for i in range(20)]
+    tidy = random_frame([f"t{i}-s{i}" for i in range(13)], methods, 4)
+    tidy = pd.concat([tidy.assign(protocol=protocol) for protocol in ("last", "best", "selected")])
+    start = time.perf_counter()
+    assert len(st.cells(tidy)) == 780 and len(st.comparisons(tidy, "last")) == 13 * 190
+    for first, second in itertools.combinations(methods, 2):
+        st.pooled(tidy, "last", first, second)
+    assert time.perf_counter() - start < 60  # some 4 s on an idle core
