@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from analysis.figures.intervals import interval, limits
 from analysis.figures.labels import beside
 from analysis.figures.style import (
     DIRECT,
@@ -17,8 +18,6 @@ from analysis.figures.style import (
     arrow,
     chosen,
     freeze,
-    interval,
-    limits,
     looks,
     marks,
     panels,

@@ -92,7 +92,8 @@ def _curve(axes: Axes, runs: pd.DataFrame, look: Look, *, banded: bool) -> float
 def _name(axes: Axes, ends: Mapping[str, float], look: Mapping[str, Look], titles: Mapping[str, str]) -> None:
     """Write the methods' titles at the right, each as near to the end of its line as the others allow."""
     left, right = axes.get_xlim()
-    width, height = axes.get_window_extent().size / axes.figure.dpi  # inches
+    extent, dpi = axes.get_window_extent(), axes.figure.dpi
+    width, height = extent.width / dpi, extent.height / dpi  # inches
     room = 0.062 * max([len(titles[method]) for method in ends], default=0) + 0.15  # for names of this size
     axes.set_xticks([tick for tick in axes.get_xticks() if left <= tick <= right])
     axes.set_xlim(left, left + (right - left) / (1 - room / width))

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
+from analysis.figures.intervals import interval, limits
 from analysis.figures.style import (
     FAINT,
     INK,
@@ -20,8 +21,6 @@ from analysis.figures.style import (
     WIDTH,
     arrow,
     freeze,
-    interval,
-    limits,
     page,
     probability,
     signed,

@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from analysis.figures.intervals import interval, limits
 from analysis.figures.labels import apart
-from analysis.figures.style import COLOURS, QUIET, SMALL, arrow, chosen, freeze, interval, limits, panels, styled
+from analysis.figures.style import COLOURS, QUIET, SMALL, arrow, chosen, freeze, panels, styled
 
 _NAMED = 6  # points that have a name, those with the largest differences
 _MARKS = {"last": ("o", COLOURS[0]), "best": ("s", COLOURS[1]), "unknown": ("^", COLOURS[2])}

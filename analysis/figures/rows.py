@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from analysis.figures.intervals import interval, limits
 from analysis.figures.style import (
     FAINT,
     INK,
@@ -21,8 +22,6 @@ from analysis.figures.style import (
     arrow,
     chosen,
     freeze,
-    interval,
-    limits,
     panels,
     present,
     signed,

@@ -5,12 +5,11 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 from matplotlib import style
 from matplotlib.axes import Axes
@@ -189,42 +188,6 @@ def freeze(figure: Figure) -> Figure:
     for axes in figure.axes:
         axes.set_position([round(float(edge), 6) for edge in axes.get_position(original=True).bounds])  # type: ignore[arg-type]
     return figure
-
-
-def limits(points: Iterable[float], lows: Iterable[float], highs: Iterable[float]) -> tuple[float, float]:
-    """The range of an axis that shows all `points`, and their intervals unless these are much wider than the others.
-
-    The interval of two seeds is six times as wide as that of five; shown in full, it flattens all else. See `interval`.
-    """
-    p, low, high = (np.asarray(list(values), dtype=np.float64) for values in (points, lows, highs))
-    p = p[~np.isnan(p)]
-    half = (high - low)[~np.isnan(high - low)] / 2
-    reach = max(0.5 * float(np.ptp(p)), 2 * float(np.median(half)) if half.size else 0.0, 0.05)
-    ends = [*low[~np.isnan(low)], *high[~np.isnan(high)], *p]
-    bottom, top = max(min(ends), float(p.min()) - reach), min(max(ends), float(p.max()) + reach)
-    pad = 0.07 * (top - bottom) or 0.5
-    return bottom - pad, top + pad
-
-
-def interval(axes: Axes, at: float, low: float, high: float, colour: str, *, upright: bool, width: float = 1.2) -> None:
-    """A line from `low` to `high`; where it leaves the axis, an arrow at the edge says so. The limits must be set."""
-    bottom, top = axes.get_ylim() if upright else axes.get_xlim()
-    ends = [max(low, bottom), min(high, top)]
-    across = [at, at]
-    axes.plot(
-        *((across, ends) if upright else (ends, across)),
-        color=colour,
-        linewidth=width,
-        solid_capstyle="butt",
-        zorder=1.5,
-    )
-    for leaves, edge, marker in (
-        (low < bottom, bottom, "v" if upright else "<"),
-        (high > top, top, "^" if upright else ">"),
-    ):
-        if leaves:
-            x, y = (at, edge) if upright else (edge, at)
-            axes.plot(x, y, marker, color=colour, markersize=3, clip_on=False, markeredgewidth=0)
 
 
 def marks(methods: Collection[str], titles: Mapping[str, str]) -> list[Line2D]:
