@@ -28,12 +28,14 @@ KNOWN_BY = {  # third-party package: who may import it
     "omegaconf": ("edkd/config/compose.py", "edkd/sweeps", "edkd/cli/launch.py", "hydra_plugins"),
     "mlflow": ("edkd/tracking",),
     "pandas": ("analysis",),
+    "matplotlib": ("analysis/figures",),
 }
 LIGHT = {  # what these load when they are imported, they need at once
     "edkd.status.state": {"torch", "mlflow", "hydra"},
     "edkd.rundir.journal": {"torch", "mlflow", "hydra"},
     "edkd.cli.main": {"torch", "mlflow", "hydra"},
     "analysis": {"torch", "hydra"},
+    "analysis.figures": {"torch", "mlflow", "hydra"},
     "hydra_plugins.edkd_sweeper": {"torch", "mlflow"},
     "hydra_plugins.edkd_slurm": {"torch", "mlflow"},
 }

@@ -1,0 +1,29 @@
+"""Figures of a benchmark: pure functions from DataFrames to `matplotlib.figure.Figure`, and `save`.
+
+They draw what `analysis.statistics` has computed; of their own they subtract runs, and average the lines and bars that
+say so. No method is known by name: every figure takes `titles`, a mapping from the name of a method in the frame to its
+title, and draws the methods of that mapping alone, in its order. Pairs keep the order in which the frame has them.
+Accuracies are in percent, differences of them in points. A figure without anything to draw raises a ValueError that
+says what is missing.
+"""
+
+from analysis.figures.agreement import teacher_agreement
+from analysis.figures.costs import costs
+from analysis.figures.curves import training_curves
+from analysis.figures.forest import forest
+from analysis.figures.matrix import matrix
+from analysis.figures.published import against_published
+from analysis.figures.rows import accuracies, best_last_gaps
+from analysis.figures.style import save
+
+__all__ = [
+    "accuracies",
+    "against_published",
+    "best_last_gaps",
+    "costs",
+    "forest",
+    "matrix",
+    "save",
+    "teacher_agreement",
+    "training_curves",
+]

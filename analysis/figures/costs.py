@@ -1,0 +1,81 @@
+"""What accuracy costs: hours of a run, or memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from analysis.figures.intervals import interval, limits
+from analysis.figures.labels import beside
+from analysis.figures.style import (
+    DIRECT,
+    STEPS,
+    arrow,
+    chosen,
+    freeze,
+    looks,
+    marks,
+    panels,
+    present,
+    styled,
+)
+
+_LABELS = {"hours": "hours a run", "memory": "peak memory, 10⁶ bytes"}
+
+_READING = "Lines: intervals; arrow: the interval goes on; open mark: one run alone."
+
+
+@styled()
+def costs(
+    spent: pd.DataFrame,
+    *,
+    against: Literal["hours", "memory"],
+    titles: Mapping[str, str],
+    quantity: str,
+    title: str,
+) -> Figure:
+    """Draw accuracy (percent) against hours, or against peak memory (10⁶ bytes), one panel a pair.
+
+    `spent` has one row a pair and method: pair, method, n, mean, low, high (accuracy, as `statistics.cells` gives it),
+    hours (mean of the runs' wall time) and memory (only what is drawn `against` must be there; absent values leave a
+    dot out). Lines are intervals; one run alone is an open mark. Only hours of one machine may be compared; `title`
+    should say which. `quantity` labels the vertical axis, e.g. "test top-1 at the last epoch".
+    """
+    rows = chosen(spent, titles, ["mean", against], f"accuracy with {against} recorded")
+    methods, pairs, look = present(rows, titles), list(rows["pair"].unique()), looks(titles)
+    direct = len(methods) <= DIRECT
+    handles = () if direct else marks(methods, titles)
+    figure, grid = panels(len(pairs), 4, 1.75, title, below=_LABELS[against], note=_READING, handles=handles)
+    for pair, axes in zip(pairs, grid):
+        part = rows[rows["pair"] == pair]
+        axes.set_ylim(limits(part["mean"], part["low"], part["high"]))
+        for row in part.to_dict("records"):
+            colour, marker, _ = look[row["method"]]
+            x = row[against]
+            if row["n"] > 1:
+                interval(axes, x, row["low"], row["high"], colour, upright=True)
+            axes.plot(
+                x, row["mean"], marker, color=colour, markersize=4, markerfacecolor=colour if row["n"] > 1 else "white"
+            )
+        axes.set_title(arrow(pair, "\n→ "), loc="left")
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=STEPS))
+        axes.margins(x=0.2 if direct else 0.1)
+        axes.grid()
+    figure.supylabel(f"{quantity}, %", fontsize=8)
+    freeze(figure)
+    if not direct:
+        return figure
+    for pair, axes in zip(pairs, grid):
+        part = rows[rows["pair"] == pair]
+        names, colours = [titles[m] for m in part["method"]], [look[m].colour for m in part["method"]]
+        points = list(zip(part[against], part["mean"]))
+        lines = [
+            (x, float(y)) for x, a, b in zip(part[against], part["low"], part["high"]) for y in np.linspace(a, b, 15)
+        ]
+        beside(axes, points + [point for point in lines if not np.isnan(point[1])], names, colours)
+    return figure

@@ -1,0 +1,127 @@
+"""Figures with one row a method: accuracies by pair, and what the choice of the best epoch adds."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from analysis.figures.intervals import interval, limits
+from analysis.figures.style import (
+    FAINT,
+    INK,
+    PLAIN,
+    QUIET,
+    SMALL,
+    STANDOUT,
+    STEPS,
+    arrow,
+    chosen,
+    freeze,
+    panels,
+    present,
+    signed,
+    styled,
+)
+
+_READING = (
+    "Dot and line: mean and {:g} % interval; arrow: the interval goes on; open circle: one run alone, no interval."
+)
+
+
+@styled()
+def accuracies(
+    cells: pd.DataFrame,
+    *,
+    protocol: str,
+    titles: Mapping[str, str],
+    quantity: str,
+    title: str,
+    highlight: Collection[str] = (),
+    level: float = 0.95,
+) -> Figure:
+    """Draw the accuracy (percent) of every method, one panel a pair, one row a method, each panel on its own scale.
+
+    `cells` is the frame of `statistics.cells` (pair, method, protocol, n, mean, low, high); of it, the rows of
+    `protocol` are drawn. A dot is a mean, its line the interval at `level`; one run alone is an open circle; a method
+    without runs on a pair has an empty row. `highlight` names the methods that are drawn in another colour.
+    `quantity` labels the axis, e.g. "test top-1 at the last epoch".
+    """
+    rows = chosen(cells[cells["protocol"] == protocol], titles, ["mean"], f"accuracy under the protocol {protocol!r}")
+    methods, pairs = present(rows, titles), list(rows["pair"].unique())
+    columns = 5 if len(pairs) > 12 else 4
+    figure, grid = panels(
+        len(pairs),
+        columns,
+        0.65 + 0.15 * len(methods),
+        title,
+        below=f"{quantity}, %",
+        note=_READING.format(100 * level),
+    )
+    for number, (pair, axes) in enumerate(zip(pairs, grid)):
+        part = rows[rows["pair"] == pair]
+        axes.set_xlim(limits(part["mean"], part["low"], part["high"]))
+        for row in part.to_dict("records"):
+            y, colour = methods.index(row["method"]), STANDOUT if row["method"] in highlight else PLAIN
+            if row["n"] > 1:
+                interval(axes, y, row["low"], row["high"], colour, upright=False)
+            axes.plot(
+                row["mean"], y, "o", color=colour, markersize=4, markerfacecolor=colour if row["n"] > 1 else "white"
+            )
+        axes.set_title(arrow(pair, "\n→ "), loc="left")
+        axes.xaxis.set_major_locator(MaxNLocator(3, steps=STEPS))
+        _method_rows(axes, [titles[m] for m in methods], named=number % columns == 0)
+    return freeze(figure)
+
+
+@styled()
+def best_last_gaps(
+    tidy: pd.DataFrame, *, titles: Mapping[str, str], title: str, highlight: Collection[str] = ()
+) -> Figure:
+    """Draw how much the best test epoch exceeds the last one, in points of top-1: one row a method.
+
+    `tidy` has one row a run and protocol (pair, method, seed, teacher, protocol, value in percent). A dot is one run
+    that has both "best" and "last"; dots of one pair lie at one height, the first pair's uppermost. A bar, and the
+    number at the right, is the mean of a row's dots.
+    """
+    known = chosen(tidy[tidy["protocol"].isin(["best", "last"])], titles, ["value"], 'run with "best" and "last"')
+    both = known.pivot_table(
+        index=["pair", "method", "seed", "teacher"], columns="protocol", values="value", sort=False
+    )
+    both = both.reindex(columns=["best", "last"]).reset_index()
+    rows = chosen(both, titles, ["best", "last"], 'run with "best" and "last"')
+    rows = rows.assign(gap=rows["best"] - rows["last"])
+    methods, pairs = present(rows, titles), list(rows["pair"].unique())
+    figure, (axes,) = panels(1, 1, 0.65 + 0.2 * len(methods), title, note="One dot a run; bar: mean of the row's dots.")
+    heights = dict(zip(pairs, np.linspace(-0.3, 0.3, len(pairs)) if len(pairs) > 1 else [0.0]))
+    for y, method in enumerate(methods):
+        part, colour = rows[rows["method"] == method], STANDOUT if method in highlight else PLAIN
+        axes.plot(
+            part["gap"],
+            [y + heights[p] for p in part["pair"]],
+            "o",
+            color=colour,
+            markersize=2.8,
+            alpha=0.7,
+            markeredgewidth=0,
+        )
+        mean = float(part["gap"].mean())
+        axes.plot([mean, mean], [y - 0.38, y + 0.38], color=INK, linewidth=1.4, zorder=1.5)
+        axes.text(1.02, y, signed(mean), transform=axes.get_yaxis_transform(), fontsize=SMALL, va="center")
+    axes.text(1.02, -0.75, "mean", transform=axes.get_yaxis_transform(), fontsize=SMALL, color=QUIET, va="bottom")
+    axes.set_xlim(left=min(0.0, float(rows["gap"].min())) - 0.02)
+    axes.set_xlabel("best − last epoch, points of test top-1")
+    _method_rows(axes, [titles[m] for m in methods], named=True)
+    return freeze(figure)
+
+
+def _method_rows(axes: Axes, names: list[str], *, named: bool) -> None:
+    axes.set_yticks(range(len(names)), names if named else [])
+    axes.set_ylim(len(names) - 0.3, -0.7)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.hlines(range(len(names)), 0, 1, transform=axes.get_yaxis_transform(), color=FAINT, linewidth=0.5, zorder=0)
