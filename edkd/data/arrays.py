@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from edkd.data import streams
+from edkd.data import views
 from edkd.errors import EdkdError
 
 
@@ -96,7 +96,7 @@ def subset(split: Split, per_class: int) -> Split:
             f"{per_class} images per class asked for; allowed: 1 to {counts.min()}, "
             f"the size of the smallest class ({counts.argmin()})"
         )
-    ranks = _ranks(split.labels, streams.draw(len(split), seed=0, stream=streams.SUBSET, counter=0))
+    ranks = _ranks(split.labels, views.draw(len(split), seed=0, stream=views.SUBSET, counter=0))
     return split.take(np.lexsort((split.labels, ranks))[: per_class * len(counts)])
 
 
@@ -115,7 +115,7 @@ def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
             f"holding out {fraction} of the {counts[poor[0]]} images of class {poor[0]} leaves one part without any; "
             "choose another fraction, or keep more images per class"
         )
-    ranks = _ranks(split.labels, streams.draw(len(split), seed=seed, stream=streams.HOLD_OUT, counter=0))
+    ranks = _ranks(split.labels, views.draw(len(split), seed=seed, stream=views.HOLD_OUT, counter=0))
     held = ranks < held_counts[split.labels]
     return split.take(np.flatnonzero(~held)), split.take(np.flatnonzero(held))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from edkd.data import _torchvision, streams
+from edkd.data import _torchvision, views
 from edkd.data.base import Epoch, ImageBatch
 from edkd.data.files import Files
 from edkd.data.views import epoch_order
@@ -76,7 +76,7 @@ class StreamedData:
         """Begin an epoch, from its first batch: order and crops depend on (seed, epoch) only."""
         v2 = _torchvision.transforms_v2()
         transform = [v2.PILToTensor(), v2.RandomResizedCrop(self.size, antialias=True), v2.RandomHorizontalFlip()]
-        draws = streams.draw(len(self), seed=seed, stream=streams.TRANSFORMS, counter=epoch)
+        draws = views.draw(len(self), seed=seed, stream=views.TRANSFORMS, counter=epoch)
         order = epoch_order(seed, epoch, len(self)).tolist()
         keys = [(index, int(draws[index])) for index in order]
         batches = [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]

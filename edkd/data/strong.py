@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edkd.data import streams
+from edkd.data import views
 
 OPERATIONS = (
     "autocontrast", "brightness", "colour", "contrast", "equalise", "identity", "posterise",
@@ -37,7 +37,7 @@ _CUTOUT_COLOUR = (125, 123, 114)
 
 def epoch_draws(seed: int, epoch: int, n: int) -> npt.NDArray[np.float32]:
     """What epoch `epoch` draws for each of `n` images: float32 [n, DRAWS], uniform in [0, 1); row i is image i's."""
-    raw = streams.draw(n * DRAWS, seed=seed, stream=streams.STRONG, counter=epoch) >> np.uint64(40)
+    raw = views.draw(n * DRAWS, seed=seed, stream=views.STRONG, counter=epoch) >> np.uint64(40)
     return (raw.astype(np.float32) / np.float32(1 << 24)).reshape(n, DRAWS)
 
 

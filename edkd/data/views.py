@@ -3,13 +3,36 @@
 Zero-padding by p, cropping to the original size and perhaps flipping has (2p+1)·(2p+1)·2 outcomes. They are numbered
 `view = (dy·(2p+1) + dx)·2 + flip` (without flips: `dy·(2p+1) + dx`), where (dy, dx) is the crop's corner in the padded
 image, in pixels from the top left. A network in eval mode is therefore a function of (image, view).
+
+Random draws are pure functions of a seed, a stream and a counter. Only the raw output of Philox (Salmon et al., SC
+2011), keyed by a `SeedSequence`, is used: numpy keeps both the same on every platform and in every version, and
+promises that for no distribution built on top of them (NEP 19).
 """
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from edkd.data import streams
+from edkd.errors import EdkdError
+
+# One number for each use, so that no two uses share their draws. Changing one changes every result after it.
+ORDER = 1
+VIEWS = 2
+SUBSET = 3
+HOLD_OUT = 4
+TRANSFORMS = 5
+STRONG = 6
+
+
+def draw(n: int, *, seed: int, stream: int, counter: int) -> npt.NDArray[np.uint64]:
+    """`n` uniform 64-bit integers, shape [n]; the first k of them do not depend on `n`.
+
+    Raises EdkdError for a negative seed.
+    """
+    if seed < 0:
+        raise EdkdError(f"the seed is {seed}; allowed: 0 or more")
+    key = np.random.SeedSequence(seed, spawn_key=(stream, counter))
+    return np.random.Philox(key).random_raw(n)
 
 
 def n_views(padding: int, flip: bool) -> int:
@@ -35,7 +58,7 @@ def decode(view: Tensor, padding: int, flip: bool) -> tuple[Tensor, Tensor, Tens
 
 def epoch_order(seed: int, epoch: int, n: int) -> npt.NDArray[np.int64]:
     """The order in which epoch `epoch` visits `n` images: a permutation of range(n), shape [n]."""
-    keys = streams.draw(n, seed=seed, stream=streams.ORDER, counter=epoch)
+    keys = draw(n, seed=seed, stream=ORDER, counter=epoch)
     return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
 
 
@@ -45,4 +68,4 @@ def epoch_views(seed: int, epoch: int, n: int, count: int) -> npt.NDArray[np.int
     It depends neither on the order of the epoch nor on `n`, so two data sets that begin alike share their views.
     The remainder's bias is below count / 2^64.
     """
-    return (streams.draw(n, seed=seed, stream=streams.VIEWS, counter=epoch) % np.uint64(count)).astype(np.int64)
+    return (draw(n, seed=seed, stream=VIEWS, counter=epoch) % np.uint64(count)).astype(np.int64)

@@ -23,7 +23,7 @@ from edkd.runs.teacher_source import teacher_source
 from edkd.runs.teaching import is_lost, publish
 from edkd.teachers.source import Precision
 from edkd.tracking import LiveTracker
-from edkd.training import allocation, hardware
+from edkd.training import hardware
 from edkd.training.device import cores, set_up
 from edkd.training.state import TrainState
 from edkd.training.trainer import all_logits, fit
@@ -228,7 +228,7 @@ class _Run:
             "pid": os.getpid(),
             "device": hardware.device_name(inputs.device),
             "threads": self.threads,
-            "slurm": allocation.here(),
+            "slurm": hardware.slurm_note(),
             "data_sha256": inputs.data_sha256,
             "teacher": inputs.taught_by,
         }

@@ -9,7 +9,7 @@ from torch import nn
 
 from edkd.config.schema import Engine
 from edkd.errors import EdkdError
-from edkd.training import allocation, cpu_kernels
+from edkd.training import cpu_kernels, hardware
 
 
 def set_up(engine: Engine, threads: int) -> None:
@@ -30,7 +30,7 @@ def set_up(engine: Engine, threads: int) -> None:
 def cores() -> int:
     """The CPU cores that this process may use: those it is bound to, and in a SLURM job no more than are its own."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(bound, allocation.cores() or bound)
+    return min(bound, hardware.slurm_cores() or bound)
 
 
 def pick_device(name: str) -> torch.device:

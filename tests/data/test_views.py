@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from edkd.data import streams, views
+from edkd.data import views
 from edkd.errors import EdkdError
 
 
@@ -56,7 +56,7 @@ def test_draws_of_an_epoch_stay_as_they_are():
 
 
 def test_order_and_views_share_no_draws():
-    draws = [streams.draw(64, seed=5, stream=stream, counter=1) for stream in (streams.ORDER, streams.VIEWS)]
+    draws = [views.draw(64, seed=5, stream=stream, counter=1) for stream in (views.ORDER, views.VIEWS)]
     assert not np.intersect1d(*draws).size
 
 

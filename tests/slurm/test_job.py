@@ -18,7 +18,7 @@ from edkd.rundir import journal, lock
 from edkd.runs import preemption, run
 from edkd.runs.preemption import SafePoints, Stopped
 from edkd.slurm.job import FrozenRun, Warned
-from edkd.training import allocation
+from edkd.training import hardware
 from edkd.training.device import cores
 from tests.commandline import metrics
 from tests.fake_slurm import FakeSlurm, fake_slurm
@@ -323,7 +323,7 @@ def test_a_run_that_another_finished_in_the_meantime_is_left_as_it_is(
 
 
 def test_outside_slurm_there_is_no_job(fake_slurm: FakeSlurm) -> None:
-    assert (allocation.job_id(), allocation.here(), allocation.cores()) == (None, None, None)
+    assert (hardware.slurm_job(), hardware.slurm_note(), hardware.slurm_cores()) == (None, None, None)
 
 
 def test_a_job_is_named_as_squeue_names_it(fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,9 +331,9 @@ def test_a_job_is_named_as_squeue_names_it(fake_slurm: FakeSlurm, monkeypatch: p
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    assert allocation.here() == {"job_id": "12_0", "node": "n7", "cuda_visible_devices": "3", "restarts": 2}
+    assert hardware.slurm_note() == {"job_id": "12_0", "node": "n7", "cuda_visible_devices": "3", "restarts": 2}
     monkeypatch.delenv("SLURM_ARRAY_JOB_ID")
-    assert allocation.job_id() == "14"
+    assert hardware.slurm_job() == "14"
 
 
 def test_a_job_computes_on_the_cores_that_it_was_given(fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
