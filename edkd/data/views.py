@@ -9,11 +9,17 @@ Random draws are pure functions of a seed, a stream and a counter. Only the raw 
 promises that for no distribution built on top of them (NEP 19).
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from edkd.errors import EdkdError
+
+if TYPE_CHECKING:  # what prepares data needs the draws, and no torch
+    from torch import Tensor
 
 # One number for each use, so that no two uses share their draws. Changing one changes every result after it.
 ORDER = 1

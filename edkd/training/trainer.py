@@ -215,7 +215,8 @@ def fit(
         state.epoch += 1
         improved = state.best is None or chooser["top1"] > state.best["chosen_at"]
         if improved:
-            state.best = {"epoch": state.epoch, **test, "by": by, "chosen_at": chooser["top1"]}
+            found = {name: test[name] for name in ("loss", "top1", "top5")}
+            state.best = {"epoch": state.epoch, **found, "by": by, "chosen_at": chooser["top1"]}
         record = {
             "event": "epoch",
             "epoch": state.epoch,

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from edkd.config.instantiate import build
 from torch import Tensor, nn
 
 from edkd import models
 from edkd.config import schema
+from edkd.config.schema import build
 from edkd.distillers.base import Batch, Distiller, Shapes, Spec
 from edkd.errors import EdkdError
 from edkd.models.base import Classifier, Prediction

@@ -207,7 +207,7 @@ def test_a_finished_run_is_left_alone(
     before = contents(student.directory)
     monkeypatch.setattr(run, "gather", lambda *_: pytest.fail("a finished run needs nothing"))
     again = execute(student)
-    assert (again.end, again.epochs, contents(student.directory)) == (first.end, first.epochs, before)
+    assert (again.end, again.last_epoch, contents(student.directory)) == (first.end, first.last_epoch, before)
 
     stored = setup.teacher_folder(taught.settings) / KEY / "resnet8.pt"
     teacher = stored.read_bytes()

@@ -157,14 +157,6 @@ def test_of_many_journals_the_latest_few_are_read(job: Any, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0 s"), (89, "89 s"), (100, "2 min"), (5399, "90 min"), (5400, "1.5 h"), (4e7, "11,111.1 h")],
-)
-def test_a_rounded_time(seconds: float, text: str) -> None:
-    assert progress.rounded(seconds) == text
-
-
-@pytest.mark.parametrize(
     ("found", "line"),
     [
         (
@@ -187,7 +179,7 @@ def test_a_rounded_time(seconds: float, text: str) -> None:
         ),
         (
             Estimate({"teachers": [500.0], "students": [100.0, 900.0, 200.0]}, 4, 1, 0, Counter({HERE: 1})),
-            "estimate: teachers 8 min, students 20 min, 0.47 device hours in all, 23 min with 4 runs at a time; "
+            "estimate: teachers 0:08:20, students 0:20:00, 0.47 device hours in all, 0:23:20 with 4 runs at a time; "
             f"recorded on {HERE}: 1 network",  # the longest run of a stage bounds it
         ),
         (Estimate(), "estimate: nothing to train"),

@@ -191,12 +191,12 @@ def test_the_parent_run_gets_the_counts_and_a_server_that_is_away_is_a_warning(
 ) -> None:
     given: dict[str, Any] = {}
 
-    def away(sweep: str, **more: Any) -> None:
-        given.update(more, sweep=sweep)
+    def away(what: Any, **more: Any) -> None:
+        given.update(more, what=what)
         raise EdkdError("the server is away")
 
     monkeypatch.setattr(report.tracking, "start_sweep", away)
-    monkeypatch.setattr(report.tracking, "finish_sweep", away)
+    monkeypatch.setattr(report.tracking, "settle_sweeps", away)
     monkeypatch.setattr(report.LOG, "propagate", True)
     outcome = [status("done", journal=each) for each in ("finished", "failed", "finished")]
     where = Tracking(uri="sqlite:///x.db", artifacts="a", experiment="e")
@@ -204,7 +204,7 @@ def test_the_parent_run_gets_the_counts_and_a_server_that_is_away_is_a_warning(
     report.track_end("s", where, outcome)
     report.track_end("other", replace(where, uri=None), outcome)  # without a store nothing is tracked
     place = {"uri": "sqlite:///x.db", "artifacts": "a", "experiment": "e"}
-    assert given == {"sweep": "s", "counts": {"finished": 2, "failed": 1}, **place}
+    assert given == {"what": {"s": {"finished": 2, "failed": 1}}, **place}
     assert [record.getMessage() for record in caplog.records] == [
         "the server is away; `edkd sync` brings MLflow up to date later"
     ] * 2

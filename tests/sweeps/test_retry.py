@@ -200,7 +200,7 @@ def test_a_retry_takes_what_is_chosen_and_does_not_shrink_the_sweep(sweep: Faile
     assert events(records["resnet8-resnet8/raising-s1"]) == ["start", "epoch", "failure", "start", "failure"]
     assert events(records["resnet8-resnet8/raising-s0"]) == ["start", "epoch", "failure"]
 
-    (journal_of,) = (here / "outputs" / "runs").glob(f"*/*/raising-s1-*/{journal.FILE}")
+    (journal_of,) = (here / "outputs" / "runs").glob("*/*/raising-s1-*/journal.jsonl")
     journal_of.unlink()  # as planned, and never begun
     some, every = edkd("retry", "--dry-run"), edkd("retry", "--dry-run", "--all")
     assert "raising-s0" in some.out and "raising-s1" not in some.out
