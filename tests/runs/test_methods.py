@@ -17,6 +17,7 @@ METHODS = {
         {"distiller.embed_s.linear.weight", "distiller.memory_student", "distiller.memory_teacher"},
     ),
     "ctkd": (["distiller=ctkd"], {"distiller.theta"}),
+    "mlkd": (["distiller=mlkd"], set()),
     "simkd": (["distiller=simkd"], {"distiller.transfer.0.weight", "distiller.classifier_weight"}),
     "dot": (["distiller=kd", "optimizer=dot"], set()),
     "deepkd": (["distiller=deepkd", "optimizer=deepkd"], set()),
