@@ -69,6 +69,8 @@ class Outcome(NamedTuple):
     """Named scalars, each as it enters the sum that is minimised."""
     metrics: dict[str, Tensor]
     """Named 0-dim tensors without gradient, averaged over an epoch and logged under their names."""
+    logits: Tensor | None = None
+    """[B, K] without gradient: what `predict` gives for the batch, for `train/top1`; None: the student's own logits."""
 
 
 class Distiller(nn.Module, ABC):
@@ -97,7 +99,10 @@ class Distiller(nn.Module, ABC):
         """
 
     def predict(self, student: Prediction) -> Prediction:
-        """What is evaluated of the student's prediction: by default all of it, unchanged."""
+        """What is evaluated of the student's prediction: by default all of it, unchanged.
+
+        The method's modules are then a part of the network: its weights files hold them beside the student.
+        """
         return student
 
     @abstractmethod
