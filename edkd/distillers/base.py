@@ -87,6 +87,10 @@ class Distiller(nn.Module, ABC):
     """Whether both predictions carry features; only logits otherwise."""
     needs_strong_view: ClassVar[bool] = False
     """Whether `batch.strong` is filled in: the student then makes a second forward pass in every step."""
+    loss_names: ClassVar[tuple[str, ...]] = ("ce", "kd")
+    """The names of the losses of `forward`, for optimisers that do not descend their sum."""
+    needs_losses_apart: ClassVar[bool] = False
+    """Whether the method is one only with an optimiser that has a momentum for each of its losses."""
 
     def __init__(self) -> None:
         # Narrower than nn.Module's (*args, **kwargs): the signature is what configuration is validated against.

@@ -24,6 +24,7 @@ class SimKD(Distiller):
     """
 
     needs_feats: ClassVar[bool] = True
+    loss_names: ClassVar[tuple[str, ...]] = ("kd",)
     classifier_weight: Tensor  # [K, C_t], the teacher's
     classifier_bias: Tensor  # [K]
 

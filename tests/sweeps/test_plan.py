@@ -185,3 +185,12 @@ def test_a_large_plan_needs_few_compositions(
     assert len(counted) == 1 + 21 + 4
     assert {(job.settings.seed, job.config["seed"]) for job in planned.students} == {(n, n) for n in range(48)}
     assert not list(tmp_path.iterdir())
+
+
+def test_an_optimiser_of_distillation_losses_trains_no_teacher(planner: Planner, tmp_path: Path) -> None:
+    master, loader = planner()
+    asked = ["distiller=kd", "optimizer=dot", "optimizer.delta=0.05", f"output={tmp_path}"]
+    overrides = OverridesParser.create(loader).parse_overrides(asked)
+    planned = plan.make_plan([asked], overrides, Composer(master, loader))
+    assert [job.settings.optimizer for job in planned.teachers] == [schema.SGD]
+    assert planned.students[0].settings.optimizer["delta"] == 0.05
