@@ -25,6 +25,7 @@ from edkd.distillers.vanilla import Vanilla
 from edkd.errors import EdkdError
 from edkd.rundir import journal, provenance
 from edkd.rundir.journal import RunState
+from edkd.runs.setup import check_method
 from edkd.status.state import RunStatus
 from edkd.teachers import store
 
@@ -123,6 +124,7 @@ def make_plan(combinations: Iterable[Sequence[str]], overrides: Sequence[Overrid
     for combination in combinations:
         job = make_job(*composer.compose(combination), teacher_id=None)
         cfg = job.settings
+        check_method(cfg)
         if cfg.needs_teacher:
             entry = stored_teacher(cfg)
             if entry is None:
