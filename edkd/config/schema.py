@@ -169,6 +169,9 @@ def settings(config: Mapping[str, Any], method: str) -> Settings:
     values = {name: value for name, value in config.items() if name != "pairs"}
     values |= {name: typed(cls, values.get(name), name) for name, cls in _GROUPS.items()}
     values |= {"distiller": _distiller(values.get("distiller")), "optimizer": _optimizer(values.get("optimizer"))}
+    trained = target(values["distiller"], "distiller")
+    if (reason := misfit_of(values["optimizer"], trained)) is not None:
+        raise EdkdError(f"distiller={method} has the losses {', '.join(trained.loss_names)}: {reason}")
     check_call(values["dataset"].source, "dataset.source", {})
     for role in ("teacher", "student"):
         check_call(values[role].model, f"{role}.model", {"num_classes": 2})
@@ -207,6 +210,12 @@ def _optimizer(node: Any) -> dict[str, Any]:
     """The optimiser's node, checked against its signature; the run gives parameters, rate, momentum and decay."""
     given = dict.fromkeys(("params", "lr", "momentum", "weight_decay"))
     return {**check_call(node, "optimizer", given), "_target_": node["_target_"]}
+
+
+def misfit_of(optimizer: Mapping[str, Any], method: type[Distiller]) -> str | None:
+    """What keeps an optimiser's node from serving a method's losses; None where nothing does, or it declares none."""
+    declared = getattr(target(optimizer, "optimizer"), "misfit", None)
+    return None if declared is None else declared(method)
 
 
 def target(node: Any, where: str) -> Any:

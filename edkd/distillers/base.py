@@ -69,6 +69,8 @@ class Outcome(NamedTuple):
     """Named scalars, each as it enters the sum that is minimised."""
     metrics: dict[str, Tensor]
     """Named 0-dim tensors without gradient, averaged over an epoch and logged under their names."""
+    logits: Tensor | None = None
+    """[B, K] without gradient: what `predict` gives for the batch, for `train/top1`; None: the student's own logits."""
 
 
 class Distiller(nn.Module, ABC):
@@ -85,6 +87,10 @@ class Distiller(nn.Module, ABC):
     """Whether both predictions carry features; only logits otherwise."""
     needs_strong_view: ClassVar[bool] = False
     """Whether `batch.strong` is filled in: the student then makes a second forward pass in every step."""
+    loss_names: ClassVar[tuple[str, ...]] = ("ce", "kd")
+    """The names of the losses of `forward`, for optimisers that do not descend their sum."""
+    needs_losses_apart: ClassVar[bool] = False
+    """Whether the method is one only with an optimiser that has a momentum for each of its losses."""
 
     def __init__(self) -> None:
         # Narrower than nn.Module's (*args, **kwargs): the signature is what configuration is validated against.
@@ -97,7 +103,10 @@ class Distiller(nn.Module, ABC):
         """
 
     def predict(self, student: Prediction) -> Prediction:
-        """What is evaluated of the student's prediction: by default all of it, unchanged."""
+        """What is evaluated of the student's prediction: by default all of it, unchanged.
+
+        The method's modules are then a part of the network: its weights files hold them beside the student.
+        """
         return student
 
     @abstractmethod

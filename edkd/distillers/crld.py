@@ -25,6 +25,7 @@ class CRLD(Distiller):
     """
 
     needs_strong_view: ClassVar[bool] = True
+    loss_names: ClassVar[tuple[str, ...]] = ("ce", "within", "cross")
 
     def __init__(
         self,

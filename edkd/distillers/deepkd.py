@@ -4,6 +4,8 @@ arXiv:2505.15133. This is what it distils; its optimiser, which gives each of th
 `edkd.training.optimizers.DeepKD`.
 """
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from edkd import losses
@@ -24,6 +26,9 @@ from edkd.models.base import Prediction
 
 class _TopClasses(Distiller):
     """NCKD over all classes but the target, or with `top_k` over the teacher's largest logits."""
+
+    loss_names: ClassVar[tuple[str, ...]] = ("ce", "tckd", "nckd")
+    needs_losses_apart: ClassVar[bool] = True
 
     def __init__(self, *, temperature: float, top_k: int, name: str) -> None:
         super().__init__()

@@ -28,6 +28,8 @@ class MLKDOneView(Distiller):
     arXiv:2403.01427).
     """
 
+    loss_names: ClassVar[tuple[str, ...]] = ("ce", "kd", "class", "batch")
+
     def __init__(
         self, *, ce_weight: float, kd_weight: float, temperature: float, masking: str, standardise: bool
     ) -> None:

@@ -24,6 +24,7 @@ class SimKD(Distiller):
     """
 
     needs_feats: ClassVar[bool] = True
+    loss_names: ClassVar[tuple[str, ...]] = ("kd",)
     classifier_weight: Tensor  # [K, C_t], the teacher's
     classifier_bias: Tensor  # [K]
 
@@ -62,16 +63,20 @@ class SimKD(Distiller):
     def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
         """Losses: `kd`."""
         assert teacher is not None and teacher.last_map is not None
-        hint = losses.hint(self._project(student), losses.pool(teacher.last_map, self.size))
-        return Outcome({"kd": self.feat_weight * hint}, {})
+        projected = self._project(student)
+        hint = losses.hint(projected, losses.pool(teacher.last_map, self.size))
+        return Outcome({"kd": self.feat_weight * hint}, {}, self._classify(projected.detach()))
 
     def predict(self, student: Prediction) -> Prediction:
         """The student's prediction with the logits of the teacher's classifier."""
-        pooled = self._project(student).mean(dim=(2, 3))
-        return student._replace(logits=F.linear(pooled, self.classifier_weight, self.classifier_bias))
+        return student._replace(logits=self._classify(self._project(student)))
 
     def _project(self, student: Prediction) -> Tensor:
         """The projected last map, [B, C_t, size, size]."""
         assert student.last_map is not None
         projected: Tensor = self.transfer(losses.pool(student.last_map, self.size))
         return projected
+
+    def _classify(self, projected: Tensor) -> Tensor:
+        """The logits of the teacher's classifier, [B, K], on the mean of the projected map."""
+        return F.linear(projected.mean(dim=(2, 3)), self.classifier_weight, self.classifier_bias)

@@ -11,6 +11,7 @@ class Vanilla(Distiller):
     """Cross-entropy alone."""
 
     needs_teacher: ClassVar[bool] = False
+    loss_names: ClassVar[tuple[str, ...]] = ("ce",)
 
     def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
         """Losses: `ce`."""

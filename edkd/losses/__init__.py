@@ -17,9 +17,9 @@ from edkd.losses.logits import (
     kd_per_sample,
 )
 from edkd.losses.logits_scaled import normkd, normkd_dkd, standardise
-from edkd.losses.logits_selected import nckd_among_top, nkd, rld
+from edkd.losses.logits_selected import nckd_among_top, nkd, nkd_per_sample, rld
 from edkd.losses.multilevel import batch_correlation, class_correlation
-from edkd.losses.regions import RowLoss, nkd_per_sample, regional_logits, regional_weights, sdd
+from edkd.losses.regions import RowLoss, regional_logits, regional_weights, sdd
 from edkd.losses.relations import cc, pkt, rkd, sp
 from edkd.losses.singular import KDSVD_EXTRA, channel_directions, kdsvd
 

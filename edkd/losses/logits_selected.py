@@ -3,6 +3,7 @@
 Shapes as in `edkd.losses.logits`.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,19 +21,33 @@ from edkd.losses.probabilities import (
 
 
 def nkd(logits_student: Tensor, logits_teacher: Tensor, target: Tensor, gamma: float, temperature: float) -> Tensor:
-    """Normalised knowledge distillation, batch mean (scalar); a cross-entropy, so it is not 0 for equal logits.
+    """Normalised knowledge distillation, the batch mean of `nkd_per_sample` (scalar)."""
+    return nkd_per_sample(logits_student, logits_teacher, target, gamma, temperature, mask_target=True).mean()
+
+
+def nkd_per_sample(
+    logits_student: Tensor,
+    logits_teacher: Tensor,
+    target: Tensor,
+    gamma: float,
+    temperature: float,
+    mask_target: bool,
+) -> Tensor:
+    """Normalised knowledge distillation: [B, K] and int64 [B] to [B]; a cross-entropy, not 0 for equal logits.
 
     Yang, Zeng et al., "From Knowledge Distillation to Self-Knowledge Distillation", ICCV 2023, arXiv:2303.13005.
     −p_1(t)_y·log p_1(s)_y − gamma·T²·Σ_{j≠y} q_T(t)_j·log q_T(s)_j, where p_1 is the softmax at temperature 1 and q_T
-    that at T over the non-target classes alone.
+    that at T over the non-target classes alone. Without `mask_target` the sum and q_T are over all classes, as SDD's
+    published code has it.
     """
     is_target = mask_of(target, logits_student.shape[1])
     teacher = logits_teacher.detach()
     p_target = at_target(F.softmax(upcast(teacher), dim=1), is_target)
     of_target = -p_target * at_target(F.log_softmax(upcast(logits_student), dim=1), is_target)
-    q_teacher = weights_among(log_softmax_among(teacher, is_target, temperature), is_target)
-    others = -(q_teacher * log_softmax_among(logits_student, is_target, temperature)).sum(dim=1)
-    return (of_target + gamma * temperature**2 * others).mean()
+    left_out = is_target if mask_target else torch.zeros_like(is_target)
+    q_teacher = weights_among(log_softmax_among(teacher, left_out, temperature), left_out)
+    others = -(q_teacher * log_softmax_among(logits_student, left_out, temperature)).sum(dim=1)
+    return of_target + gamma * temperature**2 * others
 
 
 def rld(

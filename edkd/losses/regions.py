@@ -50,36 +50,3 @@ def sdd(logits_student: Tensor, logits_teacher: Tensor, target: Tensor, loss: Ro
     each = loss(logits_student.flatten(0, 1), logits_teacher.flatten(0, 1), target_of_region)
     weights = regional_weights(logits_teacher, target).to(each.dtype)
     return (weights.flatten() * each).mean()
-
-
-def nkd_per_sample(
-    logits_student: Tensor,
-    logits_teacher: Tensor,
-    target: Tensor,
-    gamma: float,
-    temperature: float,
-    mask_target: bool,
-) -> Tensor:
-    """Normalised KD, −p_1(t)_y·log p_1(s)_y − gamma·T²·Σ_j q_T(t)_j·log q_T(s)_j: [B, K] and [B] to [B].
-
-    Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation", ICCV 2023, arXiv:2303.13005. p_1 is the
-    softmax at temperature 1, q_T that at T over the classes without the target. Without `mask_target` q_T is the
-    softmax over all classes, as SDD's published code has it. A cross-entropy: it does not vanish for equal logits.
-    """
-    student, teacher = _upcast(logits_student), _upcast(logits_teacher.detach())
-    is_target = torch.arange(student.shape[1], device=target.device) == target[:, None]
-    nothing = torch.zeros_like(is_target)
-    of_target = (_log_softmax(teacher, nothing).exp() * _log_softmax(student, nothing) * is_target).sum(dim=1)
-    left_out = is_target if mask_target else nothing
-    log_teacher, log_student = (_log_softmax(logits / temperature, left_out) for logits in (teacher, student))
-    of_others = (log_teacher.masked_fill(left_out, -torch.inf).exp() * log_student).sum(dim=1)
-    return -of_target - gamma * temperature**2 * of_others
-
-
-def _upcast(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _log_softmax(logits: Tensor, left_out: Tensor) -> Tensor:
-    """The log softmax over the classes that are not left out; the others hold a finite number without meaning."""
-    return logits - logits.masked_fill(left_out, -torch.inf).logsumexp(dim=1, keepdim=True)

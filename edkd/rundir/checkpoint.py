@@ -92,9 +92,13 @@ def save_weights(model_state: dict[str, Tensor], path: Path, **info: Any) -> Non
 
 
 def weights_bytes(model_state: dict[str, Tensor], **info: Any) -> memoryview:
-    """The content of such a file: tensors on the CPU and contiguous, so that any machine and program reads them."""
-    plain = {key: tensor.detach().cpu().contiguous() for key, tensor in model_state.items()}
-    return _serialise({"model": plain, **info})
+    """The content of such a file."""
+    return _serialise({"model": portable(model_state), **info})
+
+
+def portable(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A ``state_dict`` with its tensors on the CPU and contiguous, so that any machine and program reads them."""
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -105,8 +109,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     takes the student. Tensors are on the CPU. Raises `EdkdError` for whatever else, and never executes a pickle.
     """
     path = Path(path)
-    data = _read(path)
-    content = _deserialise(path, _verified(path, data) if data.startswith(MAGIC) else data)
+    content = _content(path)
     for key in _KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -117,6 +120,12 @@ def load_weights(path: Path) -> dict[str, Tensor]:
             f"or a dictionary that has one under one of the keys {', '.join(_KEYS)}"
         )
     return _strip(content)
+
+
+def ends_in_method(path: Path) -> bool:
+    """Whether a file of ours holds a student whose predictions come from modules of its method, saved beside it."""
+    content = _content(Path(path))
+    return isinstance(content, dict) and {"model", "distiller"} <= content.keys()
 
 
 def load_into(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
@@ -145,6 +154,11 @@ def load_into(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
             f"{where} does not fit the architecture {architecture}: of {len(own)} entries {', '.join(found)}"
         )
     model.load_state_dict(state)
+
+
+def _content(path: Path) -> Any:
+    data = _read(path)
+    return _deserialise(path, _verified(path, data) if data.startswith(MAGIC) else data)
 
 
 def _is_state(content: Any) -> bool:

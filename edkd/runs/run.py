@@ -258,8 +258,10 @@ class _Run:
         )  # fmt: skip
 
     def save_student(self, state: TrainState, file: Path, epoch: int) -> None:
-        """Put the student's weights into a file of the run's directory."""
-        about = {"student": self.job.settings.student.name, "run": self.job.run, "epoch": epoch}
+        """Put the student's weights into a file of the run's directory, and those of a method in which it ends."""
+        about: dict[str, Any] = {"student": self.job.settings.student.name, "run": self.job.run, "epoch": epoch}
+        if state.trainable.ends_in_method:
+            about["distiller"] = checkpoint.portable(state.distiller.state_dict())
         checkpoint.save_weights(state.student.state_dict(), file, **about)
 
 

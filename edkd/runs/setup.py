@@ -5,7 +5,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +113,9 @@ def new_state(cfg: Settings, inputs: Inputs) -> TrainState:
     with seeded(cfg.seed, -1, device):
         distiller: Distiller = build(cfg.distiller, "distiller")
         if type(distiller).setup is not Distiller.setup:
-            distiller.setup(_spec(student, inputs))
+            arrays, size = inputs.arrays, inputs.arrays.image_size
+            teacher = None if inputs.teacher is None else _seen(inputs.teacher, size)
+            distiller.setup(_spec(_seen(student, size), teacher, arrays.num_classes, len(arrays.train)))
     student = to_device(student, cfg.engine, device)
     if cfg.engine.compile:
         compile_network(student, device)
@@ -130,26 +132,23 @@ def new_state(cfg: Settings, inputs: Inputs) -> TrainState:
     return TrainState(trainable, optimizer)
 
 
-def _spec(student: nn.Module, inputs: Inputs) -> Spec:
+class _Seen(NamedTuple):
+    """What a method may know of a network."""
+
+    shapes: Shapes
+    classifier: Classifier
+    norms: tuple[tuple[Tensor, Tensor], ...]
+
+
+def _spec(student: _Seen, teacher: _Seen | None, num_classes: int, train_images: int) -> Spec:
     """What a method knows when it makes its own modules."""
-    size = inputs.arrays.image_size
-    shapes, _ = _features(student, size)
-    teacher, classifier = (None, None) if inputs.teacher is None else _features(inputs.teacher, size)
-    return Spec(
-        student=shapes,
-        teacher=teacher,
-        num_classes=inputs.arrays.num_classes,
-        train_images=len(inputs.arrays.train),
-        classifier=classifier,
-        teacher_norms=tuple(
-            (norm.weight.detach().cpu(), norm.bias.detach().cpu())
-            for norm in getattr(inputs.teacher, "stage_norms", ())
-        ),
-    )
+    if teacher is None:
+        return Spec(student.shapes, None, num_classes, train_images)
+    return Spec(student.shapes, teacher.shapes, num_classes, train_images, teacher.classifier, teacher.norms)
 
 
-def _features(network: nn.Module, size: int) -> tuple[Shapes, Classifier]:
-    """The shapes of a network's features for one image of this size, and its classifier."""
+def _seen(network: nn.Module, size: int) -> _Seen:
+    """The shapes of a network's features for one image of this size, its classifier and its stages' batch norms."""
     training = network.training
     image = torch.zeros(1, 3, size, size, device=next(network.parameters()).device)
     with torch.no_grad():
@@ -164,9 +163,52 @@ def _features(network: nn.Module, size: int) -> tuple[Shapes, Classifier]:
     def size_of(feat: Tensor) -> tuple[int, int, int]:
         return feat.shape[1], feat.shape[2], feat.shape[3]
 
+    def kept(tensor: Tensor) -> Tensor:
+        return tensor.detach() if tensor.is_meta else tensor.detach().cpu()
+
     feats, preact_feats = (tuple(map(size_of, each)) for each in (made.feats, made.preact_feats))
-    shapes = Shapes(feats, preact_feats, made.pooled_feat.shape[1], size_of(made.last_map))
-    return shapes, Classifier(*(tensor.detach().cpu() for tensor in made.classifier))
+    return _Seen(
+        Shapes(feats, preact_feats, made.pooled_feat.shape[1], size_of(made.last_map)),
+        Classifier(*map(kept, made.classifier)),
+        tuple((kept(norm.weight), kept(norm.bias)) for norm in getattr(network, "stage_norms", ())),
+    )
+
+
+def check_method(cfg: Settings) -> None:
+    """Raise EdkdError for a method that refuses the networks of a run, before there are data or teacher.
+
+    The method's `setup` runs on PyTorch's meta device, where tensors have shapes and no memory. The number of classes
+    and images is not known yet and taken to be large.
+    """
+    if target(cfg.distiller, "distiller").setup is Distiller.setup:
+        return
+    teacher = cfg.teacher.model if cfg.needs_teacher else None
+    # Data sets of another size than CIFAR's say so.
+    refused = _refusal(
+        json.dumps([cfg.distiller, cfg.student.model, teacher, cfg.dataset.source.get("image_size", 32)])
+    )
+    if refused is not None:
+        raise EdkdError(f"distiller={cfg.method} on {cfg.pair}: {refused}")
+
+
+@functools.cache
+def _refusal(asked: str) -> str | None:
+    method, student, teacher, size = json.loads(asked)
+    try:
+        with torch.device("meta"):
+            seen = [None if each is None else _seen_on_meta(json.dumps(each), size) for each in (student, teacher)]
+            assert seen[0] is not None
+            build(method, "distiller").setup(_spec(seen[0], seen[1], 1000, 50_000))
+    except EdkdError as error:
+        return str(error)
+    except Exception:  # a class of the user's that does without the meta device: its run will say what is wrong
+        return None
+    return None
+
+
+@functools.cache
+def _seen_on_meta(model: str, size: int) -> _Seen:
+    return _seen(build(json.loads(model), "model", num_classes=1000), size)
 
 
 def teacher_folder(cfg: Settings) -> Path:

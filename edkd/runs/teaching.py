@@ -90,7 +90,7 @@ def evaluate_network(cfg: Settings, file: Path | None) -> tuple[str, dict[str, f
     """Measure `cfg.student` on the test set, with the weights in `file` or those of the stored teacher.
 
     Returns where the weights came from, and {"top1", "top5", "loss"} (percent, percent, nats). Raises EdkdError for
-    weights that are missing, damaged, or of another network.
+    weights that are missing, damaged, of another network, or of a student that ends in modules of its method.
     """
     where = str(file)
     if file is None:
@@ -102,6 +102,11 @@ def evaluate_network(cfg: Settings, file: Path | None) -> tuple[str, dict[str, f
             )
         store.verify(entry)
         where, file = f"teacher {entry.id}", entry.path
+    elif checkpoint.ends_in_method(file):
+        raise EdkdError(
+            f"{file}: the student of this method ends in modules of the method (`distiller` in the file), without "
+            "which it predicts nothing: it can be neither measured nor a teacher; its run's journal has its accuracy"
+        )
     weights = checkpoint.load_weights(file)
     arrays, _ = load_arrays(cfg)
     device = pick_device(cfg.engine.device)

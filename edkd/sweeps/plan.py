@@ -19,11 +19,13 @@ from omegaconf import DictConfig
 
 from edkd.config.compose import Composer
 from edkd.config.job import Job, digest, make_job
-from edkd.config.schema import Settings
+from edkd.config.schema import Settings, misfit_of
 from edkd.console import console, counted
+from edkd.distillers.vanilla import Vanilla
 from edkd.errors import EdkdError
 from edkd.rundir import journal, provenance
 from edkd.rundir.journal import RunState
+from edkd.runs.setup import check_method
 from edkd.status.state import RunStatus
 from edkd.teachers import store
 
@@ -122,13 +124,16 @@ def make_plan(combinations: Iterable[Sequence[str]], overrides: Sequence[Overrid
     for combination in combinations:
         job = make_job(*composer.compose(combination), teacher_id=None)
         cfg = job.settings
+        check_method(cfg)
         if cfg.needs_teacher:
             entry = stored_teacher(cfg)
             if entry is None:
+                # An optimiser of distillation losses trains no teacher.
+                dropped = {*_ABOUT_STUDENTS, *(["optimizer"] if misfit_of(cfg.optimizer, Vanilla) else [])}
                 kept = [
                     text
                     for text, override in zip(combination, overrides, strict=True)
-                    if override.key_or_group.split(".")[0] not in _ABOUT_STUDENTS
+                    if override.key_or_group.split(".")[0] not in dropped
                 ]
                 teacher = training(cfg.teacher.name, (*kept, f"seed={cfg.teacher_seed}"))
                 wanted.setdefault((cfg.dataset.key, cfg.teacher.name), {})[teacher.run] = teacher

@@ -7,7 +7,7 @@ from edkd.config.job import Job
 from edkd.console import console, counted
 from edkd.rundir import journal
 from edkd.runs.run import execute
-from edkd.runs.setup import gather, teacher_folder
+from edkd.runs.setup import check_method, gather, teacher_folder
 from edkd.sweeps import progress
 from edkd.sweeps.plan import is_dry, stored_teacher, warn_outdated
 from edkd.sweeps.report import open_tracking
@@ -21,6 +21,7 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
     """
     dry_run = is_dry(resolved.pop("dry_run", False))
     cfg = schema.settings(resolved, method)
+    check_method(cfg)
     teacher_id = None
     if cfg.needs_teacher:
         entry = stored_teacher(cfg)

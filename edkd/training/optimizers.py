@@ -6,7 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edkd.distillers.base import Distiller
 from edkd.errors import EdkdError
+
+_APART = "they need a momentum each, which optimizer=deepkd gives ce, tckd and nckd"
+_DOT = "optimizer=dot needs ce and at least one other, as every method has but vanilla, simkd, deepkd and deepkd_dkd"
+_DEEPKD = "optimizer=deepkd needs ce, tckd and nckd, as distiller=deepkd and deepkd_dkd have; others go with sgd"
 
 
 class SGD(torch.optim.SGD):
@@ -16,6 +21,11 @@ class SGD(torch.optim.SGD):
         self, params: Iterable[nn.Parameter], *, lr: float | Tensor, momentum: float, weight_decay: float
     ) -> None:
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+
+    @staticmethod
+    def misfit(method: type[Distiller]) -> str | None:
+        """What keeps a method's losses from being minimised here; None: nothing does."""
+        return _APART if method.needs_losses_apart else None
 
     def minimise(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Take one step down the sum of the losses; returns the sum."""
@@ -53,14 +63,18 @@ class DOT(torch.optim.Optimizer):
             )
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "delta": delta})
 
+    @staticmethod
+    def misfit(method: type[Distiller]) -> str | None:
+        """What keeps a method's losses from being minimised here; None: nothing does."""
+        if method.needs_losses_apart:
+            return _APART
+        return None if "ce" in method.loss_names and len(method.loss_names) > 1 else _DOT
+
     def minimise(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Take one step down the losses; returns their sum. Raises EdkdError without `ce` or with nothing beside it."""
         others = [loss for name, loss in losses.items() if name != "ce"]
         if len(others) in (0, len(losses)):
-            raise EdkdError(
-                "optimizer=dot needs a method with the loss ce and at least one other; "
-                f"this one has: {', '.join(losses)}"
-            )
+            raise EdkdError(f"a step has the losses {', '.join(losses)}: {_DOT}")
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         task = torch.autograd.grad(losses["ce"], parameters, retain_graph=True, allow_unused=True)
         kd = torch.autograd.grad(torch.stack(others).sum(), parameters, allow_unused=True)
@@ -120,13 +134,15 @@ class DeepKD(torch.optim.Optimizer):
         }
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **momenta})
 
+    @staticmethod
+    def misfit(method: type[Distiller]) -> str | None:
+        """What keeps a method's losses from being minimised here; None: nothing does."""
+        return None if {*method.loss_names} == {"ce", "tckd", "nckd"} else _DEEPKD
+
     def minimise(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Take one step down the losses; returns their sum. Raises EdkdError unless they are ce, tckd and nckd."""
         if losses.keys() != {"ce", "tckd", "nckd"}:
-            raise EdkdError(
-                "optimizer=deepkd needs a method with the losses ce, tckd and nckd (distiller=deepkd, deepkd_dkd); "
-                f"this one has: {', '.join(losses)}"
-            )
+            raise EdkdError(f"a step has the losses {', '.join(losses)}: {_DEEPKD}")
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         gradients = {}
         for name, again in {"ce": True, "tckd": True, "nckd": False}.items():

@@ -28,7 +28,7 @@ class Trainable(nn.Module):
         batch: Batch,
         strong: tuple[Tensor, Prediction] | None = None,
     ) -> tuple[Outcome, Tensor]:
-        """The losses of a batch of images [B, 3, H, W], and the student's logits [B, K].
+        """The losses of a batch of images [B, 3, H, W], and the logits [B, K] that `predict` gives in this pass.
 
         strong: a strong view of the images, and what the teacher says of it.
         """
@@ -37,13 +37,20 @@ class Trainable(nn.Module):
             if strong is not None:
                 second = in_fp32(self.student(strong[0], want_feats=self.distiller.needs_feats))
                 batch = replace(batch, strong=StrongView(second, strong[1]))
-        return self.distiller(prediction, teacher, batch), prediction.logits.detach()
+        outcome = self.distiller(prediction, teacher, batch)
+        # A method's result of another kind is the step's to refuse.
+        own = outcome.logits if isinstance(outcome, Outcome) else None
+        return outcome, prediction.logits.detach() if own is None else own
+
+    @property
+    def ends_in_method(self) -> bool:
+        """Whether what is evaluated comes from modules of the method."""
+        return type(self.distiller).predict is not Distiller.predict
 
     def predict(self, images: Tensor) -> Tensor:
         """The logits [B, K] that are evaluated: the student's, or those that the method makes of its features."""
-        wants_feats = type(self.distiller).predict is not Distiller.predict
         with self.precision.autocast():
-            prediction = in_fp32(self.student(images, want_feats=wants_feats))
+            prediction = in_fp32(self.student(images, want_feats=self.ends_in_method))
         return self.distiller.predict(prediction).logits
 
 

@@ -62,7 +62,7 @@ def _check(outcome: Any, distiller: Distiller) -> None:
             f"{name} returned {type(outcome).__name__ if not isinstance(outcome, Outcome) else 'no loss'}; "
             "it must return edkd.distillers.Outcome(losses={name: 0-dim tensor, ...}, metrics={...})"
         )
-    for kind, values in zip(Outcome._fields, outcome, strict=True):
+    for kind, values in (("losses", outcome.losses), ("metrics", outcome.metrics)):
         for key, value in values.items():
             if not isinstance(value, Tensor) or value.dim():
                 found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

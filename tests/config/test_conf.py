@@ -276,6 +276,7 @@ def test_the_recipe(compose: Any) -> None:
         ("tracking=server", "cifar100"),
         ("tracking=sqlite", "cifar100"),
         ("experiment=demo", "digits-8-100perclass"),
+        ("experiment=demo_methods", "digits-8-100perclass"),
         ("experiment=cifar100_short", "cifar100"),
         ("experiment=cifar100_small", "cifar100-20perclass-test10"),
     ],
@@ -291,7 +292,7 @@ def test_no_other_option_was_forgotten() -> None:
     assert options("engine") == ["default"]
     assert options("optimizer") == ["deepkd", "dot", "sgd"]
     assert options("tracking") == ["journal", "server", "sqlite"]
-    assert options("experiment") == ["cifar100_short", "cifar100_small", "demo"]
+    assert options("experiment") == ["cifar100_short", "cifar100_small", "demo", "demo_methods"]
     assert options("hydra/launcher") == ["local", "slurm", "slurm_detached"]
 
 

@@ -25,6 +25,33 @@ def base(compose: Any) -> dict[str, Any]:
     return compose("dataset=digits", "teacher=resnet8", "student=resnet8", "schedule=short", "distiller=edkd")
 
 
+@pytest.mark.parametrize(
+    ("method", "optimizer", "message"),
+    [
+        ("deepkd", "sgd", "has the losses ce, tckd, nckd: they need a momentum each, which optimizer=deepkd gives"),
+        ("deepkd_dkd", "dot", "has the losses ce, tckd, nckd: they need a momentum each"),
+        ("kd", "deepkd", "has the losses ce, kd: optimizer=deepkd needs ce, tckd and nckd, as distiller=deepkd"),
+        ("vanilla", "dot", "has the losses ce: optimizer=dot needs ce and at least one other"),
+        ("simkd", "dot", "has the losses kd: optimizer=dot needs ce and at least one other"),
+        ("edkd", "dot", None),
+        ("mlkd", "dot", None),
+        ("deepkd", None, None),  # brings its own
+    ],
+)
+def test_which_optimiser_serves_which_method(
+    compose: Any, method: str, optimizer: str | None, message: str | None
+) -> None:
+    chosen = [f"optimizer={optimizer}"] if optimizer else []
+    composed = compose(f"distiller={method}", *chosen)
+    if message is None:
+        assert schema.settings(composed, method).optimizer["_target_"] == composed["optimizer"]["_target_"]
+        return
+    with pytest.raises(EdkdError) as error:
+        schema.settings(composed, method)
+    assert str(error.value).startswith(f"distiller={method} {message}")
+    assert "\n" not in str(error.value)
+
+
 def changed(base: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     """The configuration with another value under a dotted key; `ABSENT` takes the key away."""
     outer = node = copy.deepcopy(base)

@@ -104,6 +104,7 @@ def test_losses_are_those_of_the_formula_with_its_weights(configured: Any, metho
     student, teacher, target = draw_logits(CASES["logits"]["dist"][0]["inputs"])
     distiller, _ = ready(configured(method, "resnet32x4-resnet8x4"), nn.Parameter(student.detach()), 10)
     outcome = distiller(Prediction(student), Prediction(teacher), at_epoch(target, 5))
+    assert {*outcome.losses} == {*distiller.loss_names}
     ce = CE_WEIGHTS.get(method, 1.0) * losses.cross_entropy(student, target)
     expected = {"ce": ce, **FORMULAS[method](student, teacher, target)}
     found = {name: loss.item() for name, loss in outcome.losses.items()}
@@ -204,8 +205,7 @@ def test_the_values_of_each_pair_are_the_published_ones(configured: Any, method:
 
 
 def test_an_optimisers_values_of_a_pair_belong_to_that_optimiser(compose: Any) -> None:
-    cfg = schema.settings(compose("distiller=deepkd", "pair=vgg13-vgg8"), "deepkd")
-    assert cfg.optimizer == schema.SGD
+    assert compose("distiller=deepkd", "optimizer=sgd", "pair=vgg13-vgg8")["optimizer"] == schema.SGD
 
 
 @pytest.mark.parametrize("method", ["kd", "dkd", "edkd"])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Shapes, Spec
+from edkd.distillers.base import Batch, Distiller, Outcome, Shapes, Spec
 from edkd.distillers.catkd import CATKD
 from edkd.distillers.cc import CC
 from edkd.distillers.ofd import OFD
@@ -56,12 +56,14 @@ def drawn(case: dict) -> tuple[Maps, Maps, np.random.RandomState]:
     return [each.requires_grad_() for each in student], teacher, stream
 
 
-def kd(method: Distiller, student: Prediction, teacher: Prediction, epoch: float = 1.0) -> Tensor:
+def outcome_of(method: Distiller, student: Prediction, teacher: Prediction, epoch: float = 1.0) -> Outcome:
     count = len(student.logits)
     target = torch.zeros(count, dtype=torch.int64)
-    return method(
-        student, teacher, Batch(torch.arange(count), target, torch.tensor(epoch, dtype=torch.float64))
-    ).losses["kd"]
+    return method(student, teacher, Batch(torch.arange(count), target, torch.tensor(epoch, dtype=torch.float64)))
+
+
+def kd(*arguments: Any) -> Tensor:
+    return outcome_of(*arguments).losses["kd"]
 
 
 def assert_gradients(case: dict, found: Mapping[str, Tensor]) -> None:
@@ -192,7 +194,10 @@ def test_simkd_and_the_logits_that_it_evaluates(case: dict) -> None:
     fill(transfer)
     student, teacher, _ = drawn(case)
     assert_recorded(copy.deepcopy(method).predict(predicted(student)).logits, case["student_logits"])
-    loss = kd(method, predicted(student), predicted(teacher))
+    outcome = outcome_of(method, predicted(student), predicted(teacher))
+    assert outcome.logits is not None and not outcome.logits.requires_grad
+    assert_recorded(outcome.logits, case["student_logits"])  # of the same pass
+    loss = outcome.losses["kd"]
     loss.backward()
     assert loss.item() == pytest.approx(case["loss"], rel=1e-9)
     assert_gradients(case, gradients(transfer, student=student[0]))

@@ -68,6 +68,7 @@ def test_the_recorded_values_and_gradients(name: str, case: int) -> None:
     for each in (student, *strong[:1]):
         each.requires_grad_()
     outcome = method(Prediction(student), Prediction(teacher), batch_of(target, strong))
+    assert {*outcome.losses} == {*method.loss_names}
     for key, value in recorded["losses"].items():
         assert outcome.losses[RECORDED_NAMES[key]].item() == pytest.approx(value, rel=1e-9)
     total = torch.stack(list(outcome.losses.values())).sum()

@@ -1,5 +1,6 @@
 """One run from its plan to its end: the files it leaves, what its journal tells, and every way it can stop."""
 
+import functools
 import json
 import shutil
 import socket
@@ -24,10 +25,11 @@ from edkd.models.base import Prediction
 from edkd.rundir import checkpoint, journal
 from edkd.rundir.paths import checkpoints
 from edkd.runs import run, setup
+from edkd.runs.teaching import evaluate_network, import_teacher
 from edkd.teachers import store as teacher_store
 from edkd.teachers.source import Precision
 from edkd.training.device import to_device
-from edkd.training.trainer import evaluate
+from edkd.training.trainer import evaluate, measure
 
 KEY = "digits-8-20perclass-test10"
 
@@ -160,6 +162,25 @@ def test_the_saved_weights_have_the_accuracies_of_the_end(make_job: Any) -> None
         network = to_device(network, job.settings.engine, torch.device("cpu"))
         found = evaluate(network, data.test, Precision("fp32", torch.device("cpu")))
         assert found == {metric: end[name][metric] for metric in found}
+
+
+def test_a_student_that_ends_in_its_method_is_saved_with_it(make_job: Any, taught: config_job.Job) -> None:
+    job = make_job("simkd", teacher_id=f"run:{taught.run}")
+    end = execute(job).end
+    assert end is not None
+    cpu = torch.device("cpu")
+    inputs = setup.gather(job.settings, job.teacher_id)
+    state = setup.new_state(job.settings, inputs)
+    for name in ("last", "best"):
+        saved = torch.load(job.directory / f"{name}.pt", weights_only=True)
+        state.student.load_state_dict(saved["model"])
+        state.distiller.load_state_dict(saved["distiller"])
+        test = setup.device_data(inputs.arrays, job.settings, cpu).test
+        found = measure(state.trainable.eval().predict, test, cpu)
+        assert found == {metric: end[name][metric] for metric in found}
+    for act in (evaluate_network, functools.partial(import_teacher, replace=True)):
+        with pytest.raises(EdkdError, match=r"last\.pt: the student of this method ends in modules of the method"):
+            act(job.settings, job.directory / "last.pt")
 
 
 def test_the_accuracy_of_a_teacher_is_measured_once(student: config_job.Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,3 +185,29 @@ def test_a_large_plan_needs_few_compositions(
     assert len(counted) == 1 + 21 + 4
     assert {(job.settings.seed, job.config["seed"]) for job in planned.students} == {(n, n) for n in range(48)}
     assert not list(tmp_path.iterdir())
+
+
+def test_an_optimiser_of_distillation_losses_trains_no_teacher(planner: Planner, tmp_path: Path) -> None:
+    master, loader = planner()
+    asked = ["distiller=kd", "optimizer=dot", "optimizer.delta=0.05", f"output={tmp_path}"]
+    overrides = OverridesParser.create(loader).parse_overrides(asked)
+    planned = plan.make_plan([asked], overrides, Composer(master, loader))
+    assert [job.settings.optimizer for job in planned.teachers] == [schema.SGD]
+    assert planned.students[0].settings.optimizer["delta"] == 0.05
+
+
+def test_a_method_that_refuses_a_pair_is_refused_when_planning(planner: Planner, tmp_path: Path) -> None:
+    master, loader = planner()
+    asked = ["distiller=kdsvd", "pair=vgg13-mobilenetv2", f"output={tmp_path}"]
+    overrides = OverridesParser.create(loader).parse_overrides(asked)
+    with pytest.raises(EdkdError, match=r"^distiller=kdsvd on vgg13-mobilenetv2: .*it works for resnet56-resnet20, "):
+        plan.make_plan([asked], overrides, Composer(master, loader))
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_method_serves_a_pair_of_equal_stages(planner: Planner, tmp_path: Path) -> None:
+    master, loader = planner()
+    asked = ["distiller=glob(*)", "pair=vgg13-vgg8", "experiment=demo", f"output={tmp_path}"]
+    overrides = OverridesParser.create(loader).parse_overrides(asked)
+    planned = plan.make_plan(plan.expand(overrides, {}), overrides, Composer(master, loader))
+    assert {job.settings.method for job in planned.students} == {*loader.get_group_options("distiller")}

@@ -102,6 +102,21 @@ def test_a_recorded_step_gives_the_bits_of_an_eager_one(method: str, precision: 
         assert torch.equal(value, same_weights["student"][name]), name
 
 
+class AllRight(Distiller):
+    """A method that predicts each image's class from modules of its own."""
+
+    needs_teacher = False
+
+    def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
+        ce = torch.nn.functional.cross_entropy(student.logits, batch.target)
+        return Outcome({"ce": ce}, {}, torch.nn.functional.one_hot(batch.target, 5).float())
+
+
+def test_training_accuracy_is_that_of_what_the_method_predicts() -> None:
+    (metrics,) = train(*started(AllRight(), CPU, capture=False), 1)
+    assert metrics["train/top1"] == 100
+
+
 class ReadsBack(Distiller):
     """A method that waits for the device in every step."""
 

@@ -1,0 +1,84 @@
+"""The page docs/methods.md: every method, from its YAML file, its class and the published numbers.
+
+`python -m edkd.bench.methods` writes it.
+"""
+
+import csv
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from edkd.bench.workload import table_pairs
+from edkd.config.schema import folder, target
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "methods.md"
+PUBLISHED = ROOT / "analysis" / "published" / "cifar100.csv"
+HEAD = """# Methods
+
+Each is `distiller=<option>`, a file in `conf/distiller/` with its formula, values and the sources of its numbers.
+*Needs*: logits of the teacher come from the [cache](teacher-cache.md); features and strong views make it run in every
+step. *Published* is the mean top-1 (%) over those of the table's seven pairs for which
+`analysis/published/cifar100.csv` has a number by the table's recipe, and how many these are: means over
+different pairs do not compare. This page is written by `python -m edkd.bench.methods`.
+
+| option | method | family | year | source | needs | loss | published |
+|---|---|---|---|---|---|---|---|
+"""
+
+
+def page() -> str:
+    """The text of the page."""
+    return HEAD + "".join(_row(path) for path in sorted((folder() / "distiller").glob("*.yaml")))
+
+
+def _row(path: Path) -> str:
+    text = path.read_text()
+    values, head = yaml.safe_load(text), [line for line in text.splitlines() if line.startswith("#")]
+    comment = " ".join(line.lstrip("# ") for line in head)
+    venue = re.search(r"(ICLR|ICCV|CVPR|ECCV|NeurIPS|AAAI|ACM MM) \d{4}", comment)
+    arxiv = re.search(r"arXiv:(\d{4}\.\d{4,5})", comment)
+    source = ", ".join(
+        [*([venue[0]] if venue else []), *([f"[{arxiv[1]}](https://arxiv.org/abs/{arxiv[1]})"] if arxiv else [])]
+    )
+    indented = itertools.takewhile(
+        lambda line: line.startswith("#   ") and "launch.py" not in line,
+        itertools.dropwhile(lambda line: not line.startswith("#   "), head),
+    )
+    formula = " ".join(line.lstrip("# ") for line in indented)
+    cells = [
+        f"`{path.stem}`",
+        str(values.get("title", "the student alone")),
+        str(values.get("family", "")),
+        str(values.get("year", "")),
+        source,
+        _needs(values),
+        formula.replace("|", "\\|").replace("*", "\\*"),
+        _published(path.stem),
+    ]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _needs(values: dict[str, Any]) -> str:
+    method = target(values, "distiller")
+    if not method.needs_teacher:
+        return "nothing"
+    return f"{'features' if method.needs_feats else 'logits'}{', strong views' if method.needs_strong_view else ''}"
+
+
+def _published(method: str) -> str:
+    with PUBLISHED.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] == method and row["recipe"] == ""]
+    found = []
+    for pair in table_pairs():
+        by = {row["column"]: float(row["top1"]) for row in rows if row["pair"] == pair}
+        found += [by.get("authors", by.get("table"))] if by else []
+    numbers = [value for value in found if value is not None]
+    return f"{sum(numbers) / len(numbers):.2f} ({len(numbers)})" if numbers else ""
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
