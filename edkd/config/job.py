@@ -51,6 +51,11 @@ class Job:
         return Path(self.settings.output) / "runs" / self.name
 
     @property
+    def used(self) -> dict[str, Any]:
+        """The configuration without the teacher of a run that has none."""
+        return {key: node for key, node in self.config.items() if key != "teacher" or self.settings.needs_teacher}
+
+    @property
     def tags(self) -> dict[str, str]:
         """What tracking and analysis sort runs by."""
         cfg, identified = self.settings, self.identity

@@ -22,7 +22,7 @@ from edkd.config.job import Job, digest, make_job
 from edkd.config.schema import Settings
 from edkd.console import console, counted
 from edkd.errors import EdkdError
-from edkd.rundir import journal, provenance
+from edkd.rundir import provenance
 from edkd.rundir.journal import RunState
 from edkd.status.state import RunStatus
 from edkd.teachers import store
@@ -181,13 +181,13 @@ def _planned_as(status: RunStatus) -> str:
 
 
 def warn_outdated(jobs: Iterable[Job], states: Mapping[str, RunState]) -> None:
-    """Name each finished run that the user's own classes, as they are now, would train in another way."""
-    for job in jobs:
-        if states[job.run].status != "finished" or not (states[job.run].first_start or {}).get("sources"):
-            continue
-        known = (journal.state(job.directory).start or {})["sources"]
-        now = provenance.foreign(job.config)
-        changed = [target for target, digest in known.items() if now.get(target) != digest]
+    """Name each finished run that its classes, as they are now and git has not, would train in another way."""
+    done = [job for job in jobs if states[job.run].status == "finished"]
+    own = provenance.own_code(*(job.used for job in done))
+    for job in done:
+        known = (states[job.run].start or {}).get("sources") or {}
+        named = provenance.targets(job.used)
+        changed = provenance.differing(known, {target: digest for target, digest in own.items() if target in named})
         if changed:
             console.print(
                 f"{job.name} was finished by another version of {', '.join(changed)}: "
