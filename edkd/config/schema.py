@@ -8,6 +8,7 @@ dotted key of a node, which every error begins with.
 import functools
 import importlib
 import inspect
+import itertools
 import types
 import typing
 from collections.abc import Mapping
@@ -91,9 +92,24 @@ class Schedule:
     lr: PositiveFloat
     momentum: NaturalFloat
     weight_decay: NaturalFloat
-    milestones: list[int]
+    milestones: list[float]  # as given; whole epochs once resolved
     gamma: PositiveFloat
     warmup_epochs: NaturalInt
+
+    def __post_init__(self) -> None:
+        given = self.milestones
+        in_order = all(low < high for low, high in itertools.pairwise(given))
+        fractions = all(0 < milestone < 1 for milestone in given)
+        if not in_order or not (fractions or all(milestone >= 1 and milestone % 1 == 0 for milestone in given)):
+            raise ValueError(
+                f"milestones={given}: must be epochs, or fractions of the epochs above 0 and below 1, each above the "
+                "one before"
+            )
+        if fractions:  # in few epochs two may be one, or fall on the end
+            resolved = {round(milestone * self.epochs) for milestone in given} - {0, self.epochs}
+        else:
+            resolved = {int(milestone) for milestone in given}
+        object.__setattr__(self, "milestones", sorted(resolved))
 
     def rate(self, epoch: int) -> float:
         """Learning rate of an epoch (from 1): `milestones: [150]` makes epoch 151 the first at the lower rate."""

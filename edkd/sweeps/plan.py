@@ -164,6 +164,20 @@ def show_plan(planned: Sweep, statuses: Mapping[str, RunStatus]) -> None:
     print(f"sweep {planned.id}: {counted(len(planned.students), 'run')}: {numbers}; teachers to train first: {missing}")
 
 
+def show_unreached(jobs: Iterable[Job]) -> None:
+    """Print the milestones at which no run of a schedule arrives, a line a schedule."""
+    schedules = [job.settings.schedule for job in jobs]
+    late = {(s.epochs, tuple(m for m in s.milestones if m >= s.epochs)) for s in schedules}
+    for epochs, milestones in sorted(late):
+        if milestones:
+            console.print(
+                f"schedule.milestones {', '.join(map(str, milestones))}: never reached in {counted(epochs, 'epoch')}; "
+                "fractions, such as 0.625, follow schedule.epochs",
+                markup=False,
+                soft_wrap=True,
+            )
+
+
 def _active_in_slurm(status: RunStatus) -> bool:
     return status.state in ("waiting", "running") and status.job is not None
 

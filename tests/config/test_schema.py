@@ -49,6 +49,19 @@ def changed(base: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("schedule.momentum", -0.1, "schedule.momentum=-0.1: must be 0 or more"),
         ("schedule.warmup_epochs", -1, "schedule.warmup_epochs=-1: must be 0 or more"),
         ("schedule.milestones", 3, "schedule.milestones=3: must be a list"),
+        ("schedule.milestones", ["a"], "schedule.milestones[0]=a: must be a number"),
+        *(
+            ("schedule.milestones", wrong, f"schedule.milestones={shown}: must be epochs, or fractions of the epochs")
+            for wrong, shown in (
+                ([3, 2], "[3.0, 2.0]"),
+                ([2, 2], "[2.0, 2.0]"),
+                ([0.5, 0.25], "[0.5, 0.25]"),
+                ([0.5, 2], "[0.5, 2.0]"),
+                ([1.5], "[1.5]"),
+                ([0], "[0.0]"),
+                ([-1], "[-1.0]"),
+            )
+        ),
         ("schedule.decay", 2, "schedule.decay: no such value; allowed: epochs, batch_size, lr"),
         ("dataset.validation", 1, "dataset.validation=1: must be below 1"),
         ("dataset.padding", -1, "dataset.padding=-1: must be 0 or more"),
@@ -116,6 +129,28 @@ def test_data_set_keys(values: dict[str, Any], key: str) -> None:
     defaults = {"train_per_class": None, "test_per_class": None, "validation": 0.0, "validation_seed": 0}
     fixed = {"name": "own", "source": {}, "mean": [0.5] * 3, "std": [0.5] * 3, "padding": 4, "flip": True}
     assert Dataset(**fixed | defaults | values).key == key
+
+
+@pytest.mark.parametrize(
+    ("epochs", "given", "epochs_of_decay"),
+    [
+        (240, [0.625, 0.75, 0.875], [150, 180, 210]),
+        (100, [0.625, 0.75, 0.875], [62, 75, 88]),
+        (8, [0.625, 0.75, 0.875], [5, 6, 7]),
+        (5, [0.625, 0.75, 0.875], [3, 4]),  # two are one
+        (2, [0.625, 0.75, 0.875], [1]),  # one is the end
+        (1, [0.2], []),
+        (3, [2, 9], [2, 9]),
+        (3, [], []),
+    ],
+)
+def test_milestones_are_epochs_or_fractions_of_them(
+    base: dict[str, Any], epochs: int, given: list[float], epochs_of_decay: list[int]
+) -> None:
+    config = changed(changed(base, "schedule.epochs", epochs), "schedule.milestones", given)
+    job = config_job.make_job(config, "edkd", teacher_id=None)
+    assert job.identity["schedule"]["milestones"] == job.config["schedule"]["milestones"] == epochs_of_decay
+    assert all(isinstance(milestone, int) for milestone in job.settings.schedule.milestones)
 
 
 # --- identity ---
