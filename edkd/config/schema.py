@@ -22,6 +22,7 @@ from typing_extensions import NotRequired, TypedDict
 from edkd.config.messages import misfit
 from edkd.distillers.base import Distiller
 from edkd.errors import EdkdError
+from edkd.rundir.paths import NAME
 
 T = TypeVar("T")
 # Strict: an int passes for a float, a bool for no number, a text for itself alone.
@@ -41,6 +42,14 @@ def folder() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
+def _check_name(key: str, name: str) -> None:
+    """Raise ValueError for a name that names no file, or one elsewhere."""
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"{key}={name}: a name has letters, digits, '_', '-' and '.', and begins with none of '-', '.'"
+        )
+
+
 @dataclass(frozen=True)
 class Dataset:
     """The part of a data set's configuration that is the same for all; its source has arguments of its own."""
@@ -57,8 +66,7 @@ class Dataset:
     validation_seed: int
 
     def __post_init__(self) -> None:
-        if not self.name or set(self.name) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."):
-            raise ValueError(f"name must consist of letters, digits, '-', '_' and '.', not {self.name!r}")
+        _check_name("name", self.name)
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean and std need three numbers each, std above 0; got {self.mean} and {self.std}")
 
@@ -81,6 +89,9 @@ class Network:
 
     name: str
     model: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        _check_name("name", self.name)
 
 
 @dataclass(frozen=True)
@@ -164,6 +175,7 @@ class Settings:
     method: str  # the name of the distiller's configuration file
 
     def __post_init__(self) -> None:
+        _check_name("distiller", self.method)
         if not self.output:
             raise ValueError("output is empty: it must name a folder")
 

@@ -67,7 +67,15 @@ def changed(base: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("dataset.padding", -1, "dataset.padding=-1: must be 0 or more"),
         ("dataset.std", [1, 1, 0], "dataset.mean and std need three numbers each, std above 0"),
         ("dataset.mean", [1, 1], "dataset.mean and std need three numbers each, std above 0"),
-        ("dataset.name", "a/b", "dataset.name must consist of letters, digits, '-', '_' and '.', not 'a/b'"),
+        (
+            "dataset.name",
+            "a/b",
+            "dataset.name=a/b: a name has letters, digits, '_', '-' and '.', and begins with none of",
+        ),
+        ("dataset.name", "..", "dataset.name=..: a name has letters"),
+        ("student.name", "my net", "student.name=my net: a name has letters"),
+        ("student.name", "../../evil", "student.name=../../evil: a name has letters"),
+        ("teacher.name", "", "teacher.name=: a name has letters"),
         ("dataset.flip", 1, "dataset.flip=1: must be true or false"),
         ("dataset.source.image_size", "big", "dataset.source.image_size=big: must be a whole number"),
         ("distiller.temperature", "hot", "distiller.temperature=hot: must be a number"),
@@ -112,6 +120,11 @@ def test_a_method_may_refuse_a_value(base: dict[str, Any]) -> None:
     assert schema.settings(changed(base, "distiller", node), "choosy").distiller == node
     with pytest.raises(EdkdError, match=r"^distiller: size 3 is too odd; see conf/distiller$"):
         schema.settings(changed(base, "distiller", node | {"size": 3}), "choosy")
+
+
+def test_the_name_of_a_method_is_one_of_a_file(base: dict[str, Any]) -> None:
+    with pytest.raises(EdkdError, match=r"^distiller=mine/kd: a name has letters, "):
+        schema.settings(base, "mine/kd")
 
 
 @pytest.mark.parametrize(
