@@ -138,7 +138,7 @@ class Engine:
     compile: bool
     capture: bool
     cpu_kernels: bool
-    threads: PositiveInt | None
+    threads: Annotated[int, Field(gt=0, le=1024)] | None
     teacher_cache: bool
     teacher_cache_gb: NaturalFloat
 

@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import socket
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,14 @@ def reseal(weights: Path) -> None:
     entry = json.loads(sidecar.read_text())
     entry["sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
     sidecar.write_text(json.dumps(entry))
+
+
+def test_help_whose_reader_has_enough() -> None:
+    command = [sys.executable, str(REPOSITORY / "launch.py"), "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
 
 
 # ---- one run

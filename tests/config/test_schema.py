@@ -42,6 +42,7 @@ def changed(base: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     ("key", "value", "message"),
     [
         ("schedule.epochs", 0, "schedule.epochs=0: must be above 0"),
+        ("engine.threads", 100_000, "engine.threads=100000: must be 1024 or less or null"),
         ("schedule.epochs", 2.5, "schedule.epochs=2.5: must be a whole number"),
         ("schedule.lr", -1, "schedule.lr=-1: must be above 0"),
         ("schedule.lr", math.inf, "schedule.lr=inf: must be a finite number"),
