@@ -18,6 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Make the table; returns the exit code. What the user can mend is said on standard error, without a traceback."""
     options = _parser().parse_args(arguments)
     try:
+        for line in load.damaged(options.uri):
+            print(f"analysis: {line}", file=sys.stderr)
         made = build(options)
         paths = report.write(made, options.output)
     except EdkdError as error:

@@ -9,6 +9,8 @@ import pandas as pd
 from analysis.literature import SEVEN
 from edkd.console import counted
 from edkd.errors import EdkdError
+from edkd.rundir import journal
+from edkd.rundir.paths import find_runs
 from edkd.tracking import load_packed, load_runs
 
 VANILLA = "vanilla"
@@ -72,6 +74,18 @@ def _row(run: Mapping[str, Any]) -> dict[str, Any]:
         "params": {**run["params"], "teacher_id": tags.get("teacher_id", "")},
         "packed": "packed" in run,
     }
+
+
+def damaged(uri: str) -> list[str]:
+    """One line for each journal that is damaged, of the runs beside a store that is a file."""
+    output = Path(uri.removeprefix("sqlite:///").split("?")[0]).parent
+    lines = []
+    for run_dir in find_runs(output) if uri.startswith("sqlite:///") and (output / "runs").is_dir() else ():
+        try:
+            journal.read(run_dir, every_epoch=False)
+        except EdkdError as error:
+            lines.append(str(error))
+    return lines
 
 
 def finished(runs: pd.DataFrame) -> pd.Series:

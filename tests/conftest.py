@@ -59,6 +59,7 @@ def tiny(tmp_path: Path) -> list[str]:
         "student=resnet8",
         "schedule=short",
         "schedule.epochs=2",
+        "schedule.milestones=[]",
         "engine.device=cpu",
         "engine.threads=1",
         "tracking=journal",

@@ -32,7 +32,13 @@ def main() -> None:
         version_base="1.3", config_path=str(schema.folder()), config_name="config"
     )(task)
     try:
-        command()
+        try:
+            command()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads the output, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would fail again as it ends
+        raise SystemExit(141) from None
     except KeyboardInterrupt:
         console.print(INTERRUPTED)
         raise SystemExit(130) from None

@@ -51,6 +51,11 @@ class Job:
         return Path(self.settings.output) / "runs" / self.name
 
     @property
+    def used(self) -> dict[str, Any]:
+        """The configuration without the teacher of a run that has none."""
+        return {key: node for key, node in self.config.items() if key != "teacher" or self.settings.needs_teacher}
+
+    @property
     def tags(self) -> dict[str, str]:
         """What tracking and analysis sort runs by."""
         cfg, identified = self.settings, self.identity
@@ -111,7 +116,10 @@ def cell(identified: Mapping[str, Any]) -> str:
 def make_job(resolved: Mapping[str, Any], method: str, teacher_id: str | None) -> Job:
     """A job from a resolved configuration; `teacher_id` names the weights that teach (None without a teacher)."""
     cfg = settings(resolved, method)
-    return Job(config=dict(resolved), settings=cfg, teacher_id=teacher_id if cfg.needs_teacher else None)
+    schedule = {**resolved["schedule"], "milestones": cfg.schedule.milestones}  # in epochs
+    return Job(
+        config={**resolved, "schedule": schedule}, settings=cfg, teacher_id=teacher_id if cfg.needs_teacher else None
+    )
 
 
 def freeze(job: Job, *, sweep: str | None, threads: int | None, planned_with: provenance.Code | None = None) -> Path:

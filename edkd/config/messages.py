@@ -20,6 +20,7 @@ _FITTING = {  # by pydantic's name of an error
     "greater_than": "above {gt:.15g}",
     "greater_than_equal": "{ge:.15g} or more",
     "less_than": "below {lt:.15g}",
+    "less_than_equal": "{le:.15g} or less",
 }
 
 

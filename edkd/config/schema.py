@@ -8,6 +8,7 @@ dotted key of a node, which every error begins with.
 import functools
 import importlib
 import inspect
+import itertools
 import types
 import typing
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from typing_extensions import NotRequired, TypedDict
 from edkd.config.messages import misfit
 from edkd.distillers.base import Distiller
 from edkd.errors import EdkdError
+from edkd.rundir.paths import NAME
 
 T = TypeVar("T")
 # Strict: an int passes for a float, a bool for no number, a text for itself alone.
@@ -40,6 +42,14 @@ def folder() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
+def _check_name(key: str, name: str) -> None:
+    """Raise ValueError for a name that names no file, or one elsewhere."""
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"{key}={name}: a name has letters, digits, '_', '-' and '.', and begins with none of '-', '.'"
+        )
+
+
 @dataclass(frozen=True)
 class Dataset:
     """The part of a data set's configuration that is the same for all; its source has arguments of its own."""
@@ -56,8 +66,7 @@ class Dataset:
     validation_seed: int
 
     def __post_init__(self) -> None:
-        if not self.name or set(self.name) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."):
-            raise ValueError(f"name must consist of letters, digits, '-', '_' and '.', not {self.name!r}")
+        _check_name("name", self.name)
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean and std need three numbers each, std above 0; got {self.mean} and {self.std}")
 
@@ -81,6 +90,9 @@ class Network:
     name: str
     model: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        _check_name("name", self.name)
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -91,9 +103,24 @@ class Schedule:
     lr: PositiveFloat
     momentum: NaturalFloat
     weight_decay: NaturalFloat
-    milestones: list[int]
+    milestones: list[float]  # as given; whole epochs once resolved
     gamma: PositiveFloat
     warmup_epochs: NaturalInt
+
+    def __post_init__(self) -> None:
+        given = self.milestones
+        in_order = all(low < high for low, high in itertools.pairwise(given))
+        fractions = all(0 < milestone < 1 for milestone in given)
+        if not in_order or not (fractions or all(milestone >= 1 and milestone % 1 == 0 for milestone in given)):
+            raise ValueError(
+                f"milestones={given}: must be epochs, or fractions of the epochs above 0 and below 1, each above the "
+                "one before"
+            )
+        if fractions:  # in few epochs two may be one, or fall on the end
+            resolved = {round(milestone * self.epochs) for milestone in given} - {0, self.epochs}
+        else:
+            resolved = {int(milestone) for milestone in given}
+        object.__setattr__(self, "milestones", sorted(resolved))
 
     def rate(self, epoch: int) -> float:
         """Learning rate of an epoch (from 1): `milestones: [150]` makes epoch 151 the first at the lower rate."""
@@ -111,7 +138,7 @@ class Engine:
     compile: bool
     capture: bool
     cpu_kernels: bool
-    threads: PositiveInt | None
+    threads: Annotated[int, Field(gt=0, le=1024)] | None
     teacher_cache: bool
     teacher_cache_gb: NaturalFloat
 
@@ -148,6 +175,7 @@ class Settings:
     method: str  # the name of the distiller's configuration file
 
     def __post_init__(self) -> None:
+        _check_name("distiller", self.method)
         if not self.output:
             raise ValueError("output is empty: it must name a folder")
 

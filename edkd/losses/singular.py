@@ -50,7 +50,8 @@ def channel_directions(feat: Tensor, k: int) -> Tensor:
     """
     rows = feat.flatten(2)
     gram = rows @ rows.mT
-    values, vectors = torch.linalg.eigh(gram.detach())  # ascending
+    # In double precision: the solver does not converge on some maps of low rank in single.
+    values, vectors = (part.to(gram.dtype) for part in torch.linalg.eigh(gram.detach().double()))  # ascending
     kept = vectors[..., -k:]
     gaps = values[:, None, -k:] - values[..., None]  # [B, C, k]
     near = gaps.abs() <= _SMALLEST_GAP * values[:, -1:, None]

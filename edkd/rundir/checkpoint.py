@@ -31,7 +31,9 @@ from edkd.rundir import files
 
 MAGIC = b"EDKDCKP1"
 _HEADER = struct.Struct(">8sQ32s")  # magic, length of the payload in bytes, its SHA-256
-_KEYS = ("model", "student", "state_dict")  # of weights files, of a run's checkpoints, of other programs
+# Of weights files, of a run's checkpoints, of other programs.
+_KEYS = ("model", "student", "state_dict", "model_state_dict", "net")
+_WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel, of torch.compile
 _NAMED = 3  # so many keys does an error line name
 
 _log = logging.getLogger("edkd.rundir.checkpoint")
@@ -104,8 +106,8 @@ def portable(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def load_weights(path: Path) -> dict[str, Tensor]:
     """The network's ``state_dict`` in a file: a checkpoint or weights file of ours, or one of the field.
 
-    Takes a ``state_dict``, or a dictionary that has one under "model", "student" or "state_dict", and strips the
-    prefixes of wrappers (``module.``, ``student.``); of a file that holds a distiller with teacher and connectors, it
+    Takes a ``state_dict``, or a dictionary that has one under one of `_KEYS`, and strips the prefixes of wrappers
+    (``module.``, ``_orig_mod.``, ``student.``); of a file that holds a distiller with teacher and connectors, it
     takes the student. Tensors are on the CPU. Raises `EdkdError` for whatever else, and never executes a pickle.
     """
     path = Path(path)
@@ -131,9 +133,13 @@ def ends_in_method(path: Path) -> bool:
 def load_into(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
     """Load ``state`` into ``model``, every key and shape of it; ``where`` says in errors whose weights they are.
 
-    Raises `EdkdError` if it does not fit; the model is then as before.
+    The counters ``num_batches_tracked`` may all be missing, as in files of PyTorch before 0.4.1: no evaluation uses
+    them. Raises `EdkdError` if the weights do not fit; the model is then as before.
     """
     own = model.state_dict()
+    counters = {key: value for key, value in own.items() if key.endswith(".num_batches_tracked")}
+    if not counters.keys() & state.keys():
+        state = counters | state
     faults = {
         "missing": [key for key in own if key not in state],
         "unexpected": [key for key in state if key not in own],
@@ -173,8 +179,8 @@ def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for prefix in ("module.student.", "student."):  # of a distiller: the other keys are its teacher and connectors
         if any(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    while all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
+    while wrapper := next((each for each in _WRAPPERS if all(key.startswith(each) for key in state)), None):
+        state = {key.removeprefix(wrapper): value for key, value in state.items()}
     return state
 
 

@@ -65,7 +65,8 @@ class Journal:
 def read(run_dir: Path, *, every_epoch: bool = True) -> list[Record]:
     """All records of a run, oldest first; none where there is no journal.
 
-    Without `every_epoch`, only the last of the epochs is read: overviews of many runs need no more. A last line that is
+    Without `every_epoch`, only the last of the epochs is read, and of the others the ends of the line are looked at:
+    overviews of many runs need no more. A last line that is
     truncated or garbled is left out; a garbled line elsewhere is no trace of a crash but of damage, and an `EdkdError`
     that names it.
     """
@@ -79,7 +80,7 @@ def read(run_dir: Path, *, every_epoch: bool = True) -> list[Record]:
     records: list[Record] = []
     skip = False
     for number, line in zip(range(len(lines), 0, -1), reversed(lines)):
-        if skip and _EPOCH in line:
+        if skip and _EPOCH in line and line.startswith(b"{") and line.endswith(b"}"):
             continue
         record = _parse(line)
         if record is not None:

@@ -12,6 +12,9 @@ CONFIG = "config.yaml"
 JOURNAL = "journal.jsonl"
 DIRECTORY_NAME = re.compile(r"(?P<distiller>.+)-s(?P<seed>-?\d+)-(?P<hash>[0-9a-f]{8})")
 
+NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+"""What data sets, networks and methods may be called, of which names of folders and files are made."""
+
 
 class RunDir:
     """A run's directory, `<output>/runs/<dataset>/<pair>/<distiller>-s<seed>-<hash>`, and its files."""

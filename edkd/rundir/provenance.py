@@ -1,8 +1,10 @@
 """Which code computes: the git commit, and what the tree had besides."""
 
 import contextlib
+import difflib
 import hashlib
-import importlib.util
+import importlib
+import inspect
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ from edkd.rundir import files
 from edkd.rundir.paths import RunDir
 
 LARGEST = 1_000_000  # characters of a diff that are kept
+_SOURCES = ("edkd/", "conf/", "hydra_plugins/")  # folders whose new files belong to the changes
+_PARTS = ("distiller", "student", "teacher", "dataset")  # of a configuration, whose code its result depends on
 
 
 @dataclass(frozen=True)
@@ -23,18 +27,16 @@ class Code:
     version: dict[str, str]
     """`git_commit`, and `git_dirty`: "true" if the tree differed from it."""
     changes: str
-    """Of a dirty tree, `git diff HEAD`, then the names of files that git does not know."""
+    """Of a dirty tree, `git diff HEAD`, the sources that git does not know, and the names of its other such files."""
 
 
 def read() -> Code:
     """The code as it lies on the disk now."""
     try:
-        tracked = _git("ls-files", "--error-unmatch", Path(__file__).name)
+        top = _top()
         commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
-        if not tracked:
-            return Code({}, "")
         version = {"git_commit": commit, "git_dirty": str(bool(changes)).lower()}
-        return Code(version, _diff(commit) if changes else "")
+        return Code(version, _diff(commit, top) if changes else "")
     except (OSError, subprocess.SubprocessError):
         return Code({}, "")
 
@@ -55,14 +57,33 @@ def keep_changes(code: Code, run_dir: Path) -> None:
             files.write_bytes(path, code.changes.encode())
 
 
-def foreign(configuration: Mapping[str, Any]) -> dict[str, str]:
-    """A run's classes of the user's own, by their `_target_`, with the SHA-256 (16 digits) of each one's file.
+def own_code(*configurations: Mapping[str, Any]) -> dict[str, str]:
+    """The classes of configurations whose code no version names, with the SHA-256 (16 digits) of each one's file.
 
-    What is installed among the libraries has a version, and is left out.
+    Keys are the dotted names that `_target_` gives. What is installed among the libraries has a version; the code of
+    this checkout has one where git holds the file as it is. Other classes are the user's own.
     """
-    parts = (configuration.get(name) for name in ("distiller", "student", "teacher", "dataset"))
-    named = sorted({target for part in parts for target in _targets(part) if not target.startswith("edkd.")})
-    return {target: digest for target in named if (digest := _file_digest(target))}
+    named = {target for configuration in configurations for target in targets(configuration)}
+    found = {target: file for target in sorted(named) if (file := _file_of(target)) is not None}
+    root = Path(__file__).resolve().parents[1]
+    ours = {file for file in found.values() if root in file.parents}
+    held = ours - _changed(ours)
+    return {target: _digest(file) for target, file in found.items() if file not in held}
+
+
+def differing(known: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The classes of a run whose code was another when it started; both are its `own_code`, then and now.
+
+    Code that git holds by now is the same if its file is; code that git alone held then was changed since.
+    """
+    committed = {target: _file_of(target) for target in known.keys() - now.keys()}
+    current = {target: _digest(file) for target, file in committed.items() if file is not None} | dict(now)
+    return sorted(target for target in known.keys() | now.keys() if known.get(target) != current.get(target))
+
+
+def targets(configuration: Mapping[str, Any]) -> set[str]:
+    """The dotted names of the classes and functions on which the result of a configuration depends."""
+    return {target for part in _PARTS for target in _targets(configuration.get(part))}
 
 
 def _targets(part: Any) -> Iterator[str]:
@@ -73,27 +94,55 @@ def _targets(part: Any) -> Iterator[str]:
             yield from _targets(inner)
 
 
-def _file_digest(target: str) -> str:
-    """Of the file of the longest part of a dotted name that is a module; empty for a library, or if there is none."""
-    words = target.split(".")
-    for length in range(len(words), 0, -1):
-        with contextlib.suppress(ImportError, ValueError, AttributeError, OSError):
-            found = importlib.util.find_spec(".".join(words[:length]))
-            if found is not None and found.origin is not None:
-                file = Path(found.origin)
-                library = {"site-packages", "dist-packages"} & set(file.parts)
-                return "" if library else hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-    return ""
+def _file_of(target: str) -> Path | None:
+    """The file that defines what a dotted name leads to; None for a library, or if there is none."""
+    module, _, name = target.rpartition(".")
+    with contextlib.suppress(ImportError, ValueError, AttributeError, TypeError):
+        source = inspect.getsourcefile(inspect.unwrap(getattr(importlib.import_module(module), name)))
+        if source is not None and not {"site-packages", "dist-packages"} & set(Path(source).parts):
+            return Path(source).resolve()
+    return None
 
 
-def _diff(commit: str) -> str:
-    top = _git("rev-parse", "--show-toplevel")
-    text = _git("diff", "HEAD", "--no-color", "--no-ext-diff", folder=top)
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def _changed(paths: set[Path]) -> set[Path]:
+    """Those of some files of the checkout that git does not hold as they are; none where it does not know it."""
+    try:
+        top = _top()
+        asked = ("--porcelain", "-z", "--no-renames", "--ignored", "--untracked-files=all", "--", *map(str, paths))
+        listed = _git("status", *asked) if paths else ""
+    except (OSError, subprocess.SubprocessError):
+        return set()
+    return {(Path(top) / entry.split(maxsplit=1)[1]).resolve() for entry in listed.split("\0") if entry}
+
+
+def _top() -> str:
+    """The folder of the checkout. Raises CalledProcessError where git does not know this code."""
+    _git("ls-files", "--error-unmatch", Path(__file__).name)
+    return _git("rev-parse", "--show-toplevel")
+
+
+def _diff(commit: str, top: str) -> str:
+    unknown = _git("ls-files", "--others", "--exclude-standard", "-z", folder=top).split("\0")[:-1]
+    sources = [name for name in unknown if name.startswith(_SOURCES) and name.endswith((".py", ".yaml"))]
+    text = "\n".join([_git("diff", "HEAD", "--no-color", "--no-ext-diff", folder=top), *_added(top, sources)])
     if len(text) > LARGEST:
         text = f"{text[:LARGEST]}\n# cut off: the whole diff has {len(text)} characters"
-    unknown = _git("ls-files", "--others", "--exclude-standard", folder=top).splitlines()
-    names = "".join(f"# not in git: {name}\n" for name in unknown[:1000])
+    names = "".join(f"# not in git: {name}\n" for name in unknown[:1000] if name not in sources)
     return f"# changes to {commit}\n{text}\n{names}"
+
+
+def _added(top: str, names: list[str]) -> Iterator[str]:
+    """The files of these names in `top` as a diff that adds them."""
+    for name in names:
+        lines = (Path(top) / name).read_text(errors="replace").splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):
+            lines[-1] += "\n\\ No newline at end of file\n"
+        added = "".join(difflib.unified_diff([], lines, "/dev/null", f"b/{name}"))
+        yield f"diff --git a/{name} b/{name}\nnew file mode 100644\n{added}".rstrip("\n")
 
 
 def _git(*arguments: str, folder: str | None = None) -> str:

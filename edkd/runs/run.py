@@ -173,7 +173,7 @@ class _Run:
         raise EdkdError(f"the {what} changed since {self.directory} began: restore them, or move that directory away")
 
     def resume(self, state: TrainState) -> None:
-        """Continue from the checkpoint, if there is one, with the code of the user's own classes that made it."""
+        """Continue from the checkpoint, if there is one, with the code of its classes that made it."""
         saved = checkpoint.load(self.paths.checkpoint)
         if saved is None:
             return
@@ -184,25 +184,18 @@ class _Run:
                 f"{self.paths.journal.name}: restore that file, or move the directory away to start anew"
             )
         known = (self.before.start or {}).get("sources") or {}
-        now = provenance.foreign(self.used())
-        changed = [target for target, digest in now.items() if known.get(target, digest) != digest]
+        changed = provenance.differing(known, provenance.own_code(self.job.used))
         if changed:
             raise EdkdError(
                 f"the code of {', '.join(changed)} changed since {self.directory} reached epoch "
                 f"{self.before.epoch}: restore it, or move that directory away to train anew"
             )
 
-    def used(self) -> dict[str, Any]:
-        """The configuration without the teacher of a run that has none."""
-        return {
-            key: node for key, node in self.job.config.items() if key != "teacher" or self.job.settings.needs_teacher
-        }
-
     def start_record(self, inputs: Inputs, *, resumed_from: int) -> dict[str, Any]:
         """What is run on what, as the journal keeps it."""
         job, running = self.job, provenance.read()
         provenance.keep_changes(running, self.directory)
-        sources = provenance.foreign(self.used())
+        sources = provenance.own_code(self.job.used)
         # Seeds that two versions of a method have trained are no sample of one thing.
         cell = {"cell": digest([job.tags["cell"], sources])} if sources else {}
         planned_with = planned_code(self.directory)
@@ -212,7 +205,7 @@ class _Run:
             "name": job.name,
             "sweep": self.sweep,
             "resumed_from": resumed_from,
-            "config": self.used(),
+            "config": job.used,
             "tags": {**job.tags, **cell, **running.version},
             "sources": sources,
             "planned_with": planned_with if planned_with != running.version else None,  # a job may wait for days

@@ -23,7 +23,7 @@ from edkd.config.schema import Settings, misfit_of
 from edkd.console import console, counted
 from edkd.distillers.vanilla import Vanilla
 from edkd.errors import EdkdError
-from edkd.rundir import journal, provenance
+from edkd.rundir import provenance
 from edkd.rundir.journal import RunState
 from edkd.runs.setup import check_method
 from edkd.status.state import RunStatus
@@ -169,6 +169,20 @@ def show_plan(planned: Sweep, statuses: Mapping[str, RunStatus]) -> None:
     print(f"sweep {planned.id}: {counted(len(planned.students), 'run')}: {numbers}; teachers to train first: {missing}")
 
 
+def show_unreached(jobs: Iterable[Job]) -> None:
+    """Print the milestones at which no run of a schedule arrives, a line a schedule."""
+    schedules = [job.settings.schedule for job in jobs]
+    late = {(s.epochs, tuple(m for m in s.milestones if m >= s.epochs)) for s in schedules}
+    for epochs, milestones in sorted(late):
+        if milestones:
+            console.print(
+                f"schedule.milestones {', '.join(map(str, milestones))}: never reached in {counted(epochs, 'epoch')}; "
+                "fractions, such as 0.625, follow schedule.epochs",
+                markup=False,
+                soft_wrap=True,
+            )
+
+
 def _active_in_slurm(status: RunStatus) -> bool:
     return status.state in ("waiting", "running") and status.job is not None
 
@@ -186,13 +200,13 @@ def _planned_as(status: RunStatus) -> str:
 
 
 def warn_outdated(jobs: Iterable[Job], states: Mapping[str, RunState]) -> None:
-    """Name each finished run that the user's own classes, as they are now, would train in another way."""
-    for job in jobs:
-        if states[job.run].status != "finished" or not (states[job.run].first_start or {}).get("sources"):
-            continue
-        known = (journal.state(job.directory).start or {})["sources"]
-        now = provenance.foreign(job.config)
-        changed = [target for target, digest in known.items() if now.get(target) != digest]
+    """Name each finished run that its classes, as they are now and git has not, would train in another way."""
+    done = [job for job in jobs if states[job.run].status == "finished"]
+    own = provenance.own_code(*(job.used for job in done))
+    for job in done:
+        known = (states[job.run].start or {}).get("sources") or {}
+        named = provenance.targets(job.used)
+        changed = provenance.differing(known, {target: digest for target, digest in own.items() if target in named})
         if changed:
             console.print(
                 f"{job.name} was finished by another version of {', '.join(changed)}: "

@@ -1,15 +1,15 @@
 """One run, started by hand."""
 
+from dataclasses import replace
 from typing import Any
 
-from edkd.config import schema
-from edkd.config.job import Job
+from edkd.config.job import make_job
 from edkd.console import console, counted
 from edkd.rundir import journal
 from edkd.runs.run import execute
 from edkd.runs.setup import check_method, gather, teacher_folder
 from edkd.sweeps import progress
-from edkd.sweeps.plan import is_dry, stored_teacher, warn_outdated
+from edkd.sweeps.plan import is_dry, show_unreached, stored_teacher, warn_outdated
 from edkd.sweeps.report import open_tracking
 from edkd.teachers import store
 
@@ -20,15 +20,15 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
     Raises EdkdError for bad input, a missing teacher, or a tracking store that cannot be written.
     """
     dry_run = is_dry(resolved.pop("dry_run", False))
-    cfg = schema.settings(resolved, method)
+    job = make_job(resolved, method, teacher_id=None)
+    cfg = job.settings
     check_method(cfg)
-    teacher_id = None
     if cfg.needs_teacher:
         entry = stored_teacher(cfg)
         if entry is None:
             raise store.missing(cfg.dataset.key, cfg.teacher.name, teacher_folder(cfg))
-        teacher_id = entry.id
-    job = Job(config=resolved, settings=cfg, teacher_id=teacher_id)
+        job = replace(job, teacher_id=entry.id)
+    show_unreached([job])
     before = journal.state(job.directory)
     if dry_run:
         done = before.epoch
@@ -40,7 +40,7 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
         found = progress.estimate({"run": [job]}, {job.run: before}, here=True, parallel=1)
         console.print(found.line(), soft_wrap=True)
         return
-    gather(cfg, teacher_id)  # what is wrong with data, device or teacher is said before anything is written
+    gather(cfg, job.teacher_id)  # what is wrong with data, device or teacher is said before anything is written
     if cfg.tracking.uri is not None:
         open_tracking(cfg.tracking)
     warn_outdated([job], {job.run: before})

@@ -28,7 +28,7 @@ from edkd.status import select
 from edkd.status.state import UNSEEN, RunStatus, look
 from edkd.status.wait import wait
 from edkd.sweeps import progress, report
-from edkd.sweeps.plan import Sweep, expand, is_dry, make_plan, pair_lists, show_plan, warn_outdated
+from edkd.sweeps.plan import Sweep, expand, is_dry, make_plan, pair_lists, show_plan, show_unreached, warn_outdated
 from edkd.sweeps.retry import Retry
 from edkd.training.device import cores, pick_device
 
@@ -61,6 +61,7 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
     states = {run: status.known for run, status in statuses.items()}
     parallel, _ = _shares(master, len(planned.jobs))
     show_plan(planned, statuses)
+    show_unreached(planned.jobs)
     warn_outdated(planned.jobs, states)
     stages = {"teachers": planned.teachers, "students": planned.students}
     estimate = progress.estimate(stages, states, here=parallel is not None, parallel=parallel)

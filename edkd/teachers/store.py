@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import math
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint, files
+from edkd.rundir.paths import NAME
 from edkd.teachers.cache_file import key_of
 
 Accuracy = dict[str, float | None]  # "top1" and "top5" in percent, "loss"; None where not finite
@@ -212,7 +212,7 @@ def missing(dataset: str, name: str, store: Path) -> EdkdError:
 
 def _path(store: Path, dataset: str, name: str) -> Path:
     for value, kind in ((dataset, "data set key"), (name, "teacher name")):
-        if not re.fullmatch(r"\w[\w.-]*", value, re.ASCII):
+        if not NAME.fullmatch(value):
             raise EdkdError(f"{value!r} is no {kind}; allowed are letters, digits, '_', '-' and '.'")
     return Path(store) / dataset / f"{name}.pt"
 

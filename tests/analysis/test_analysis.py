@@ -81,6 +81,16 @@ def block(text, title):
     return {row[0]: row[1:] for row in rows}
 
 
+def test_damaged_journals_are_named(tmp_path):
+    run_dir = tmp_path / "runs" / "digits" / "vgg13-vgg8" / "kd-s0-0123abcd"
+    run_dir.mkdir(parents=True)
+    epoch = '{"event": "epoch", "epoch": 1}\n'
+    (run_dir / "journal.jsonl").write_text('{"event": "start"}\n' + epoch[:-9] + "\n" + epoch + '{"event": "end"}\n')
+    (line,) = load.damaged(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert line.startswith(f"line 2 of {run_dir / 'journal.jsonl'} is not a journal record")
+    assert load.damaged("http://127.0.0.1:1") == []
+
+
 def test_statistics_by_hand():
     n, mean, sd, low, high = st.summarise([1, 2, 6], 0.95)
     assert (n, mean, sd) == (3, 3, pytest.approx(math.sqrt(7)))

@@ -12,7 +12,15 @@ from tests.commandline import DIGITS, launch
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output folder with a teacher resnet8 and a student of it, never logged to MLflow. Not to be changed."""
     output = tmp_path_factory.mktemp("trained") / "outputs"
-    common = ["dataset=digits", *DIGITS, "schedule=short", "schedule.epochs=2", "engine.threads=1", "tracking=journal"]
+    common = [
+        "dataset=digits",
+        *DIGITS,
+        "schedule=short",
+        "schedule.epochs=2",
+        "schedule.milestones=[]",
+        "engine.threads=1",
+        "tracking=journal",
+    ]
     done = launch("-m", *common, "teacher=resnet8", "student=resnet8", "distiller=vanilla,kd", f"output={output}")
     assert done.code == 0, done
     return output

@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import socket
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,14 @@ def reseal(weights: Path) -> None:
     sidecar.write_text(json.dumps(entry))
 
 
+def test_help_whose_reader_has_enough() -> None:
+    command = [sys.executable, str(REPOSITORY / "launch.py"), "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
 # ---- one run
 
 
@@ -65,6 +75,10 @@ def test_one_run(tiny: list[str], here: Path) -> None:
     assert f"would train {DATA}/resnet8/vanilla-s0-" in dry.err and "for 2 epochs" in dry.err
     assert dry.err.count("\n") == 2 and "\nestimate: none yet, " in dry.err
     assert "1 run: 1 new" in launch(*tiny, "distiller=vanilla", "--multirun", "+dry_run=true").out  # -m, anywhere
+    late = launch(*tiny, "distiller=vanilla", "schedule.milestones=[1,2]", "+dry_run=true").err
+    assert late.startswith("schedule.milestones 2: never reached in 2 epochs; fractions, such as 0.625, follow ")
+    many = launch("-m", *tiny, "distiller=vanilla", "schedule.milestones=[1,2]", "seed=0,1", "+dry_run=true").err
+    assert many.count("never reached") == 1
     assert files(here) == set()
 
     done = launch(*tiny, "distiller=vanilla")

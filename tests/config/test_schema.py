@@ -69,6 +69,7 @@ def changed(base: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     ("key", "value", "message"),
     [
         ("schedule.epochs", 0, "schedule.epochs=0: must be above 0"),
+        ("engine.threads", 100_000, "engine.threads=100000: must be 1024 or less or null"),
         ("schedule.epochs", 2.5, "schedule.epochs=2.5: must be a whole number"),
         ("schedule.lr", -1, "schedule.lr=-1: must be above 0"),
         ("schedule.lr", math.inf, "schedule.lr=inf: must be a finite number"),
@@ -76,12 +77,33 @@ def changed(base: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("schedule.momentum", -0.1, "schedule.momentum=-0.1: must be 0 or more"),
         ("schedule.warmup_epochs", -1, "schedule.warmup_epochs=-1: must be 0 or more"),
         ("schedule.milestones", 3, "schedule.milestones=3: must be a list"),
+        ("schedule.milestones", ["a"], "schedule.milestones[0]=a: must be a number"),
+        *(
+            ("schedule.milestones", wrong, f"schedule.milestones={shown}: must be epochs, or fractions of the epochs")
+            for wrong, shown in (
+                ([3, 2], "[3.0, 2.0]"),
+                ([2, 2], "[2.0, 2.0]"),
+                ([0.5, 0.25], "[0.5, 0.25]"),
+                ([0.5, 2], "[0.5, 2.0]"),
+                ([1.5], "[1.5]"),
+                ([0], "[0.0]"),
+                ([-1], "[-1.0]"),
+            )
+        ),
         ("schedule.decay", 2, "schedule.decay: no such value; allowed: epochs, batch_size, lr"),
         ("dataset.validation", 1, "dataset.validation=1: must be below 1"),
         ("dataset.padding", -1, "dataset.padding=-1: must be 0 or more"),
         ("dataset.std", [1, 1, 0], "dataset.mean and std need three numbers each, std above 0"),
         ("dataset.mean", [1, 1], "dataset.mean and std need three numbers each, std above 0"),
-        ("dataset.name", "a/b", "dataset.name must consist of letters, digits, '-', '_' and '.', not 'a/b'"),
+        (
+            "dataset.name",
+            "a/b",
+            "dataset.name=a/b: a name has letters, digits, '_', '-' and '.', and begins with none of",
+        ),
+        ("dataset.name", "..", "dataset.name=..: a name has letters"),
+        ("student.name", "my net", "student.name=my net: a name has letters"),
+        ("student.name", "../../evil", "student.name=../../evil: a name has letters"),
+        ("teacher.name", "", "teacher.name=: a name has letters"),
         ("dataset.flip", 1, "dataset.flip=1: must be true or false"),
         ("dataset.source.image_size", "big", "dataset.source.image_size=big: must be a whole number"),
         ("distiller.temperature", "hot", "distiller.temperature=hot: must be a number"),
@@ -128,6 +150,11 @@ def test_a_method_may_refuse_a_value(base: dict[str, Any]) -> None:
         schema.settings(changed(base, "distiller", node | {"size": 3}), "choosy")
 
 
+def test_the_name_of_a_method_is_one_of_a_file(base: dict[str, Any]) -> None:
+    with pytest.raises(EdkdError, match=r"^distiller=mine/kd: a name has letters, "):
+        schema.settings(base, "mine/kd")
+
+
 @pytest.mark.parametrize(
     ("values", "key"),
     [
@@ -143,6 +170,28 @@ def test_data_set_keys(values: dict[str, Any], key: str) -> None:
     defaults = {"train_per_class": None, "test_per_class": None, "validation": 0.0, "validation_seed": 0}
     fixed = {"name": "own", "source": {}, "mean": [0.5] * 3, "std": [0.5] * 3, "padding": 4, "flip": True}
     assert Dataset(**fixed | defaults | values).key == key
+
+
+@pytest.mark.parametrize(
+    ("epochs", "given", "epochs_of_decay"),
+    [
+        (240, [0.625, 0.75, 0.875], [150, 180, 210]),
+        (100, [0.625, 0.75, 0.875], [62, 75, 88]),
+        (8, [0.625, 0.75, 0.875], [5, 6, 7]),
+        (5, [0.625, 0.75, 0.875], [3, 4]),  # two are one
+        (2, [0.625, 0.75, 0.875], [1]),  # one is the end
+        (1, [0.2], []),
+        (3, [2, 9], [2, 9]),
+        (3, [], []),
+    ],
+)
+def test_milestones_are_epochs_or_fractions_of_them(
+    base: dict[str, Any], epochs: int, given: list[float], epochs_of_decay: list[int]
+) -> None:
+    config = changed(changed(base, "schedule.epochs", epochs), "schedule.milestones", given)
+    job = config_job.make_job(config, "edkd", teacher_id=None)
+    assert job.identity["schedule"]["milestones"] == job.config["schedule"]["milestones"] == epochs_of_decay
+    assert all(isinstance(milestone, int) for milestone in job.settings.schedule.milestones)
 
 
 # --- identity ---

@@ -88,13 +88,13 @@ def test_another_version_of_the_method_is_no_other_seed(tiny: list[str], folder:
     )
     found = journals(folder / "outputs")
     first, second = found["resnet8-resnet8/mse-s0"][0], found["resnet8-resnet8/mse-s1"][0]
-    assert first["sources"].keys() == second["sources"].keys() == {"mse.MSE"}
+    assert "mse.MSE" in first["sources"] and "mse.MSE" in second["sources"]
     assert first["tags"]["cell"] != second["tags"]["cell"]
     edit(file, file.read_text().replace("0 * self.weight *", "self.weight *"))
     assert launch(*command, "seed=2").code == 0
     third = journals(folder / "outputs")["resnet8-resnet8/mse-s2"][0]
     assert third["tags"]["cell"] == first["tags"]["cell"]
-    assert journals(folder / "outputs")["resnet8/vanilla-s0"][0]["sources"] == {}
+    assert "mse.MSE" not in journals(folder / "outputs")["resnet8/vanilla-s0"][0]["sources"]
 
 
 def test_a_run_is_not_continued_by_another_version_of_its_method(tiny: list[str], folder: Path) -> None:

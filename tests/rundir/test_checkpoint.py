@@ -271,6 +271,10 @@ OTHER = {"module.teacher.0.weight": torch.zeros(9), "module.connector.weight": t
         {"model": OWN, "epoch": 240, "best_acc": 71.5},
         {"state_dict": OWN},
         {"state_dict": prefixed(OWN, "module.module.")},
+        {"net": OWN, "acc": 71.5, "epoch": 240},
+        {"model_state_dict": OWN, "optimizer_state_dict": {"state": {}, "param_groups": []}},
+        {"model": prefixed(OWN, "_orig_mod.")},
+        prefixed(OWN, "module._orig_mod.module."),
         {"model": prefixed(OWN, "module.student.") | OTHER},
         {"model": prefixed(OWN, "student.") | {"teacher.0.weight": torch.zeros(9)}},
         prefixed(OWN, "student.module."),
@@ -386,6 +390,17 @@ def test_whatever_happened_to_a_file_the_error_is_one_line(tmp_path: Path, zippe
 
 
 # Into a network
+
+
+def test_weights_of_before_batches_were_counted() -> None:
+    model = nn.Sequential(network(), network())
+    old = {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
+    other = nn.Sequential(network(), network())
+    checkpoint.load_into(other, old, "teacher x")
+    assert same(other.state_dict(), model.state_dict())
+    some = old | {"0.1.num_batches_tracked": torch.tensor(3)}
+    with pytest.raises(EdkdError, match=r"of 14 entries 1 missing \(1.1.num_batches_tracked\)"):
+        checkpoint.load_into(other, some, "teacher x")
 
 
 def test_weights_that_do_not_fit_change_nothing_and_say_what_differs() -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,15 @@ def test_damage_in_the_middle_is_an_error_that_names_the_line(tmp_path: Path) ->
     for reader in (journal.read, journal.state, journal.epochs):
         with pytest.raises(EdkdError, match=rf"line 2 of {path} is not a journal record"):
             reader(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [lambda line: line[:-30] + b"\n", lambda line: b"\0\0" + line[2:]])
+def test_a_damaged_epoch_is_noticed_though_it_is_skipped(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = written(tmp_path, START, epoch(1), epoch(2), {"event": "end"})
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + damage(lines[1]) + lines[2] + lines[3])
+    with pytest.raises(EdkdError, match=rf"line 2 of {path} is not a journal record"):
+        journal.state(tmp_path)
 
 
 def test_a_journal_that_cannot_be_written_or_read_is_one_line(tmp_path: Path) -> None:

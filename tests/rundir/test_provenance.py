@@ -37,14 +37,21 @@ def test_the_commit_of_the_code_and_what_the_tree_had_besides(checkout: Path, tm
     provenance.keep_changes(provenance.read(), tmp_path)
     assert not (tmp_path / "code.diff").exists()
     checkout.write_text("two\n")
-    (checkout.parent / "new.py").touch()
+    (checkout.parent / "new.py").write_text("mine\nlast")
+    (checkout.parents[1] / "notes.txt").write_text("not kept")
     planned = provenance.read()
     assert planned.version == {"git_commit": commit, "git_dirty": "true"}
     for _ in range(2):
         provenance.keep_changes(planned, tmp_path)
     saved = (tmp_path / "code.diff").read_text()
-    for part in (f"# changes to {commit}\n", "\n-one\n+two\n", "# not in git: edkd/new.py\n"):
+    new = "\n+++ b/edkd/new.py\n@@ -0,0 +1,2 @@\n+mine\n+last\n\\ No newline"
+    for part in (f"# changes to {commit}\n", "\n-one\n+two\n", new, "# not in git: notes.txt\n"):
         assert part in saved
+    assert "# not in git: edkd/new.py" not in saved and "not kept" not in saved
+    git(checkout.parent, "stash", "-q", "--include-untracked")
+    git(checkout.parents[1], "apply", str(tmp_path / "code.diff"))
+    assert checkout.read_text() == "two\n"
+    assert (checkout.parent / "new.py").read_text() == "mine\nlast"
     checkout.write_text("three\n")
     provenance.keep_changes(provenance.read(), tmp_path)
     assert (tmp_path / "code.diff").read_text() == saved
@@ -94,10 +101,39 @@ def test_the_users_own_classes_are_known_by_their_files(tmp_path: Path, monkeypa
     (tmp_path / "myown_loss.py").write_text("class Mine: ...\n")
     given = {
         "distiller": {"_target_": "myown_loss.Mine"},
-        "student": {"model": {"_target_": "edkd.models.resnet8"}},
         "dataset": {"source": {"_target_": "yaml.YAMLObject"}},
         "tracking": {"_target_": "myown_loss.Other"},
     }
-    found = provenance.foreign(given)
+    found = provenance.own_code(given)
     assert found == {"myown_loss.Mine": hashlib.sha256(b"class Mine: ...\n").hexdigest()[:16]}
-    assert provenance.foreign(given | {"distiller": {"_target_": "nowhere.at.All"}}) == {}
+    assert provenance.own_code({"distiller": {"_target_": "nowhere.at.All"}}) == {}
+
+
+def test_classes_of_the_checkout_are_known_by_their_files_unless_git_holds_them(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = checkout.parent / "ours"
+    package.mkdir()
+    monkeypatch.syspath_prepend(checkout.parent)
+    (package / "__init__.py").write_text("from ours.net import Net\n")
+    (package / "net.py").write_text("class Net: ...\n")
+    given = {"student": {"name": "net", "model": {"_target_": "ours.Net"}}}
+    first = {"ours.Net": hashlib.sha256(b"class Net: ...\n").hexdigest()[:16]}
+    assert provenance.own_code(given) == first  # git does not know the folder
+    (checkout.parents[1] / ".gitignore").write_text("ours\n")
+    assert provenance.own_code(given) == first  # git is not to know it
+    git(checkout.parent, "add", "--force", "ours")
+    assert provenance.own_code(given) == first
+    git(checkout.parent, "commit", "-q", "-m", "two")
+    assert provenance.own_code(given) == {}
+    assert provenance.differing(first, {}) == []  # the code that is committed now
+    (package / "net.py").write_text("class Net: 1\n")
+    changed = provenance.own_code(given)
+    assert changed.keys() == first.keys() and changed != first
+    assert provenance.differing(first, changed) == provenance.differing({}, changed) == ["ours.Net"]
+    git(checkout.parent, "commit", "-q", "-a", "-m", "three")
+    assert provenance.differing(first, {}) == ["ours.Net"]
+    (package / "net.py").write_text("class Net: 2\n")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(checkout.parents[1].parent))
+    (checkout.parents[1] / ".git").rename(checkout.parents[1] / "gone")
+    assert provenance.own_code(given) == {}
