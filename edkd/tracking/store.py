@@ -12,10 +12,12 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote
 
 from filelock import FileLock, Timeout
 
 from edkd.errors import EdkdError
+from edkd.tracking import sqlite_file
 from edkd.tracking.mounts import network_filesystem
 
 if TYPE_CHECKING:
@@ -55,9 +57,14 @@ def create_store(*, uri: str, experiment: str, artifacts: str | None) -> None:
 
     To be called once before jobs start. ``artifacts`` is the folder or URI for the experiment's files, used when the
     experiment is made; None leaves it to the server. Raises `EdkdError` for a store that cannot be reached, created
-    or written.
+    or written. A SQLite file that is damaged or half made is set aside, which is said, and made anew.
     """
     with one_line(uri):
+        path = _sqlite_path(_resolve(uri))
+        if path is not None and sqlite_file.is_broken(path):
+            with lock(uri):
+                sqlite_file.set_aside_broken(path)
+            _open.cache_clear()
         open_store(uri, experiment, artifacts)
 
 
@@ -159,12 +166,13 @@ def _connect(uri: str) -> "MlflowClient":
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    if _sqlite_path(uri) is None:
-        return MlflowClient(uri)
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  # takes seconds, better spent without the lock
+    path = _sqlite_path(uri)
+    if path is not None:
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  # takes seconds, better spent without the lock
 
-    with lock(uri):  # MLflow makes the schema at first use, and fails if several processes do so at once
-        return MlflowClient(uri)
+        with lock(uri):
+            sqlite_file.make(path)
+    return MlflowClient(uri)
 
 
 def _resolve(uri: str) -> str:
@@ -177,7 +185,13 @@ def _resolve(uri: str) -> str:
         allowed = f"{_SQLITE}FILE, {', '.join(f'{each}://…' for each in _SCHEMES)}"
         why = "folders such as ./mlruns, which MLflow has given up, " if scheme in ("", "file") else "this "
         raise EdkdError(f"tracking URI {redacted(uri)!r}: {why}cannot be used; allowed are {allowed}")
-    return f"{_SQLITE}{Path(path).resolve()}{question}{query}"
+    resolved = Path(path).resolve()
+    if unquote(str(resolved)) != str(resolved):
+        raise EdkdError(
+            f"MLflow store {resolved}: the path holds a % and two digits, which MLflow reads as one character; "
+            "output=DIR or tracking.uri names another place, tracking=journal does without"
+        )
+    return f"{_SQLITE}{resolved}{question}{query}"
 
 
 def _sqlite_path(uri: str) -> Path | None:

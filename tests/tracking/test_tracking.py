@@ -18,7 +18,7 @@ import pytest
 from edkd import tracking
 from edkd.errors import EdkdError
 from edkd.rundir import lock
-from edkd.tracking import LiveTracker, SyncReport, live, load_runs, store, sync_all, sync_run
+from edkd.tracking import LiveTracker, SyncReport, live, load_runs, sqlite_file, store, sync_all, sync_run
 
 # MLflow 3.17 with SQLAlchemy 2.1, at its import
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
@@ -519,6 +519,69 @@ def test_an_unwritable_file_or_folder_is_refused(tmp_path, empty_store):
     refused(tmp_path / "new" / "mlflow.db")
     tmp_path.chmod(0o755)
     assert [each.name for each in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+KILLED = """
+import os, sys
+import sqlalchemy
+from edkd import tracking
+
+seen = 0
+def stop(connection, cursor, statement, *_):
+    global seen
+    seen += statement.lstrip().startswith("CREATE TABLE")
+    if seen == 12:
+        os._exit(9)
+sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", stop)
+tracking.create_store(uri=sys.argv[1], experiment="edkd", artifacts=None)
+"""
+
+
+def test_a_process_that_is_killed_while_it_makes_the_store_leaves_none(tmp_path):
+    where = {"uri": f"sqlite:///{tmp_path}/mlflow.db", "experiment": "edkd", "artifacts": None}
+    command = [sys.executable, "-c", KILLED, where["uri"]]
+    assert subprocess.run(command, check=False, cwd=Path(__file__).parents[2]).returncode == 9
+    assert not sqlite_file.is_broken(tmp_path / "mlflow.db")
+    tracking.create_store(**where)
+    assert load_runs(where["uri"], "edkd") == []
+    assert not (tmp_path / "mlflow.db.new").exists()
+
+
+def half_made(path):
+    """As MLflow leaves it that is killed: some tables, and no experiment."""
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("DELETE FROM experiments")
+        database.execute("DROP TABLE trace_info")
+
+
+def damaged(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:20000] + b"x" * 20000 + content[40000:])
+
+
+def overwritten(path):
+    path.write_bytes(b"nonsense" * 100)
+
+
+@pytest.mark.parametrize("breaking", [half_made, damaged, overwritten])
+def test_a_broken_store_is_set_aside_and_filled_again(where, run_dir, breaking, capsys):
+    path = Path(where["uri"].removeprefix("sqlite:///"))
+    breaking(path)
+    broken = path.read_bytes()
+    write(run_dir, start(), *epochs(1), END)
+    tracking.create_store(**where)
+    (aside,) = path.parent.glob("mlflow.db.broken-*")
+    assert aside.read_bytes() == broken
+    assert "`edkd sync` fills it from the journals" in capsys.readouterr().err
+    sync_all(run_dir.parent, **where)
+    assert only_run(where)["status"] == "FINISHED"
+    assert len(list(path.parent.glob("mlflow.db.broken-*"))) == 1
+
+
+def test_a_path_that_mlflow_would_read_as_another_is_refused_at_once(tmp_path):
+    with pytest.raises(EdkdError, match="the path holds a % and two digits"):
+        tracking.create_store(uri=f"sqlite:///{tmp_path}/x%20y/mlflow.db", experiment="edkd", artifacts=None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_deleted_experiment_is_named(where):
