@@ -66,3 +66,17 @@ def is_broken(path: Path) -> bool:
     except sqlite3.DatabaseError:
         with path.open("rb") as file:
             return file.read(15) == b"SQLite format 3" or path.suffix == ".db"
+
+
+def move_artifacts(path: Path, experiment_id: str, old: str, new: str) -> None:
+    """Set right where the files of an experiment lie, a URI: MLflow keeps it with the experiment and with each run.
+
+    MLflow has no call for it.
+    """
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (new, experiment_id))
+        database.execute(
+            "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, length(?) + 1) "
+            "WHERE experiment_id = ? AND substr(artifact_uri, 1, length(?)) = ?",
+            (new, old, experiment_id, f"{old}/", f"{old}/"),
+        )

@@ -120,12 +120,16 @@ def search(client: "MlflowClient", experiment_id: str, condition: str) -> "list[
             return runs
 
 
-def find_one(store: Store, condition: str) -> "Run | None":
-    """The oldest run that meets the condition. Younger twins, which hosts without a common lock may make, go."""
-    runs = search(store.client, store.experiment_id, condition)
+def only(store: Store, runs: "list[Run]") -> "Run | None":
+    """The oldest, first of these runs. Younger twins, which hosts without a common lock may make, go."""
     for twin in runs[1:]:
         store.client.delete_run(twin.info.run_id)
     return runs[0] if runs else None
+
+
+def find_one(store: Store, condition: str) -> "Run | None":
+    """The oldest run that meets the condition; its twins go."""
+    return only(store, search(store.client, store.experiment_id, condition))
 
 
 def redacted(text: str) -> str:
@@ -154,7 +158,17 @@ def _experiment_id(client: "MlflowClient", uri: str, experiment: str, artifacts:
             f"experiment {experiment!r} of the MLflow store {redacted(uri)} was deleted: restore it "
             f"(`mlflow experiments restore --experiment-id {found.experiment_id}`) or set another name"
         )
+    path = _sqlite_path(uri)
+    if path is not None and artifacts is not None and _was_moved(path, found.artifact_location, artifacts):
+        with lock(uri):
+            sqlite_file.move_artifacts(path, found.experiment_id, found.artifact_location, artifacts)
     return found.experiment_id
+
+
+def _was_moved(store: Path, known: str, given: str) -> bool:
+    """Whether the folder of files, a URI, that shall lie beside the store is known by the place where it lay once."""
+    beside = f"{store.parent.as_uri()}/"
+    return known != given and given.startswith(beside) and known.rpartition("/")[2] == given.removeprefix(beside)
 
 
 def _connect(uri: str) -> "MlflowClient":
@@ -192,6 +206,11 @@ def _resolve(uri: str) -> str:
             "output=DIR or tracking.uri names another place, tracking=journal does without"
         )
     return f"{_SQLITE}{resolved}{question}{query}"
+
+
+def is_server(uri: str) -> bool:
+    """Whether the store is one that several people may share, and not a SQLite file."""
+    return _sqlite_path(uri) is None
 
 
 def _sqlite_path(uri: str) -> Path | None:

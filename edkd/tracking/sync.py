@@ -1,6 +1,7 @@
 """Bringing MLflow up to date with journals: every write about a run is here."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -9,7 +10,7 @@ from filelock import FileLock
 from edkd.errors import EdkdError
 from edkd.rundir import journal, lock
 from edkd.rundir.paths import JOURNAL, RunDir
-from edkd.tracking.store import PATIENCE, Store, create_store, find_one, one_line, open_store
+from edkd.tracking.store import PATIENCE, Store, create_store, is_server, one_line, only, open_store, search
 from edkd.tracking.story import Story, tell
 from edkd.tracking.sweeps import parent
 
@@ -66,8 +67,8 @@ def sync_all(
 
 def _sync(store: Store, run_dir: Path, story: Story) -> SyncReport:
     client = store.client
-    identity = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]  # a path may hold quotes and be long
-    run = find_one(store, f"tags.`edkd.run` = '{story.run}' AND tags.`edkd.directory` = '{identity}'")
+    path = _path(store, run_dir)
+    run = _find(store, run_dir, path, story)
     mark = None if run is None else run.data.tags.get("edkd.synced")
     if run is not None and mark is not None and all(epoch.mark != mark for epoch in story.epochs):
         client.delete_run(run.info.run_id)  # it has other values than the journal
@@ -78,13 +79,44 @@ def _sync(store: Store, run_dir: Path, story: Story) -> SyncReport:
             store.experiment_id,
             start_time=story.started,
             run_name=story.name,
-            tags={"edkd.run": story.run, "edkd.directory": identity},
+            tags={"edkd.run": story.run, "edkd.path": path},
         )
     epochs_logged = _log_epochs(store, run, story)
     changed = run.data.tags.get("edkd.state") != story.state
     if changed:
         _log_state(store, run, story, run_dir)
     return SyncReport(created, epochs_logged, ended=changed and story.status != "RUNNING")
+
+
+def _path(store: Store, run_dir: Path) -> str:
+    """Which of all runs of one configuration this is: its path below `runs/`, the same wherever that folder is moved.
+
+    On a server two people may have it, so it begins with the user's name there.
+    """
+    parts = run_dir.absolute().parts
+    below = "/".join(parts[len(parts) - parts[::-1].index("runs") :] if "runs" in parts else parts[-1:])
+    return f"{os.environ.get('USER', os.getuid())}:{below}" if is_server(store.uri) else below
+
+
+def _find(store: Store, run_dir: Path, path: str, story: Story) -> "Run | None":
+    """The MLflow run of a run directory, None where there is none.
+
+    One that an earlier version logged carries a hash of the directory's absolute path instead, which holds until
+    it is moved: then it is known by the values that it has. It is given its path.
+    """
+    runs = search(store.client, store.experiment_id, f"tags.`edkd.run` = '{story.run}'")
+    run = only(store, [run for run in runs if run.data.tags.get("edkd.path") == path])
+    if run is not None:
+        return run
+    here = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
+    marks = {epoch.mark for epoch in story.epochs} or {None}
+    earlier = [run for run in runs if "edkd.path" not in run.data.tags]
+    ours = [run for run in earlier if run.data.tags.get("edkd.directory") == here]
+    ours += [run for run in earlier if run.data.tags.get("edkd.synced") in marks]
+    if not ours:
+        return None
+    store.client.set_tag(ours[0].info.run_id, "edkd.path", path)
+    return ours[0]
 
 
 def _log_epochs(store: Store, run: "Run", story: Story) -> int:

@@ -18,7 +18,7 @@ import pytest
 from edkd import tracking
 from edkd.errors import EdkdError
 from edkd.rundir import lock
-from edkd.tracking import LiveTracker, SyncReport, live, load_runs, sqlite_file, store, sync_all, sync_run
+from edkd.tracking import LiveTracker, SyncReport, live, load_runs, sqlite_file, store, sync, sync_all, sync_run
 
 # MLflow 3.17 with SQLAlchemy 2.1, at its import
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
@@ -277,7 +277,7 @@ def test_twins_made_by_hosts_without_a_common_lock_become_one(where, run_dir):
     write(run_dir, start(), *epochs(1))
     sync_run(run_dir, **where)
     opened, tags = store.open_store(**where), only_run(where)["tags"]
-    ours = {key: tags[key] for key in ("edkd.run", "edkd.directory")}
+    ours = {key: tags[key] for key in ("edkd.run", "edkd.path")}
     opened.client.create_run(opened.experiment_id, start_time=2, tags=ours)
     assert sync_run(run_dir, **where) == SyncReport(created=False, epochs_logged=1, ended=True)
     assert only_run(where)["start_time"] == 2
@@ -290,6 +290,54 @@ def test_two_people_who_train_one_configuration_keep_a_run_each(where, run_dir, 
         sync_run(run_dir, **where)
         sync_run(other, **where)
     assert sorted(len(history(where, "lr", run)) for run in load_runs(where["uri"], where["experiment"])) == [1, 2]
+
+
+def logged_by_an_earlier_version(where, folder):
+    """The runs below a folder as earlier versions logged them: known by a hash of the absolute path."""
+    for path in folder.rglob("journal.jsonl"):
+        sync_run(path.parent, **where)
+    opened = store.open_store(**where)
+    for run in load_runs(where["uri"], where["experiment"]):
+        opened.client.set_tag(run["run_id"], "edkd.directory", "0" * 16)
+        opened.client.delete_tag(run["run_id"], "edkd.path")
+
+
+@pytest.mark.parametrize("moving", [shutil.move, shutil.copytree])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_outputs_that_are_moved_keep_their_runs_and_files(tmp_path, empty_store, moving, earlier):
+    def place(name):
+        uri, artifacts = f"sqlite:///{tmp_path}/{name}/mlflow.db", str(tmp_path / name / "mlartifacts")
+        return {"uri": uri, "experiment": "edkd", "artifacts": artifacts}
+
+    first = write(tmp_path / "old" / "runs" / "digits" / "a-b" / "kd-s0-01234567", start(), *epochs(2), END)
+    (first / "config.yaml").write_text("seed: 0\n")
+    shutil.copy(empty_store, tmp_path / "old" / "mlflow.db")
+    sync_run(first, **place("old"))
+    if earlier:
+        logged_by_an_earlier_version(place("old"), tmp_path / "old")
+    before = only_run(place("old"))["run_id"]
+    moving(tmp_path / "old", tmp_path / "new place")
+    there = set((tmp_path / "old").rglob("*"))
+    where = place("new place")
+    sync_all(tmp_path / "new place" / "runs", **where)
+    assert only_run(where)["run_id"] == before
+    second = start(run="f" * 16), *epochs(1), END
+    write(tmp_path / "new place" / "runs" / "digits" / "a-b" / "kd-s1-ffffffff", *second)
+    sync_all(tmp_path / "new place" / "runs", **where)
+    assert {run["tags"]["edkd.path"] for run in load_runs(where["uri"], "edkd")} == {
+        "digits/a-b/kd-s0-01234567",
+        "digits/a-b/kd-s1-ffffffff",
+    }
+    assert set((tmp_path / "old").rglob("*")) == there
+    for run in load_runs(where["uri"], "edkd"):
+        client(where).download_artifacts(run["run_id"], "summary.json", str(tmp_path))
+    assert len(list((tmp_path / "new place" / "mlartifacts").glob("*/artifacts/summary.json"))) == 2
+
+
+def test_on_a_server_each_person_has_a_run(tmp_path, monkeypatch):
+    opened = store.Store(client=None, uri="https://mlflow", experiment="edkd", experiment_id="1")
+    monkeypatch.setenv("USER", "ann")
+    assert sync._path(opened, tmp_path / "outputs" / "runs" / "a" / "b" / "kd-s0") == "ann:a/b/kd-s0"
 
 
 def test_long_and_many_values_respect_the_limits_of_mlflow(where, run_dir, calls):
