@@ -109,7 +109,7 @@ def _find(store: Store, run_dir: Path, path: str, story: Story) -> "Run | None":
     if run is not None:
         return run
     here = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
-    marks = {epoch.mark for epoch in story.epochs} or {None}
+    marks: set[str | None] = {epoch.mark for epoch in story.epochs} or {None}
     earlier = [run for run in runs if "edkd.path" not in run.data.tags]
     ours = [run for run in earlier if run.data.tags.get("edkd.directory") == here]
     ours += [run for run in earlier if run.data.tags.get("edkd.synced") in marks]

@@ -1,8 +1,14 @@
 """Sweeps, from the plan to the summary, through the real command line."""
 
+import contextlib
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -411,6 +417,32 @@ def test_several_processes_give_the_bits_of_one_and_survive_a_kill(tiny: list[st
     for name, records in one.items():
         assert metrics(records) == metrics(several[name])
         assert records[-1]["last"] == several[name][-1]["last"]
+
+
+def test_workers_end_with_a_sweep_that_is_killed(tiny: list[str], here: Path) -> None:
+    endless = [*tiny, "schedule.epochs=9999", "distiller=vanilla", "seed=0,1", "hydra/launcher=local"]
+    command = [sys.executable, str(REPOSITORY / "launch.py"), "-m", *endless]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_for(lambda: list(map(bool, map(metrics, journals(here / "outputs").values()))) == [True] * 2)
+        finally:
+            process.kill()
+    runs = [path.parent for path in (here / "outputs").rglob("journal.jsonl")]
+    workers = {journal.read(run)[0]["pid"] for run in runs}
+    try:
+        assert process.pid not in workers and len(workers) == 2
+        wait_for(lambda: not any(map(lock.is_held, runs)), seconds=10)  # the kernel drops the lock with the process
+    finally:
+        for pid in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"did not happen within {seconds} s"
+        time.sleep(0.1)
 
 
 # ---- launching
