@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from filelock import FileLock, Timeout
 
@@ -74,12 +74,15 @@ def open_store(uri: str, experiment: str, artifacts: str | None) -> Store:
 
 
 def open_existing(uri: str) -> "MlflowClient":
-    """A client to a store that exists; nothing is created. Raises `EdkdError` for a SQLite file that is not there."""
+    """A client that reads a store that exists; a SQLite file and its folder need not be writable.
+
+    Raises `EdkdError` for a SQLite file that is not there.
+    """
     uri = _resolve(uri)
     path = _sqlite_path(uri)
     if path is not None and not (path.is_file() and path.stat().st_size):
         raise EdkdError(f"there is no MLflow store at {path}: no run was tracked there; `edkd sync` reads journals in")
-    return _connect(uri)
+    return _connect(uri) if path is None else _reader(path)
 
 
 @contextlib.contextmanager
@@ -172,21 +175,38 @@ def _was_moved(store: Path, known: str, given: str) -> bool:
 
 
 def _connect(uri: str) -> "MlflowClient":
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
-    # MLflow's own words are not needed: what fails is raised, and said by us.
-    logging.getLogger("mlflow").setLevel(logging.CRITICAL)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     path = _sqlite_path(uri)
     if path is not None:
+        _quieten()
         import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  # takes seconds, better spent without the lock
 
         with lock(uri):
             sqlite_file.make(path)
+    return _client(uri)
+
+
+def _reader(path: Path) -> "MlflowClient":
+    from sqlalchemy import URL
+
+    # With the driver's name MLflow makes no folder called `file:`.
+    only_read = {"mode": "ro", "uri": "true"}
+    return _client(str(URL.create("sqlite+pysqlite", database=f"file:{quote(str(path))}", query=only_read)))
+
+
+def _client(uri: str) -> "MlflowClient":
+    _quieten()
+    from mlflow import MlflowClient
+
     return MlflowClient(uri)
+
+
+def _quieten() -> None:
+    """See that MLflow, imported afterwards, says nothing of its own: what fails is raised, and said by us."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 
 def _resolve(uri: str) -> str:

@@ -106,7 +106,7 @@ def calls(monkeypatch):
 
 
 def client(where):
-    return store.open_existing(where["uri"])
+    return store.open_store(**where).client
 
 
 def only_run(where):
@@ -515,6 +515,55 @@ def test_load_runs_pages_oldest_first(where, tmp_path, monkeypatch):
         write(tmp_path / "runs" / letter, start(run=letter * 16, at=ord(letter)), *epochs(1), END)
     sync_all(tmp_path / "runs", **where)
     assert [run["tags"]["edkd.run"][0] for run in load_runs(where["uri"], "edkd")] == list("abcde")
+
+
+def test_reading_writes_nothing(tmp_path, empty_store, monkeypatch):
+    folder = tmp_path / "read #only 50%"
+    folder.mkdir()
+    shutil.copy(empty_store, folder / "mlflow.db")
+    (folder / "mlflow.db").chmod(0o444)
+    folder.chmod(0o555)
+    monkeypatch.chdir(tmp_path)
+    opened = []
+    original = os.open
+    monkeypatch.setattr(
+        os, "open", lambda path, *more, **named: (opened.append(path), original(path, *more, **named))[1]
+    )
+    uri = f"sqlite:///{folder}/mlflow.db"
+    assert load_runs(uri, "unused") == []
+    assert [path for path in opened if str(folder) in str(path)] == []  # no lock, which would be a file beside it
+    with pytest.raises(Exception, match="readonly database"):
+        store.open_existing(uri).create_experiment("new")
+    folder.chmod(0o755)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == [
+        folder.name,
+        f"{folder.name}/mlflow.db",
+    ]
+
+
+def test_many_runs_take_few_calls(where, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    counts = dict.fromkeys(("search_runs", "create_run", "log_batch"), 0)
+
+    def counting(name):
+        original = getattr(MlflowClient, name)
+
+        def counted(*args, **kwargs):
+            counts[name] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(MlflowClient, name, counted)
+
+    for name in counts:
+        counting(name)
+    for number in range(5):
+        write(tmp_path / "runs" / str(number), start(run=f"{number:016x}"), *epochs(5), END)
+    sync_all(tmp_path / "runs", **where)
+    assert counts == {"search_runs": 1 + 5 + 2, "create_run": 5 + 1, "log_batch": 5}  # and of their sweep
+    counts.update(dict.fromkeys(counts, 0))
+    sync_all(tmp_path / "runs", **where)
+    assert counts == {"search_runs": 1, "create_run": 0, "log_batch": 0}
 
 
 def test_reading_what_is_not_there_is_an_error_and_creates_nothing(where, tmp_path):
