@@ -5,6 +5,7 @@ from typing import Any
 from edkd.config import schema
 from edkd.config.job import Job
 from edkd.console import console, counted
+from edkd.errors import EdkdError
 from edkd.rundir import journal
 from edkd.runs.run import execute
 from edkd.runs.setup import gather, teacher_folder
@@ -21,13 +22,18 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
     """
     dry_run = is_dry(resolved.pop("dry_run", False))
     cfg = schema.settings(resolved, method)
-    teacher_id = None
+    teacher_id = entry = None
     if cfg.needs_teacher:
         entry = stored_teacher(cfg)
         if entry is None:
             raise store.missing(cfg.dataset.key, cfg.teacher.name, teacher_folder(cfg))
         teacher_id = entry.id
     job = Job(config=resolved, settings=cfg, teacher_id=teacher_id)
+    if entry is not None and cfg.teacher_recipe == "strict" and entry.recipe not in (None, job.tags["recipe"]):
+        raise EdkdError(
+            f"teacher {entry.name} of {entry.dataset} has the recipe {entry.recipe}, this run {job.tags['recipe']}, "
+            f"which teacher_recipe=strict refuses; remove {entry.path} to train it anew with this command and -m"
+        )
     before = journal.state(job.directory)
     if dry_run:
         done = before.epoch
