@@ -116,8 +116,8 @@ def evaluate_network(cfg: Settings, file: Path | None) -> tuple[str, dict[str, f
 def import_teacher(cfg: Settings, file: Path, *, replace: bool, force: bool) -> store.Entry:
     """Put a checkpoint file into the teacher store, after checking its shapes and measuring it on the test set.
 
-    Raises EdkdError as `evaluate_network` does, if another teacher of that name is there and `replace` is False, and for a
-    network that is hardly better than chance, or not finite, unless `force`.
+    Raises EdkdError as `evaluate_network` does, if another teacher of that name is there and `replace` is False, and
+    for a network that is hardly better than chance, or not finite, unless `force`.
     """
     _, measured = evaluate_network(cfg, file)
     arrays, _ = load_arrays(cfg)

@@ -47,8 +47,7 @@ def set_aside_broken(path: Path) -> None:
 def is_broken(path: Path) -> bool:
     """Whether the file is a damaged SQLite file, or was left by an MLflow that was killed while it made the schema.
 
-    An absent or empty file is neither, nor is one that somebody else holds, or that was never an SQLite file (unless
-    its name says that it should be one).
+    An absent or empty file is neither, nor is one that somebody else holds, or that was never an SQLite file.
     """
     if not path.is_file() or not path.stat().st_size:
         return False
@@ -65,7 +64,7 @@ def is_broken(path: Path) -> bool:
         return False
     except sqlite3.DatabaseError:
         with path.open("rb") as file:
-            return file.read(15) == b"SQLite format 3" or path.suffix == ".db"
+            return file.read(15) == b"SQLite format 3"
 
 
 def move_artifacts(path: Path, experiment_id: str, old: str, new: str) -> None:
