@@ -201,9 +201,11 @@ def _client(uri: str) -> "MlflowClient":
 
 
 def _quieten() -> None:
-    """See that MLflow, imported afterwards, says nothing of its own: what fails is raised, and said by us."""
+    """Import MLflow, and see that it says nothing of its own: what fails is raised, and said by us."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    import mlflow  # noqa: F401  # sets the levels of its loggers
+
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
