@@ -1,8 +1,12 @@
 """Hydra's side of the command line: compose, hand over, and say in one line what was wrong."""
 
 import argparse
+import functools
+import multiprocessing
 import os
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +82,7 @@ def task(composed: DictConfig) -> None:
         from edkd.config.job import thaw
         from edkd.runs.run import execute
 
+        _end_with_parent()
         job, sweep = thaw(Path(composed.frozen))
         try:
             execute(job, sweep=sweep, show=False)
@@ -94,6 +99,21 @@ def task(composed: DictConfig) -> None:
         run_one(resolve(composed), HydraConfig.get().runtime.choices["distiller"])
     except EdkdError as error:  # told here, for Hydra would add a line of its own
         _tell(error)
+
+
+@functools.cache  # once in a process, which is given several jobs
+def _end_with_parent() -> None:
+    """In a worker process of a local sweep: end soon after the process that started it, however that was ended."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent.pid:
+            time.sleep(1)
+        os._exit(1)  # the run continues from its checkpoint, as after every kill
+
+    threading.Thread(target=watch, name="edkd-parent", daemon=True).start()
 
 
 def _empty_frames(error: BaseException | None) -> None:

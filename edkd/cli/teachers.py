@@ -27,6 +27,7 @@ def add_to(commands: Any) -> None:
     importing.add_argument("name", help="network, such as vgg13")
     importing.add_argument("file", type=Path, help="checkpoint: ours, or the field's {'model': state_dict}")
     importing.add_argument("--replace", action="store_true", help="replace the teacher of that name")
+    importing.add_argument("--force", action="store_true", help="also a network that is no better than chance")
     add_dataset(importing)
     importing.set_defaults(act=_import_teacher)
     caching = stored.add_parser("cache", help="compute teachers' logits ahead of the runs that will use them")
@@ -79,7 +80,7 @@ def _import_teacher(args: argparse.Namespace) -> None:
     from edkd.runs.teaching import import_teacher
 
     settings = compose_settings([f"dataset={args.dataset}", f"student={args.name}", *args.overrides])
-    entry = import_teacher(settings, args.file, replace=args.replace)
+    entry = import_teacher(settings, args.file, replace=args.replace, force=args.force)
     assert entry.test is not None
     print(f"{entry.name} of {entry.dataset}: top-1 {entry.test['top1']:.2f} %, {entry.id}, in {entry.path}")
 

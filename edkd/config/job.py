@@ -165,7 +165,7 @@ def thaw(path: Path) -> tuple[Job, str | None]:
     try:
         frozen = yaml.load(path.read_text(), Loader=_LOADER)
         about = frozen.pop("run")
-        frozen.setdefault("optimizer", SGD)  # frozen by version 0.1
+        frozen = {"optimizer": SGD, "teacher_recipe": "any"} | frozen  # which earlier versions did not freeze
         job = make_job(frozen, about["method"], about["teacher_id"])
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise EdkdError(f"{path} is not a frozen configuration of a run: {error}") from error

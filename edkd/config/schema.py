@@ -172,6 +172,7 @@ class Settings:
     optimizer: dict[str, Any]
     engine: Engine
     tracking: Tracking
+    teacher_recipe: Literal["any", "strict"]
     method: str  # the name of the distiller's configuration file
 
     def __post_init__(self) -> None:

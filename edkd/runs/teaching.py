@@ -4,6 +4,7 @@ import contextlib
 import csv
 import hashlib
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from edkd.training.trainer import evaluate
 LOG = logging.getLogger("edkd")
 TABLE = Path(__file__).parents[2] / "analysis" / "published" / "networks.csv"
 TOLERANCE = 1.0  # points of top-1
+CHANCE = 1.5  # times the accuracy of guessing: a network that has no more has learnt nothing of these classes
 
 
 def warn_of_teacher(job: Job, top1: float) -> None:
@@ -116,13 +118,21 @@ def evaluate_network(cfg: Settings, file: Path | None) -> tuple[str, dict[str, f
     return where, evaluate(network, device_data(arrays, cfg, device).test, Precision(cfg.engine.precision, device))
 
 
-def import_teacher(cfg: Settings, file: Path, *, replace: bool) -> store.Entry:
+def import_teacher(cfg: Settings, file: Path, *, replace: bool, force: bool) -> store.Entry:
     """Put a checkpoint file into the teacher store, after checking its shapes and measuring it on the test set.
 
-    Raises EdkdError as `evaluate_network` does, and if another teacher of that name is there and `replace` is False.
+    Raises EdkdError as `evaluate_network` does, if another teacher of that name is there and `replace` is False, and
+    for a network that is hardly better than chance, or not finite, unless `force`.
     """
     _, measured = evaluate_network(cfg, file)
     arrays, _ = load_arrays(cfg)
+    chance = 100 / arrays.num_classes
+    if not force and not (math.isfinite(measured["loss"]) and measured["top1"] > CHANCE * chance):
+        raise EdkdError(
+            f"{file} has top-1 {measured['top1']:.2f} % and loss {measured['loss']:.4f} on {cfg.dataset.key}, "
+            f"chance is {chance:g} %: other classes, another normalisation or a fault; --force makes it a teacher "
+            "all the same"
+        )
     identity = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     entry, _ = store.publish(
         teacher_folder(cfg),

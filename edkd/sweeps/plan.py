@@ -5,10 +5,11 @@
 Nothing here launches or writes anything.
 """
 
+import contextlib
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from edkd.config.compose import Composer
-from edkd.config.job import Job, digest, make_job
+from edkd.config.job import Job, digest, directory_of, make_job, thaw, training_run
 from edkd.config.schema import Settings, misfit_of
 from edkd.console import console, counted
 from edkd.distillers.vanilla import Vanilla
 from edkd.errors import EdkdError
 from edkd.rundir import provenance
 from edkd.rundir.journal import RunState
+from edkd.rundir.paths import RunDir
 from edkd.runs.setup import check_method
 from edkd.status.state import RunStatus
 from edkd.teachers import store
@@ -40,6 +42,7 @@ class Sweep:
     students: list[Job] = field(default_factory=list)
     teachers: list[Job] = field(default_factory=list)  # those that some student needs and the store lacks
     asked: set[str] = field(default_factory=set)  # the runs that were asked for, some of which may be such teachers
+    stored: list[str] = field(default_factory=list)  # the teachers that the store has, a line each
 
     @property
     def jobs(self) -> list[Job]:
@@ -121,25 +124,37 @@ def make_plan(combinations: Iterable[Sequence[str]], overrides: Sequence[Overrid
     students: dict[str, Job] = {}
     wanted: dict[tuple[str, str], dict[str, Job]] = {}  # by data set and name, then by run
     verified: set[Path] = set()
+    stored: dict[tuple[Path, tuple[str, ...]], str] = {}  # by file and the overrides that a training would have
     for combination in combinations:
         job = make_job(*composer.compose(combination), teacher_id=None)
         cfg = job.settings
         check_method(cfg)
         if cfg.needs_teacher:
             entry = stored_teacher(cfg)
+            # An optimiser of distillation losses trains no teacher.
+            dropped = {*_ABOUT_STUDENTS, *(["optimizer"] if misfit_of(cfg.optimizer, Vanilla) else [])}
+            kept = [
+                text
+                for text, override in zip(combination, overrides, strict=True)
+                if override.key_or_group.split(".")[0] not in dropped
+            ]
+            given = (*kept, f"seed={cfg.teacher_seed}")
             if entry is None:
-                # An optimiser of distillation losses trains no teacher.
-                dropped = {*_ABOUT_STUDENTS, *(["optimizer"] if misfit_of(cfg.optimizer, Vanilla) else [])}
-                kept = [
-                    text
-                    for text, override in zip(combination, overrides, strict=True)
-                    if override.key_or_group.split(".")[0] not in dropped
-                ]
-                teacher = training(cfg.teacher.name, (*kept, f"seed={cfg.teacher_seed}"))
+                teacher = training(cfg.teacher.name, given)
                 wanted.setdefault((cfg.dataset.key, cfg.teacher.name), {})[teacher.run] = teacher
             elif entry.path not in verified:
                 store.verify(entry)
                 verified.add(entry.path)
+            if entry is not None and (entry.path, given) not in stored:
+                others: list[str] = []
+                with contextlib.suppress(EdkdError):  # a network that can only teach
+                    others = differences(entry, training(entry.name, given))
+                if others and cfg.teacher_recipe == "strict":
+                    raise EdkdError(
+                        f"teacher {entry.name} of {entry.dataset} was trained otherwise than teacher_recipe=strict "
+                        f"allows: {'; '.join(others)}; remove {entry.path} to train it anew"
+                    )
+                stored[entry.path, given] = _described(entry, others)
             job = replace(job, teacher_id=entry.id if entry is not None else f"run:{teacher.run}")
         students[job.run] = job
     for (dataset, name), jobs in wanted.items():
@@ -148,8 +163,52 @@ def make_plan(combinations: Iterable[Sequence[str]], overrides: Sequence[Overrid
                 f"the sweep would train teacher {name} of {dataset} in several ways; "
                 f"train it first: python launch.py distiller=vanilla student={name}, with the values that it shall have"
             )
-    teachers = {run: job for jobs in wanted.values() for run, job in jobs.items()}
-    return Sweep([job for run, job in students.items() if run not in teachers], list(teachers.values()), set(students))
+    needed = {job.teacher_id for job in students.values() if journal.state(job.directory).status != "finished"}
+    teachers = {
+        run: job for jobs in wanted.values() for run, job in jobs.items() if run in students or f"run:{run}" in needed
+    }
+    return Sweep(
+        [job for run, job in students.items() if run not in teachers],
+        list(teachers.values()),
+        set(students),
+        list(dict.fromkeys(stored.values())),
+    )
+
+
+def differences(entry: store.Entry, wanted: Job) -> list[str]:
+    """In what the training of a stored teacher differs from a run that would train it now, but for the seed.
+
+    Of one whose run is not in the output folder only the recipe is known, which leaves out the learning rate; of one
+    that was imported, nothing.
+    """
+    run = training_run(entry.id)
+    if run == wanted.run:
+        return []
+    source = directory_of(run, wanted.settings) if run else None
+    if source is not None:
+        with contextlib.suppress(EdkdError):  # changed since
+            known, now = (dict(_leaves(job.identity)) for job in (thaw(RunDir(source).config)[0], wanted))
+            keys = [key for key in {**known, **now} if key != "seed" and known.get(key) != now.get(key)]
+            return [f"{key} {known.get(key)}, here {now.get(key)}" for key in keys]
+    recipe = wanted.tags["recipe"]
+    return [f"recipe {entry.recipe}, here {recipe}"] if entry.recipe not in (None, recipe) else []
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _described(entry: store.Entry, others: Sequence[str]) -> str:
+    top1 = (entry.test or {}).get("top1")
+    accuracy = "accuracy unknown" if top1 is None else f"top-1 {top1:.2f} %"
+    run = training_run(entry.id)
+    origin = f"trained by run {run[:8]}" if run else f"imported from {entry.source}"
+    line = f"teacher {entry.name} of {entry.dataset}: {accuracy}, recipe {entry.recipe or 'unknown'}, {origin}"
+    return f"{line}\n  WARNING: trained otherwise than this sweep would: {'; '.join(others)}" if others else line
 
 
 def show_plan(planned: Sweep, statuses: Mapping[str, RunStatus]) -> None:
@@ -167,6 +226,8 @@ def show_plan(planned: Sweep, statuses: Mapping[str, RunStatus]) -> None:
     numbers = ", ".join(f"{count} {name}" for name, count in counts.items())
     missing = len(planned.teachers)
     print(f"sweep {planned.id}: {counted(len(planned.students), 'run')}: {numbers}; teachers to train first: {missing}")
+    for line in planned.stored:
+        print(line)
 
 
 def show_unreached(jobs: Iterable[Job]) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from edkd.config.job import make_job
 from edkd.console import console, counted
+from edkd.errors import EdkdError
 from edkd.rundir import journal
 from edkd.runs.run import execute
 from edkd.runs.setup import check_method, gather, teacher_folder
@@ -28,6 +29,11 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
         if entry is None:
             raise store.missing(cfg.dataset.key, cfg.teacher.name, teacher_folder(cfg))
         job = replace(job, teacher_id=entry.id)
+        if cfg.teacher_recipe == "strict" and entry.recipe not in (None, job.tags["recipe"]):
+            raise EdkdError(
+                f"teacher {entry.name} of {entry.dataset} has the recipe {entry.recipe}, this run {job.tags['recipe']}, "
+                f"which teacher_recipe=strict refuses; remove {entry.path} to train it anew with this command and -m"
+            )
     show_unreached([job])
     before = journal.state(job.directory)
     if dry_run:

@@ -5,7 +5,8 @@ goes it beside the training after each epoch, ``edkd sync`` goes it later for al
 already is read from MLflow, so that doing it twice, or from several processes at once, changes nothing. Tags of ours:
 
 - ``edkd.run``     the hash of the configuration
-- ``edkd.directory`` a hash of the run directory's path: two people, or output folders, may train one configuration
+- ``edkd.path``    the run directory's path below ``runs/``, on a server after the user's name: one configuration may
+  be trained several times
 - ``edkd.synced``  the last epoch that was logged, and a digest of all values up to it
 - ``edkd.state``   the status that was logged, and since when the run has it
 - ``edkd.sweep``   on the parent run of a sweep: which sweep

@@ -12,10 +12,12 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote, unquote
 
 from filelock import FileLock, Timeout
 
 from edkd.errors import EdkdError
+from edkd.tracking import sqlite_file
 from edkd.tracking.mounts import network_filesystem
 
 if TYPE_CHECKING:
@@ -55,9 +57,14 @@ def create_store(*, uri: str, experiment: str, artifacts: str | None) -> None:
 
     To be called once before jobs start. ``artifacts`` is the folder or URI for the experiment's files, used when the
     experiment is made; None leaves it to the server. Raises `EdkdError` for a store that cannot be reached, created
-    or written.
+    or written. A SQLite file that is damaged or half made is set aside, which is said, and made anew.
     """
     with one_line(uri):
+        path = _sqlite_path(_resolve(uri))
+        if path is not None and sqlite_file.is_broken(path):
+            with lock(uri):
+                sqlite_file.set_aside_broken(path)
+            _open.cache_clear()
         open_store(uri, experiment, artifacts)
 
 
@@ -67,12 +74,15 @@ def open_store(uri: str, experiment: str, artifacts: str | None) -> Store:
 
 
 def open_existing(uri: str) -> "MlflowClient":
-    """A client to a store that exists; nothing is created. Raises `EdkdError` for a SQLite file that is not there."""
+    """A client that reads a store that exists; a SQLite file and its folder need not be writable.
+
+    Raises `EdkdError` for a SQLite file that is not there.
+    """
     uri = _resolve(uri)
     path = _sqlite_path(uri)
     if path is not None and not (path.is_file() and path.stat().st_size):
         raise EdkdError(f"there is no MLflow store at {path}: no run was tracked there; `edkd sync` reads journals in")
-    return _connect(uri)
+    return _connect(uri) if path is None else _reader(path)
 
 
 @contextlib.contextmanager
@@ -113,12 +123,16 @@ def search(client: "MlflowClient", experiment_id: str, condition: str) -> "list[
             return runs
 
 
-def find_one(store: Store, condition: str) -> "Run | None":
-    """The oldest run that meets the condition. Younger twins, which hosts without a common lock may make, go."""
-    runs = search(store.client, store.experiment_id, condition)
+def only(store: Store, runs: "list[Run]") -> "Run | None":
+    """The oldest, first of these runs. Younger twins, which hosts without a common lock may make, go."""
     for twin in runs[1:]:
         store.client.delete_run(twin.info.run_id)
     return runs[0] if runs else None
+
+
+def find_one(store: Store, condition: str) -> "Run | None":
+    """The oldest run that meets the condition; its twins go."""
+    return only(store, search(store.client, store.experiment_id, condition))
 
 
 def redacted(text: str) -> str:
@@ -147,24 +161,54 @@ def _experiment_id(client: "MlflowClient", uri: str, experiment: str, artifacts:
             f"experiment {experiment!r} of the MLflow store {redacted(uri)} was deleted: restore it "
             f"(`mlflow experiments restore --experiment-id {found.experiment_id}`) or set another name"
         )
+    path = _sqlite_path(uri)
+    if path is not None and artifacts is not None and _was_moved(path, found.artifact_location, artifacts):
+        with lock(uri):
+            sqlite_file.move_artifacts(path, found.experiment_id, found.artifact_location, artifacts)
     return found.experiment_id
 
 
+def _was_moved(store: Path, known: str, given: str) -> bool:
+    """Whether the folder of files, a URI, that shall lie beside the store is known by the place where it lay once."""
+    beside = f"{store.parent.as_uri()}/"
+    return known != given and given.startswith(beside) and known.rpartition("/")[2] == given.removeprefix(beside)
+
+
 def _connect(uri: str) -> "MlflowClient":
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    path = _sqlite_path(uri)
+    if path is not None:
+        _quieten()
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  # takes seconds, better spent without the lock
+
+        with lock(uri):
+            sqlite_file.make(path)
+    return _client(uri)
+
+
+def _reader(path: Path) -> "MlflowClient":
+    from sqlalchemy import URL
+
+    # With the driver's name MLflow makes no folder called `file:`.
+    only_read = {"mode": "ro", "uri": "true"}
+    return _client(str(URL.create("sqlite+pysqlite", database=f"file:{quote(str(path))}", query=only_read)))
+
+
+def _client(uri: str) -> "MlflowClient":
+    _quieten()
     from mlflow import MlflowClient
 
-    # MLflow's own words are not needed: what fails is raised, and said by us.
+    return MlflowClient(uri)
+
+
+def _quieten() -> None:
+    """Import MLflow, and see that it says nothing of its own: what fails is raised, and said by us."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow  # noqa: F401  # sets the levels of its loggers
+
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    if _sqlite_path(uri) is None:
-        return MlflowClient(uri)
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  # takes seconds, better spent without the lock
-
-    with lock(uri):  # MLflow makes the schema at first use, and fails if several processes do so at once
-        return MlflowClient(uri)
 
 
 def _resolve(uri: str) -> str:
@@ -177,7 +221,18 @@ def _resolve(uri: str) -> str:
         allowed = f"{_SQLITE}FILE, {', '.join(f'{each}://…' for each in _SCHEMES)}"
         why = "folders such as ./mlruns, which MLflow has given up, " if scheme in ("", "file") else "this "
         raise EdkdError(f"tracking URI {redacted(uri)!r}: {why}cannot be used; allowed are {allowed}")
-    return f"{_SQLITE}{Path(path).resolve()}{question}{query}"
+    resolved = Path(path).resolve()
+    if unquote(str(resolved)) != str(resolved):
+        raise EdkdError(
+            f"MLflow store {resolved}: the path holds a % and two digits, which MLflow reads as one character; "
+            "output=DIR or tracking.uri names another place, tracking=journal does without"
+        )
+    return f"{_SQLITE}{resolved}{question}{query}"
+
+
+def is_server(uri: str) -> bool:
+    """Whether the store is one that several people may share, and not a SQLite file."""
+    return _sqlite_path(uri) is None
 
 
 def _sqlite_path(uri: str) -> Path | None:

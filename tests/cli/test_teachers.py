@@ -119,10 +119,10 @@ def import_(*arguments: str) -> Ended:
 def test_a_file_becomes_a_teacher(output: Path) -> None:
     file = run_file(output, "kd", "last.pt")
     run = journals(output)["resnet8/vanilla-s0"][0]["run"]
-    kept = error(import_(str(file)))
+    kept = error(import_(str(file), "--force"))  # two epochs teach it little
     assert kept == f"{KEY} has a teacher resnet8 already (run:{run}); --replace replaces it"
 
-    done = import_(str(file), "--replace")
+    done = import_(str(file), "--replace", "--force")
     assert done.code == 0, done
     last = end(output, "resnet8-resnet8/kd-s0")["last"]
     identity = f"file:{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
@@ -132,7 +132,7 @@ def test_a_file_becomes_a_teacher(output: Path) -> None:
     assert entry is not None
     assert (entry.id, entry.num_classes, entry.epochs) == (identity, 10, None)
     assert entry.test == {name: last[name] for name in ("top1", "top5", "loss")}
-    assert import_(str(file)).code == 0  # the same file again
+    assert import_(str(file), "--force").code == 0  # the same file again
     assert evaluate().out.endswith(f"{said(last)}\n")
 
     common = ["dataset=digits", *DIGITS, "schedule=short", "schedule.epochs=1", "tracking=journal", "teacher=resnet8"]
@@ -147,3 +147,13 @@ def test_what_cannot_become_a_teacher(output: Path) -> None:
     assert error(import_("other.pt", "--replace")).startswith("other.pt")
     assert "nowhere.pt" in error(import_("nowhere.pt", "--replace"))
     assert files(output) == before and json.loads(sidecar.read_text()) == content
+
+
+@pytest.mark.parametrize("fault", [float("nan"), 0.0])
+def test_a_network_that_knows_nothing_becomes_a_teacher_by_force_alone(output: Path, fault: float) -> None:
+    state = checkpoint.load_weights(run_file(output, "kd", "last.pt"))
+    torch.save({"model": {key: value * fault for key, value in state.items()}}, "useless.pt")
+    before = files(output)
+    assert "chance is 10 %" in error(import_("useless.pt", "--replace"))
+    assert files(output) == before
+    assert import_("useless.pt", "--replace", "--force").code == 0

@@ -1,8 +1,14 @@
 """Sweeps, from the plan to the summary, through the real command line."""
 
+import contextlib
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -351,6 +357,33 @@ def test_a_stored_teacher_is_used_and_a_weak_one_refused(tiny: list[str], here: 
     assert found["resnet8-resnet8/kd-s0"][0]["teacher"]["id"] == f"run:{found['resnet8/vanilla-s0'][0]['run']}"
 
 
+def test_a_stored_teacher_that_was_trained_otherwise_is_shown_and_strictly_refused(tiny: list[str], here: Path) -> None:
+    assert launch(*tiny, "distiller=vanilla", "schedule.lr=0.00001").code == 0
+    run = journals(here / "outputs")["resnet8/vanilla-s0"][0]["run"]
+    command = [*tiny, "distiller=kd", "+dry_run=true"]
+    done = swept(command)
+    line, warning = done.out.splitlines()[-3:-1]
+    assert line.startswith("teacher resnet8 of digits-8-20perclass-test10: top-1 ")
+    assert line.endswith(f"trained by run {run[:8]}")
+    assert warning == "  WARNING: trained otherwise than this sweep would: schedule.lr 1e-05, here 0.01"
+    assert "schedule.lr 1e-05, here 0.01; remove " in error(swept(command, "teacher_recipe=strict"))
+    alone = error(launch(*command, "teacher_recipe=strict", "schedule.weight_decay=0.1"))
+    assert "which teacher_recipe=strict refuses" in alone
+    same = swept(command, "teacher_recipe=strict", "schedule.lr=0.00001")
+    assert same.code == 0 and "WARNING" not in same.out
+
+
+def test_a_teacher_that_was_removed_is_not_trained_for_finished_students(tiny: list[str], here: Path) -> None:
+    command = [*tiny, "distiller=kd"]
+    assert swept(command).code == 0
+    for path in [*here.glob("outputs/teachers/*/*"), *here.glob("outputs/runs/*/resnet8/*/*.pt")]:
+        path.unlink()
+    done = swept(command)
+    assert (done.code, plan_of(done)) == (0, [["2", "resnet8-resnet8/kd-s0", "finished"]])
+    assert not list(here.glob("outputs/teachers/*/*.pt"))
+    assert plan_of(swept(command, "seed=0,1", "+dry_run=true"))[0] == ["1", "resnet8/vanilla-s0", "finished"]
+
+
 def test_runs_of_another_process_are_left_to_it(tiny: list[str], here: Path, make_job: Any) -> None:
     folder = "output=" + quoted(str(here / "o'b"))  # a name that needs quotes, for once
     running, other = (make_job("vanilla", f"seed={seed}", folder) for seed in (1, 2))
@@ -411,6 +444,32 @@ def test_several_processes_give_the_bits_of_one_and_survive_a_kill(tiny: list[st
     for name, records in one.items():
         assert metrics(records) == metrics(several[name])
         assert records[-1]["last"] == several[name][-1]["last"]
+
+
+def test_workers_end_with_a_sweep_that_is_killed(tiny: list[str], here: Path) -> None:
+    endless = [*tiny, "schedule.epochs=9999", "distiller=vanilla", "seed=0,1", "hydra/launcher=local"]
+    command = [sys.executable, str(REPOSITORY / "launch.py"), "-m", *endless]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_for(lambda: list(map(bool, map(metrics, journals(here / "outputs").values()))) == [True] * 2)
+        finally:
+            process.kill()
+    runs = [path.parent for path in (here / "outputs").rglob("journal.jsonl")]
+    workers = {journal.read(run)[0]["pid"] for run in runs}
+    try:
+        assert process.pid not in workers and len(workers) == 2
+        wait_for(lambda: not any(map(lock.is_held, runs)), seconds=10)  # the kernel drops the lock with the process
+    finally:
+        for pid in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"did not happen within {seconds} s"
+        time.sleep(0.1)
 
 
 # ---- launching

@@ -18,7 +18,7 @@ import pytest
 from edkd import tracking
 from edkd.errors import EdkdError
 from edkd.rundir import lock
-from edkd.tracking import LiveTracker, SyncReport, live, load_runs, store, sync_all, sync_run
+from edkd.tracking import LiveTracker, SyncReport, live, load_runs, sqlite_file, store, sync, sync_all, sync_run
 
 # MLflow 3.17 with SQLAlchemy 2.1, at its import
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
@@ -106,7 +106,7 @@ def calls(monkeypatch):
 
 
 def client(where):
-    return store.open_existing(where["uri"])
+    return store.open_store(**where).client
 
 
 def only_run(where):
@@ -277,7 +277,7 @@ def test_twins_made_by_hosts_without_a_common_lock_become_one(where, run_dir):
     write(run_dir, start(), *epochs(1))
     sync_run(run_dir, **where)
     opened, tags = store.open_store(**where), only_run(where)["tags"]
-    ours = {key: tags[key] for key in ("edkd.run", "edkd.directory")}
+    ours = {key: tags[key] for key in ("edkd.run", "edkd.path")}
     opened.client.create_run(opened.experiment_id, start_time=2, tags=ours)
     assert sync_run(run_dir, **where) == SyncReport(created=False, epochs_logged=1, ended=True)
     assert only_run(where)["start_time"] == 2
@@ -290,6 +290,54 @@ def test_two_people_who_train_one_configuration_keep_a_run_each(where, run_dir, 
         sync_run(run_dir, **where)
         sync_run(other, **where)
     assert sorted(len(history(where, "lr", run)) for run in load_runs(where["uri"], where["experiment"])) == [1, 2]
+
+
+def logged_by_an_earlier_version(where, folder):
+    """The runs below a folder as earlier versions logged them: known by a hash of the absolute path."""
+    for path in folder.rglob("journal.jsonl"):
+        sync_run(path.parent, **where)
+    opened = store.open_store(**where)
+    for run in load_runs(where["uri"], where["experiment"]):
+        opened.client.set_tag(run["run_id"], "edkd.directory", "0" * 16)
+        opened.client.delete_tag(run["run_id"], "edkd.path")
+
+
+@pytest.mark.parametrize("moving", [shutil.move, shutil.copytree])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_outputs_that_are_moved_keep_their_runs_and_files(tmp_path, empty_store, moving, earlier):
+    def place(name):
+        uri, artifacts = f"sqlite:///{tmp_path}/{name}/mlflow.db", str(tmp_path / name / "mlartifacts")
+        return {"uri": uri, "experiment": "edkd", "artifacts": artifacts}
+
+    first = write(tmp_path / "old" / "runs" / "digits" / "a-b" / "kd-s0-01234567", start(), *epochs(2), END)
+    (first / "config.yaml").write_text("seed: 0\n")
+    shutil.copy(empty_store, tmp_path / "old" / "mlflow.db")
+    sync_run(first, **place("old"))
+    if earlier:
+        logged_by_an_earlier_version(place("old"), tmp_path / "old")
+    before = only_run(place("old"))["run_id"]
+    moving(tmp_path / "old", tmp_path / "new place")
+    there = set((tmp_path / "old").rglob("*"))
+    where = place("new place")
+    sync_all(tmp_path / "new place" / "runs", **where)
+    assert only_run(where)["run_id"] == before
+    second = start(run="f" * 16), *epochs(1), END
+    write(tmp_path / "new place" / "runs" / "digits" / "a-b" / "kd-s1-ffffffff", *second)
+    sync_all(tmp_path / "new place" / "runs", **where)
+    assert {run["tags"]["edkd.path"] for run in load_runs(where["uri"], "edkd")} == {
+        "digits/a-b/kd-s0-01234567",
+        "digits/a-b/kd-s1-ffffffff",
+    }
+    assert set((tmp_path / "old").rglob("*")) == there
+    for run in load_runs(where["uri"], "edkd"):
+        client(where).download_artifacts(run["run_id"], "summary.json", str(tmp_path))
+    assert len(list((tmp_path / "new place" / "mlartifacts").glob("*/artifacts/summary.json"))) == 2
+
+
+def test_on_a_server_each_person_has_a_run(tmp_path, monkeypatch):
+    opened = store.Store(client=None, uri="https://mlflow", experiment="edkd", experiment_id="1")
+    monkeypatch.setenv("USER", "ann")
+    assert sync._path(opened, tmp_path / "outputs" / "runs" / "a" / "b" / "kd-s0") == "ann:a/b/kd-s0"
 
 
 def test_long_and_many_values_respect_the_limits_of_mlflow(where, run_dir, calls):
@@ -469,6 +517,55 @@ def test_load_runs_pages_oldest_first(where, tmp_path, monkeypatch):
     assert [run["tags"]["edkd.run"][0] for run in load_runs(where["uri"], "edkd")] == list("abcde")
 
 
+def test_reading_writes_nothing(tmp_path, empty_store, monkeypatch):
+    folder = tmp_path / "read #only 50%"
+    folder.mkdir()
+    shutil.copy(empty_store, folder / "mlflow.db")
+    (folder / "mlflow.db").chmod(0o444)
+    folder.chmod(0o555)
+    monkeypatch.chdir(tmp_path)
+    opened = []
+    original = os.open
+    monkeypatch.setattr(
+        os, "open", lambda path, *more, **named: (opened.append(path), original(path, *more, **named))[1]
+    )
+    uri = f"sqlite:///{folder}/mlflow.db"
+    assert load_runs(uri, "unused") == []
+    assert [path for path in opened if str(folder) in str(path)] == []  # no lock, which would be a file beside it
+    with pytest.raises(Exception, match="readonly database"):
+        store.open_existing(uri).create_experiment("new")
+    folder.chmod(0o755)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == [
+        folder.name,
+        f"{folder.name}/mlflow.db",
+    ]
+
+
+def test_many_runs_take_few_calls(where, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    counts = dict.fromkeys(("search_runs", "create_run", "log_batch"), 0)
+
+    def counting(name):
+        original = getattr(MlflowClient, name)
+
+        def counted(*args, **kwargs):
+            counts[name] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(MlflowClient, name, counted)
+
+    for name in counts:
+        counting(name)
+    for number in range(5):
+        write(tmp_path / "runs" / str(number), start(run=f"{number:016x}"), *epochs(5), END)
+    sync_all(tmp_path / "runs", **where)
+    assert counts == {"search_runs": 1 + 5 + 2, "create_run": 5 + 1, "log_batch": 5}  # and of their sweep
+    counts.update(dict.fromkeys(counts, 0))
+    sync_all(tmp_path / "runs", **where)
+    assert counts == {"search_runs": 1, "create_run": 0, "log_batch": 0}
+
+
 def test_reading_what_is_not_there_is_an_error_and_creates_nothing(where, tmp_path):
     with pytest.raises(EdkdError, match=r"there is no MLflow store at .*absent\.db"):
         load_runs(f"sqlite:///{tmp_path}/absent.db", "edkd")
@@ -519,6 +616,65 @@ def test_an_unwritable_file_or_folder_is_refused(tmp_path, empty_store):
     refused(tmp_path / "new" / "mlflow.db")
     tmp_path.chmod(0o755)
     assert [each.name for each in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+KILLED = """
+import os, sys
+import sqlalchemy
+from edkd import tracking
+
+seen = 0
+def stop(connection, cursor, statement, *_):
+    global seen
+    seen += statement.lstrip().startswith("CREATE TABLE")
+    if seen == 12:
+        os._exit(9)
+sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", stop)
+tracking.create_store(uri=sys.argv[1], experiment="edkd", artifacts=None)
+"""
+
+
+def test_a_process_that_is_killed_while_it_makes_the_store_leaves_none(tmp_path):
+    where = {"uri": f"sqlite:///{tmp_path}/mlflow.db", "experiment": "edkd", "artifacts": None}
+    command = [sys.executable, "-c", KILLED, where["uri"]]
+    assert subprocess.run(command, check=False, cwd=Path(__file__).parents[2]).returncode == 9
+    assert not sqlite_file.is_broken(tmp_path / "mlflow.db")
+    tracking.create_store(**where)
+    assert load_runs(where["uri"], "edkd") == []
+    assert not (tmp_path / "mlflow.db.new").exists()
+
+
+def half_made(path):
+    """As MLflow leaves it that is killed: some tables, and no experiment."""
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("DELETE FROM experiments")
+        database.execute("DROP TABLE trace_info")
+
+
+def damaged(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:20000] + b"x" * 20000 + content[40000:])
+
+
+@pytest.mark.parametrize("breaking", [half_made, damaged])
+def test_a_broken_store_is_set_aside_and_filled_again(where, run_dir, breaking, capsys):
+    path = Path(where["uri"].removeprefix("sqlite:///"))
+    breaking(path)
+    broken = path.read_bytes()
+    write(run_dir, start(), *epochs(1), END)
+    tracking.create_store(**where)
+    (aside,) = path.parent.glob("mlflow.db.broken-*")
+    assert aside.read_bytes() == broken
+    assert "`edkd sync` fills it from the journals" in capsys.readouterr().err
+    sync_all(run_dir.parent, **where)
+    assert only_run(where)["status"] == "FINISHED"
+    assert len(list(path.parent.glob("mlflow.db.broken-*"))) == 1
+
+
+def test_a_path_that_mlflow_would_read_as_another_is_refused_at_once(tmp_path):
+    with pytest.raises(EdkdError, match="the path holds a % and two digits"):
+        tracking.create_store(uri=f"sqlite:///{tmp_path}/x%20y/mlflow.db", experiment="edkd", artifacts=None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_deleted_experiment_is_named(where):
