@@ -24,7 +24,7 @@ from edkd.config.schema import Settings, misfit_of
 from edkd.console import console, counted
 from edkd.distillers.vanilla import Vanilla
 from edkd.errors import EdkdError
-from edkd.rundir import provenance
+from edkd.rundir import journal, provenance
 from edkd.rundir.journal import RunState
 from edkd.rundir.paths import RunDir
 from edkd.runs.setup import check_method

@@ -31,8 +31,8 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
         job = replace(job, teacher_id=entry.id)
         if cfg.teacher_recipe == "strict" and entry.recipe not in (None, job.tags["recipe"]):
             raise EdkdError(
-                f"teacher {entry.name} of {entry.dataset} has the recipe {entry.recipe}, this run {job.tags['recipe']}, "
-                f"which teacher_recipe=strict refuses; remove {entry.path} to train it anew with this command and -m"
+                f"teacher {entry.name} of {entry.dataset} has the recipe {entry.recipe}, this run "
+                f"{job.tags['recipe']}, which teacher_recipe=strict refuses; remove {entry.path} to train it anew with this command and -m"
             )
     show_unreached([job])
     before = journal.state(job.directory)
