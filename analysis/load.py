@@ -64,6 +64,7 @@ def _row(run: Mapping[str, Any]) -> dict[str, Any]:
         "status": run["status"],
         "started": run["start_time"],
         **{tag: tags.get(tag, "") for tag in _TAGS},
+        "method": tags.get("distiller", ""),
         "alone": not tags.get("teacher"),
         "git_dirty": tags.get("git_dirty", "").lower() == "true",
         "seed": int(tags["seed"]),
@@ -192,6 +193,26 @@ def _differing(group: pd.DataFrame) -> list[str]:
     names = sorted({n for cell in by_cell for params in cell for n in params if not n.startswith(_INCIDENTAL)})
     values = {name: [{params.get(name) for params in cell} for cell in by_cell] for name in names}
     return [name for name, v in values.items() if all(len(s) == 1 for s in v) and len(set.union(*v)) > 1]
+
+
+def tidy(runs: pd.DataFrame) -> pd.DataFrame:
+    """The finished runs of students with a teacher as `analysis.statistics` reads them: a row per run and protocol.
+
+    `method` is the row of the table that a run belongs to, `teacher` the identity of its teacher's weights, `value`
+    the test top-1 in percent. Protocol "last" is the last epoch; of the best epoch, "selected" says that it was chosen
+    on held-out training images, "best" on the test set. One run per pair, method, seed and teacher, as `one_cell_each`
+    leaves them, is the caller's part.
+    """
+    used = runs[finished(runs) & ~runs["alone"]]
+    frame = used[["pair", "method", "seed"]].assign(teacher=[params["teacher_id"] for params in used["params"]])
+    best = used["best_by"].map({"validation": "selected"}).fillna("best")
+    return pd.concat(
+        [
+            frame.assign(protocol="last", value=used["last_top1"]),
+            frame.assign(protocol=best, value=used["best_top1"]),
+        ],
+        ignore_index=True,
+    )
 
 
 def left_out(runs: pd.DataFrame, used: pd.DataFrame) -> list[str]:

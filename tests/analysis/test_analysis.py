@@ -149,6 +149,20 @@ def test_published_numbers_stand_beside_the_block_of_their_protocol(analyse):
     assert best["EDKD"][3] == "71.00 (n=1)<br><sub>published [74.68]</sub>"
 
 
+def test_the_tidy_frame_says_how_the_epoch_was_chosen(monkeypatch, tmp_path):
+    runs = [make("kd", top1=70.0), make("dkd", seed=2, top1=71.0, best_by="validation", teacher_id="t2")]
+    runs += [make("kd", seed=9, status="FAILED"), make("vanilla", "vgg8")]
+    monkeypatch.setattr(load, "load_runs", lambda uri, experiment: runs)
+    frame = load.tidy(load.read("http://127.0.0.1:1", "edkd", tmp_path))
+    assert frame.columns.tolist() == ["pair", "method", "seed", "teacher", "protocol", "value"]
+    assert frame.sort_values(["seed", "value"]).to_numpy().tolist() == [
+        [PAIR, "kd", 1, "t1", "last", 70.0],
+        [PAIR, "kd", 1, "t1", "best", 71.0],
+        [PAIR, "dkd", 2, "t2", "last", 71.0],
+        [PAIR, "dkd", 2, "t2", "selected", 72.0],
+    ]
+
+
 def test_paired_differences_by_hand(analyse):
     runs = [make("kd", seed=s, top1=v) for s, v in ((1, 70.0), (2, 71.0), (4, 50.0))]
     runs += [make("edkd", seed=s, top1=v) for s, v in ((2, 71.5), (1, 71.5), (3, 99.0))]
