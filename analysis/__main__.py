@@ -41,7 +41,7 @@ def build(options: argparse.Namespace) -> report.Report:
     shape = tables.columns(used, options.pairs)
     long = tables.long_table(used)
     beside = literature.comparable(used)
-    grids = tables.grids(long, shape, tables.methods(used), beside=beside)
+    grids = tables.grids(long, shape, tables.rows_of(used), beside=beside)
     if not beside and dataset.split("-")[0] == literature.FULL_DATASET:
         grids.append(tables.reference_grid(shape))
     return report.Report(

@@ -18,7 +18,19 @@ HOW_TO_RUN = (
 )
 _WITH_MAKE = "(with make: make table ARGS='--…')"
 
-_TAGS = ("pair", "teacher", "student", "distiller", "dataset", "recipe", "cell", "git_commit", "best_by")
+_TAGS = (
+    "pair",
+    "teacher",
+    "student",
+    "distiller",
+    "title",
+    "year",
+    "dataset",
+    "recipe",
+    "cell",
+    "git_commit",
+    "best_by",
+)
 _METRICS = [(which, key) for which in ("last", "best") for key in ("top1", "top5", "epoch")]
 # Parameters that no configuration of a cell depends on: where and how a run was made.
 _INCIDENTAL = ("engine.", "tracking.", "output", "seed", "dataset.root", "dataset.download", "dataset.source.")
