@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from analysis import literature
 from analysis.load import VANILLA
+from analysis.settings import Setting
 from analysis.statistics import paired_differences, summarise
 from edkd.console import number
 
@@ -26,6 +27,7 @@ class Pair(NamedTuple):
     name: str
     teacher: str
     student: str
+    setting: str = ""  # "beta=4" where columns are apart by a parameter
 
 
 class Entry(NamedTuple):
@@ -36,7 +38,7 @@ class Entry(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A method of the table; `year` of publication is infinite where there is none."""
+    """A method of the table, by its title and what its runs have set; `year` is infinite for the unpublished."""
 
     method: str
     title: str
@@ -53,11 +55,20 @@ class Grid:
 
 
 def columns(runs: pd.DataFrame, pairs: Sequence[str] | None) -> tuple[Pair, ...]:
-    """`pairs` if given, else the seven of the published table, in its order, and then any other pair of the runs."""
-    distilled = runs[~runs["alone"]].drop_duplicates("pair").set_index("pair")
-    names = pairs or [*literature.SEVEN, *sorted(set(distilled.index) - set(literature.SEVEN))]
-    found = {p: Pair(str(p), str(t), str(s)) for p, t, s in distilled[["teacher", "student"]].itertuples()}
-    return tuple(found.get(name) or Pair(name, *name.split("-", 1)) for name in names)
+    """`pairs` if given, else the seven of the published table, in its order, and then any other pair of the runs.
+
+    A pair has a column for each of its settings where `settings.place` has set columns apart.
+    """
+    distilled = runs[~runs["alone"]].drop_duplicates("pair")
+    found: dict[str, list[tuple[tuple[Setting, ...], Pair]]] = {}
+    for run in distilled.to_dict("records"):
+        setting = " ".join(map(str, run["column"]))
+        name = f"{run['teacher']}-{run['student']}"
+        found.setdefault(name, []).append((run["column"], Pair(run["pair"], run["teacher"], run["student"], setting)))
+    names = pairs or [*literature.SEVEN, *sorted(set(found) - set(literature.SEVEN))]
+    if distilled["column"].any():
+        names = [name for name in names if name in found]
+    return tuple(pair for name in names for _, pair in sorted(found.get(name, [((), Pair(name, *name.split("-", 1)))])))
 
 
 def rows_of(runs: pd.DataFrame) -> tuple[Row, ...]:
@@ -68,12 +79,15 @@ def rows_of(runs: pd.DataFrame) -> tuple[Row, ...]:
     newest_first = runs[~runs["alone"]].sort_values("started", ascending=False, kind="stable")
     rows = []
     for name, group in newest_first.groupby("method"):
-        title, year = EARLIER.get(str(name), (str(name), ""))
-        tagged = group[group["title"] != ""]
+        distiller, settings = group["distiller"].iloc[0], group["row"].iloc[0]
+        title, year = EARLIER.get(distiller, (distiller, ""))
+        tagged = newest_first[(newest_first["distiller"] == distiller) & (newest_first["title"] != "")]
         if not tagged.empty:
             title, year = tagged["title"].iloc[0], tagged["year"].iloc[0]
-        rows.append(Row(str(name), title, float(year or "inf")))
-    return tuple(sorted(rows, key=lambda row: (row.method == OURS, row.year, row.title.casefold())))
+        ours, first = distiller == OURS, title.casefold()
+        label = " ".join(map(str, (title, *settings)))
+        rows.append(((ours, float(year or "inf"), first, settings), Row(str(name), label, float(year or "inf"))))
+    return tuple(row for _, row in sorted(rows))
 
 
 def contrasts(rows: Sequence[Row]) -> list[tuple[Row, Row]]:

@@ -262,20 +262,69 @@ def test_data_sets_and_recipes_are_never_mixed(analyse):
     assert code == 0 and set(csv["dataset"]) == {"digits"} and "--dataset digits --recipe 3ep" in text
 
 
+def swept(*values, method="kd", **changes):
+    """A run with each of these temperatures, whose top-1 is 70 + temperature."""
+    return [
+        make(
+            method,
+            cell=f"{method}{value}",
+            top1=70.0 + value,
+            params={"distiller.temperature": str(value), "distiller.title": f"draft {value}", "engine.device": "cpu"},
+            name=f"t{value}",
+            started=1_790_000_000_000 + value,
+            **changes,
+        )
+        for value in values
+    ]
+
+
+def test_a_sweep_of_a_hyper_parameter_makes_rows(analyse):
+    runs = [*swept(10, 1, 4, seed=1), *swept(1, seed=2), *swept(4, pair=OTHER), make("edkd", top1=75.0)]
+    code, text, csv, _ = analyse(runs)
+    last = block(text, "Last epoch")
+    assert code == 0 and list(last)[4:] == ["KD temperature=1", "KD temperature=4", "KD temperature=10", "EDKD"]
+    assert last["KD temperature=1"][3] == "71.00 ± 0.00 (n=2)" and last["KD temperature=4"][1] == "74.00 (n=1)"
+    assert block(text, "Paired differences, last epoch")["EDKD − KD temperature=4"][3] == "+1.00 (n=1)"
+    assert set(csv["method"]) >= {"kd temperature=1", "kd temperature=10", "edkd-kd temperature=1"}
+    _, text, csv, _ = analyse(runs, "--cell", f"{PAIR}:kd=kd10")
+    assert "- t1: another configuration (cell kd1) was picked" in text and f"--cell {PAIR}:kd=kd10" in text
+    _, text, csv, _ = analyse(swept(1, 4), "--latest-cell")
+    assert csv["top1_mean"].tolist() == [74.0, 75.0] and "--latest-cell" in text
+    assert list(block(text, "Last epoch"))[3:] == ["teacher alone", "KD"]
+
+
+def test_rows_and_columns_by_parameters(analyse):
+    _, text, _, _ = analyse([*swept(10, 4), make("vanilla", "vgg8")], "--columns", "pair,distiller.temperature")
+    last = block(text, "Last epoch")
+    assert last["**student**"] == ["**vgg8 temperature=4**", "**vgg8 temperature=10**"]
+    assert last["KD"] == ["74.00 (n=1)", "80.00 (n=1)"] and "--columns pair,distiller.temperature" in text
+    assert last["student alone"][1].startswith("70.00 (n=1)") and "another configuration" not in text
+    _, text, _, _ = analyse(swept(4), "--rows", "distiller.temperature", "--columns", "pair")
+    assert block(text, "Last epoch")["KD temperature=4"][3].startswith("74.00")
+    code, _, _, error = analyse(swept(4), "--rows", "distiller.heat")
+    assert code == 1 and "'distiller.heat'; there are: distiller.temperature" in error
+    code, _, _, error = analyse(swept(1, 4), "--rows", "method")
+    assert code == 1 and f"--cell {PAIR}:kd=kd1 " in error and "distiller.temperature=4; runs: t4" in error
+
+
+def test_another_optimizer_is_named_without_its_own_parameters(analyse):
+    dot = {"optimizer._target_": "edkd.training.optimizers.DOT", "optimizer.delta": "0.075"}
+    runs = [make(cell="a", params={"optimizer._target_": "edkd.training.optimizers.SGD"}), make(cell="b", params=dot)]
+    rows = list(block(analyse(runs)[1], "Last epoch"))[4:]
+    assert rows == ["KD optimizer=DOT", "KD optimizer=SGD"]
+
+
 def test_configurations_are_never_mixed_in_a_cell(analyse):
-    runs = [make(cell="aaaa", seed=s, params={"distiller.temperature": "4.0", "engine.device": "cpu"}) for s in (1, 2)]
-    new = {"distiller.temperature": "2.0", "engine.device": "cuda"}
-    runs.append(make(cell="bbbb", seed=3, top1=60.0, params=new, name="hot", started=1_790_000_000_001))
+    runs = [make(cell="aaaa", seed=s, params={"engine.device": "cpu"}) for s in (1, 2)]
+    new = {"engine.device": "cuda"}
+    runs.append(make(cell="bbbb", seed=3, teacher_id="t2", params=new, name="new", started=1_790_000_000_001))
     code, _, _, error = analyse(runs)
     assert code == 1
     assert f"--cell {PAIR}:kd=aaaa   (2 runs" in error and f"--cell {PAIR}:kd=bbbb   (1 run," in error
-    assert "distiller.temperature=4.0; runs: vgg13-vgg8/kd-s1, vgg13-vgg8/kd-s2" in error and "runs: hot" in error
+    assert "teacher_id=t1; runs: vgg13-vgg8/kd-s1, vgg13-vgg8/kd-s2" in error and "runs: new" in error
     assert "engine.device" not in error and "seed=" not in error
     _, text, csv, _ = analyse(runs, "--cell", f"{PAIR}:kd=aa")
-    assert csv["n"].tolist() == [2, 2] and f"--cell {PAIR}:kd=aa" in text
-    assert "- hot: another configuration (cell bbbb) was picked" in text
-    _, text, csv, _ = analyse(runs, "--latest-cell")
-    assert csv["top1_mean"].tolist() == [60.0, 61.0] and "--latest-cell" in text
+    assert csv["n"].tolist() == [2, 2] and "- new: another configuration (cell bbbb) was picked" in text
 
 
 def test_what_fits_no_cell_and_what_differs(analyse):
