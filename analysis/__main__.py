@@ -36,14 +36,16 @@ def build(options: argparse.Namespace) -> report.Report:
     runs = load.read(options.uri, options.experiment, options.results)
     runs = load.choose(runs, dataset=options.dataset, recipe=options.recipe)
     runs = load.of_columns(runs, pairs=options.pairs)
-    used = load.one_cell_each(runs, picked=dict(options.cell), latest=options.latest_cell)
+    used = load.one_cell_each(
+        runs, picked=dict(options.cell), latest=options.latest_cell, rows=options.rows, columns=options.columns or ()
+    )
     if used["alone"].all():
         raise EdkdError(f"no finished run of {', '.join(options.pairs)}; {load.HOW_TO_RUN}")
     dataset, recipe = used["dataset"].iloc[0], used["recipe"].iloc[0]
     shape = tables.columns(used, options.pairs)
     long = tables.long_table(used)
     beside = literature.comparable(used)
-    grids = tables.grids(long, shape, tables.methods(used), beside=beside)
+    grids = tables.grids(long, shape, tables.rows_of(used), beside=beside)
     if not beside and dataset.split("-")[0] == literature.FULL_DATASET:
         grids.append(tables.reference_grid(shape))
     return report.Report(
@@ -82,6 +84,8 @@ def _command(options: argparse.Namespace, dataset: str, recipe: str) -> str:
     words += ["--pairs", ",".join(options.pairs)] if options.pairs else []
     words += [word for (pair, method), cell in options.cell for word in ("--cell", f"{pair}:{method}={cell}")]
     words += ["--latest-cell"] if options.latest_cell else []
+    words += ["--rows", ",".join(options.rows)] if options.rows else []
+    words += ["--columns", ",".join(options.columns)] if options.columns else []
     return shlex.join([*words, "--output", str(options.output)])
 
 
@@ -93,9 +97,16 @@ def _cell(text: str) -> tuple[tuple[str, str], str]:
 
 
 def _pairs(text: str) -> list[str]:
-    names = [name for name in text.split(",") if name]
-    if not names or any("-" not in name for name in names):
+    names = text.split(",")
+    if any("-" not in name for name in names):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of pairs, e.g. vgg13-vgg8,wrn_40_2-wrn_16_2")
+    return names
+
+
+def _names(text: str) -> list[str]:
+    names = [name for name in text.split(",") if name]
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing; give a list such as a,b")
     return names
 
 
@@ -123,6 +134,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--latest-cell", action="store_true", help="in such cells take the configuration of the newest run"
+    )
+    parser.add_argument(
+        "--rows",
+        type=_names,
+        metavar="PARAMETER,…",
+        help="a row for each value of these, e.g. distiller.temperature (default: what differs in a method's runs)",
+    )
+    parser.add_argument(
+        "--columns",
+        type=_names,
+        metavar="PARAMETER,…",
+        help="a column for each pair and each value of these",
     )
     parser.add_argument(
         "--output", type=Path, default=Path("outputs"), metavar="DIR", help="where table.md and table.csv go"

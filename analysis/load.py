@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis import settings
 from analysis.literature import SEVEN
 from edkd.console import counted
 from edkd.errors import EdkdError
@@ -20,10 +21,20 @@ HOW_TO_RUN = (
 )
 _WITH_MAKE = "(with make: make table ARGS='--…')"
 
-_TAGS = ("pair", "teacher", "student", "distiller", "dataset", "recipe", "cell", "git_commit", "best_by")
+_TAGS = (
+    "pair",
+    "teacher",
+    "student",
+    "distiller",
+    "title",
+    "year",
+    "dataset",
+    "recipe",
+    "cell",
+    "git_commit",
+    "best_by",
+)
 _METRICS = [(which, key) for which in ("last", "best") for key in ("top1", "top5", "epoch")]
-# Parameters that no configuration of a cell depends on: where and how a run was made.
-_INCIDENTAL = ("engine.", "tracking.", "output", "seed", "dataset.root", "dataset.download", "dataset.source.")
 
 
 def read(uri: str, experiment: str, results: Path) -> pd.DataFrame:
@@ -66,6 +77,7 @@ def _row(run: Mapping[str, Any]) -> dict[str, Any]:
         "status": run["status"],
         "started": run["start_time"],
         **{tag: tags.get(tag, "") for tag in _TAGS},
+        "method": tags.get("distiller", ""),
         "alone": not tags.get("teacher"),
         "git_dirty": tags.get("git_dirty", "").lower() == "true",
         "seed": int(tags["seed"]),
@@ -147,12 +159,20 @@ def of_columns(runs: pd.DataFrame, *, pairs: list[str] | None) -> pd.DataFrame:
     return runs[runs.index.isin(found.index) | (runs["alone"] & runs["student"].isin(students))]
 
 
-def one_cell_each(runs: pd.DataFrame, *, picked: Mapping[tuple[str, str], str], latest: bool) -> pd.DataFrame:
-    """The finished runs that enter the table: per pair and distiller one configuration, per seed the newest run.
+def one_cell_each(
+    runs: pd.DataFrame,
+    *,
+    picked: Mapping[tuple[str, str], str],
+    latest: bool,
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] = (),
+) -> pd.DataFrame:
+    """The finished runs that enter the table: per row and column one configuration, per seed the newest run.
 
-    Runs of one table cell must share the tag `cell` (hash of the configuration without the seed).
-    Where they do not, `picked[pair, distiller]` names the hash (or its beginning), or `latest` takes the cell that
-    holds the newest run; otherwise EdkdError lists the runs and the parameters in which they differ.
+    Runs of one pair and distiller that differ in hyper-parameters are rows of their own, or what `rows` and `columns`
+    say (see `settings.place`). Before that, `picked[pair, distiller]` names the only configuration that counts, by the
+    hash in the tag `cell` or its beginning, and `latest` takes that of the newest run. Where runs of one row and column
+    still have several configurations, EdkdError lists them and the parameters in which they differ.
     """
     done = runs[finished(runs)].sort_values("started", kind="stable")
     groups = {(str(p), str(d)): group for (p, d), group in done.groupby(["pair", "distiller"], sort=False)}
@@ -160,14 +180,18 @@ def one_cell_each(runs: pd.DataFrame, *, picked: Mapping[tuple[str, str], str], 
         if key not in groups:
             names = ", ".join(":".join(k) for k in groups)
             raise EdkdError(f"--cell names {':'.join(key)}, which has no finished run; there are: {names}")
-    kept, clashes = [], []
+    chosen = []
     for key, group in groups.items():
         if key in picked:
             group = _picked(group, key, picked[key])
         elif latest:
             group = group[group["cell"] == group["cell"].iloc[-1]]
+        chosen.append(group.assign(asked=":".join(key)))
+    placed = settings.place(pd.concat(chosen) if chosen else done, rows=rows, columns=columns)
+    kept, clashes = [], []
+    for _, group in placed.groupby(["pair", "method"], sort=False):
         if group["cell"].nunique() > 1:
-            clashes.append(_clash(group, key))
+            clashes.append(_clash(group))
         kept.append(group.drop_duplicates("seed", keep="last"))
     if clashes:
         head = "runs of different configurations compete for one cell of the table; nothing was written:"
@@ -176,7 +200,7 @@ def one_cell_each(runs: pd.DataFrame, *, picked: Mapping[tuple[str, str], str], 
             f"{_WITH_MAKE}"
         )
         raise EdkdError("\n".join([head, *clashes, tail]))
-    return pd.concat(kept) if kept else done
+    return pd.concat(kept) if kept else placed
 
 
 def _picked(group: pd.DataFrame, key: tuple[str, str], start: str) -> pd.DataFrame:
@@ -187,33 +211,44 @@ def _picked(group: pd.DataFrame, key: tuple[str, str], start: str) -> pd.DataFra
     return group[group["cell"] == cells[0]]
 
 
-def _clash(group: pd.DataFrame, key: tuple[str, str]) -> str:
+def _clash(group: pd.DataFrame) -> str:
     lines = []
-    differing = _differing(group)
+    differing = settings.differing(group)
     for cell, runs in group.groupby("cell", sort=False):
         names = ", ".join(runs["name"])
         values = ", ".join(f"{k}={runs['params'].iloc[-1].get(k, '(absent)')}" for k in differing)
-        lines.append(
-            f"  --cell {':'.join(key)}={cell}   ({counted(len(runs), 'run')}, newest {_when(runs['started'].max())})"
-        )
+        made = f"{counted(len(runs), 'run')}, newest {_when(runs['started'].max())}"
+        lines.append(f"  --cell {runs['asked'].iloc[0]}={cell}   ({made})")
         lines.append(f"      {values or 'no logged parameter differs'}; runs: {names}")
     return "\n".join(lines)
 
 
-def _differing(group: pd.DataFrame) -> list[str]:
-    """Names of the parameters that differ between the cells of a group, and not within one of them."""
-    by_cell = [list(params) for _, params in group.groupby("cell", sort=False)["params"]]
-    names = sorted({n for cell in by_cell for params in cell for n in params if not n.startswith(_INCIDENTAL)})
-    values = {name: [{params.get(name) for params in cell} for cell in by_cell] for name in names}
-    return [name for name, v in values.items() if all(len(s) == 1 for s in v) and len(set.union(*v)) > 1]
+def tidy(runs: pd.DataFrame) -> pd.DataFrame:
+    """The finished runs of students with a teacher as `analysis.statistics` reads them: a row per run and protocol.
+
+    `method` is the row of the table that a run belongs to, `teacher` the identity of its teacher's weights, `value`
+    the test top-1 in percent. Protocol "last" is the last epoch; of the best epoch, "selected" says that it was chosen
+    on held-out training images, "best" on the test set. One run per pair, method, seed and teacher, as `one_cell_each`
+    leaves them, is the caller's part.
+    """
+    used = runs[finished(runs) & ~runs["alone"]]
+    frame = used[["pair", "method", "seed"]].assign(teacher=[params["teacher_id"] for params in used["params"]])
+    best = used["best_by"].map({"validation": "selected"}).fillna("best")
+    return pd.concat(
+        [
+            frame.assign(protocol="last", value=used["last_top1"]),
+            frame.assign(protocol=best, value=used["best_top1"]),
+        ],
+        ignore_index=True,
+    )
 
 
 def left_out(runs: pd.DataFrame, used: pd.DataFrame) -> list[str]:
     """One line for each of `runs` that is not among the `used` ones, and why."""
-    covered = set(zip(used["pair"], used["distiller"], used["cell"], used["seed"]))
+    covered = set(zip(used["teacher"], used["student"], used["distiller"], used["cell"], used["seed"]))
     lines = []
     for run in runs[~runs["run_id"].isin(used["run_id"])].to_dict("records"):
-        again = (run["pair"], run["distiller"], run["cell"], run["seed"]) in covered
+        again = tuple(run[key] for key in ("teacher", "student", "distiller", "cell", "seed")) in covered
         if run["status"] != "FINISHED":
             why = run["status"].lower() + (", a later run of the same configuration is in the table" if again else "")
         elif again:

@@ -79,7 +79,8 @@ def _markdown_entry(entry: Entry) -> str:
 
 
 def _student(pair: Pair) -> str:
-    return pair.student + ("¹" if pair.name == literature.MISLABELLED else "")
+    mark = "¹" if f"{pair.teacher}-{pair.student}" == literature.MISLABELLED else ""
+    return " ".join([pair.student + mark, *([pair.setting] if pair.setting else [])])
 
 
 def show(report: Report, console: Console) -> None:

@@ -10,13 +10,14 @@ from numpy.typing import ArrayLike
 
 from analysis import literature
 from analysis.load import VANILLA
+from analysis.settings import Setting
 from analysis.statistics import paired_differences, summarise
 from edkd.console import number
 
 Kind = Literal["last", "best"]
 KINDS: tuple[Kind, ...] = ("last", "best")
-METHODS = ("kd", "dkd", "edkd")
-DIFFERENCES = (("edkd", "kd"), ("edkd", "dkd"))
+OURS = "edkd"  # the last row
+EARLIER = {"kd": ("KD", "2015"), "dkd": ("DKD", "2022"), "edkd": ("EDKD", "")}  # runs without the tags title and year
 LEVEL = 0.95  # coverage of the confidence intervals in the CSV
 
 
@@ -26,6 +27,7 @@ class Pair(NamedTuple):
     name: str
     teacher: str
     student: str
+    setting: str = ""  # "beta=4" where columns are apart by a parameter
 
 
 class Entry(NamedTuple):
@@ -33,6 +35,14 @@ class Entry(NamedTuple):
 
     text: str = ""
     below: tuple[str, ...] = ()
+
+
+class Row(NamedTuple):
+    """A method of the table, by its title and what its runs have set; `year` is infinite for the unpublished."""
+
+    method: str
+    title: str
+    year: float
 
 
 @dataclass(frozen=True)
@@ -44,28 +54,46 @@ class Grid:
     rows: tuple[tuple[str, tuple[Entry, ...]], ...]
 
 
-def label(method: str) -> str:
-    """KD, DKD, EDKD as in the papers; any other method by the name of its runs."""
-    return method.upper() if method in METHODS else method
-
-
 def columns(runs: pd.DataFrame, pairs: Sequence[str] | None) -> tuple[Pair, ...]:
-    """`pairs` if given, else the seven of the published table, in its order, and then any other pair of the runs."""
-    distilled = runs[~runs["alone"]].drop_duplicates("pair").set_index("pair")
-    names = pairs or [*literature.SEVEN, *sorted(set(distilled.index) - set(literature.SEVEN))]
-    found = {p: Pair(str(p), str(t), str(s)) for p, t, s in distilled[["teacher", "student"]].itertuples()}
-    return tuple(found.get(name) or Pair(name, *name.split("-", 1)) for name in names)
+    """`pairs` if given, else the seven of the published table, in its order, and then any other pair of the runs.
+
+    A pair has a column for each of its settings where `settings.place` has set columns apart.
+    """
+    distilled = runs[~runs["alone"]].drop_duplicates("pair")
+    found: dict[str, list[tuple[tuple[Setting, ...], Pair]]] = {}
+    for run in distilled.to_dict("records"):
+        setting = " ".join(map(str, run["column"]))
+        name = f"{run['teacher']}-{run['student']}"
+        found.setdefault(name, []).append((run["column"], Pair(run["pair"], run["teacher"], run["student"], setting)))
+    names = pairs or [*literature.SEVEN, *sorted(set(found) - set(literature.SEVEN))]
+    if distilled["column"].any():
+        names = [name for name in names if name in found]
+    return tuple(pair for name in names for _, pair in sorted(found.get(name, [((), Pair(name, *name.split("-", 1)))])))
 
 
-def methods(runs: pd.DataFrame) -> tuple[str, ...]:
-    """The rows: the three of the published table, then any other distiller of the runs by its name."""
-    return (*METHODS, *sorted(set(runs["distiller"][~runs["alone"]]) - set(METHODS)))
+def rows_of(runs: pd.DataFrame) -> tuple[Row, ...]:
+    """The methods of the runs, ordered by year of publication and title; those without a year last, of them EDKD.
+
+    Title and year are tags of the runs, the newest's where they differ. A method without a title has its own name.
+    """
+    newest_first = runs[~runs["alone"]].sort_values("started", ascending=False, kind="stable")
+    rows = []
+    for name, group in newest_first.groupby("method"):
+        distiller, settings = group["distiller"].iloc[0], group["row"].iloc[0]
+        title, year = EARLIER.get(distiller, (distiller, ""))
+        tagged = newest_first[(newest_first["distiller"] == distiller) & (newest_first["title"] != "")]
+        if not tagged.empty:
+            title, year = tagged["title"].iloc[0], tagged["year"].iloc[0]
+        ours, first = distiller == OURS, title.casefold()
+        label = " ".join(map(str, (title, *settings)))
+        rows.append(((ours, float(year or "inf"), first, settings), Row(str(name), label, float(year or "inf"))))
+    return tuple(row for _, row in sorted(rows))
 
 
-def differences(rows: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """What is compared in pairs: EDKD with KD and DKD, and every method that is not of the published table with all."""
-    others = [row for row in rows if row not in METHODS]
-    return (*DIFFERENCES, *((other, method) for other in others for method in METHODS))
+def contrasts(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """What is compared in pairs: the last row, and every method without a year of publication, with all rows above."""
+    new = [i for i, row in enumerate(rows) if row.year == float("inf") or row is rows[-1]]
+    return [(rows[i], other) for i in reversed(new) for other in rows[:i]]
 
 
 def commits(runs: pd.DataFrame) -> list[str]:
@@ -81,28 +109,28 @@ def long_table(runs: pd.DataFrame) -> pd.DataFrame:
     """
     groups = {
         (str(pair), str(method)): group.sort_values("seed")
-        for (pair, method), group in runs.groupby(["pair", "distiller"], sort=False)
+        for (pair, method), group in runs.groupby(["pair", "method"], sort=False)
     }
     beside = literature.comparable(runs)
     rows = [_cell(group, kind, beside) for kind in KINDS for group in groups.values()]
     for kind in KINDS:
-        for first, second in differences(methods(runs)):
+        for first, second in contrasts(rows_of(runs)):
             for pair in runs["pair"].unique():
-                if (pair, first) in groups and (pair, second) in groups:
-                    rows += _difference(groups[pair, first], groups[pair, second], kind)
+                if (pair, first.method) in groups and (pair, second.method) in groups:
+                    rows += _difference(groups[pair, first.method], groups[pair, second.method], kind)
     return pd.DataFrame(rows)
 
 
 def taught_apart(runs: pd.DataFrame) -> list[str]:
     """What is not compared, though both methods have the seed: students of two teachers of one name."""
     lines = []
-    for first, second in differences(methods(runs)):
+    for first, second in contrasts(rows_of(runs)):
         for pair, group in runs.groupby("pair", sort=False):
-            one, other = (_teachers(group[group["distiller"] == name]) for name in (first, second))
+            one, other = (_teachers(group[group["method"] == row.method]) for row in (first, second))
             apart = sorted(seed for seed in one.keys() & other.keys() if one[seed] != other[seed])
             if apart:
                 seeds = ", ".join(map(str, apart))
-                lines.append(f"{pair}: {label(first)} − {label(second)}, seed {seeds}: not taught by the same teacher")
+                lines.append(f"{pair}: {first.title} − {second.title}, seed {seeds}: not taught by the same teacher")
     return lines
 
 
@@ -112,7 +140,7 @@ def _teachers(group: pd.DataFrame) -> dict[int, str]:
 
 
 def _cell(group: pd.DataFrame, kind: Kind, beside: bool) -> dict[str, Any]:
-    row = _head(group, kind, "accuracy", group["distiller"].iloc[0])
+    row = _head(group, kind, "accuracy", group["method"].iloc[0])
     row |= _spread(group[f"{kind}_top1"], group["seed"])
     top5 = summarise(group[f"{kind}_top5"].dropna(), LEVEL)
     row |= {"top5_mean": top5.mean, "top5_sd": top5.sd, "epoch_mean": group[f"{kind}_epoch"].mean()}
@@ -134,7 +162,7 @@ def _difference(first: pd.DataFrame, second: pd.DataFrame, kind: Kind) -> list[d
     values = paired_differences(a, b)
     if not values.size:
         return []
-    name = f"{first['distiller'].iloc[0]}-{second['distiller'].iloc[0]}"
+    name = f"{first['method'].iloc[0]}-{second['method'].iloc[0]}"
     head = _head(first, kind, "paired difference", name)
     return [head | _spread(values, (seed for seed, _ in sorted(a.keys() & b.keys())))]
 
@@ -152,8 +180,8 @@ def _spread(values: ArrayLike, seeds: Iterable[int]) -> dict[str, Any]:
     return numbers | {"top1_values": _join(f"{v:.4f}" for v in np.asarray(values)), "seeds": _join(seeds)}
 
 
-def grids(long: pd.DataFrame, shape: tuple[Pair, ...], rows: tuple[str, ...], *, beside: bool) -> list[Grid]:
-    """Two grids, last and best, each followed by its paired differences where there are any.
+def grids(long: pd.DataFrame, shape: tuple[Pair, ...], rows: Sequence[Row], *, beside: bool) -> list[Grid]:
+    """Two grids, last and best, each followed by its paired differences where there are any; without empty rows.
 
     `beside` puts the published accuracy of the networks alone into their rows (see `literature.comparable`).
     """
@@ -166,17 +194,23 @@ def grids(long: pd.DataFrame, shape: tuple[Pair, ...], rows: tuple[str, ...], *,
         for method in (VANILLA, *sorted(set(alone["method"]) - {VANILLA})):
             name = "student alone" if method == VANILLA else f"student alone, {method}"
             body += [(name, tuple(_alone(alone, pair, method, beside) for pair in shape))]
-        body += [(label(m), tuple(_entry(_find(cells, pair.name, m)) for pair in shape)) for m in rows]
-        made.append(Grid(_title(kind, cells), shape, tuple(body)))
+        body += [(row.title, tuple(_entry(_find(cells, pair.name, row.method)) for pair in shape)) for row in rows]
+        made.append(_grid(_title(kind, cells), shape, body))
         gaps = part[part["quantity"] == "paired difference"]
         body = [
-            (f"{label(a)} − {label(b)}", tuple(_entry(_find(gaps, pair.name, f"{a}-{b}"), "+") for pair in shape))
-            for a, b in differences(rows)
-            if (a, b) in DIFFERENCES or f"{a}-{b}" in set(gaps["method"])
+            (
+                f"{a.title} − {b.title}",
+                tuple(_entry(_find(gaps, pair.name, f"{a.method}-{b.method}"), "+") for pair in shape),
+            )
+            for a, b in contrasts(rows)
         ]
         if not gaps.empty:
-            made.append(Grid(f"Paired differences, {kind} epoch (points of top-1, same seeds)", shape, tuple(body)))
+            made.append(_grid(f"Paired differences, {kind} epoch (points of top-1, same seeds)", shape, body))
     return made
+
+
+def _grid(title: str, shape: tuple[Pair, ...], body: Iterable[tuple[str, tuple[Entry, ...]]]) -> Grid:
+    return Grid(title, shape, tuple(row for row in body if any(entry.text for entry in row[1])))
 
 
 def reference_grid(shape: tuple[Pair, ...]) -> Grid:

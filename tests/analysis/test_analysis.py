@@ -130,13 +130,12 @@ def test_cells_blocks_and_layout(analyse):
     last, best = block(text, "Last epoch"), block(text, "Best epoch, chosen on the test set itself")
     pairs = [f"{t}-{s.strip('*¹')}" for t, s in zip(last["teacher"], last["**student**"])]
     assert pairs == [*literature.SEVEN, "resnet56-resnet20"]
-    assert list(last)[3:] == ["teacher alone", "student alone", "KD", "DKD", "EDKD", "mine"]
+    assert list(last)[3:] == ["teacher alone", "KD", "mine", "EDKD"]  # nothing ran DKD or a student alone
     assert last["KD"] == ["", "", "", "73.00 ± 1.00 (n=3)<br><sub>published 72.98</sub>", "", "", "", ""]
     assert best["KD"][3] == "74.00 ± 1.00 (n=3)<br><sub>published [72.98]</sub>"
     assert last["EDKD"][3] == "75.50 (n=1)<br><sub>published [74.68]</sub>"
     assert best["EDKD"][3] == "76.50 (n=1)<br><sub>published 74.68</sub>"
     assert last["mine"] == [""] * 7 + ["60.00 (n=1)"]
-    assert last["DKD"] == best["DKD"] == [""] * 8
     assert last["teacher alone"][3] == "74.64<br><sub>published 74.64</sub>"
     assert last["teacher alone"][7] == "74.64<br><sub>published 72.34</sub>"
     assert [entry for i, entry in enumerate(last["teacher alone"]) if i not in (3, 7)] == [""] * 6
@@ -159,6 +158,20 @@ def test_published_numbers_stand_beside_the_block_of_their_protocol(analyse):
     assert best["EDKD"][3] == "71.00 (n=1)<br><sub>published [74.68]</sub>"
 
 
+def test_the_tidy_frame_says_how_the_epoch_was_chosen(monkeypatch, tmp_path):
+    runs = [make("kd", top1=70.0), make("dkd", seed=2, top1=71.0, best_by="validation", teacher_id="t2")]
+    runs += [make("kd", seed=9, status="FAILED"), make("vanilla", "vgg8")]
+    monkeypatch.setattr(load, "load_runs", lambda uri, experiment: runs)
+    frame = load.tidy(load.read("http://127.0.0.1:1", "edkd", tmp_path))
+    assert frame.columns.tolist() == ["pair", "method", "seed", "teacher", "protocol", "value"]
+    assert frame.sort_values(["seed", "value"]).to_numpy().tolist() == [
+        [PAIR, "kd", 1, "t1", "last", 70.0],
+        [PAIR, "kd", 1, "t1", "best", 71.0],
+        [PAIR, "dkd", 2, "t2", "last", 71.0],
+        [PAIR, "dkd", 2, "t2", "selected", 72.0],
+    ]
+
+
 def test_paired_differences_by_hand(analyse):
     runs = [make("kd", seed=s, top1=v) for s, v in ((1, 70.0), (2, 71.0), (4, 50.0))]
     runs += [make("edkd", seed=s, top1=v) for s, v in ((2, 71.5), (1, 71.5), (3, 99.0))]
@@ -167,9 +180,27 @@ def test_paired_differences_by_hand(analyse):
     gaps = block(text, "Paired differences, last epoch")
     assert gaps["EDKD − KD"][3] == "+1.00 ± 0.71 (n=2)"  # 1.5 and 0.5
     assert gaps["EDKD − DKD"][3] == "−0.40 (n=1)" and gaps["mine − KD"][3] == "+1.25 (n=1)"
+    assert gaps["EDKD − mine"][3] == "+0.25 (n=1)"
     assert gaps["EDKD − KD"][:3] == ["", "", ""]
     row = csv[(csv["quantity"] == "paired difference") & (csv["method"] == "edkd-kd") & (csv["kind"] == "best")].iloc[0]
     assert (row["n"], row["top1_mean"], row["seeds"], row["top1_values"]) == (2, 1.0, "1 2", "1.5000 0.5000")
+
+
+def test_tags_name_and_order_the_rows(analyse):
+    runs = [
+        make("zz", title="AT", year="2017"),
+        make("x", title="SP", year="2019"),
+        make("cc", title="CC", year="2019"),
+    ]
+    runs += [make("kd", seed=1, started=2), make("kd", seed=2, started=1, title="KD", year="2015"), make("edkd")]
+    runs += [make("edkd_ls", title="LS on EDKD"), make("dkd")]  # some of an earlier version, whose runs have no titles
+    text = analyse(runs)[1]
+    rows = ["KD", "AT", "CC", "SP", "DKD", "LS on EDKD", "EDKD"]
+    assert list(block(text, "Last epoch"))[4:] == rows
+    gaps = [f"EDKD − {row}" for row in rows[:6]] + [f"LS on EDKD − {row}" for row in rows[:5]]
+    assert list(block(text, "Paired differences, last epoch"))[3:] == gaps
+    text = analyse([make("kd"), make("zz", title="AT", year="2017")])[1]
+    assert list(block(text, "Paired differences, last epoch"))[3:] == ["AT − KD"], "the newest, where all are published"
 
 
 def test_students_of_two_teachers_are_not_compared(analyse):
@@ -178,7 +209,7 @@ def test_students_of_two_teachers_are_not_compared(analyse):
     runs += [make("dkd", seed=s, top1=70.5, teacher_id="t2") for s in (1, 2)]
     _, text, csv, _ = analyse(runs)
     gaps = block(text, "Paired differences, last epoch")
-    assert (gaps["EDKD − KD"][3], gaps["EDKD − DKD"][3]) == ("", "+1.25 ± 0.35 (n=2)")
+    assert ("EDKD − KD" in gaps, gaps["EDKD − DKD"][3]) == (False, "+1.25 ± 0.35 (n=2)")
     assert f"{PAIR}: EDKD − KD, seed 1, 2: not taught by the same teacher" in text
     assert set(csv[csv["quantity"] == "paired difference"]["method"]) == {"edkd-dkd"}
 
@@ -241,20 +272,69 @@ def test_data_sets_and_recipes_are_never_mixed(analyse):
     assert code == 0 and set(csv["dataset"]) == {"digits"} and "--dataset digits --recipe 3ep" in text
 
 
+def swept(*values, method="kd", **changes):
+    """A run with each of these temperatures, whose top-1 is 70 + temperature."""
+    return [
+        make(
+            method,
+            cell=f"{method}{value}",
+            top1=70.0 + value,
+            params={"distiller.temperature": str(value), "distiller.title": f"draft {value}", "engine.device": "cpu"},
+            name=f"t{value}",
+            started=1_790_000_000_000 + value,
+            **changes,
+        )
+        for value in values
+    ]
+
+
+def test_a_sweep_of_a_hyper_parameter_makes_rows(analyse):
+    runs = [*swept(10, 1, 4, seed=1), *swept(1, seed=2), *swept(4, pair=OTHER), make("edkd", top1=75.0)]
+    code, text, csv, _ = analyse(runs)
+    last = block(text, "Last epoch")
+    assert code == 0 and list(last)[4:] == ["KD temperature=1", "KD temperature=4", "KD temperature=10", "EDKD"]
+    assert last["KD temperature=1"][3] == "71.00 ± 0.00 (n=2)" and last["KD temperature=4"][1] == "74.00 (n=1)"
+    assert block(text, "Paired differences, last epoch")["EDKD − KD temperature=4"][3] == "+1.00 (n=1)"
+    assert set(csv["method"]) >= {"kd temperature=1", "kd temperature=10", "edkd-kd temperature=1"}
+    _, text, csv, _ = analyse(runs, "--cell", f"{PAIR}:kd=kd10")
+    assert "- t1: another configuration (cell kd1) was picked" in text and f"--cell {PAIR}:kd=kd10" in text
+    _, text, csv, _ = analyse(swept(1, 4), "--latest-cell")
+    assert csv["top1_mean"].tolist() == [74.0, 75.0] and "--latest-cell" in text
+    assert list(block(text, "Last epoch"))[3:] == ["teacher alone", "KD"]
+
+
+def test_rows_and_columns_by_parameters(analyse):
+    _, text, _, _ = analyse([*swept(10, 4), make("vanilla", "vgg8")], "--columns", "pair,distiller.temperature")
+    last = block(text, "Last epoch")
+    assert last["**student**"] == ["**vgg8 temperature=4**", "**vgg8 temperature=10**"]
+    assert last["KD"] == ["74.00 (n=1)", "80.00 (n=1)"] and "--columns pair,distiller.temperature" in text
+    assert last["student alone"][1].startswith("70.00 (n=1)") and "another configuration" not in text
+    _, text, _, _ = analyse(swept(4), "--rows", "distiller.temperature", "--columns", "pair")
+    assert block(text, "Last epoch")["KD temperature=4"][3].startswith("74.00")
+    code, _, _, error = analyse(swept(4), "--rows", "distiller.heat")
+    assert code == 1 and "'distiller.heat'; there are: distiller.temperature" in error
+    code, _, _, error = analyse(swept(1, 4), "--rows", "method")
+    assert code == 1 and f"--cell {PAIR}:kd=kd1 " in error and "distiller.temperature=4; runs: t4" in error
+
+
+def test_another_optimizer_is_named_without_its_own_parameters(analyse):
+    dot = {"optimizer._target_": "edkd.training.optimizers.DOT", "optimizer.delta": "0.075"}
+    runs = [make(cell="a", params={"optimizer._target_": "edkd.training.optimizers.SGD"}), make(cell="b", params=dot)]
+    rows = list(block(analyse(runs)[1], "Last epoch"))[4:]
+    assert rows == ["KD optimizer=DOT", "KD optimizer=SGD"]
+
+
 def test_configurations_are_never_mixed_in_a_cell(analyse):
-    runs = [make(cell="aaaa", seed=s, params={"distiller.temperature": "4.0", "engine.device": "cpu"}) for s in (1, 2)]
-    new = {"distiller.temperature": "2.0", "engine.device": "cuda"}
-    runs.append(make(cell="bbbb", seed=3, top1=60.0, params=new, name="hot", started=1_790_000_000_001))
+    runs = [make(cell="aaaa", seed=s, params={"engine.device": "cpu"}) for s in (1, 2)]
+    new = {"engine.device": "cuda"}
+    runs.append(make(cell="bbbb", seed=3, teacher_id="t2", params=new, name="new", started=1_790_000_000_001))
     code, _, _, error = analyse(runs)
     assert code == 1
     assert f"--cell {PAIR}:kd=aaaa   (2 runs" in error and f"--cell {PAIR}:kd=bbbb   (1 run," in error
-    assert "distiller.temperature=4.0; runs: vgg13-vgg8/kd-s1, vgg13-vgg8/kd-s2" in error and "runs: hot" in error
+    assert "teacher_id=t1; runs: vgg13-vgg8/kd-s1, vgg13-vgg8/kd-s2" in error and "runs: new" in error
     assert "engine.device" not in error and "seed=" not in error
     _, text, csv, _ = analyse(runs, "--cell", f"{PAIR}:kd=aa")
-    assert csv["n"].tolist() == [2, 2] and f"--cell {PAIR}:kd=aa" in text
-    assert "- hot: another configuration (cell bbbb) was picked" in text
-    _, text, csv, _ = analyse(runs, "--latest-cell")
-    assert csv["top1_mean"].tolist() == [60.0, 61.0] and "--latest-cell" in text
+    assert csv["n"].tolist() == [2, 2] and "- new: another configuration (cell bbbb) was picked" in text
 
 
 def test_what_fits_no_cell_and_what_differs(analyse):

@@ -1,0 +1,98 @@
+"""Which row and column of the table a run belongs to, where the runs of one method have several configurations."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from edkd.errors import EdkdError
+
+METHOD, PAIR = "method", "pair"  # what rows and columns are without any parameter
+# Parameters that no configuration of a cell depends on: where and how a run was made, and what its method is called.
+_INCIDENTAL = (
+    *("engine.", "tracking.", "output", "seed", "dataset.root", "dataset.download", "dataset.source."),
+    *("distiller.title", "distiller.family", "distiller.year"),
+)
+_HYPER_PARAMETERS = ("distiller.", "optimizer.", "schedule.")
+_TARGET = "._target_"
+
+
+class Setting(NamedTuple):
+    """A parameter and its value: `temperature`, `2`. In order: numbers by size, then texts."""
+
+    name: str
+    size: float
+    value: str
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.value}"
+
+
+def place(runs: pd.DataFrame, *, rows: Sequence[str] | None, columns: Sequence[str]) -> pd.DataFrame:
+    """The runs with the row and the column of each as `method` and `pair`: "kd temperature=2", "vgg13-vgg8 beta=4".
+
+    `rows` and `columns` are names of parameters such as distiller.temperature. Without `rows` they are the parameters
+    of distiller, optimizer and schedule in which the runs of one method on one pair differ. The settings themselves
+    are in the columns `row` and `column`. A run without such a parameter has no setting of it, and a student alone
+    none of `columns`. Raises EdkdError for a parameter that no run has.
+    """
+    rows = None if rows is None else [name for name in rows if name != METHOD]
+    columns = [name for name in columns if name != PAIR]
+    names = {name for params in runs["params"] for name in params if _is_hyper_parameter(name)}
+    for name in (*(rows or ()), *columns):
+        if name not in names:
+            known = ", ".join(sorted(names)) or "none"
+            raise EdkdError(f"no run here has the parameter {name!r}; there are: {known}")
+    by_method = {
+        str(method): [name for name in _varied(group) if name not in columns] if rows is None else rows
+        for method, group in runs.groupby("distiller")
+    }
+    row = [_settings(params, by_method[method]) for method, params in zip(runs["distiller"], runs["params"])]
+    column = [() if alone else _settings(params, columns) for alone, params in zip(runs["alone"], runs["params"])]
+    return runs.assign(
+        row=pd.Series(row, runs.index, dtype=object),
+        column=pd.Series(column, runs.index, dtype=object),
+        method=[" ".join(map(str, (method, *found))) for method, found in zip(runs["distiller"], row)],
+        pair=[" ".join(map(str, (pair, *found))) for pair, found in zip(runs["pair"], column)],
+    )
+
+
+def differing(group: pd.DataFrame) -> list[str]:
+    """Names of the parameters that differ between the cells of a group, and not within one of them."""
+    by_cell = [list(params) for _, params in group.groupby("cell", sort=False)["params"]]
+    names = sorted({n for cell in by_cell for params in cell for n in params if not n.startswith(_INCIDENTAL)})
+    values = {name: [{params.get(name) for params in cell} for cell in by_cell] for name in names}
+    return [name for name, v in values.items() if all(len(s) == 1 for s in v) and len(set.union(*v)) > 1]
+
+
+def _is_hyper_parameter(name: str) -> bool:
+    return name.startswith(_HYPER_PARAMETERS) and not name.startswith(_INCIDENTAL)
+
+
+def _varied(runs: pd.DataFrame) -> list[str]:
+    """The hyper-parameters in which the runs of one method differ on any pair.
+
+    Those of another class (another optimizer, say) that some runs lack say no more than its name does.
+    """
+    names = sorted({name for _, group in runs.groupby("pair") for name in differing(group)})
+    names = [name for name in names if _is_hyper_parameter(name)]
+    swapped = tuple(name.removesuffix(_TARGET) for name in names if name.endswith(_TARGET))
+    return [
+        name
+        for name in names
+        if not (name.startswith(swapped) and any(name not in params for params in runs["params"]))
+    ]
+
+
+def _settings(params: Mapping[str, str], names: Sequence[str]) -> tuple[Setting, ...]:
+    return tuple(_setting(name, params[name]) for name in names if name in params)
+
+
+def _setting(name: str, value: str) -> Setting:
+    if name.endswith(_TARGET):
+        return Setting(name.removesuffix(_TARGET).split(".")[-1], float("inf"), value.split(".")[-1])
+    short = name.split(".")[-1]
+    try:
+        return Setting(short, float(value), f"{float(value):g}")
+    except ValueError:
+        return Setting(short, float("inf"), value)
