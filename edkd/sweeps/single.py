@@ -32,7 +32,8 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
         if cfg.teacher_recipe == "strict" and entry.recipe not in (None, job.tags["recipe"]):
             raise EdkdError(
                 f"teacher {entry.name} of {entry.dataset} has the recipe {entry.recipe}, this run "
-                f"{job.tags['recipe']}, which teacher_recipe=strict refuses; remove {entry.path} to train it anew with this command and -m"
+                f"{job.tags['recipe']}, which teacher_recipe=strict refuses; "
+                f"remove {entry.path} to train it anew with this command and -m"
             )
     show_unreached([job])
     before = journal.state(job.directory)
