@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 SQLITE = sqlite:///outputs/mlflow.db
+# METRIC=last as --metric last; nothing where it is not set. Options' names are those of the variables.
+given = $(if $($(1)),--$(shell echo $(1) | tr A-Z a-z) $($(1)))
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slurm lint table bench ui clean
 
@@ -35,8 +37,8 @@ lint: setup  ## ruff and mypy alone
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-table: setup  ## rebuild outputs/table.md and .csv from MLflow and analysis/results/
-	$(RUN) -m analysis $(ARGS)
+table: setup  ## outputs/table.md and .csv of what was run; METRIC=last SEEDS=0,1 PAIRS= METHODS= FORMAT=latex
+	$(RUN) -m analysis $(foreach option,METRIC SEEDS PAIRS METHODS FORMAT,$(call given,$(option))) $(ARGS)
 
 bench: setup  ## time per step against the plain loop; DATA=dir holds cifar-100-python/; ARGS=--quick
 	$(VENV)/bin/edkd bench $(if $(DATA),dataset.root=$(DATA)) $(ARGS)

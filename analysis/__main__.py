@@ -10,8 +10,14 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from analysis import literature, load, report, tables
+from analysis import formats, literature, load, report, tables
 from edkd.errors import EdkdError
+
+DEFAULT = ["markdown", "csv"]
+_NO_METRIC = {
+    "best": "every run here chose its best epoch on held-out images; see --metric selected",
+    "selected": "no run here chose its best epoch on held-out images (dataset.validation=0.1); see --metric best",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,13 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in load.damaged(options.uri):
             print(f"analysis: {line}", file=sys.stderr)
         made = build(options)
-        paths = report.write(made, options.output)
+        paths = formats.write(made, options.output, options.format)
     except EdkdError as error:
         print(f"analysis: {error}", file=sys.stderr)
         return 1
     console = Console()
     report.show(made, console)
-    console.print(f"\nSaved in {paths[0]} and {paths[1]}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"\nSaved in {' and '.join(map(str, paths))}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
@@ -36,16 +42,23 @@ def build(options: argparse.Namespace) -> report.Report:
     runs = load.read(options.uri, options.experiment, options.results)
     runs = load.choose(runs, dataset=options.dataset, recipe=options.recipe)
     runs = load.of_columns(runs, pairs=options.pairs)
+    runs = load.limited(runs, seeds=options.seeds, methods=options.methods)
     used = load.one_cell_each(
         runs, picked=dict(options.cell), latest=options.latest_cell, rows=options.rows, columns=options.columns or ()
     )
     if used["alone"].all():
-        raise EdkdError(f"no finished run of {', '.join(options.pairs)}; {load.HOW_TO_RUN}")
+        named = [*(options.pairs or ()), *(options.methods or ()), *(f"seed {seed}" for seed in options.seeds or ())]
+        raise EdkdError(f"no finished run of {', '.join(named)}; {load.HOW_TO_RUN}")
     dataset, recipe = used["dataset"].iloc[0], used["recipe"].iloc[0]
     shape = tables.columns(used, options.pairs)
     long = tables.long_table(used)
+    long = long if options.metric is None else long[long["kind"] == options.metric]
+    if long.empty:
+        raise EdkdError(f"--metric {options.metric}: {_NO_METRIC[options.metric]}")
     beside = literature.comparable(used)
-    grids = tables.grids(long, shape, tables.rows_of(used), beside=beside)
+    grids = tables.grids(long, shape, tables.rows_of(used), load.tidy(used), beside=beside)
+    bold = any(entry.bold for grid in grids for _, entries in grid.rows for entry in entries)
+    on_cifar100 = literature.NOTES if any(pair.mislabelled for pair in shape) else literature.NOTES[1:]
     if not beside and dataset.split("-")[0] == literature.FULL_DATASET:
         grids.append(tables.reference_grid(shape))
     return report.Report(
@@ -54,8 +67,9 @@ def build(options: argparse.Namespace) -> report.Report:
         grids=tuple(grids),
         left_out=(*load.left_out(runs, used), *tables.taught_apart(used)),
         notes=(
-            *(literature.NOTES if dataset.split("-")[0] == literature.FULL_DATASET else ()),
+            *(on_cifar100 if dataset.split("-")[0] == literature.FULL_DATASET else ()),
             *report.READING,
+            *(report.BOLD if bold else ()),
             *(report.BESIDE if beside else ()),
         ),
         command=_command(options, dataset, recipe),
@@ -82,6 +96,10 @@ def _command(options: argparse.Namespace, dataset: str, recipe: str) -> str:
     words += ["--results", str(options.results)] if options.results != load.RESULTS else []
     words += ["--experiment", options.experiment, "--dataset", dataset, "--recipe", recipe]
     words += ["--pairs", ",".join(options.pairs)] if options.pairs else []
+    words += ["--methods", ",".join(options.methods)] if options.methods else []
+    words += ["--seeds", ",".join(map(str, options.seeds))] if options.seeds else []
+    words += ["--metric", options.metric] if options.metric else []
+    words += ["--format", ",".join(options.format)] if options.format != DEFAULT else []
     words += [word for (pair, method), cell in options.cell for word in ("--cell", f"{pair}:{method}={cell}")]
     words += ["--latest-cell"] if options.latest_cell else []
     words += ["--rows", ",".join(options.rows)] if options.rows else []
@@ -110,6 +128,20 @@ def _names(text: str) -> list[str]:
     return names
 
 
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of seeds, e.g. 0,1,2") from None
+
+
+def _formats(text: str) -> list[str]:
+    names = text.split(",")
+    if not set(names) <= formats.FORMATS.keys():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of formats; there are: {', '.join(formats.FORMATS)}")
+    return names
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
     parser.add_argument("--uri", default="sqlite:///outputs/mlflow.db", help="MLflow store (default: %(default)s)")
@@ -124,6 +156,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", metavar="KEY", help="data set of the table, where the store has several")
     parser.add_argument("--recipe", metavar="ID", help="recipe of the table, where the store has several")
     parser.add_argument("--pairs", type=_pairs, metavar="A,B", help="only these pairs, as columns in this order")
+    parser.add_argument("--methods", type=_names, metavar="A,B", help="only these distillers, e.g. kd,dkd,edkd")
+    parser.add_argument("--seeds", type=_seeds, metavar="A,B", help="only runs of these seeds")
+    parser.add_argument(
+        "--metric",
+        choices=tables.KINDS,
+        help="only the last epoch, the best one on the test set, or that selected on held-out images (default: all)",
+    )
     parser.add_argument(
         "--cell",
         type=_cell,
@@ -148,7 +187,14 @@ def _parser() -> argparse.ArgumentParser:
         help="a column for each pair and each value of these",
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("outputs"), metavar="DIR", help="where table.md and table.csv go"
+        "--format",
+        type=_formats,
+        default=DEFAULT,
+        metavar="A,B",
+        help=f"files to write, of {', '.join(formats.FORMATS)} (default: {','.join(DEFAULT)})",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("outputs"), metavar="DIR", help="where table.md, table.csv and others go"
     )
     return parser
 

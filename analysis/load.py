@@ -159,6 +159,24 @@ def of_columns(runs: pd.DataFrame, *, pairs: list[str] | None) -> pd.DataFrame:
     return runs[runs.index.isin(found.index) | (runs["alone"] & runs["student"].isin(students))]
 
 
+def limited(runs: pd.DataFrame, *, seeds: Sequence[int] | None, methods: Sequence[str] | None) -> pd.DataFrame:
+    """The runs of these seeds and methods (None: of all); students alone are of no method.
+
+    Raises EdkdError for a seed or method that no run has.
+    """
+    for option, wanted, there in (
+        ("--seeds", seeds, runs["seed"]),
+        ("--methods", methods, runs["distiller"][~runs["alone"]]),
+    ):
+        absent = [value for value in wanted or () if value not in set(there)]
+        if absent:
+            known = ", ".join(map(str, sorted(set(there))))
+            raise EdkdError(f"{option} names {absent[0]!r}, which has no runs here; there are: {known}")
+    if seeds is not None:
+        runs = runs[runs["seed"].isin(seeds)]
+    return runs if methods is None else runs[runs["alone"] | runs["distiller"].isin(methods)]
+
+
 def one_cell_each(
     runs: pd.DataFrame,
     *,

@@ -1,5 +1,7 @@
 """The benchmark table as data: pairs are columns, methods are rows, `last` and `best` are two grids, never one."""
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -11,13 +13,14 @@ from numpy.typing import ArrayLike
 from analysis import literature
 from analysis.load import VANILLA
 from analysis.settings import Setting
-from analysis.statistics import paired_differences, summarise
+from analysis.statistics import comparisons, paired_differences, summarise
 from edkd.console import number
 
-Kind = Literal["last", "best"]
-KINDS: tuple[Kind, ...] = ("last", "best")
+Kind = Literal["last", "best", "selected"]  # the protocols of `analysis.statistics`
+KINDS: tuple[Kind, ...] = ("last", "best", "selected")
 OURS = "edkd"  # the last row
 EARLIER = {"kd": ("KD", "2015"), "dkd": ("DKD", "2022"), "edkd": ("EDKD", "")}  # runs without the tags title and year
+_ONE = " (n=1)"
 LEVEL = 0.95  # coverage of the confidence intervals in the CSV
 
 
@@ -29,12 +32,18 @@ class Pair(NamedTuple):
     student: str
     setting: str = ""  # "beta=4" where columns are apart by a parameter
 
+    @property
+    def mislabelled(self) -> bool:
+        """Whether the first of `literature.NOTES` is about this column."""
+        return f"{self.teacher}-{self.student}" == literature.MISLABELLED
+
 
 class Entry(NamedTuple):
     """A cell of a grid: the number, and lines with published ones under it; empty where there is nothing to say."""
 
     text: str = ""
     below: tuple[str, ...] = ()
+    bold: bool = False
 
 
 class Row(NamedTuple):
@@ -47,11 +56,12 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """A block of the table; `rows` are (label, one entry a column)."""
+    """A block of the table; `rows` are (label, one entry a column), `remark` is true of all of them."""
 
     title: str
     columns: tuple[Pair, ...]
     rows: tuple[tuple[str, tuple[Entry, ...]], ...]
+    remark: str = ""
 
 
 def columns(runs: pd.DataFrame, pairs: Sequence[str] | None) -> tuple[Pair, ...]:
@@ -103,22 +113,45 @@ def commits(runs: pd.DataFrame) -> list[str]:
 
 
 def long_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """Every number of the table, one row a cell and kind (`last`, `best`), then the paired differences.
+    """Every number of the table and the paired differences, one row each, sorted by pair, method and kind.
 
+    The kinds are `last`, `best` (chosen on the test set) and `selected` (chosen on held-out training images).
     `runs` holds one finished run per cell and seed. Accuracies in percent; intervals cover 95 %.
     """
-    groups = {
-        (str(pair), str(method)): group.sort_values("seed")
-        for (pair, method), group in runs.groupby(["pair", "method"], sort=False)
-    }
     beside = literature.comparable(runs)
-    rows = [_cell(group, kind, beside) for kind in KINDS for group in groups.values()]
+    compared = contrasts(rows_of(runs))
+    rows = []
     for kind in KINDS:
-        for first, second in contrasts(rows_of(runs)):
+        groups = {
+            (str(pair), str(method)): group.sort_values("seed")
+            for (pair, method), group in _measured(runs, kind).groupby(["pair", "method"], sort=False)
+        }
+        rows += [_cell(group, kind, beside) for group in groups.values()]
+        for first, second in compared:
             for pair in runs["pair"].unique():
                 if (pair, first.method) in groups and (pair, second.method) in groups:
                     rows += _difference(groups[pair, first.method], groups[pair, second.method], kind)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).sort_values(
+        ["pair", "method", "kind"],
+        key=lambda column: column.map(KINDS.index) if column.name == "kind" else column,
+        ignore_index=True,
+    )
+
+
+def _measured(runs: pd.DataFrame, kind: Kind) -> pd.DataFrame:
+    """The runs that have an accuracy of this kind."""
+    if kind == "last":
+        return runs
+    return runs[(runs["best_by"] == "validation") == (kind == "selected")]
+
+
+def leaders(tidy: pd.DataFrame, kind: Kind) -> set[tuple[str, str]]:
+    """(pair, method) where the method is better than all others on the pair, each time significantly after Holm."""
+    rows = comparisons(tidy, kind, level=LEVEL)
+    clear = rows[rows["p_holm"] < 1 - LEVEL]
+    better = Counter(zip(clear["pair"], clear["first"].where(clear["difference"] > 0, clear["second"])))
+    methods = tidy[tidy["protocol"] == kind].groupby("pair")["method"].nunique()
+    return {(pair, method) for (pair, method), count in better.items() if count == methods[pair] - 1}
 
 
 def taught_apart(runs: pd.DataFrame) -> list[str]:
@@ -141,13 +174,14 @@ def _teachers(group: pd.DataFrame) -> dict[int, str]:
 
 def _cell(group: pd.DataFrame, kind: Kind, beside: bool) -> dict[str, Any]:
     row = _head(group, kind, "accuracy", group["method"].iloc[0])
-    row |= _spread(group[f"{kind}_top1"], group["seed"])
-    top5 = summarise(group[f"{kind}_top5"].dropna(), LEVEL)
-    row |= {"top5_mean": top5.mean, "top5_sd": top5.sd, "epoch_mean": group[f"{kind}_epoch"].mean()}
+    epoch = "last" if kind == "last" else "best"
+    row |= _spread(group[f"{epoch}_top1"], group["seed"])
+    top5 = summarise(group[f"{epoch}_top5"].dropna(), LEVEL)
+    row |= {"top5_mean": top5.mean, "top5_sd": top5.sd, "epoch_mean": group[f"{epoch}_epoch"].mean()}
     row |= {"teacher_top1": _join(f"{v:.4f}" for v in sorted(group["teacher_top1"].dropna().unique()))}
     known = literature.number(row["pair"], row["method"]) if beside else None
     if known:
-        same = known.protocol == kind and row["chosen_on"] in ("", "test")
+        same = known.protocol == kind
         row |= {"published": known.table, "published_by_authors": known.authors}
         row |= {"published_protocol": known.protocol, "same_protocol": "yes" if same else "no"}
     row |= {"cell": _join(group["cell"].unique()), "git_commits": _join(commits(group))}
@@ -155,8 +189,9 @@ def _cell(group: pd.DataFrame, kind: Kind, beside: bool) -> dict[str, Any]:
 
 
 def _difference(first: pd.DataFrame, second: pd.DataFrame, kind: Kind) -> list[dict[str, Any]]:
+    epoch = "last_top1" if kind == "last" else "best_top1"
     a, b = (
-        {key: float(value) for key, value in zip(_teachers(group).items(), group[f"{kind}_top1"], strict=True)}
+        {key: float(value) for key, value in zip(_teachers(group).items(), group[epoch], strict=True)}
         for group in (first, second)
     )
     values = paired_differences(a, b)
@@ -169,7 +204,7 @@ def _difference(first: pd.DataFrame, second: pd.DataFrame, kind: Kind) -> list[d
 
 def _head(group: pd.DataFrame, kind: Kind, quantity: str, method: str) -> dict[str, Any]:
     run = group.iloc[0]
-    chosen = _join(sorted(group["best_by"].unique())) if kind == "best" else ""
+    chosen = _join(sorted(group["best_by"].unique())) if kind != "last" else ""
     names = {name: run[name] for name in ("dataset", "recipe", "pair", "teacher", "student")}
     return {"quantity": quantity, "kind": kind, "chosen_on": chosen, **names, "method": method}
 
@@ -180,13 +215,15 @@ def _spread(values: ArrayLike, seeds: Iterable[int]) -> dict[str, Any]:
     return numbers | {"top1_values": _join(f"{v:.4f}" for v in np.asarray(values)), "seeds": _join(seeds)}
 
 
-def grids(long: pd.DataFrame, shape: tuple[Pair, ...], rows: Sequence[Row], *, beside: bool) -> list[Grid]:
-    """Two grids, last and best, each followed by its paired differences where there are any; without empty rows.
+def grids(
+    long: pd.DataFrame, shape: tuple[Pair, ...], rows: Sequence[Row], tidy: pd.DataFrame, *, beside: bool
+) -> list[Grid]:
+    """A grid for each kind in `long`, followed by its paired differences where there are any; without empty rows.
 
     `beside` puts the published accuracy of the networks alone into their rows (see `literature.comparable`).
     """
     made = []
-    for kind in KINDS:
+    for kind in [kind for kind in KINDS if kind in set(long["kind"])]:
         part = long[long["kind"] == kind]
         cells = part[part["quantity"] == "accuracy"]
         body = [("teacher alone", tuple(_teacher(cells, pair, beside) for pair in shape))]
@@ -194,7 +231,11 @@ def grids(long: pd.DataFrame, shape: tuple[Pair, ...], rows: Sequence[Row], *, b
         for method in (VANILLA, *sorted(set(alone["method"]) - {VANILLA})):
             name = "student alone" if method == VANILLA else f"student alone, {method}"
             body += [(name, tuple(_alone(alone, pair, method, beside) for pair in shape))]
-        body += [(row.title, tuple(_entry(_find(cells, pair.name, row.method)) for pair in shape)) for row in rows]
+        bold = leaders(tidy, kind)
+        for row in rows:
+            entries = (_entry(_find(cells, pair.name, row.method)) for pair in shape)
+            bolder = (e._replace(bold=(pair.name, row.method) in bold) for e, pair in zip(entries, shape))
+            body += [(row.title, tuple(bolder))]
         made.append(_grid(_title(kind, cells), shape, body))
         gaps = part[part["quantity"] == "paired difference"]
         body = [
@@ -210,7 +251,13 @@ def grids(long: pd.DataFrame, shape: tuple[Pair, ...], rows: Sequence[Row], *, b
 
 
 def _grid(title: str, shape: tuple[Pair, ...], body: Iterable[tuple[str, tuple[Entry, ...]]]) -> Grid:
-    return Grid(title, shape, tuple(row for row in body if any(entry.text for entry in row[1])))
+    """Without empty rows; that every number is of one run is said once."""
+    rows = [(label, entries) for label, entries in body if any(entry.text for entry in entries)]
+    counts = {found for _, entries in rows for entry in entries for found in re.findall(r" \(n=\d+\)$", entry.text)}
+    if counts != {_ONE}:
+        return Grid(title, shape, tuple(rows))
+    short = ((label, tuple(e._replace(text=e.text.removesuffix(_ONE)) for e in entries)) for label, entries in rows)
+    return Grid(title, shape, tuple(short), "n = 1 throughout")
 
 
 def reference_grid(shape: tuple[Pair, ...]) -> Grid:
@@ -234,9 +281,9 @@ def reference_grid(shape: tuple[Pair, ...]) -> Grid:
 def _title(kind: Kind, cells: pd.DataFrame) -> str:
     if kind == "last":
         return "Last epoch (test top-1, %)"
-    told = {"test": "the test set itself", "validation": "held-out training images (validation)"}
-    chosen = sorted({by for joined in cells["chosen_on"] for by in joined.split()})
-    return f"Best epoch, chosen on {' or '.join(told.get(by, by) for by in chosen) or '(not recorded)'} (test top-1, %)"
+    recorded = "the test set itself" if cells["chosen_on"].str.contains("test").any() else "(not recorded)"
+    chosen = "held-out training images (validation)" if kind == "selected" else recorded
+    return f"Best epoch, chosen on {chosen} (test top-1, %)"
 
 
 def _find(part: pd.DataFrame, pair: str, method: str) -> pd.Series | None:

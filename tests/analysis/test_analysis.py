@@ -152,10 +152,10 @@ def test_cells_blocks_and_layout(analyse):
 
 def test_published_numbers_stand_beside_the_block_of_their_protocol(analyse):
     best = block(analyse([make("dkd")])[1], "Best epoch")["DKD"][3]
-    assert best == "71.00 (n=1)<br><sub>published 74.14</sub><br><sub>authors 74.68</sub>"
+    assert best == "71.00<br><sub>published 74.14</sub><br><sub>authors 74.68</sub>"
     text = analyse([make("edkd", best_by="validation")])[1]
     best = block(text, "Best epoch, chosen on held-out training images (validation)")
-    assert best["EDKD"][3] == "71.00 (n=1)<br><sub>published [74.68]</sub>"
+    assert best["EDKD"][3] == "71.00<br><sub>published [74.68]</sub>"
 
 
 def test_the_tidy_frame_says_how_the_epoch_was_chosen(monkeypatch, tmp_path):
@@ -294,7 +294,7 @@ def test_a_sweep_of_a_hyper_parameter_makes_rows(analyse):
     last = block(text, "Last epoch")
     assert code == 0 and list(last)[4:] == ["KD temperature=1", "KD temperature=4", "KD temperature=10", "EDKD"]
     assert last["KD temperature=1"][3] == "71.00 ± 0.00 (n=2)" and last["KD temperature=4"][1] == "74.00 (n=1)"
-    assert block(text, "Paired differences, last epoch")["EDKD − KD temperature=4"][3] == "+1.00 (n=1)"
+    assert block(text, "Paired differences, last epoch")["EDKD − KD temperature=4"][3] == "+1.00"
     assert set(csv["method"]) >= {"kd temperature=1", "kd temperature=10", "edkd-kd temperature=1"}
     _, text, csv, _ = analyse(runs, "--cell", f"{PAIR}:kd=kd10")
     assert "- t1: another configuration (cell kd1) was picked" in text and f"--cell {PAIR}:kd=kd10" in text
@@ -307,8 +307,8 @@ def test_rows_and_columns_by_parameters(analyse):
     _, text, _, _ = analyse([*swept(10, 4), make("vanilla", "vgg8")], "--columns", "pair,distiller.temperature")
     last = block(text, "Last epoch")
     assert last["**student**"] == ["**vgg8 temperature=4**", "**vgg8 temperature=10**"]
-    assert last["KD"] == ["74.00 (n=1)", "80.00 (n=1)"] and "--columns pair,distiller.temperature" in text
-    assert last["student alone"][1].startswith("70.00 (n=1)") and "another configuration" not in text
+    assert last["KD"] == ["74.00", "80.00"] and "--columns pair,distiller.temperature" in text
+    assert last["student alone"][1].startswith("70.00") and "another configuration" not in text
     _, text, _, _ = analyse(swept(4), "--rows", "distiller.temperature", "--columns", "pair")
     assert block(text, "Last epoch")["KD temperature=4"][3].startswith("74.00")
     code, _, _, error = analyse(swept(4), "--rows", "distiller.heat")
@@ -372,6 +372,68 @@ def test_sweep_parents_and_the_unfinished_make_no_table(analyse):
     assert "no finished distillation run among the 2 runs here (1 failed, 1 finished)" in error
 
 
+def seeded(method, *values, **changes):
+    return [make(method, seed=seed, top1=top1, **changes) for seed, top1 in enumerate(values)]
+
+
+def test_bold_is_what_is_significant_against_every_other_method(analyse):
+    runs = [*seeded("kd", 70.0, 71.0, 72.0), *seeded("edkd", 75.0, 76.01, 77.02), make("kd", OTHER), make("dkd", OTHER)]
+    text = analyse(runs)[1]
+    last = block(text, "Last epoch")
+    assert last["EDKD"][3].startswith("**76.01 ± 1.01 (n=3)**") and last["KD"][3].startswith("71.00 ± 1.00 (n=3)")
+    assert "after Holm's correction" in text and "**" not in str(last["DKD"]), "one run is never bold"
+    text = analyse([*runs, *seeded("dkd", 75.5, 75.9, 77.0)])[1]
+    assert "**" not in block(text, "Last epoch")["EDKD"][3] and "after Holm's correction" not in text
+
+
+def test_one_run_throughout_is_said_once(analyse):
+    text = analyse([make("kd"), make("edkd", pair="resnet32x4-mobilenetv2")])[1]
+    assert text.count("n = 1 throughout.") == 2 and "(n=1)" not in text
+    assert "n = 1 throughout" not in analyse([make("kd", seed=9), *seeded("edkd", 70.0, 71.0)])[1]
+
+
+def test_a_footnote_mark_stands_only_with_its_note(analyse):
+    mislabelled = {"pair": literature.MISLABELLED}
+    assert analyse([make(**mislabelled)])[1].count("¹") == 2  # once a block
+    assert "¹" not in analyse([make(**mislabelled, dataset="digits")])[1]
+    text = analyse([make()], "--pairs", PAIR)[1]
+    assert literature.NOTES[0] not in text and literature.NOTES[1] in text
+
+
+def test_the_choice_of_metric_seeds_and_methods(analyse):
+    runs = [*seeded("kd", 70.0, 71.0, 72.0), *seeded("dkd", 71.0), make("edkd", seed=9)]
+    _, text, csv, _ = analyse(runs, "--metric", "last", "--seeds", "0,2", "--methods", "kd,dkd")
+    assert csv[["method", "kind", "seeds"]].astype(str).to_numpy().tolist() == [
+        ["dkd", "last", "0"], ["dkd-kd", "last", "0"], ["kd", "last", "0 2"],
+    ]  # fmt: skip
+    assert "## Best" not in text and "--methods kd,dkd --seeds 0,2 --metric last" in text
+    for option, value, known in (("--seeds", "7", "7, which has no runs here; there are: 0, 1, 2, 9"),
+                                 ("--methods", "kdd", "'kdd', which has no runs here; there are: dkd, edkd, kd"),
+                                 ("--metric", "selected", "see --metric best")):  # fmt: skip
+        code, _, _, error = analyse(runs, option, value)
+        assert code == 1 and option in error and known in error
+    runs = [make("kd", best_by="validation"), make("edkd", best_by="validation")]
+    assert set(analyse(runs)[2]["kind"]) == {"last", "selected"}
+    assert "see --metric selected" in analyse(runs, "--metric", "best")[3]
+
+
+def test_latex_and_html(analyse, tmp_path, monkeypatch):
+    runs = [*seeded("kd", 70.0, 71.0, 72.0, pair=OTHER), *seeded("edkd", 75.0, 76.01, 77.02, pair=OTHER)]
+    monkeypatch.setattr(load, "load_runs", lambda uri, experiment: runs)
+    call = ["--uri", "http://127.0.0.1:1", "--output", str(tmp_path), "--pairs", f"{OTHER},{literature.MISLABELLED}"]
+    assert main([*call, "--format", "latex,html"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["table.html", "table.tex"]
+    tex, page = ((tmp_path / name).read_text(encoding="utf-8") for name in ("table.tex", "table.html"))
+    tables = tex.split(r"\toprule")[1:]
+    rows = [row for table in tables for row in table.split(r"\bottomrule")[0].splitlines() if row.endswith(r"\\")]
+    assert len(tables) == 4 and {row.count(" & ") for row in rows} == {2}
+    assert r"EDKD & \textbf{76.01 $\pm$ 1.01 (n=3)} &  \\" in rows
+    assert r"Student & wrn\_16\_2 & mobilenetv2\textsuperscript{1} \\" in rows
+    assert r"\textbf{The seventh column" in tex and not set("±−→¹") & set(tex)
+    assert "<tr><th>EDKD</th><td><b>76.01 ± 1.01 (n=3)</b>" in page and "<code>resnet32x4-mobilenetv2</code>" in page
+    assert page.count("<table>") == page.count("</table>") == 4
+
+
 def test_only_some_pairs(analyse):
     runs = [make(), make("vanilla", "wrn_16_2"), *(make(pair=OTHER, cell=cell) for cell in ("x", "y"))]
     code, text, csv, _ = analyse(runs, "--pairs", PAIR)  # the quarrel about the other pair is no matter here
@@ -390,11 +452,13 @@ def test_the_head_names_commits_and_the_command_without_a_password(analyse):
     assert "--uri http://...@server " in text and "secret" not in text and "me:" not in text
 
 
-@pytest.mark.parametrize("bad", [["--cell", "kd=1"], ["--pairs", "vgg13"], ["--pairs", ","], ["--recipes", "x"]])
+@pytest.mark.parametrize(
+    "bad", ["--cell kd=1", "--pairs vgg13", "--pairs ,", "--format pdf", "--seeds a", "--rows ,", "--recipes x"]
+)
 def test_bad_options(bad, capsys):
     with pytest.raises(SystemExit, match="2"):
-        main(bad)
-    assert bad[0] in capsys.readouterr().err
+        main(bad.split())
+    assert bad.split()[0] in capsys.readouterr().err
 
 
 def test_a_store_that_is_not_there_is_not_made(tmp_path, capsys, monkeypatch):
