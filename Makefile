@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 SQLITE = sqlite:///outputs/mlflow.db
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slurm lint table bench ui clean
+.PHONY: help setup demo test test-slurm lint table report bench ui clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ lint: setup  ## ruff and mypy alone
 
 table: setup  ## rebuild outputs/table.md and .csv from MLflow and analysis/results/
 	$(RUN) -m analysis $(ARGS)
+
+report: setup  ## write outputs/report.html, the table as one page with figures; ARGS as of make table
+	$(RUN) -m analysis.html_report $(ARGS)
 
 bench: setup  ## time per step against the plain loop; DATA=dir holds cifar-100-python/; ARGS=--quick
 	$(VENV)/bin/edkd bench $(if $(DATA),dataset.root=$(DATA)) $(ARGS)

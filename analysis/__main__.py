@@ -16,7 +16,7 @@ from edkd.errors import EdkdError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the table; returns the exit code. What the user can mend is said on standard error, without a traceback."""
-    options = _parser().parse_args(arguments)
+    options = parser("analysis", __doc__, "table.md and table.csv").parse_args(arguments)
     try:
         made = build(options)
         paths = report.write(made, options.output)
@@ -26,17 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     report.show(made, console)
     console.print(f"\nSaved in {paths[0]} and {paths[1]}", highlight=False, markup=False, soft_wrap=True)
+    page = made.command.replace("-m analysis", "-m analysis.html_report", 1)
+    console.print(f"As one page with figures: {page}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
 def build(options: argparse.Namespace) -> report.Report:
     """Read, choose and aggregate the runs that `options` ask for. Raises EdkdError."""
-    runs = load.read(options.uri, options.experiment, options.results)
-    runs = load.choose(runs, dataset=options.dataset, recipe=options.recipe)
-    runs = load.of_columns(runs, pairs=options.pairs)
-    used = load.one_cell_each(runs, picked=dict(options.cell), latest=options.latest_cell)
-    if used["alone"].all():
-        raise EdkdError(f"no finished run of {', '.join(options.pairs)}; {load.HOW_TO_RUN}")
+    runs, used = chosen(options)
     dataset, recipe = used["dataset"].iloc[0], used["recipe"].iloc[0]
     shape = tables.columns(used, options.pairs)
     long = tables.long_table(used)
@@ -46,7 +43,7 @@ def build(options: argparse.Namespace) -> report.Report:
         grids.append(tables.reference_grid(shape))
     return report.Report(
         title=report.title(dataset, used),
-        facts=_facts(used, dataset, recipe),
+        facts=facts(used, dataset, recipe),
         grids=tuple(grids),
         left_out=(*load.left_out(runs, used), *tables.taught_apart(used)),
         notes=(
@@ -54,12 +51,24 @@ def build(options: argparse.Namespace) -> report.Report:
             *report.READING,
             *(report.BESIDE if beside else ()),
         ),
-        command=_command(options, dataset, recipe),
+        command=command("analysis", options, dataset, recipe),
         long=long,
     )
 
 
-def _facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
+def chosen(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The runs of the table's data set, recipe and pairs, and those of them that are in its numbers."""
+    runs = load.read(options.uri, options.experiment, options.results)
+    runs = load.choose(runs, dataset=options.dataset, recipe=options.recipe)
+    runs = load.of_columns(runs, pairs=options.pairs)
+    used = load.one_cell_each(runs, picked=dict(options.cell), latest=options.latest_cell)
+    if used["alone"].all():
+        raise EdkdError(f"no finished run of {', '.join(options.pairs)}; {load.HOW_TO_RUN}")
+    return runs, used
+
+
+def facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
+    """What the table is of, a line each."""
     distilled = used[~used["alone"]]
     seeds = ", ".join(str(seed) for seed in sorted(distilled["seed"].unique()))
     counted = f"{len(distilled)} distilled students, {len(used) - len(distilled)} students alone"
@@ -72,9 +81,9 @@ def _facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
     )
 
 
-def _command(options: argparse.Namespace, dataset: str, recipe: str) -> str:
-    """The command that makes this very table again from the same store; a password in the URI stays out of it."""
-    words = ["python", "-m", "analysis", "--uri", re.sub("//[^/@]*@", "//...@", options.uri)]
+def command(module: str, options: argparse.Namespace, dataset: str, recipe: str) -> str:
+    """The command by which `module` reads the same runs again from the same store, without the URI's password."""
+    words = ["python", "-m", module, "--uri", re.sub("//[^/@]*@", "//...@", options.uri)]
     words += ["--results", str(options.results)] if options.results != load.RESULTS else []
     words += ["--experiment", options.experiment, "--dataset", dataset, "--recipe", recipe]
     words += ["--pairs", ",".join(options.pairs)] if options.pairs else []
@@ -97,8 +106,9 @@ def _pairs(text: str) -> list[str]:
     return names
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
+def parser(module: str, description: str | None, writes: str) -> argparse.ArgumentParser:
+    """The options that say which runs are read, and where `module` puts what it `writes`."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("--uri", default="sqlite:///outputs/mlflow.db", help="MLflow store (default: %(default)s)")
     parser.add_argument("--experiment", default="edkd", help="MLflow experiment (default: %(default)s)")
     parser.add_argument(
@@ -122,9 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--latest-cell", action="store_true", help="in such cells take the configuration of the newest run"
     )
-    parser.add_argument(
-        "--output", type=Path, default=Path("outputs"), metavar="DIR", help="where table.md and table.csv go"
-    )
+    parser.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR", help=f"where {writes} go")
     return parser
 
 
