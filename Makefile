@@ -6,7 +6,7 @@ SQLITE = sqlite:///outputs/mlflow.db
 # METRIC=last as --metric last; nothing where it is not set. Options' names are those of the variables.
 given = $(if $($(1)),--$(shell echo $(1) | tr A-Z a-z) $($(1)))
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slurm lint table bench ui clean
+.PHONY: help setup demo test test-slurm lint table report bench ui clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ lint: setup  ## ruff and mypy alone
 
 table: setup  ## outputs/table.md and .csv of what was run; METRIC=last SEEDS=0,1 PAIRS= METHODS= FORMAT=latex
 	$(RUN) -m analysis $(foreach option,METRIC SEEDS PAIRS METHODS FORMAT,$(call given,$(option))) $(ARGS)
+
+report: setup  ## write outputs/report.html, the table as one page with figures; ARGS as of make table
+	$(RUN) -m analysis.html_report $(ARGS)
 
 bench: setup  ## time per step against the plain loop; DATA=dir holds cifar-100-python/; ARGS=--quick
 	$(VENV)/bin/edkd bench $(if $(DATA),dataset.root=$(DATA)) $(ARGS)

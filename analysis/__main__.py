@@ -22,7 +22,7 @@ _NO_METRIC = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the table; returns the exit code. What the user can mend is said on standard error, without a traceback."""
-    options = _parser().parse_args(arguments)
+    options = parser("analysis", __doc__, "table.md, table.csv and others").parse_args(arguments)
     try:
         for line in load.damaged(options.uri):
             print(f"analysis: {line}", file=sys.stderr)
@@ -34,21 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     report.show(made, console)
     console.print(f"\nSaved in {' and '.join(map(str, paths))}", highlight=False, markup=False, soft_wrap=True)
+    page = made.command.replace("-m analysis", "-m analysis.html_report", 1)
+    console.print(f"As one page with figures: {page}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
 def build(options: argparse.Namespace) -> report.Report:
     """Read, choose and aggregate the runs that `options` ask for. Raises EdkdError."""
-    runs = load.read(options.uri, options.experiment, options.results)
-    runs = load.choose(runs, dataset=options.dataset, recipe=options.recipe)
-    runs = load.of_columns(runs, pairs=options.pairs)
-    runs = load.limited(runs, seeds=options.seeds, methods=options.methods)
-    used = load.one_cell_each(
-        runs, picked=dict(options.cell), latest=options.latest_cell, rows=options.rows, columns=options.columns or ()
-    )
-    if used["alone"].all():
-        named = [*(options.pairs or ()), *(options.methods or ()), *(f"seed {seed}" for seed in options.seeds or ())]
-        raise EdkdError(f"no finished run of {', '.join(named)}; {load.HOW_TO_RUN}")
+    runs, used = chosen(options)
     dataset, recipe = used["dataset"].iloc[0], used["recipe"].iloc[0]
     shape = tables.columns(used, options.pairs)
     long = tables.long_table(used)
@@ -63,7 +56,7 @@ def build(options: argparse.Namespace) -> report.Report:
         grids.append(tables.reference_grid(shape))
     return report.Report(
         title=report.title(dataset, used),
-        facts=_facts(used, dataset, recipe),
+        facts=facts(used, dataset, recipe),
         grids=tuple(grids),
         left_out=(*load.left_out(runs, used), *tables.taught_apart(used)),
         notes=(
@@ -72,12 +65,28 @@ def build(options: argparse.Namespace) -> report.Report:
             *(report.BOLD if bold else ()),
             *(report.BESIDE if beside else ()),
         ),
-        command=_command(options, dataset, recipe),
+        command=command("analysis", options, dataset, recipe),
         long=long,
     )
 
 
-def _facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
+def chosen(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The runs of the table's data set, recipe and pairs, and those of them that are in its numbers."""
+    runs = load.read(options.uri, options.experiment, options.results)
+    runs = load.choose(runs, dataset=options.dataset, recipe=options.recipe)
+    runs = load.of_columns(runs, pairs=options.pairs)
+    runs = load.limited(runs, seeds=options.seeds, methods=options.methods)
+    used = load.one_cell_each(
+        runs, picked=dict(options.cell), latest=options.latest_cell, rows=options.rows, columns=options.columns or ()
+    )
+    if used["alone"].all():
+        named = [*(options.pairs or ()), *(options.methods or ()), *(f"seed {seed}" for seed in options.seeds or ())]
+        raise EdkdError(f"no finished run of {', '.join(named)}; {load.HOW_TO_RUN}")
+    return runs, used
+
+
+def facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
+    """What the table is of, a line each."""
     distilled = used[~used["alone"]]
     seeds = ", ".join(str(seed) for seed in sorted(distilled["seed"].unique()))
     counted = f"{len(distilled)} distilled students, {len(used) - len(distilled)} students alone"
@@ -90,9 +99,9 @@ def _facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
     )
 
 
-def _command(options: argparse.Namespace, dataset: str, recipe: str) -> str:
-    """The command that makes this very table again from the same store; a password in the URI stays out of it."""
-    words = ["python", "-m", "analysis", "--uri", re.sub("//[^/@]*@", "//...@", options.uri)]
+def command(module: str, options: argparse.Namespace, dataset: str, recipe: str) -> str:
+    """The command by which `module` reads the same runs again from the same store, without the URI's password."""
+    words = ["python", "-m", module, "--uri", re.sub("//[^/@]*@", "//...@", options.uri)]
     words += ["--results", str(options.results)] if options.results != load.RESULTS else []
     words += ["--experiment", options.experiment, "--dataset", dataset, "--recipe", recipe]
     words += ["--pairs", ",".join(options.pairs)] if options.pairs else []
@@ -142,8 +151,9 @@ def _formats(text: str) -> list[str]:
     return names
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
+def parser(module: str, description: str | None, writes: str) -> argparse.ArgumentParser:
+    """The options that say which runs are read, and where `module` puts what it `writes`."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("--uri", default="sqlite:///outputs/mlflow.db", help="MLflow store (default: %(default)s)")
     parser.add_argument("--experiment", default="edkd", help="MLflow experiment (default: %(default)s)")
     parser.add_argument(
@@ -193,9 +203,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="A,B",
         help=f"files to write, of {', '.join(formats.FORMATS)} (default: {','.join(DEFAULT)})",
     )
-    parser.add_argument(
-        "--output", type=Path, default=Path("outputs"), metavar="DIR", help="where table.md, table.csv and others go"
-    )
+    parser.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR", help=f"where {writes} go")
     return parser
 
 

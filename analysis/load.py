@@ -84,6 +84,8 @@ def _row(run: Mapping[str, Any]) -> dict[str, Any]:
         "teacher_top1": float(tags.get("teacher_top1", nan)),
         **{f"{which}_{key}": float(metrics.get(f"{which}/{key}", nan)) for which, key in _METRICS},
         "params": {**run["params"], "teacher_id": tags.get("teacher_id", "")},
+        "tags": tags,
+        "metrics": metrics,
         "packed": "packed" in run,
     }
 

@@ -28,7 +28,8 @@ KNOWN_BY = {  # third-party package: who may import it
     "omegaconf": ("edkd/config/compose.py", "edkd/sweeps", "edkd/cli/launch.py", "hydra_plugins"),
     "mlflow": ("edkd/tracking",),
     "pandas": ("analysis",),
-    "matplotlib": ("analysis/figures",),
+    "matplotlib": ("analysis/figures", "analysis/html_figures.py"),
+    "jinja2": ("analysis/html_report.py",),
 }
 LIGHT = {  # what these load when they are imported, they need at once
     "edkd.status.state": {"torch", "mlflow", "hydra"},

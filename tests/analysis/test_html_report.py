@@ -1,0 +1,196 @@
+"""The HTML report: it says what the runs say, needs no network, and fits every screen."""
+
+import html
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from analysis import html_report, load
+from edkd.errors import EdkdError
+from edkd.rundir import files
+from edkd.rundir.journal import Journal
+from tests.analysis.test_analysis import OTHER, PAIR, make
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+MACHINE = {"device": "NVIDIA H100", "threads": "2", "versions.torch": "2.13.0"}
+PARAMS = {
+    "dataset.source._target_": "edkd.data.sources.digits",
+    "dataset.source.image_size": "8",
+    "dataset.image_size": "8",
+    "dataset.validation": "0.0",
+    "schedule.milestones": "[1, 2]",
+    "schedule.epochs": "3",
+    "engine.precision": "bf16",
+}
+
+
+class Page(HTMLParser):
+    """What the test asks of a page: its elements, the addresses in them, and the cells of its tables."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.addresses, self.identifiers, self.tables = [], [], [], []
+        self.inside = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+        self.identifiers += [value for name, value in attrs if name == "id"]
+        self.inside = tag
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag):
+        self.inside = None
+
+    def handle_data(self, data):
+        if self.inside in ("td", "button"):
+            self.tables[-1][-1][-1] += data
+
+
+def store():
+    """Two methods on two pairs and three seeds; of DKD one run failed, and one was never begun."""
+    runs = []
+    for pair in (PAIR, OTHER):
+        for i, method in enumerate(("kd", "dkd")):
+            for seed in (0, 1, 2):
+                if (pair, method, seed) == (OTHER, "dkd", 2):
+                    continue
+                failed = (pair, method, seed) == (PAIR, "dkd", 2)
+                changes = {"status": "FAILED"} if failed else {}
+                run = make(
+                    method,
+                    pair,
+                    seed,
+                    70 + i + 0.1 * i * seed + seed,
+                    epochs=3,
+                    dataset="digits-8",
+                    params=PARAMS,
+                    **MACHINE,
+                    **changes,
+                )
+                run["metrics"] |= {"seconds": 1800.0, "test/agreement": 90.0 - i, "test/kl_teacher": 0.4, "test/ece": 3}
+                runs.append(run)
+    return runs
+
+
+@pytest.fixture
+def write(monkeypatch, tmp_path):
+    """Run the command on the given runs; returns its exit code."""
+
+    def call(runs, *arguments):
+        monkeypatch.setattr(load, "load_runs", lambda uri, experiment: runs)
+        places = ["--output", str(tmp_path / "out"), "--results", str(tmp_path / "none")]
+        return html_report.main(["--uri", "http://name:secret@127.0.0.1:1", *places, *arguments])
+
+    return call
+
+
+def text_of(tmp_path):
+    return (tmp_path / "out/report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_of_a_small_store(write, tmp_path):
+    runs = store()
+    for number, run in enumerate(runs):
+        folder = tmp_path / f"out/runs/digits-8/{run['tags']['pair']}/m-s0-{number:08x}"
+        folder.mkdir(parents=True)
+        journal = Journal(folder)
+        journal.append({"event": "start", "time": run["start_time"] / 1000, "run": run["tags"]["config_hash"]})
+        for epoch in (1, 2, 3):
+            journal.append({"event": "epoch", "epoch": epoch, "metrics": {"test/top1": 60.0 + epoch}})
+    assert write(runs) == 0
+    text = text_of(tmp_path)
+    page = Page(text)
+    said = html.unescape(text)
+    assert "DKD − KD is +1.05 points on average over 2 pairs" in said  # of 1.0 and 1.1 on both
+    assert "fewer than 5 pairs permit no interval over pairs and no conclusion on average" in said
+    assert "With n = 2 and a standard deviation of the differences of 0.07 points" in said
+    # Accuracies, a forest, matrix, curves, best − last, agreement, hours; published numbers are of another data set.
+    assert page.tags.count("svg") == 7
+    assert re.findall(r"<li>([^<:]*): nothing to draw", text) == ["Ours against published"]
+    cells, differences, over_pairs, missing, provenance = page.tables
+    assert [PAIR, "KD", "last", "3", "71.00", "1.00", "68.52 to 73.48"] in cells
+    assert [PAIR, "DKD − KD", "best", "2", "+1.05", "0.07"] in [row[:6] for row in differences]
+    assert [row[:3] for row in over_pairs[1:]] == [["DKD − KD", "2", "+1.05"]]
+    assert sorted(missing[1:]) == [[PAIR, "dkd", "2", "failed"], [OTHER, "dkd", "2", "not begun"]]
+    assert (
+        f"python launch.py -m distiller=dkd pair={PAIR},{OTHER} seed=2 dataset=digits dataset.image_size=8 "
+        f"'schedule.milestones=[1,2]' schedule.epochs=3 engine.precision=bf16 output={tmp_path / 'out'}"
+    ) in said
+    assert len(provenance) == 1 + 10
+    row = dict(zip(provenance[0], provenance[1]))
+    assert row["commit"] == "0123456789" and row["dirty"] == "no" and row["hours"] == "0.500"
+    assert row["teacher's top-1"] == "74.64" and row["device"] == "NVIDIA H100" and row["versions"] == "torch 2.13.0"
+    assert row["configuration"] == runs[0]["tags"]["config_hash"]
+    assert "secret" not in text
+
+
+def test_the_page_needs_no_network(write, tmp_path):
+    assert write(store()) == 0
+    text = text_of(tmp_path)
+    page = Page(text)
+    assert all(address.startswith(("#", "data:")) for address in page.addresses)
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert len(page.identifiers) == len(set(page.identifiers))
+    assert {address[1:] for address in page.addresses if address.startswith("#")} <= set(page.identifiers)
+
+
+def test_names_are_escaped(write, tmp_path):
+    runs = [make(method, PAIR, seed) for seed in (0, 1) for method in ("kd", "<b>&mine")]
+    assert write(runs) == 0
+    page = Page(text_of(tmp_path))
+    assert "b" not in page.tags and page.tables[0][2][1] == "<b>&mine"
+
+
+def test_one_method_alone(write, tmp_path):
+    assert write([make("kd")]) == 0
+    text = text_of(tmp_path)
+    assert "KD alone has runs: nothing is compared." in text and "Every method has a finished run" in text
+
+
+def test_which_method_is_ours(write, tmp_path, capsys):
+    assert write(store(), "--ours", "kd") == 0
+    assert "KD − DKD is −1.05 points" in text_of(tmp_path)
+    assert write(store(), "--ours", "crd") == 1
+    assert "--ours names 'crd', which has no finished run; there are: KD, DKD" in capsys.readouterr().err
+
+
+def test_the_page_is_written_in_one_piece(write, tmp_path, monkeypatch):
+    assert write(store()) == 0
+    before = text_of(tmp_path)
+
+    def fail(*_):
+        raise EdkdError("the disk is full")
+
+    monkeypatch.setattr(files, "write_bytes", fail)
+    assert write([make("kd")]) == 1
+    assert text_of(tmp_path) == before
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome here")
+def test_the_page_does_not_overflow(write, tmp_path):
+    assert write(store()) == 0
+    page = html.escape(text_of(tmp_path))
+    frames = "".join(f'<iframe width="{w}" height="900" frameborder="0" srcdoc="{page}"></iframe>' for w in (390, 1400))
+    script = """onload = () => document.title = [...document.querySelectorAll("iframe")].map(frame => {
+        const page = frame.contentDocument, [heads, body] = page.querySelector("table").children;
+        heads.rows[0].cells[4].firstElementChild.click();
+        const means = [...body.rows].map(row => +row.cells[4].dataset.key);
+        const sorted = means.every((mean, i) => !i || means[i - 1] <= mean);
+        const { scrollWidth, clientWidth } = page.documentElement;
+        return `${frame.width} ${scrollWidth - clientWidth} ${sorted}`;
+    }).join()"""
+    wrapper = tmp_path / "frames.html"
+    wrapper.write_text(f"<!DOCTYPE html><title></title>{frames}<script>{script}</script>", encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    done = subprocess.run([BROWSER, *flags, wrapper.as_uri()], capture_output=True, text=True, timeout=120)
+    assert re.search("<title>(.*?)</title>", done.stdout)[1] == "390 0 true,1400 0 true"
