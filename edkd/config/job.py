@@ -165,7 +165,8 @@ def thaw(path: Path) -> tuple[Job, str | None]:
     try:
         frozen = yaml.load(path.read_text(), Loader=_LOADER)
         about = frozen.pop("run")
-        frozen = {"optimizer": SGD, "teacher_recipe": "any"} | frozen  # which earlier versions did not freeze
+        frozen.setdefault("optimizer", SGD)  # earlier versions froze neither
+        frozen.setdefault("teacher_recipe", "any")
         job = make_job(frozen, about["method"], about["teacher_id"])
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise EdkdError(f"{path} is not a frozen configuration of a run: {error}") from error

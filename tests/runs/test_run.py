@@ -178,7 +178,7 @@ def test_a_student_that_ends_in_its_method_is_saved_with_it(make_job: Any, taugh
         test = setup.device_data(inputs.arrays, job.settings, cpu).test
         found = measure(state.trainable.eval().predict, test, cpu)
         assert found == {metric: end[name][metric] for metric in found}
-    for act in (evaluate_network, functools.partial(import_teacher, replace=True)):
+    for act in (evaluate_network, functools.partial(import_teacher, replace=True, force=False)):
         with pytest.raises(EdkdError, match=r"last\.pt: the student of this method ends in modules of the method"):
             act(job.settings, job.directory / "last.pt")
 

@@ -235,8 +235,10 @@ def test_a_sweep_runs_to_its_end_and_is_not_run_again(tiny: list[str], here: Pat
     second = swept(command)
     assert second.code == 0, second
     assert {state for _, _, state in plan_of(second)} == {"finished"}
-    assert second.out.splitlines()[-2].startswith(f"sweep {name}: 3 runs: 3 finished; teachers to train first: 0")
-    assert second.out.splitlines()[-1] == f"sweep {name}: 3 of 3 runs finished"
+    planned, teacher, ended = second.out.splitlines()[-3:]
+    assert planned.startswith(f"sweep {name}: 3 runs: 3 finished; teachers to train first: 0")
+    assert teacher.startswith("teacher resnet8 of ")
+    assert ended == f"sweep {name}: 3 of 3 runs finished"
     assert journals(here / "outputs") == found
 
     check_mlflow(here / "outputs", name, found)
