@@ -1,5 +1,6 @@
 """What a user reads about a value that does not fit: its key, itself and what is allowed, in one line."""
 
+import re
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -39,7 +40,12 @@ def misfit(error: ValidationError, values: Mapping[str, Any], where: str, hints:
     if len(path) == 1 and type(None) in typing.get_args(hints[str(path[0])]):
         fitting.append("null")
     key = prefix + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)[1:]
-    return f"{key}={value}: must be {' or '.join(dict.fromkeys(fitting))}"
+    range_of = re.fullmatch(r"(\d+)\.\.(\d+)", value) if isinstance(value, str) else None
+    hint = ""
+    if range_of is not None:
+        several = ",".join(map(str, range(int(range_of[1]), min(int(range_of[2]), int(range_of[1]) + 9) + 1)))
+        hint = f"; several values, with -m, are {key}={several}"
+    return f"{key}={value}: must be {' or '.join(dict.fromkeys(fitting))}{hint}"
 
 
 def _place(values: Any, loc: tuple[int | str, ...]) -> tuple[tuple[int | str, ...], Any]:

@@ -217,5 +217,7 @@ def _shares(master: DictConfig, jobs: int) -> tuple[int | None, int | None]:
     if not str(launcher._target_).endswith("BasicLauncher"):
         if "n_jobs" not in launcher:
             return None, None
+        if launcher.n_jobs == 0:
+            raise EdkdError("hydra.launcher.n_jobs is 0; allowed: 1 or more runs at a time, or -1 for one a CPU core")
         parallel = max(1, min(jobs, launcher.n_jobs if launcher.n_jobs > 0 else cores()))
     return parallel, max(1, cores() // parallel)

@@ -120,6 +120,7 @@ def changed(base: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("seed", -1, "seed=-1: must be 0 or more"),
         ("seed", 2**32, "seed=4294967296: must be below 4294967296"),
         ("seed", True, "seed=True: must be a whole number"),
+        ("seed", "0..3", "seed=0..3: must be a whole number; several values, with -m, are seed=0,1,2,3"),
         ("output", "", "output is empty: it must name a folder; see conf/config.yaml"),
         ("seed", 1.0, "seed=1.0: must be a whole number"),
         ("allow_weak_teacher", "perhaps", "allow_weak_teacher=perhaps: must be true or false"),
