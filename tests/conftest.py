@@ -1,6 +1,7 @@
 """What the tests share: the real configuration, composed in this process and shrunk until a run takes a second."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,10 @@ from edkd.config.compose import resolve
 
 Compose = Callable[..., dict[str, Any]]
 MakeJob = Callable[..., config_job.Job]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; tests send it to processes
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SLURM = Path(__file__).resolve().parent / "integration"
 
 
