@@ -101,7 +101,13 @@ def _ended_sweeps(output: Path) -> dict[str, Counter[str]]:
     from edkd.status import select
     from edkd.status.state import look
 
-    words = {"done": "finished", "failed": "failed", "vanished": "interrupted", "new": "new"}
+    words = {
+        "done": "finished",
+        "failed": "failed",
+        "vanished": "interrupted",
+        "interrupted": "interrupted",
+        "new": "new",
+    }
     states = {view.name: view.state for view in look(find_runs(output))}
     ended = {}
     for sweep in select.recorded_sweeps(output):

@@ -17,7 +17,7 @@ exit codes: 0 all runs shown are done; 1 a run failed or vanished; 2 the command
 
 --json prints one object: {"output", "sweep", "time", "counts": {state: number}, "runs": [...]}. Each run has:
   name, hash, directory, dataset, pair, distiller, seed, sweep     what it is
-  state                         new, waiting, running, done, failed or vanished
+  state                         new, waiting, running, done, failed, vanished or interrupted (by Ctrl-C)
   why                           the first line of the error; SLURM's word about a job that vanished; why it waits
   epoch, epochs                 the last that is journalled, and how many there are to be (null before the start)
   top1, best                    percent on the test set: after that epoch; of the best epoch, of a run that is done
@@ -31,7 +31,7 @@ def add_to(commands: Any) -> None:
     """Add the commands to the parser's subcommands."""
     shown = commands.add_parser(
         "status",
-        help="all runs: waiting, running, done, failed, vanished",
+        help="all runs: waiting, running, done, failed, vanished, interrupted",
         epilog=_KEYS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -57,9 +57,9 @@ def add_to(commands: Any) -> None:
 
     again = commands.add_parser(
         "retry",
-        help="launch again what failed or vanished",
-        description="Launch again what failed or vanished, as it was planned: from the configurations in the run "
-        "directories, not from conf/. Teachers come first, and what waited for one goes along.",
+        help="launch again what failed, vanished or was interrupted",
+        description="Launch again what failed, vanished or was interrupted, as it was planned: from the configurations "
+        "in the run directories, not from conf/. Teachers come first, and what waited for one goes along.",
     )
     _add_selection(again)
     again.add_argument("--all", action="store_true", help="also what is planned and never began")

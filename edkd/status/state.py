@@ -4,6 +4,7 @@
     a process holds the run's directory    -> running
     its SLURM job is alive                 -> waiting (running, where the lock cannot be seen from here)
     the journal says failure               -> failed
+    it was stopped as one stops it, by Ctrl-C or SIGTERM, outside SLURM -> interrupted
     it was started or submitted            -> vanished
     none of it                             -> new
 
@@ -28,7 +29,7 @@ from edkd.slurm import queue
 from edkd.slurm.queue import Entry
 from edkd.slurm.submission import Submission
 
-State = Literal["done", "new", "waiting", "running", "vanished", "failed"]
+State = Literal["done", "new", "waiting", "running", "interrupted", "vanished", "failed"]
 STATES: tuple[State, ...] = get_args(State)
 UNSEEN = "SLURM cannot be asked now"
 
@@ -209,6 +210,8 @@ def _judge(facts: _Facts, entry: Entry | None, *, reached: bool) -> tuple[State,
         return "waiting", "submitted just now"
     if known.status == "new" and facts.submission is None:
         return "new", ""
+    if known.interruption is not None and facts.job is None:
+        return "interrupted", str(known.interruption.get("reason") or "the same command continues it")
     return "vanished", _why_vanished(facts, entry)
 
 

@@ -22,9 +22,10 @@ STYLES = {
     "waiting": "yellow",
     "running": "cyan",
     "vanished": "bold magenta",
+    "interrupted": "magenta",
     "failed": "bold red",
 }
-URGENCY = ("failed", "vanished", "running", "waiting", "new", "done")
+URGENCY = ("failed", "vanished", "interrupted", "running", "waiting", "new", "done")
 WORDS = ("state", "node", "job", "run")  # flush left, the numbers flush right
 EXTRA = ("time", "best %", "job", "node", "images/s")  # as far as a screen has room, in this order
 _GAP = 2  # characters between columns
@@ -42,8 +43,8 @@ def show(views: Sequence[RunStatus]) -> None:
 def watch(look: Callable[[], list[RunStatus]], seconds: float) -> list[RunStatus]:
     """Show the table on the whole screen, renewed every so many seconds, what needs attention first.
 
-    Ends when every run is done, failed or vanished, and at Ctrl-C; the table is then printed. Returns what was seen
-    last.
+    Ends when every run is done, failed, vanished or interrupted, and at Ctrl-C; the table is then printed. Returns what
+    was seen last.
     """
     console = Console()
     views = look()

@@ -29,6 +29,8 @@ def show_summary(planned: Planned, outcome: Mapping[str, RunStatus]) -> int:
             what = f"not started: its teacher {job.settings.teacher.name} is not trained yet"
         elif status.state == "new":
             what = "not started"
+        elif status.state == "interrupted":
+            what = f"interrupted after epoch {status.epoch}"
         else:
             what = f"vanished after epoch {status.epoch}: {status.why_vanished}"
         log = job.directory / "run.log"

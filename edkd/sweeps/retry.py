@@ -1,4 +1,4 @@
-"""Launching again what failed or vanished, from the frozen configurations: the choice, the plan, the launcher."""
+"""Launching again what did not end, from the frozen configurations: the choice, the plan, the launcher."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from edkd.status.state import RunStatus, about
 from edkd.sweeps.plan import Sweep
 from edkd.teachers import store
 
-RETRIED = ("failed", "vanished")
+RETRIED = ("failed", "vanished", "interrupted")
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Retry(Sweep):
 
 
 def choose(views: Sequence[RunStatus], everything: Sequence[RunStatus], *, new: bool) -> list[Path]:
-    """The runs among `views` to launch again: what failed or vanished, and with `new` what never began.
+    """The runs among `views` to launch again: what did not end, and with `new` what never began.
 
     Students that never began because one of these was to teach them are among `everything` and go along.
     """

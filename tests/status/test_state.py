@@ -121,8 +121,8 @@ LEFT = {"event": "interrupted"}
         ([], ("new", "")),
         ([START, epoch(1), FAILURE], ("failed", "loss_kd is nan")),
         ([START, epoch(2)], ("vanished", "process gone")),
-        ([START, epoch(2), LEFT], ("vanished", "interrupted")),
-        ([START, LEFT | {"reason": "stopped by SLURM's warning"}], ("vanished", "stopped by SLURM's warning")),
+        ([START, epoch(2), LEFT], ("interrupted", "the same command continues it")),
+        ([START, LEFT | {"reason": "stopped by SLURM's warning"}], ("interrupted", "stopped by SLURM's warning")),
     ],
 )
 def test_a_run_outside_slurm(run_dir: Path, records: list[Record], expected: tuple[str, str]) -> None:
@@ -373,7 +373,7 @@ def test_a_question_that_makes_no_sense(many: Path, arguments: list[str], messag
     ("arguments", "message"),
     [
         (["--output", "nowhere"], "edkd: no runs in nowhere/runs; --output DIR names the folder that holds runs/\n"),
-        (["--state", "dead"], "no state dead; there are: done, new, waiting, running, vanished, failed"),
+        (["--state", "dead"], "no state dead; there are: done, new, waiting, running, interrupted, vanished, failed"),
         (["--watch", "digits-1"], "SWEEP comes before --watch"),
         (["--watch", "0"], "above 0"),
         (["--watch", "--json"], "not allowed with"),
@@ -391,6 +391,7 @@ def test_an_option_that_makes_no_sense(arguments: list[str], message: str) -> No
         (["done", "done"], 0),
         (["done", "failed"], 1),
         (["running", "vanished"], 1),
+        (["done", "interrupted"], 3),
         (["done", "new"], 3),
         (["waiting"], 3),
         (["running"], 3),
@@ -406,7 +407,15 @@ def test_json_has_every_run_and_only_json(many: Path) -> None:
     found = json.loads(done.out)
     assert (done.code, done.err) == (1, "")
     assert list(found) == ["output", "sweep", "time", "counts", "runs"]
-    assert found["counts"] == {"done": 40, "new": 10, "waiting": 0, "running": 0, "vanished": 10, "failed": 10}
+    assert found["counts"] == {
+        "done": 40,
+        "new": 10,
+        "waiting": 0,
+        "running": 0,
+        "interrupted": 0,
+        "vanished": 10,
+        "failed": 10,
+    }
     assert [run["name"] for run in found["runs"]] == [view.name for view in run_state.look(find_runs(many))]
     run = next(run for run in found["runs"] if run["state"] == "failed")
     assert (run["epoch"], run["epochs"], run["best"], run["job"]) == (4, 8, None, None)
