@@ -23,8 +23,9 @@ from edkd.rundir import journal
 from edkd.teachers import store
 from edkd.teachers.source import Precision
 from edkd.training.device import compile_network, pick_device, to_device
-from edkd.training.state import Trainable, TrainState
-from edkd.training.trainer import Splits, evaluate, seeded
+from edkd.training.evaluation import evaluate
+from edkd.training.step import Trainable
+from edkd.training.trainer import Splits, TrainState, seeded
 
 LOG = logging.getLogger("edkd")
 _AS_GOOD = 1.0  # points of top-1 between two measurements of one teacher

@@ -18,7 +18,7 @@ from edkd.runs.setup import device_data, load_arrays, teacher_folder
 from edkd.teachers import store
 from edkd.teachers.source import Precision
 from edkd.training.device import pick_device, to_device
-from edkd.training.trainer import evaluate
+from edkd.training.evaluation import evaluate
 
 LOG = logging.getLogger("edkd")
 TABLE = Path(__file__).parents[2] / "analysis" / "published" / "networks.csv"

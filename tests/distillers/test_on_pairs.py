@@ -16,7 +16,7 @@ from edkd.errors import EdkdError
 from edkd.models.base import Classifier, Prediction
 from edkd.teachers.source import Precision
 from edkd.training.optimizers import SGD
-from edkd.training.state import Trainable
+from edkd.training.step import Trainable
 
 METHODS = [
     *("at", "nst", "pkt", "kdsvd", "sp", "cc", "rkd", "vid", "ofd", "reviewkd", "simkd", "catkd"),

@@ -25,11 +25,11 @@ from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 from edkd.rundir import checkpoint
 from edkd.teachers.source import OnlineTeacher, Precision
-from edkd.training import trainer
+from edkd.training import evaluation, trainer
+from edkd.training.evaluation import evaluate, measure
 from edkd.training.optimizers import SGD
-from edkd.training.state import Trainable, TrainState
-from edkd.training.step import Step
-from edkd.training.trainer import Schedule, Splits, evaluate, fit, make_step, measure, seeded, train_epoch
+from edkd.training.step import Step, Trainable
+from edkd.training.trainer import Schedule, Splits, TrainState, fit, seeded, train_epoch
 
 CPU = torch.device("cpu")
 FP32, BF16 = Precision("fp32", CPU), Precision("bf16", CPU)
@@ -69,8 +69,8 @@ def make_state(student: nn.Module, distiller: Distiller, schedule: Schedule, pre
     return TrainState(trainable, optimizer)
 
 
-def eager(made: TrainState, data: ResidentData) -> Step:
-    return make_step(made, None, data, SCHEDULE, capture=False)
+def stepping(made: TrainState, source: Any, data: ResidentData, *, capture: bool = False) -> Step:
+    return Step(made.trainable, made.optimizer, source, data, batch_size=SCHEDULE.batch_size, capture=capture)
 
 
 def teacher(*, want_feats: bool = False, precision: Precision = FP32) -> OnlineTeacher:
@@ -160,7 +160,7 @@ class Recorder(Distiller):
 
 def test_metrics_are_means_over_images_with_the_smaller_last_batch() -> None:
     made = progress(Recorder())
-    metrics = train_epoch(made, eager(made, images(40)), SCHEDULE, seed=0)
+    metrics = train_epoch(made, stepping(made, None, images(40)), SCHEDULE, seed=0)
     values = made.distiller.values
     assert [count for count, _, _ in values] == [16, 16, 8]
     assert metrics["train/loss_ce"] == pytest.approx(sum(n * ce for n, ce, _ in values) / 40, rel=1e-12)
@@ -174,7 +174,7 @@ def test_an_epoch_visits_every_image_once_in_the_order_and_view_of_seed_and_epoc
     augmented = data.augmented
     data.augmented = lambda index, view: used.append(view.clone()) or augmented(index, view)  # type: ignore[assignment]
     made.epoch = 4
-    train_epoch(made, eager(made, data), SCHEDULE, seed=3)
+    train_epoch(made, stepping(made, None, data), SCHEDULE, seed=3)
     index = torch.cat([index for index, _, _ in made.distiller.seen])
     assert torch.equal(index, torch.from_numpy(epoch_order(3, 5, 40)))
     assert torch.equal(torch.cat(used), torch.from_numpy(epoch_views(3, 5, 40, n_views(1, False)))[index])
@@ -185,7 +185,7 @@ def test_an_epoch_visits_every_image_once_in_the_order_and_view_of_seed_and_epoc
 def test_steps_are_counted() -> None:
     told: list[tuple[int, int]] = []
     made = progress()
-    train_epoch(made, eager(made, images(40)), SCHEDULE, seed=0, on_step=lambda *step: told.append(step))
+    train_epoch(made, stepping(made, None, images(40)), SCHEDULE, seed=0, on_step=lambda *step: told.append(step))
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -221,7 +221,7 @@ class Fixed(nn.Module):
 
 
 def test_evaluation_in_percent_over_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(trainer.EVALUATION_BATCH, "cpu", 4)
+    monkeypatch.setitem(evaluation.EVALUATION_BATCH, "cpu", 4)
     logits = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
     target = torch.arange(10) % 6
     logits[torch.arange(0, 10, 3), target[::3]] += 5
