@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from edkd.config.instantiate import build, target
 from edkd.config.job import digest, directory_of, training_run
-from edkd.config.schema import Settings, build, target
+from edkd.config.schema import Settings
 from edkd.data.arrays import Arrays, prepare
 from edkd.data.files import Streamed
 from edkd.data.resident import ResidentData

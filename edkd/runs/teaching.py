@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edkd.config.instantiate import build
 from edkd.config.job import Job
-from edkd.config.schema import Settings, build
+from edkd.config.schema import Settings
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint
 from edkd.rundir.paths import RunDir

@@ -7,6 +7,7 @@ import yaml
 
 from edkd import models
 from edkd.config import schema
+from edkd.config.instantiate import target
 
 TABLE = [
     "resnet32x4-resnet8x4",
@@ -52,7 +53,7 @@ def test_every_network_composes(compose: Any, name: str) -> None:
     given = schema.settings(compose(f"teacher={name}", f"student={name}"), "edkd")
     for network in (given.teacher, given.student):
         assert network.name == name
-        assert schema.target(network.model, "model") is getattr(models, name)
+        assert target(network.model, "model") is getattr(models, name)
     assert given.schedule.lr == (0.01 if name in SLOW else 0.05)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from edkd import models
 from edkd.config import schema
-from edkd.config.schema import build
+from edkd.config.instantiate import build
 from edkd.distillers.base import Batch, Distiller, Shapes, Spec
 from edkd.errors import EdkdError
 from edkd.models.base import Classifier, Prediction
