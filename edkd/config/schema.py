@@ -52,7 +52,7 @@ class Dataset:
     train_per_class: PositiveInt | None
     test_per_class: PositiveInt | None
     validation: Annotated[float, Field(ge=0, lt=1)]
-    validation_seed: int
+    validation_seed: Seed
 
     def __post_init__(self) -> None:
         _check_name("name", self.name)

@@ -21,10 +21,10 @@ from edkd.config.job import Job, freeze
 from edkd.console import LOG, console
 from edkd.errors import EdkdError
 from edkd.rundir import journal, provenance
+from edkd.rundir.paths import forget_sweep, record_sweep, recorded_sweeps
 from edkd.runs.setup import load_arrays
 from edkd.slurm import submit
 from edkd.slurm.submission import Submission
-from edkd.status import select
 from edkd.status.state import UNSEEN, RunStatus, look
 from edkd.status.wait import wait
 from edkd.sweeps import progress, report
@@ -77,15 +77,15 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
     if where.uri is not None:
         report.open_tracking(where)
     retried = isinstance(planned, Retry)  # the sweep has more runs than these
-    recorded = retried or planned.id in select.recorded_sweeps(output)
+    recorded = retried or planned.id in recorded_sweeps(output)
     if not retried:
-        select.record_sweep(output, planned.id, [job.name for job in planned.jobs])
+        record_sweep(output, planned.id, [job.name for job in planned.jobs])
     try:
         outcome = _queue(planned, statuses, queue) if queue is not None else _run(planned, statuses, master, launcher)
     except EdkdError:
         submissions = [Submission.read(job.directory) for job in planned.jobs]
         if queue and not recorded and not any(each is not None and each.sweep == planned.id for each in submissions):
-            select.forget_sweep(output, planned.id)  # nothing of it was submitted
+            forget_sweep(output, planned.id)  # nothing of it was submitted
         raise
     if outcome and report.show_summary(planned, outcome):
         raise SystemExit(1)
