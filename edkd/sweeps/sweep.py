@@ -16,7 +16,7 @@ from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from edkd.config.compose import Composer, files_read_once, quoted
+from edkd.config.compose import Composer, quoted
 from edkd.config.job import Job, freeze
 from edkd.console import LOG, console
 from edkd.errors import EdkdError
@@ -44,9 +44,8 @@ def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, la
     overrides = OverridesParser.create(loader).parse_overrides(list(arguments))
     dry_run = is_dry(next((o.value() for o in overrides if o.key_or_group == "dry_run"), False))
     overrides = [o for o in overrides if o.key_or_group != "dry_run"]
-    with files_read_once(loader):
-        combinations = expand(overrides, pair_lists(overrides, master, loader))
-        planned = make_plan(combinations, overrides, Composer(master, loader))
+    combinations = expand(overrides, pair_lists(overrides, master, loader))
+    planned = make_plan(combinations, overrides, Composer(master, loader))
     carry_out(planned, master, launcher, dry_run=dry_run)
     return []
 

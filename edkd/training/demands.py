@@ -53,9 +53,12 @@ class Unsaved:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self.parameters = dict(network.named_parameters())
-        self.buffers = {name for name, _ in network.named_buffers()}
-        self.tensors = self._plain()
+        self.made, self.tensors = self._made(), self._plain()
+
+    def _made(self) -> dict[str, Any]:
+        """Each parameter itself, for it may be replaced, and which buffers there are."""
+        parameters = {f"parameter {name}": parameter for name, parameter in self.network.named_parameters()}
+        return parameters | {f"buffer {name}": True for name, _ in self.network.named_buffers()}
 
     def _plain(self) -> dict[str, list[tuple[Tensor, int]]]:
         """Tensors in plain attributes, alone or in a container, with the count of their changes, by name."""
@@ -69,17 +72,11 @@ class Unsaved:
 
     def check(self) -> None:
         """Raise EdkdError for a parameter, buffer or plain tensor that was added or replaced since the beginning."""
-        for name, parameter in self.network.named_parameters():
-            if self.parameters.get(name) is not parameter:
+        for name, made in self._made().items():
+            if self.made.get(name) is not made:
                 raise EdkdError(
-                    f"the parameter {name} was made in the first training step, where the optimiser does not see it: "
-                    "a method makes its modules in setup(spec) (docs/extending.md)"
-                )
-        for name, _ in self.network.named_buffers():
-            if name not in self.buffers:
-                raise EdkdError(
-                    f"the buffer {name} was made in the first training step, where a resumed run does not find it: "
-                    "a method calls register_buffer in setup(spec) (docs/extending.md)"
+                    f"the {name} was made in the first training step, where neither the optimiser nor a resumed run "
+                    "finds it: a method makes its modules and buffers in setup(spec) (docs/extending.md)"
                 )
         for name, held in self._plain().items():
             before = self.tensors.get(name, [])

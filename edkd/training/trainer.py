@@ -65,9 +65,6 @@ class TrainState:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
-        if "model" not in state:  # a checkpoint of version 0.1
-            parts = {"student": state["student"], "distiller": state["distiller"]}
-            state = {**state, "model": {f"{part}.{key}": v for part, held in parts.items() for key, v in held.items()}}
         self.trainable.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups:
