@@ -174,16 +174,8 @@ def test_targets_that_cannot_be_called(path: str | None, message: str) -> None:
 
 
 def test_a_group_as_a_dataclass() -> None:
-    values = {"device": "cpu", "precision": "bf16", "channels_last": True, "deterministic": False}
-    values |= {
-        "compile": False,
-        "capture": True,
-        "cpu_kernels": False,
-        "threads": None,
-        "teacher_cache": True,
-        "teacher_cache_gb": 1,
-    }
     expected = Engine("cpu", "bf16", True, False, False, True, False, None, True, 1.0)
+    values = vars(expected) | {"teacher_cache_gb": 1}
     assert instantiate.typed(Engine, values, "engine") == expected
     with pytest.raises(EdkdError, match=r"^engine.precision=fp16: must be one of fp32, bf16$"):
         instantiate.typed(Engine, values | {"precision": "fp16"}, "engine")

@@ -408,10 +408,3 @@ def test_folder_names_the_image_that_cannot_be_read(pictures, damage):
 def test_folder_refuses_a_size_that_is_none(pictures):
     with pytest.raises(EdkdError, match="dataset.image_size is 0; allowed: 1 or more"):
         sources.folder(root=str(pictures), image_size=0)
-
-
-def test_importing_the_sources_loads_no_heavy_library():
-    program = "import sys, edkd.data.sources; print({'torch', 'torchvision', 'sklearn', 'PIL'} & set(sys.modules))"
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.stdout == "set()\n"

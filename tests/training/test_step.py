@@ -21,7 +21,6 @@ from edkd.distillers.vanilla import Vanilla
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 from edkd.teachers.source import OnlineTeacher, Precision
-from edkd.training.demands import Held
 from edkd.training.step import Step
 from edkd.training.trainer import Schedule, TrainState, seeded, train_epoch
 from tests.training.test_trainer import make_state, stepping
@@ -199,19 +198,6 @@ def _record_by(step: Step, forward: Any, whole: Any, count: int) -> None:
         Step._record(step, count)
     finally:
         step._train = whole  # type: ignore[method-assign]
-
-
-def test_what_modules_hold_is_put_back() -> None:
-    method = Remembers(in_place=False)
-    held, center = Held(method), method.center
-    method.center.add_(1)
-    assert held.restore() == []
-    method.center = torch.ones(5) * 9
-    assert held.restore() == ["Remembers.center"]
-    assert method.center is center and "center" in method.state_dict()
-    method.center.data = torch.zeros(5)
-    assert held.restore() == ["Remembers.center"]
-    assert method.center.tolist() == [1.0] * 5
 
 
 def test_a_failed_recording_is_told_once_and_changes_nothing(

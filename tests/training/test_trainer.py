@@ -1,8 +1,6 @@
 """The loop: exact means, exact repetition, and no knowledge of any method."""
 
-import contextlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +89,7 @@ def trained(made: TrainState, source: Any = None, **options: Any) -> list[tuple[
     told: list[tuple[dict[str, Any], bool]] = []
     arguments: dict[str, Any] = {"data": splits(), "schedule": SCHEDULE, "seed": 0, "capture": False, **options}
     made.trainable.precision = arguments.pop("precision", FP32)
-    fit(
-        made,
-        source,
-        arguments.pop("data"),
-        arguments.pop("schedule"),
-        on_epoch=lambda record, improved: told.append((record, improved)),
-        **arguments,
-    )
+    fit(made, source, on_epoch=lambda record, improved: told.append((record, improved)), **arguments)
     return told
 
 
@@ -370,20 +361,6 @@ def test_training_leaves_the_random_state_outside_as_it_was() -> None:
 # --- the best epoch ---
 
 
-@contextlib.contextmanager
-def scripted(monkeypatch: pytest.MonkeyPatch, test: list[float], validation: list[float]) -> Iterator[Splits]:
-    """Splits on which `measure` finds these accuracies, epoch by epoch."""
-    data = splits(validation=bool(validation))
-    results = {id(data.test): iter(test), id(data.validation): iter(validation)}
-
-    def found(predict: Any, split: ResidentData, device: torch.device, taught: Any = None) -> dict[str, float]:
-        top1 = next(results[id(split)])
-        return {"top1": top1, "top5": top1 + 1, "loss": 1.0}
-
-    monkeypatch.setattr(trainer, "measure", found)
-    yield data
-
-
 @pytest.mark.parametrize(
     ("test", "validation", "best", "by", "improved"),
     [
@@ -401,9 +378,15 @@ def test_which_epoch_is_best(
     by: str,
     improved: list[bool],
 ) -> None:
-    made = progress()
-    with scripted(monkeypatch, test, validation) as data:
-        told = trained(made, data=data)
+    made, data = progress(), splits(validation=bool(validation))
+    results = {id(data.test): iter(test), id(data.validation): iter(validation)}
+
+    def found(predict: Any, split: ResidentData, device: torch.device, taught: Any = None) -> dict[str, float]:
+        top1 = next(results[id(split)])
+        return {"top1": top1, "top5": top1 + 1, "loss": 1.0}
+
+    monkeypatch.setattr(trainer, "measure", found)
+    told = trained(made, data=data)
     assert made.best is not None
     assert (made.best["epoch"], made.best["top1"], made.best["top5"]) == (*best, best[1] + 1)
     assert made.best["by"] == by
@@ -439,20 +422,12 @@ class Spoilt(Distiller):
     ],
 )
 def test_a_loss_that_is_not_finite_stops_the_run(values: dict[str, float], named: str) -> None:
-    told: list[dict[str, Any]] = []
+    made = progress(Spoilt(values))
     with pytest.raises(EdkdError) as caught:
-        fit(
-            progress(Spoilt(values)),
-            None,
-            splits(),
-            SCHEDULE,
-            seed=0,
-            capture=False,
-            on_epoch=lambda record, improved: told.append(record),
-        )
+        trained(made)
     assert str(caught.value).startswith(named)
     assert "schedule.lr (now 0.05)" in str(caught.value)
-    assert [record["epoch"] for record in told] == [1]
+    assert made.epoch == 1
 
 
 def test_losses_whose_sum_is_too_large() -> None:
