@@ -8,7 +8,6 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,25 +116,6 @@ def test_half_a_teacher_is_an_error_that_publishing_mends(
     backup = entry.path.with_name("resnet8.pt.bak")
     assert (backup.read_bytes() if backup.exists() else None) == kept
     assert teacher_store.listing(tmp_path) == [again, good]
-
-
-def test_a_reader_waits_for_a_publisher_between_its_two_files(tmp_path: Path) -> None:
-    entry, _ = published(tmp_path, network().state_dict())
-    content = entry.path.read_bytes()
-    entry.path.unlink()
-    inside = threading.Event()
-
-    def publisher() -> None:
-        with teacher_store._locked(entry.path.parent):
-            inside.set()
-            threading.Event().wait(0.2)
-            entry.path.write_bytes(content)
-
-    thread = threading.Thread(target=publisher)
-    thread.start()
-    inside.wait()
-    assert teacher_store.find(tmp_path, "cifar100", "resnet8") == entry
-    thread.join()
 
 
 @pytest.mark.parametrize("change", ["cut", "bit", "other", "gone"])
