@@ -87,7 +87,7 @@ def _list_teachers(args: argparse.Namespace) -> None:
             str(entry.epochs or ""),
             entry.recipe or "",
             f"run {entry.id[4:12]}" if entry.id.startswith("run:") else entry.source,
-            size(sum(path.stat().st_blocks * 512 for path in store.tables(entry))),
+            ", ".join(size(path.stat().st_blocks * 512) for path in store.tables(entry)),
         )
     if table.rows:
         print_lines(stdout(), table)

@@ -147,7 +147,7 @@ def watch(jobs: Sequence[Job], parallel: int) -> Iterator[None]:
     stop = threading.Event()
     view = _View(jobs, parallel)
     shown = Live(view.screen(), console=console, transient=True, auto_refresh=False)
-    with shown if console.is_terminal else contextlib.nullcontext() as live:
+    with shown if jobs and console.is_terminal else contextlib.nullcontext() as live:
         thread = threading.Thread(target=view.follow, args=(stop, live), daemon=True)
         thread.start()
         try:
