@@ -35,6 +35,7 @@ LIGHT = {  # what these load when they are imported, they need at once
     "edkd.status.state": {"torch", "mlflow", "hydra"},
     "edkd.rundir.journal": {"torch", "mlflow", "hydra"},
     "edkd.cli.main": {"torch", "mlflow", "hydra"},
+    "edkd.cli.launch": {"torch", "mlflow", "pandas"},
     "analysis": {"torch", "hydra"},
     "analysis.figures": {"torch", "mlflow", "hydra"},
     "edkd.data.sources": {"torch", "torchvision", "sklearn", "PIL"},

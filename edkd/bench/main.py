@@ -94,7 +94,7 @@ def _timings(
                     found += _side_by_side(cfg, work)
                 table.compare(found)
             shown = [f"{t.mode} {t.ms:.1f} ms" + (f" ({t.ratio:.1f}x)" if t.ratio else "") for t in found]
-            console.print(f"{cfg.pair} {cfg.method}: {', '.join(shown)}", highlight=False, soft_wrap=True)
+            console.print(f"{cfg.pair} {cfg.method}: {', '.join(shown)}", soft_wrap=True)
             timings += found
     return timings
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edkd.cli.output import add_output
+from edkd.console import number, print_lines, size, stdout
 from edkd.errors import EdkdError
 
 
@@ -58,6 +59,8 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _list_teachers(args: argparse.Namespace) -> None:
+    from rich.table import Table
+
     from edkd.teachers import store
 
     entries = store.listing(args.output / "teachers")
@@ -65,14 +68,31 @@ def _list_teachers(args: argparse.Namespace) -> None:
         print(
             f"no teachers in {args.output / 'teachers'}; sweeps train what they need, `edkd teachers import` adds more"
         )
+    table = Table("name", "data", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for column in ("top-1 %", "epochs"):
+        table.add_column(column, justify="right")
+    for column in ("recipe", "origin", "cache"):
+        table.add_column(column, overflow="fold")
+    damaged = []
     for entry in entries:
         try:
             store.verify(entry)
         except EdkdError as error:
-            print(f"{entry.dataset}/{entry.name}: {error}")
+            damaged.append(f"{entry.dataset}/{entry.name}: {error}")
             continue
-        accuracy = f"top-1 {entry.test['top1']:.2f} %" if entry.test else "not measured"
-        print(f"{entry.dataset}/{entry.name}: {accuracy}, {entry.id}, from {entry.source}")
+        table.add_row(
+            entry.name,
+            entry.dataset,
+            number((entry.test or {}).get("top1"), 2),
+            str(entry.epochs or ""),
+            entry.recipe or "",
+            f"run {entry.id[4:12]}" if entry.id.startswith("run:") else entry.source,
+            ", ".join(size(path.stat().st_blocks * 512) for path in store.tables(entry)),
+        )
+    if table.rows:
+        print_lines(stdout(), table)
+    for line in damaged:
+        print(line)
 
 
 def _import_teacher(args: argparse.Namespace) -> None:

@@ -8,14 +8,16 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from edkd.config.instantiate import check_call, target, typed
-from edkd.distillers.base import Distiller
 from edkd.errors import EdkdError
 from edkd.rundir.paths import NAME
+
+if TYPE_CHECKING:
+    from edkd.distillers.base import Distiller
 
 SGD = {"_target_": "edkd.training.optimizers.SGD"}  # the optimiser of runs that name none
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -216,6 +218,8 @@ LABELS = ("title", "family", "year")
 
 def _distiller(node: Any) -> dict[str, Any]:
     """The checked node of a method, which is constructed with these values, for it may refuse one."""
+    from edkd.distillers.base import Distiller  # loads torch, without which help and completion start
+
     method = target(node, "distiller")
     if not (inspect.isclass(method) and issubclass(method, Distiller)):
         raise EdkdError(f"distiller._target_: {node['_target_']} is no subclass of edkd.distillers.Distiller")
@@ -233,7 +237,7 @@ def _optimizer(node: Any) -> dict[str, Any]:
     return {**check_call(node, "optimizer", given), "_target_": node["_target_"]}
 
 
-def misfit_of(optimizer: Mapping[str, Any], method: type[Distiller]) -> str | None:
+def misfit_of(optimizer: Mapping[str, Any], method: "type[Distiller]") -> str | None:
     """What keeps an optimiser's node from serving a method's losses; None where nothing does, or it declares none."""
     declared = getattr(target(optimizer, "optimizer"), "misfit", None)
     return None if declared is None else declared(method)

@@ -17,7 +17,7 @@ from torch import Tensor
 from edkd import __version__
 from edkd.config.job import digest
 from edkd.config.schema import Settings
-from edkd.console import counted, counting, size
+from edkd.console import counted, counting, duration, size
 from edkd.data.base import TrainData
 from edkd.data.resident import ResidentData
 from edkd.data.views import epoch_views, n_views
@@ -191,5 +191,5 @@ def _fill(cfg: Settings, source: CachedTeacher, images: int, seeds: Sequence[int
         raise
     seconds = time.monotonic() - began
     shared = f"; {others:,} by other processes meanwhile" if others else ""
-    speed = f" in {seconds:.1f} s, {computed / seconds:,.0f}/s" if computed else ""
+    speed = f" in {duration(seconds)}, {computed / seconds:,.0f}/s" if computed else ""
     print(f"computed {computed:,}{speed}{shared}; all {len(rows):,} are there")

@@ -44,7 +44,7 @@ Ask = Callable[[Iterable[str]], Mapping[str, Entry] | None]
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run, as far as its directory and the queue tell."""
+    """One run, as far as its directory and the queue show."""
 
     directory: Path
     name: str  # <dataset>/<pair>/<distiller>-s<seed>-<hash>

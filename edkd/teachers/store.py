@@ -35,7 +35,7 @@ _log = logging.getLogger("edkd.teachers.store")
 
 @dataclass(frozen=True)
 class Entry:
-    """A teacher of the store, as its sidecar tells."""
+    """A teacher of the store, as its sidecar describes it."""
 
     name: str
     dataset: str  # the data set's key
@@ -181,6 +181,12 @@ def record_accuracy(entry: Entry, test: Accuracy, shown: str) -> None:
 def table_path(store: Path, dataset: str, name: str, digest: str) -> Path:
     """Where a table of a teacher's logits lies, by the digest of its key."""
     return Path(store) / dataset / f"{name}.{digest}.logits"
+
+
+def tables(entry: Entry) -> list[Path]:
+    """The tables of a teacher's logits."""
+    found = sorted(entry.path.parent.glob(f"{entry.name}.*.logits"))
+    return [path for path in found if key_of(path).get("teacher") == entry.sha256]
 
 
 def tables_of_former_teachers(store: Path, in_use: set[str]) -> list[Path]:

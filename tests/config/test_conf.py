@@ -8,6 +8,8 @@ import yaml
 from edkd import models
 from edkd.config import schema
 from edkd.config.instantiate import target
+from edkd.config.job import make_job
+from tests.commandline import REPOSITORY
 
 TABLE = [
     "resnet32x4-resnet8x4",
@@ -206,6 +208,11 @@ def test_the_recipe(compose: Any) -> None:
 )
 def test_every_other_option_composes(compose: Any, choice: str, key: str) -> None:
     assert schema.settings(compose(*choice.split()), "edkd").dataset.key == key
+
+
+def test_the_demo_makes_its_table_of_its_recipe(compose: Any) -> None:
+    recipe = make_job(compose("experiment=demo", "distiller=kd"), "kd", None).tags["recipe"]
+    assert f"\nDEMO = {recipe}\n" in (REPOSITORY / "Makefile").read_text()
 
 
 def test_no_other_option_was_forgotten() -> None:

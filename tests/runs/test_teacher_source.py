@@ -206,7 +206,7 @@ def test_a_full_disk_is_one_line_and_what_was_written_stays(output: Path) -> Non
 def test_without_a_terminal_lines_tell_how_far_it_is(
     output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("edkd.console.TELL_EVERY", 0.0)
+    monkeypatch.setattr("edkd.console.LINE_EVERY", 0.0)
     done = cache("resnet8", "--all")
     lines = done.err.splitlines()
     assert len(lines) == -(-IMAGES * VIEWS // 64)

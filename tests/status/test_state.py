@@ -1,4 +1,4 @@
-"""What has become of runs, told from directories as every kind of end leaves them, and the commands that show it."""
+"""What has become of runs, by directories as every kind of end leaves them, and the commands that show it."""
 
 import dataclasses
 import io
