@@ -34,8 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     report.show(made, console)
     console.print(f"\nSaved in {' and '.join(map(str, paths))}", highlight=False, markup=False, soft_wrap=True)
-    page = made.command.replace("-m analysis", "-m analysis.html_report", 1)
-    console.print(f"As one page with figures: {page}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
@@ -47,8 +45,6 @@ def build(options: argparse.Namespace) -> report.Report:
     rows, tidy = tables.rows_of(used), load.tidy(used)
     long = numbers.long_table(used, tidy, [(a.method, b.method) for a, b in tables.contrasts(rows)])
     long = long if options.metric is None else long[long["kind"] == options.metric]
-    if long.empty:
-        raise EdkdError(f"--metric {options.metric}: {_NO_METRIC[options.metric]}")
     beside = literature.comparable(used)
     grids = tables.grids(long, shape, rows, tidy, beside=beside)
     bold = any(entry.bold for grid in grids for _, entries in grid.rows for entry in entries)
@@ -84,6 +80,8 @@ def chosen(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
     if used["alone"].all():
         named = [*(options.pairs or ()), *(options.methods or ()), *(f"seed {seed}" for seed in options.seeds or ())]
         raise EdkdError(f"no finished run of {', '.join(named)}; {load.HOW_TO_RUN}")
+    if options.metric not in (None, *load.tidy(used)["protocol"].unique()):
+        raise EdkdError(f"--metric {options.metric}: {_NO_METRIC[options.metric]}")
     return runs, used
 
 

@@ -52,7 +52,7 @@ def build(folder: Path) -> int:
     for k, pair in enumerate(_PAIRS):
         for m, method in enumerate(_METHODS):
             for seed in range(_SEEDS):
-                top1 = 60 + k / 2 + m / 20 + 10 * (np.arange(_EPOCHS) >= 150) + draw.normal(0, 0.25, _EPOCHS)
+                top1 = 60 + k / 2 + m / 20 + 10 * (np.arange(_EPOCHS) >= 149) + draw.normal(0, 0.25, _EPOCHS)
                 path = folder / "packed" / pair / f"{method}-s{seed}-{count:08x}{results.SUFFIX}"
                 files.write_bytes(path, results.dump(_journal(pair, method, seed, count, top1.tolist())))
                 count += 1

@@ -24,8 +24,8 @@ BOLD = (
 BESIDE = (
     "`published 73.33 (+0.12)` was measured as that block is, and the number in brackets is ours − published. "
     "`published [73.33]` is of another epoch (KD: the last; DKD, EDKD: the best on the test set), so compare it in the "
-    "other block. `authors` is the number of a method's authors; `published` beside it is the EDKD table's rerun. Which "
-    "epoch the published networks alone were taken at is not recorded here.",
+    "other block. `authors` is the number of a method's authors; `published` beside it is the EDKD table's rerun. "
+    "Which epoch the published networks alone were taken at is not recorded here.",
 )
 _SHOWN = 10  # runs that are left out, on the terminal; the file lists them all
 

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import shutil
+import subprocess
 
 import numpy as np
 import pandas as pd
@@ -416,6 +418,24 @@ def test_latex_and_html(analyse, tmp_path, monkeypatch):
     assert r"\textbf{The seventh column" in tex and not set("±−→¹") & set(tex)
     assert "<tr><th>EDKD</th><td><b>76.01 ± 1.01 (n=3)</b>" in page and "<code>resnet32x4-mobilenetv2</code>" in page
     assert page.count("<table>") == page.count("</table>") == 4
+
+
+TEX = next(filter(None, map(shutil.which, ("pdflatex", "lualatex", "tectonic"))), None)
+
+
+@pytest.mark.skipif(TEX is None, reason="no pdflatex, lualatex or tectonic here")
+def test_latex_compiles(tmp_path, monkeypatch):
+    """With a full table, bold numbers, notes and names that TeX would take for commands; no line leaves the page."""
+    runs = [run for pair in literature.SEVEN for run in seeded("kd", 70.0, 71.0, 72.0, pair=pair)]
+    runs += [run for pair in literature.SEVEN for run in seeded("a_b%&", 75.0, 76.01, 77.02, pair=pair)]
+    monkeypatch.setattr(load, "load_runs", lambda uri, experiment: runs)
+    assert main(["--uri", "http://127.0.0.1:1", "--output", str(tmp_path), "--format", "latex"]) == 0
+    head = r"\documentclass{article}\usepackage{booktabs}\usepackage{graphicx}\begin{document}\sloppy"
+    (tmp_path / "page.tex").write_text(rf"{head}\input{{table.tex}}\end{{document}}")
+    batch = [] if "tectonic" in TEX else ["-interaction=nonstopmode", "-halt-on-error"]
+    done = subprocess.run([TEX, *batch, "page.tex"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "page.pdf").stat().st_size > 20_000 and "Overfull" not in done.stdout
 
 
 def test_only_some_pairs(analyse):
