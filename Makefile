@@ -24,7 +24,6 @@ demo: setup  ## teachers, 21 students and the table on real handwritten digits: 
 	$(RUN) launch.py -m experiment=demo distiller=kd,dkd,edkd pair=all hydra/launcher=local
 	$(RUN) -m analysis --dataset digits-8-100perclass
 	@echo "curves and parameters of every run: make ui, then http://127.0.0.1:5000"
-	@$(RUN) -m analysis.html_report --dataset digits-8-100perclass
 
 test: setup lint  ## lint, types and all tests
 	$(RUN) -m pytest -n 2 --dist loadfile -q

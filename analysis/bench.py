@@ -92,11 +92,8 @@ def _journal(pair: str, method: str, seed: int, number: int, top1: list[float]) 
     ]
     last = {"epoch": _EPOCHS, "top1": top1[-1], "top5": 90.0, "loss": 1.0}
     best = {**last, "epoch": top1.index(max(top1)) + 1, "top1": max(top1), "by": "test"}
-    return [
-        start,
-        *epochs,
-        {"event": "end", "time": begun, "last": last, "best": best, "seconds": 3600 + 10.0 * number},
-    ]
+    spent = {"seconds": 3600 + 10.0 * number, "peak_memory_mb": 2000.0 + number}
+    return [start, *epochs, {"event": "end", "time": begun, "last": last, "best": best, **spent}]
 
 
 def _options(folder: Path) -> list[str]:

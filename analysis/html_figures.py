@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -82,7 +82,8 @@ def draw(
         "Nearness to the teacher and calibration": lambda title: figures.teacher_agreement(
             _measured(used), titles=titles, quantity="last test top-1, mean of seeds", title=title
         ),
-        "Accuracy against hours": lambda title: _hours(used, cells, titles, title),
+        "Accuracy against hours": lambda title: _costs("hours", used, cells, titles, title),
+        "Accuracy against memory": lambda title: _costs("memory", used, cells, titles, title),
     }
     drawn = Drawn({}, [])
     if len(others) > _FORESTS:
@@ -139,15 +140,16 @@ def _measured(used: pd.DataFrame) -> pd.DataFrame:
     return frame.groupby(["pair", "method"], sort=False).mean().reset_index()
 
 
-def _hours(used: pd.DataFrame, cells: pd.DataFrame, titles: Mapping[str, str], title: str) -> Figure:
+def _costs(
+    against: Literal["hours", "memory"], used: pd.DataFrame, cells: pd.DataFrame, titles: Mapping[str, str], title: str
+) -> Figure:
     devices = sorted({tags.get("device", "an unknown device") for tags in used["tags"]})
     if len(devices) > 1:
-        raise ValueError(f"hours of {', '.join(devices)} cannot be compared")
-    hours = used.groupby(["pair", "method"])["hours"].mean().reset_index()
-    spent = cells[cells["protocol"] == "last"].merge(hours, on=["pair", "method"])
-    return figures.costs(
-        spent, against="hours", titles=titles, quantity=QUANTITY["last"], title=f"{title}, {devices[0]}"
-    )
+        raise ValueError(f"{against} of {', '.join(devices)} cannot be compared")
+    cost = used.groupby(["pair", "method"], sort=False)[against].mean().reset_index()
+    spent = cost.merge(cells[cells["protocol"] == "last"], on=["pair", "method"])
+    title = f"{title}, {devices[0]}"
+    return figures.costs(spent, against=against, titles=titles, quantity=QUANTITY["last"], title=title)
 
 
 def svg(figure: Figure, title: str, prefix: str) -> str:

@@ -68,6 +68,7 @@ def build(options: argparse.Namespace) -> str:
     used = used.assign(
         method=used["method"].map(titles).fillna(used["distiller"]),
         hours=[metrics.get("seconds", math.nan) / 3600 for metrics in used["metrics"]],
+        memory=[metrics.get("peak_memory_mb", math.nan) for metrics in used["metrics"]],
     )
     place = {pair.name: i for i, pair in enumerate(tables.columns(used, options.pairs))}
     used = _in_order(used, place)

@@ -27,6 +27,7 @@ BESIDE = (
     "other block. `authors` is the number of a method's authors; `published` beside it is the EDKD table's rerun. "
     "Which epoch the published networks alone were taken at is not recorded here.",
 )
+_ACROSS = 8  # methods that have a column each on the terminal
 _SHOWN = 10  # runs that are left out, on the terminal; the file lists them all
 
 
@@ -100,16 +101,21 @@ def show(report: Report, console: Console) -> None:
 
 
 def _terminal_grid(grid: Grid) -> Table:
+    """A line for each pair, or of many methods a line for each method."""
     title = f"{grid.title}, {grid.remark}" if grid.remark else grid.title
     table = Table(title=title, title_justify="left", title_style="bold", show_lines=True)
+    pairs = [f"{pair.teacher}\n{pair.student} {pair.setting}".rstrip() for pair in grid.columns]
+    methods, cells = [name for name, _ in grid.rows], [entries for _, entries in grid.rows]
+    if len(methods) <= _ACROSS:
+        heads, lines = [name.replace(" ", "\n", 1) for name in methods], list(zip(pairs, zip(*cells)))
+    else:
+        heads, lines = pairs, list(zip(methods, cells))
     table.add_column("teacher\nstudent", no_wrap=True)
-    for name, _ in grid.rows:
-        table.add_column(name.replace(" ", "\n", 1), justify="center")
-    for i, pair in enumerate(grid.columns):
-        entries = (row[i]._replace(text=row[i].text.replace(" (", "\n(")) for _, row in grid.rows)
-        table.add_row(
-            f"{pair.teacher}\n{pair.student} {pair.setting}".rstrip(), *(_terminal_entry(entry) for entry in entries)
-        )
+    for head in heads:
+        table.add_column(head, justify="center")
+    for label, entries in lines:
+        shown = (entry._replace(text=entry.text.replace(" (", "\n(")) for entry in entries)
+        table.add_row(label, *map(_terminal_entry, shown))
     return table
 
 

@@ -501,6 +501,15 @@ def test_the_terminal_shows_every_number_at_any_width(monkeypatch, tmp_path, cap
     assert f"Saved in {tmp_path / 'table.md'}" in shown
 
 
+def test_of_many_methods_each_has_a_line_on_the_terminal(analyse, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    runs = [make(f"m{i}", pair, 1, 70.0 + i) for i in range(12) for pair in literature.SEVEN]
+    monkeypatch.setattr(load, "load_runs", lambda uri, experiment: runs)
+    assert main(["--uri", "http://127.0.0.1:1", "--output", str(tmp_path), "--metric", "last"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("│ m11 "))
+    assert line.count("81.00") == 7
+
+
 @pytest.mark.filterwarnings("ignore:.*noload:DeprecationWarning")  # inside MLflow
 def test_from_journals_through_mlflow_to_the_table(tmp_path, capsys):
     """The whole way but for the training: two seeds finished, a third still at its first epoch."""

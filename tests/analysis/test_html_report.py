@@ -78,7 +78,13 @@ def store():
                     **MACHINE,
                     **changes,
                 )
-                run["metrics"] |= {"seconds": 1800.0, "test/agreement": 90.0 - i, "test/kl_teacher": 0.4, "test/ece": 3}
+                run["metrics"] |= {
+                    "seconds": 1800.0,
+                    "peak_memory_mb": 3000.0,
+                    "test/agreement": 90.0 - i,
+                    "test/kl_teacher": 0.4,
+                    "test/ece": 3,
+                }
                 runs.append(run)
     return runs
 
@@ -115,8 +121,8 @@ def test_the_page_of_a_small_store(write, tmp_path):
     assert "DKD − KD is +1.05 points on average over 2 pairs" in said  # of 1.0 and 1.1 on both
     assert "fewer than 5 pairs permit no interval over pairs and no conclusion on average" in said
     assert "With n = 2 and a standard deviation of the differences of 0.07 points" in said
-    # Accuracies, a forest, matrix, curves, best − last, agreement, hours; published numbers are of another data set.
-    assert page.tags.count("svg") == 7
+    # Accuracies, a forest, matrix, curves, best − last, agreement, two costs; published numbers are of other data.
+    assert page.tags.count("svg") == 8
     assert re.findall(r"<li>([^<:]*): nothing to draw", text) == ["Ours against published"]
     cells, differences, over_pairs, missing, provenance = page.tables
     assert [PAIR, "KD", "last", "3", "71.00", "1.00", "68.52 to 73.48"] in cells
@@ -213,5 +219,5 @@ def test_the_page_does_not_overflow(write, tmp_path):
         "--dump-dom",
     ]
     done = subprocess.run([BROWSER, *flags, wrapper.as_uri()], capture_output=True, text=True, timeout=120)
-    assert re.search("<title>(.*?)</title>", done.stdout)[1] == "390 0 true 6,1400 0 true 6"
+    assert re.search("<title>(.*?)</title>", done.stdout)[1] == "390 0 true 7,1400 0 true 7"
     assert "CONSOLE" not in done.stderr  # where errors of the pages would be
