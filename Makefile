@@ -40,11 +40,14 @@ lint: setup  ## ruff and mypy alone
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-table: setup  ## outputs/table.md and .csv of what was run; METRIC=last SEEDS=0,1 PAIRS= METHODS= FORMAT=latex
-	$(RUN) -m analysis $(foreach option,METRIC SEEDS PAIRS METHODS FORMAT,$(call given,$(option))) $(ARGS)
+table: OPTIONS = $(foreach option,METRIC SEEDS PAIRS METHODS FORMAT,$(call given,$(option))) $(ARGS)
+table: setup  ## outputs/table.md, .csv and report.html; METRIC=last SEEDS=0,1 PAIRS= METHODS= FORMAT=latex
+	$(RUN) -m analysis $(OPTIONS)
+	@$(RUN) -m analysis.html_report $(OPTIONS)
 
-report: setup  ## write outputs/report.html, the table as one page with figures; ARGS as of make table
-	$(RUN) -m analysis.html_report $(ARGS)
+report: OPTIONS = $(foreach option,METRIC SEEDS PAIRS METHODS,$(call given,$(option))) $(ARGS)
+report: setup  ## outputs/report.html alone, the table as one page with figures; options as of make table
+	$(RUN) -m analysis.html_report $(OPTIONS)
 
 bench: setup  ## time per step against the plain loop; DATA=dir holds cifar-100-python/; ARGS=--quick
 	$(VENV)/bin/edkd bench $(if $(DATA),dataset.root=$(DATA)) $(ARGS)

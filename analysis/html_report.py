@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,16 +13,13 @@ from typing import Any, NamedTuple
 import jinja2
 import pandas as pd
 
-from analysis import html_figures, literature, load, report, tables
+from analysis import figures, html_figures, literature, load, numbers, report, tables
 from analysis import statistics as st
 from analysis.__main__ import chosen, command, facts, parser
 from edkd.errors import EdkdError
 from edkd.rundir import files, journal, results
 from edkd.rundir.journal import Record
 from edkd.rundir.paths import find_runs
-
-PROTOCOL = "last"  # of the verdict and the figures: nothing was chosen on the test set
-PROTOCOLS = ("last", "selected", "best")
 
 
 class Cell(NamedTuple):
@@ -45,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options_of.add_argument(
         "--ours", metavar="METHOD", help="the method that is compared with the others (default: the table's last)"
     )
+    options_of.add_argument("--figures", type=Path, metavar="DIR", help="where each figure goes as PNG and SVG, too")
     options = options_of.parse_args(arguments)
     path = options.output / "report.html"
     try:
@@ -69,11 +68,19 @@ def build(options: argparse.Namespace) -> str:
     used = used.assign(
         method=used["method"].map(titles).fillna(used["distiller"]),
         hours=[metrics.get("seconds", math.nan) / 3600 for metrics in used["metrics"]],
+        memory=[metrics.get("peak_memory_mb", math.nan) for metrics in used["metrics"]],
     )
+    place = {pair.name: i for i, pair in enumerate(tables.columns(used, options.pairs))}
+    used = _in_order(used, place)
     distilled = used[~used["alone"]]
     tidy = load.tidy(used)
-    compared = {p: st.comparisons(tidy, p, [(ours, name) for name in others]) for p in PROTOCOLS}
-    drawn = html_figures.draw(tidy, distilled, _curves(distilled, options), protocol=PROTOCOL, ours=ours, others=others)
+    protocol = options.metric or "last"  # of the verdict and the figures; `last` was not chosen on the test set
+    contrasts = [(ours, name) for name in others]
+    compared = {str(kind): st.comparisons(tidy, kind, contrasts) for kind in numbers.KINDS}
+    curves = _in_order(_curves(distilled, options), place)
+    drawn = html_figures.draw(tidy, distilled, curves, protocol=protocol, ours=ours, others=others)
+    for title, figure in drawn.figures.items() if options.figures else ():
+        figures.save(figure, options.figures, re.sub(r"\W+", "-", title.lower()))
     missing = _missing(runs, distilled)
     made_by = command("analysis.html_report", options, dataset, recipe)
     template = jinja2.Environment(
@@ -84,24 +91,32 @@ def build(options: argparse.Namespace) -> str:
     ).get_template("report.html")
     return template.render(
         title=report.title(dataset, used),
-        verdict=st.verdict(tidy, PROTOCOL, ours, others)
+        verdict=st.verdict(tidy, protocol, ours, others)
         if others
         else [f"{ours} alone has runs: nothing is compared."],
         facts=facts(used, dataset, recipe),
-        permits=st.permits(compared[PROTOCOL]),
-        figures=drawn.svgs,
+        permits=st.permits(compared[protocol]),
+        figures=[
+            html_figures.svg(figure, title, f"f{number}-")
+            for number, (title, figure) in enumerate(drawn.figures.items())
+        ],
         not_drawn=drawn.not_drawn,
         ours=ours,
-        quantity=html_figures.QUANTITY[PROTOCOL],
+        quantity=html_figures.QUANTITY[protocol],
         cells=_cells(tidy, distilled),
         differences=_differences(compared),
-        pooled=_pooled(tidy, ours, others),
+        pooled=_pooled(tidy, protocol, ours, others),
         missing=missing,
         fill=_fill(missing, distilled, options.output) if missing.rows else "",
         left_out=[*load.left_out(runs, used), *tables.taught_apart(used)],
         provenance=_provenance(used),
         command=made_by + (f" --ours {shlex.quote(options.ours)}" if options.ours else ""),
     )
+
+
+def _in_order(rows: pd.DataFrame, place: Mapping[str, int]) -> pd.DataFrame:
+    """The rows in the order of the table's pairs."""
+    return rows.sort_values("pair", key=lambda names: names.map(place), kind="stable")
 
 
 def _number(value: float | None, form: str = ".2f") -> Cell:
@@ -142,11 +157,10 @@ def _differences(compared: Mapping[str, pd.DataFrame]) -> Table:
     return Table("Paired differences", columns, rows)
 
 
-def _pooled(tidy: pd.DataFrame, ours: str, others: Sequence[str]) -> Table:
+def _pooled(tidy: pd.DataFrame, protocol: str, ours: str, others: Sequence[str]) -> Table:
     columns = ("difference of", "pairs", "mean", "95 % interval", "win/tie/loss", "P(improvement)", "p, Wilcoxon")
     rows = []
-    for name in others:
-        found = st.pooled(tidy, PROTOCOL, ours, name)
+    for name, found in zip(others, st.over_pairs(tidy, protocol, [(ours, name) for name in others])):
         line = [Cell(f"{ours} − {name}"), _number(found.pairs, "d"), _number(found.mean, "+.2f")]
         line += [_interval(found._asdict(), "+.2f"), Cell(f"{found.wins}/{found.ties}/{found.losses}")]
         rows.append([*line, _number(found.improvement), _number(found.p_wilcoxon, ".4f")])
@@ -196,7 +210,8 @@ def _fill(missing: Table, used: pd.DataFrame, output: Path) -> str:
 
 
 def _provenance(used: pd.DataFrame) -> Table:
-    columns = ("run", "began (UTC)", "hours", "commit", "dirty", "configuration", "teacher's top-1", "teacher")
+    columns = ("run", "began (UTC)", "hours", "commit", "dirty", "configuration", "data")
+    columns_of_teacher = ("teacher's top-1", "teacher", "teacher's hash")
     columns_of_machine = ("device", "threads", "versions", "from")
     rows = []
     for run in used.to_dict("records"):
@@ -205,11 +220,16 @@ def _provenance(used: pd.DataFrame) -> Table:
         versions = {key.removeprefix("versions."): value for key, value in tags.items() if key.startswith("versions.")}
         line = [Cell(run["name"]), Cell(began), _number(run["hours"], ".3f")]
         line += [Cell(run["git_commit"][:10]), Cell("yes" if run["git_dirty"] else "no")]
-        line += [Cell(tags.get("config_hash", "")), _number(run["teacher_top1"]), Cell(tags.get("teacher_id", ""))]
+        line += [Cell(tags.get("config_hash", "")), Cell(tags.get("data_sha256", "")[:10])]
+        line += [
+            _number(run["teacher_top1"]),
+            Cell(tags.get("teacher_id", "")),
+            Cell(tags.get("teacher_sha256", "")[:10]),
+        ]
         line += [Cell(tags.get("device", "")), Cell(tags.get("threads", ""))]
         line += [Cell(", ".join(f"{name} {value}" for name, value in sorted(versions.items())))]
         rows.append([*line, Cell("packed journal" if run["packed"] else "MLflow")])
-    return Table("Provenance of every run", (*columns, *columns_of_machine), rows)
+    return Table("Provenance of every run", (*columns, *columns_of_teacher, *columns_of_machine), rows)
 
 
 def _curves(used: pd.DataFrame, options: argparse.Namespace) -> pd.DataFrame:

@@ -181,9 +181,11 @@ def freeze(figure: Figure) -> Figure:
     The solver's positions differ in their last bits from run to run, and an SVG names its clip paths by them. Rounded
     to a millionth of the figure, they are the same each time.
     """
-    figure.draw_without_rendering()
+    solver = figure.get_layout_engine()
+    assert solver is not None  # of every `page`
+    solver.execute(figure)  # draws nothing, unlike `draw_without_rendering`
     if any(axes.get_aspect() != "auto" for axes in figure.axes):
-        figure.draw_without_rendering()  # the solver needs a second round
+        solver.execute(figure)  # it needs a second round
     figure.set_layout_engine("none")
     for axes in figure.axes:
         axes.set_position([round(float(edge), 6) for edge in axes.get_position(original=True).bounds])  # type: ignore[arg-type]
