@@ -64,6 +64,7 @@ def build(options: argparse.Namespace) -> report.Report:
             *report.READING,
             *(report.BOLD if bold else ()),
             *(report.BESIDE if beside else ()),
+            *(report.IMPORTED if (used["imported"] != "").any() else ()),
         ),
         command=command("analysis", options, dataset, recipe),
         long=long,
@@ -88,10 +89,13 @@ def chosen(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
 def facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
     """What the table is of, a line each."""
     distilled = used[~used["alone"]]
-    seeds = ", ".join(str(seed) for seed in sorted(distilled["seed"].unique()))
+    ours = distilled[distilled["imported"] == ""]
+    seeds = ", ".join(str(seed) for seed in sorted(ours["seed"].unique()))
     counted = f"{len(distilled)} distilled students, {len(used) - len(distilled)} students alone"
     if used["packed"].any():
         counted += f"; {used['packed'].sum()} of them from packed journals"
+    for origin, group in used[used["imported"] != ""].groupby("imported"):
+        counted += f"; {len(group)} of them imported from {origin}"
     return (
         f"data set: {dataset}, recipe: {recipe}",
         f"runs: {counted}; seeds: {seeds}",

@@ -137,9 +137,10 @@ def _measured(used: pd.DataFrame) -> pd.DataFrame:
 
 
 def _hours(used: pd.DataFrame, cells: pd.DataFrame, titles: Mapping[str, str], title: str) -> Figure:
+    used = used[used["imported"] == ""]  # of the others neither device nor hours are known
     devices = sorted({tags.get("device", "an unknown device") for tags in used["tags"]})
-    if len(devices) > 1:
-        raise ValueError(f"hours of {', '.join(devices)} cannot be compared")
+    if len(devices) != 1:
+        raise ValueError(f"hours of {', '.join(devices) or 'other code'} cannot be compared")
     hours = used.groupby(["pair", "method"])["hours"].mean().reset_index()
     spent = cells[cells["protocol"] == "last"].merge(hours, on=["pair", "method"])
     return figures.costs(

@@ -74,7 +74,8 @@ def build(options: argparse.Namespace) -> str:
     tidy = load.tidy(used)
     compared = {p: st.comparisons(tidy, p, [(ours, name) for name in others]) for p in PROTOCOLS}
     drawn = html_figures.draw(tidy, distilled, _curves(distilled, options), protocol=PROTOCOL, ours=ours, others=others)
-    missing = _missing(runs, distilled)
+    ours_alone = distilled[distilled["imported"] == ""]  # what this code can train
+    missing = _missing(runs, ours_alone)
     made_by = command("analysis.html_report", options, dataset, recipe)
     template = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -97,7 +98,7 @@ def build(options: argparse.Namespace) -> str:
         differences=_differences(compared),
         pooled=_pooled(tidy, ours, others),
         missing=missing,
-        fill=_fill(missing, distilled, options.output) if missing.rows else "",
+        fill=_fill(missing, ours_alone, options.output) if missing.rows else "",
         left_out=[*load.left_out(runs, used), *tables.taught_apart(used)],
         provenance=_provenance(used),
         command=made_by + (f" --ours {shlex.quote(options.ours)}" if options.ours else ""),
@@ -201,10 +202,13 @@ def _provenance(used: pd.DataFrame) -> Table:
     rows = []
     for run in used.to_dict("records"):
         tags = run["tags"]
-        began = f"{pd.Timestamp(int(run['started']), unit='ms'):%Y-%m-%d %H:%M}"
+        began = "" if run["imported"] else f"{pd.Timestamp(int(run['started']), unit='ms'):%Y-%m-%d %H:%M}"
         versions = {key.removeprefix("versions."): value for key, value in tags.items() if key.startswith("versions.")}
         line = [Cell(run["name"]), Cell(began), _number(run["hours"], ".3f")]
-        line += [Cell(run["git_commit"][:10]), Cell("yes" if run["git_dirty"] else "no")]
+        if run["imported"]:
+            line += [Cell(f"of {run['imported']}"), Cell("")]
+        else:
+            line += [Cell(run["git_commit"][:10]), Cell("yes" if run["git_dirty"] else "no")]
         line += [Cell(tags.get("config_hash", "")), _number(run["teacher_top1"]), Cell(tags.get("teacher_id", ""))]
         line += [Cell(tags.get("device", "")), Cell(tags.get("threads", ""))]
         line += [Cell(", ".join(f"{name} {value}" for name, value in sorted(versions.items())))]

@@ -107,8 +107,9 @@ def contrasts(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
 
 
 def commits(runs: pd.DataFrame) -> list[str]:
-    """The git commits of the runs, shortened, `+dirty` where the working tree had changes."""
-    found = sorted(set(zip(runs["git_commit"], runs["git_dirty"])))
+    """The git commits of the runs, shortened, `+dirty` where the working tree had changes; imported ones have none."""
+    ours = runs[runs["imported"] == ""]
+    found = sorted(set(zip(ours["git_commit"], ours["git_dirty"])))
     return [(commit[:10] or "unknown") + ("+dirty" if dirty else "") for commit, dirty in found]
 
 
@@ -156,6 +157,7 @@ def leaders(tidy: pd.DataFrame, kind: Kind) -> set[tuple[str, str]]:
 
 def taught_apart(runs: pd.DataFrame) -> list[str]:
     """What is not compared, though both methods have the seed: students of two teachers of one name."""
+    runs = runs[runs["imported"] == ""]  # of the others neither seed nor teacher is known
     lines = []
     for first, second in contrasts(rows_of(runs)):
         for pair, group in runs.groupby("pair", sort=False):
