@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from statsmodels.stats.multitest import multipletests  # type: ignore[import-unt
 
 from analysis import figures, literature
 from analysis import statistics as st
+from analysis.figures.by_class import Values
 from analysis.figures.style import styled
 
 QUANTITY = {
@@ -25,6 +26,9 @@ QUANTITY = {
 }
 # Of a figure's natural width. A narrower screen scrolls, for smaller text cannot be read.
 _WIDEST, _NARROWEST = 1.1, 0.78
+
+
+SYMBOLS = {"beta": "β"}  # of quantities by class
 
 
 class Drawn(NamedTuple):
@@ -38,12 +42,14 @@ def draw(
     tidy: pd.DataFrame,
     used: pd.DataFrame,
     curves: pd.DataFrame,
+    by_class: Mapping[str, Values],
     *,
     protocol: str,
     ours: str,
     others: Sequence[str],
 ) -> Drawn:
-    """Draw every figure that has data. `used` has a row a run that is in `tidy`, `curves` a row a run and epoch.
+    """Draw every figure that has data. `used` has a row a run that is in `tidy`, `curves` a row a run and epoch;
+    `by_class` are the values that a method recorded of each class, see `figures.by_class`.
 
     `ours` is compared with each of `others`; these are the methods as `tidy` names them.
     """
@@ -66,6 +72,7 @@ def draw(
         "Training curves": lambda title: figures.training_curves(
             curves, titles=titles, title=title, from_epoch=_first_drop(used)
         ),
+        **{f"{name}: {_and(values)} by class": partial(_by_class, values) for name, values in by_class.items()},
         "Best epoch − last epoch": lambda title: figures.best_last_gaps(
             tidy, titles=titles, highlight=[ours], title=title
         ),
@@ -84,6 +91,14 @@ def draw(
         except ValueError as error:
             drawn.not_drawn.append(f"{title}: {error}")
     return drawn
+
+
+def _by_class(values: Values, title: str) -> Figure:
+    return figures.by_class(values, names={name: SYMBOLS.get(name, name) for name in values}, title=title)
+
+
+def _and(names: Iterable[str]) -> str:
+    return " and ".join(SYMBOLS.get(name, name) for name in names)
 
 
 def matrix(tidy: pd.DataFrame, protocol: str, methods: Sequence[str]) -> pd.DataFrame:

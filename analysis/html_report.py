@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from analysis import html_figures, literature, load, report, tables
 from analysis import statistics as st
 from analysis.__main__ import chosen, command, facts, parser
+from analysis.figures.by_class import Values
 from edkd.errors import EdkdError
 from edkd.rundir import files, journal, results
 from edkd.rundir.journal import Record
@@ -73,7 +76,8 @@ def build(options: argparse.Namespace) -> str:
     distilled = used[~used["alone"]]
     tidy = load.tidy(used)
     compared = {p: st.comparisons(tidy, p, [(ours, name) for name in others]) for p in PROTOCOLS}
-    drawn = html_figures.draw(tidy, distilled, _curves(distilled, options), protocol=PROTOCOL, ours=ours, others=others)
+    curves, by_class = _by_epoch(distilled, options)
+    drawn = html_figures.draw(tidy, distilled, curves, by_class, protocol=PROTOCOL, ours=ours, others=others)
     ours_alone = distilled[distilled["imported"] == ""]  # what this code can train
     missing = _missing(runs, ours_alone)
     made_by = command("analysis.html_report", options, dataset, recipe)
@@ -216,18 +220,32 @@ def _provenance(used: pd.DataFrame) -> Table:
     return Table("Provenance of every run", (*columns, *columns_of_machine), rows)
 
 
-def _curves(used: pd.DataFrame, options: argparse.Namespace) -> pd.DataFrame:
-    """Test top-1 by epoch, of the runs that are packed or whose journals lie below the output folder."""
+def _by_epoch(used: pd.DataFrame, options: argparse.Namespace) -> tuple[pd.DataFrame, Mapping[str, Values]]:
+    """Test top-1 by epoch, and what methods recorded by class, of runs that are packed or in the output folder.
+
+    The former has a row a run and epoch; the latter is the mean of the runs, [epochs, classes], by method, quantity and
+    pair.
+    """
     known = {(r["tags"].get("config_hash"), r["started"]): r for r in used.to_dict("records")}
     rows = []
+    classes: dict[tuple[str, str, str], list[NDArray[np.float64]]] = {}
     for records in _journals(options):
         first = next((record for record in records if record["event"] == "start"), None)
         run = known.pop((first["run"], int(first["time"] * 1000)), None) if first else None
         if run is not None:
             by_epoch = {r["epoch"]: r["metrics"].get("test/top1") for r in records if r["event"] == "epoch"}
             rows += [(run["pair"], run["method"], run["seed"], epoch, top1) for epoch, top1 in by_epoch.items()]
+            recorded = {r["epoch"]: r.get("by_class", {}) for r in records if r["event"] == "epoch"}
+            for name in recorded[max(recorded)]:
+                table = [recorded[epoch].get(name) for epoch in sorted(recorded)]
+                if all(table):  # else an earlier version began the run
+                    key = (run["method"], name, run["pair"])
+                    classes.setdefault(key, []).append(np.array(table, dtype=float))
     frame = pd.DataFrame(rows, columns=["pair", "method", "seed", "epoch", "top1"])
-    return frame.astype({"epoch": int, "top1": float})
+    values: dict[str, dict[str, dict[str, NDArray[np.float64]]]] = {}
+    for (method, name, pair), tables_of in classes.items():
+        values.setdefault(method, {}).setdefault(name, {})[pair] = np.mean(tables_of, axis=0)
+    return frame.astype({"epoch": int, "top1": float}), values
 
 
 def _journals(options: argparse.Namespace) -> Iterable[list[Record]]:
