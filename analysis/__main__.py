@@ -98,8 +98,8 @@ def facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
         counted += f"; {len(group)} of them imported from {origin}"
     return (
         f"data set: {dataset}, recipe: {recipe}",
-        f"runs: {counted}; seeds: {seeds}",
-        f"git commits: {', '.join(tables.commits(used))}",
+        f"runs: {counted}; seeds: {seeds or 'none'}",
+        f"git commits: {', '.join(tables.commits(used)) or 'none'}",
     )
 
 

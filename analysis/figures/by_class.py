@@ -52,5 +52,5 @@ def by_class(values: Values, *, names: Mapping[str, str], title: str) -> Figure:
             axes.grid(axis="y")
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=STEPS))
     left.set_xlabel("epoch")
-    right.set_xlabel("classes, by size")
+    right.set_xlabel("classes, in order of size")
     return freeze(figure)

@@ -44,12 +44,13 @@ def represent(run_dir: Path, output: Path) -> Representations:
 
     Raises EdkdError for a run without teacher or weights, and for a student that ends in modules of its method.
     """
+    file = RunDir(run_dir).last
+    if not file.is_file():
+        raise EdkdError(f"{run_dir} has no {file.name}: it has not finished, or was unpacked or imported")
     job, _ = thaw(RunDir(run_dir).config)
-    cfg, file = replace(job.settings, output=str(output)), RunDir(run_dir).last
+    cfg = replace(job.settings, output=str(output))
     if not cfg.needs_teacher:
         raise EdkdError(f"{job.name} has no teacher to be compared with")
-    if not file.is_file():
-        raise EdkdError(f"{job.name} has no {file.name}: it has not finished, or was unpacked or imported")
     if checkpoint.ends_in_method(file):
         raise EdkdError(f"{job.name}: its student ends in modules of the method, and has no features of its own")
     inputs = gather(cfg, job.teacher_id)

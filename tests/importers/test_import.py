@@ -9,6 +9,7 @@ from analysis.__main__ import main as analysis
 from edkd import tracking
 from edkd.rundir import files
 from tests.commandline import edkd, error, journals
+from tests.importers.test_repdistiller import NAME, saved
 from tests.importers.worklogs import put, worklog
 
 PAIR = "resnet32x4-resnet8x4"
@@ -80,6 +81,23 @@ def test_beside_ours_in_the_table(logs: Path) -> None:
     assert "4 of them imported from mdistiller; seeds: 0\n" in text
     assert "Paired differences" not in text and "not taught by the same teacher" not in text
     assert "marks imported results" in text
+
+
+def test_checkpoints_alone_make_a_row(logs: Path) -> None:
+    save = logs.parent / "save/student_model"
+    saved(save / NAME, {40: 50.0, 240: 73.0}, (238, 73.25))
+    done = edkd("import", "repdistiller", "save")
+    assert done.code == 0, done
+    assert edkd("import", "repdistiller", str(save / NAME)).out.endswith(
+        "0 runs imported, 1 there already, 0 left out; in outputs\n"
+    )
+    assert edkd("sync").code == 0
+    assert analysis(["--results", "nothing", "--output", "table"]) == 0
+    text = Path("table/table.md").read_text()
+    assert "| KD (repdistiller) | 73.00 |" in text
+    (run,) = tracking.load_runs("sqlite:///outputs/mlflow.db", "edkd")
+    assert (run["metrics"]["best/top1"], run["params"]["distiller.a"]) == (73.25, "0.9")
+    assert "last/loss" not in run["metrics"]
 
 
 def test_another_recipe_is_named_as_for_a_run_of_ours(logs: Path) -> None:
