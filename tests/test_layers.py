@@ -37,7 +37,8 @@ LIGHT = {  # what these load when they are imported, they need at once
     "edkd.cli.main": {"torch", "mlflow", "hydra"},
     "analysis": {"torch", "hydra"},
     "analysis.figures": {"torch", "mlflow", "hydra"},
-    "hydra_plugins.edkd_sweeper": {"torch", "mlflow"},
+    "edkd.data.sources": {"torch", "torchvision", "sklearn", "PIL"},
+    "hydra_plugins.edkd_sweeper.sweeper": {"torch", "mlflow"},
     "hydra_plugins.edkd_slurm": {"torch", "mlflow"},
 }
 

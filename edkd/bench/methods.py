@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from edkd.bench.workload import table_pairs
-from edkd.config.schema import folder, target
+from edkd.config.instantiate import target
+from edkd.config.schema import folder
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "methods.md"

@@ -26,7 +26,7 @@ from edkd.runs.teacher_source import teacher_source
 from edkd.teachers.source import Precision
 from edkd.training.device import pick_device, set_up, to_device
 from edkd.training.step import EAGER_FIRST, Step
-from edkd.training.trainer import make_step, train_epoch
+from edkd.training.trainer import train_epoch
 
 
 @dataclass(frozen=True)
@@ -179,4 +179,5 @@ class Ours:
         if self.way.cache == "cold":
             shutil.rmtree(cfg.output, ignore_errors=True)
         source = teacher_source(cfg, self.inputs, self.data, self.precision, state.distiller.needs_feats)
-        return make_step(state, source, self.data, cfg.schedule, capture=cfg.engine.capture)
+        batch = cfg.schedule.batch_size
+        return Step(state.trainable, state.optimizer, source, self.data, batch_size=batch, capture=cfg.engine.capture)

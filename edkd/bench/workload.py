@@ -12,7 +12,8 @@ from torch import nn
 from edkd.bench.plain import LOSSES
 from edkd.config import schema
 from edkd.config.compose import compose_settings
-from edkd.config.schema import Settings, build
+from edkd.config.instantiate import build
+from edkd.config.schema import Settings
 from edkd.data.arrays import Arrays, Split
 from edkd.errors import EdkdError
 from edkd.runs.setup import load_arrays

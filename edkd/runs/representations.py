@@ -9,15 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from edkd.config.instantiate import build
 from edkd.config.job import thaw
-from edkd.config.schema import build
 from edkd.data.base import EvaluationData
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint
 from edkd.rundir.paths import RunDir
 from edkd.runs.setup import device_data, gather
 from edkd.training.device import to_device
-from edkd.training.trainer import EVALUATION_BATCH
+from edkd.training.evaluation import EVALUATION_BATCH
 
 Array = NDArray[np.float32]
 

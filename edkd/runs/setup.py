@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from edkd.config.instantiate import build, target
 from edkd.config.job import digest, directory_of, training_run
-from edkd.config.schema import Settings, build, target
+from edkd.config.schema import Settings
 from edkd.data.arrays import Arrays, prepare
 from edkd.data.files import Streamed
 from edkd.data.resident import ResidentData
@@ -23,11 +24,12 @@ from edkd.rundir import journal
 from edkd.teachers import store
 from edkd.teachers.source import Precision
 from edkd.training.device import compile_network, pick_device, to_device
-from edkd.training.state import Trainable, TrainState
-from edkd.training.trainer import Splits, evaluate, seeded
+from edkd.training.evaluation import evaluate
+from edkd.training.step import Trainable
+from edkd.training.trainer import Splits, TrainState, seeded
 
 LOG = logging.getLogger("edkd")
-_AS_GOOD = 1.0  # points of top-1 between two measurements of one teacher
+_AS_GOOD = 1.0  # points of top-1 that a teacher may have more or less here than where it was trained
 
 
 @dataclass(frozen=True)
@@ -59,20 +61,15 @@ def gather(cfg: Settings, teacher_id: str | None) -> Inputs:
     if measured is None:
         measured = {**evaluate(network, device_data(arrays, cfg, device).test, Precision("fp32", device))}
         store.record_accuracy(entry, measured, shown)
-    _compare(entry, measured["top1"])
-    note = {"id": entry.id, "sha256": entry.sha256, "top1": measured["top1"]}
-    return Inputs(arrays, sha256, device, network, note)
-
-
-def _compare(entry: store.Entry, top1: float | None) -> None:
-    """Warn of a teacher that is not here what it was where it was trained."""
-    before = (entry.test or {}).get("top1")
+    top1, before = measured["top1"], (entry.test or {}).get("top1")
     if top1 is not None and before is not None and abs(top1 - before) > _AS_GOOD:
         LOG.warning(
             "teacher %s has %.2f %% on the test set of this run and had %.2f %% when it came into the store "
             "(%s): another normalisation (dataset.mean, dataset.std) or image size?",
             entry.name, top1, before, entry.path,
         )  # fmt: skip
+    note = {"id": entry.id, "sha256": entry.sha256, "top1": top1}
+    return Inputs(arrays, sha256, device, network, note)
 
 
 def find_teacher(cfg: Settings, trained_by: str = "") -> store.Entry:

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edkd.config.instantiate import build
 from edkd.config.job import Job
-from edkd.config.schema import Settings, build
+from edkd.config.schema import Settings
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint
 from edkd.rundir.paths import RunDir
@@ -18,7 +19,7 @@ from edkd.runs.setup import device_data, load_arrays, teacher_folder
 from edkd.teachers import store
 from edkd.teachers.source import Precision
 from edkd.training.device import pick_device, to_device
-from edkd.training.trainer import evaluate
+from edkd.training.evaluation import evaluate
 
 LOG = logging.getLogger("edkd")
 TABLE = Path(__file__).parents[2] / "analysis" / "published" / "networks.csv"

@@ -204,9 +204,9 @@ def missing(dataset: str, name: str, store: Path) -> EdkdError:
     """The error for a run whose teacher is not in the store: how to get it there."""
     known = [entry.name for entry in listing(store) if entry.dataset == dataset]
     return EdkdError(
-        f"no teacher {name} for the data set {dataset} in {store} (there: {', '.join(known) or 'none'}); train it with "
-        f"this command and -m, which trains missing teachers first, or alone with `python launch.py distiller=vanilla "
-        f"student={name}` and this run's dataset options, or import one with `edkd teachers import {name} FILE`"
+        f"no teacher {name} for the data set {dataset} in {store} (there: {', '.join(known) or 'none'}); a sweep (-m) "
+        f"of its students trains it first, `python launch.py distiller=vanilla student={name}` with the same dataset "
+        f"options trains it alone, `edkd teachers import {name} FILE` adds one from a file"
     )
 
 

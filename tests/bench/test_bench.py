@@ -15,7 +15,7 @@ from edkd.bench import costs, main, modes, plain, table, workload
 from edkd.bench.modes import WAYS, Ours, Plain
 from edkd.bench.table import Timing
 from edkd.bench.workload import Workload
-from edkd.config import schema
+from edkd.config.instantiate import build
 from edkd.config.schema import Network, Settings
 from edkd.data.views import epoch_order, epoch_views, n_views
 from edkd.distillers.base import Batch
@@ -63,7 +63,7 @@ def test_the_plain_losses_are_ours(method: str, epoch: int) -> None:
 
     theirs = plain.LOSSES[method.split()[0]](logits[0], teacher, target, epoch, distiller)
     batch = Batch(torch.arange(64), target, torch.tensor(float(epoch)))
-    outcome = schema.build(distiller, "distiller")(Prediction(logits[1]), Prediction(teacher), batch)
+    outcome = build(distiller, "distiller")(Prediction(logits[1]), Prediction(teacher), batch)
     ours = torch.stack(list(outcome.losses.values())).sum()
 
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)

@@ -7,6 +7,7 @@ import yaml
 
 from edkd import models
 from edkd.config import schema
+from edkd.config.instantiate import target
 
 TABLE = [
     "resnet32x4-resnet8x4",
@@ -52,7 +53,7 @@ def test_every_network_composes(compose: Any, name: str) -> None:
     given = schema.settings(compose(f"teacher={name}", f"student={name}"), "edkd")
     for network in (given.teacher, given.student):
         assert network.name == name
-        assert schema.target(network.model, "model") is getattr(models, name)
+        assert target(network.model, "model") is getattr(models, name)
     assert given.schedule.lr == (0.01 if name in SLOW else 0.05)
 
 
@@ -113,7 +114,43 @@ def test_scale_decoupled_methods_follow_dkds_beta_and_see_more_scales_between_ki
         assert weight is None or values[weight] == BETAS.get(pair, 8.0)
 
 
-EXPECTED = {
+KD: dict[str, Any] = {"ce_weight": 0.1, "kd_weight": 0.9, "temperature": 4.0}
+DKD: dict[str, Any] = {"ce_weight": 1.0, "alpha": 1.0, "beta": 8.0, "temperature": 4.0, "warmup_epochs": 20}
+MLKD = KD | {"masking": "published", "standardise": False}
+CTKD = {"t_start": 1.0, "t_end": 20.0, "decay": "cosine", "decay_max": 0.0, "decay_min": -1.0, "decay_loops": 10}
+CRLD = {"within_weight": 2.0, "cross_weight": 0.5, "weak_threshold": 0.9, "strong_threshold": 0.2, "mask_by": "term"}
+EXPECTED: dict[str, dict[str, Any]] = {
+    "vanilla": {},
+    "kd": KD,
+    "kd_ls": {"ce_weight": 0.1, "kd_weight": 9.0, "temperature": 2.0, "standardise": True},
+    "dkd": DKD,
+    "dkd_ls": DKD | {"alpha": 9.0, "beta": 72.0, "temperature": 2.0, "standardise": True},
+    "edkd": DKD | {"weighting": "batch"},
+    "edkd_ls": DKD | {"temperature": 2.0, "weighting": "batch", "standardise": True},
+    "sd_kd": KD | {"scales": [1, 2]},
+    "sd_dkd": DKD | {"scales": [1, 2]},
+    "sd_nkd": {
+        **{"ce_weight": 1.0, "gamma": 8.0, "temperature": 4.0, "mask_target": True},
+        **{"scales": [1, 2], "warmup_epochs": 20},
+    },
+    "rld": DKD | {"alpha_temperature": 4.0, "standardise": False},
+    "normkd": {"ce_weight": 0.1, "kd_weight": 0.9, "temperature_norm": 2.0},
+    "normkd_dkd": {"ce_weight": 1.0, "alpha": 4.0, "beta": 5.0, "temperature_norm": 2.0, "warmup_epochs": 20},
+    "ctkd": {"ce_weight": 0.1, "kd_weight": 0.9, "standardise": False} | CTKD,
+    "deepkd": {"ce_weight": 0.5, "temperature": 4.0, "top_k": 0, "weighting": "batch"},  # of resnet32x4-resnet8x4
+    "deepkd_dkd": DKD | {"top_k": 0},
+    "mlkd": MLKD | {"strong_temperatures": "published"},
+    "mlkd_one_view": MLKD,
+    "crld": {"ce_weight": 1.0, "temperature": 4.0} | CRLD,
+    "dist": {"ce_weight": 1.0, "kd_weight": 2.0, "beta": 1.0, "gamma": 1.0, "temperature": 4.0},
+    "nkd": {"ce_weight": 1.0, "kd_weight": 1.0, "gamma": 1.5, "temperature": 1.0},
+    "ttm": {"ce_weight": 1.0, "kd_weight": 45.0, "exponent": 0.1},
+    "wttm": {"ce_weight": 1.0, "kd_weight": 4.0, "exponent": 0.2},
+    "fitnet": {"ce_weight": 1.0, "feat_weight": 100.0, "hint_stage": 2},
+    "crd": {
+        **{"ce_weight": 1.0, "feat_weight": 0.8, "feat_dim": 128},
+        **{"negatives": 16384, "temperature": 0.07, "momentum": 0.5},
+    },
     "at": {"ce_weight": 1.0, "feat_weight": 1000.0, "p": 2.0},
     "nst": {"ce_weight": 1.0, "feat_weight": 50.0},
     "pkt": {"ce_weight": 1.0, "feat_weight": 30000.0},
@@ -126,120 +163,6 @@ EXPECTED = {
     "reviewkd": {"ce_weight": 1.0, "feat_weight": 5.0, "max_width": 512, "warmup_epochs": 20},
     "simkd": {"feat_weight": 1.0, "factor": 2},
     "catkd": {"ce_weight": 1.0, "feat_weight": 15.0, "resolution": 2, "normalize": False, "binarize": False},
-    "sd_kd": {"ce_weight": 0.1, "kd_weight": 0.9, "temperature": 4.0, "scales": [1, 2]},
-    "sd_dkd": {
-        "ce_weight": 1.0,
-        "alpha": 1.0,
-        "beta": 8.0,
-        "temperature": 4.0,
-        "scales": [1, 2],
-        "warmup_epochs": 20,
-    },
-    "sd_nkd": {
-        "ce_weight": 1.0,
-        "gamma": 8.0,
-        "temperature": 4.0,
-        "mask_target": True,
-        "scales": [1, 2],
-        "warmup_epochs": 20,
-    },
-    "vanilla": {},
-    "kd": {"ce_weight": 0.1, "kd_weight": 0.9, "temperature": 4.0},
-    "dkd": {"ce_weight": 1.0, "alpha": 1.0, "beta": 8.0, "temperature": 4.0, "warmup_epochs": 20},
-    "edkd": {
-        "ce_weight": 1.0,
-        "alpha": 1.0,
-        "beta": 8.0,
-        "temperature": 4.0,
-        "warmup_epochs": 20,
-        "weighting": "batch",
-    },
-    "crd": {
-        "ce_weight": 1.0,
-        "feat_weight": 0.8,
-        "feat_dim": 128,
-        "negatives": 16384,
-        "temperature": 0.07,
-        "momentum": 0.5,
-    },
-    "fitnet": {"ce_weight": 1.0, "feat_weight": 100.0, "hint_stage": 2},
-    "kd_ls": {"ce_weight": 0.1, "kd_weight": 9.0, "temperature": 2.0, "standardise": True},
-    "dkd_ls": {
-        "ce_weight": 1.0,
-        "alpha": 9.0,
-        "beta": 72.0,
-        "temperature": 2.0,
-        "warmup_epochs": 20,
-        "standardise": True,
-    },
-    "edkd_ls": {
-        "ce_weight": 1.0,
-        "alpha": 1.0,
-        "beta": 8.0,
-        "temperature": 2.0,
-        "warmup_epochs": 20,
-        "weighting": "batch",
-        "standardise": True,
-    },
-    "dist": {"ce_weight": 1.0, "kd_weight": 2.0, "beta": 1.0, "gamma": 1.0, "temperature": 4.0},
-    "nkd": {"ce_weight": 1.0, "kd_weight": 1.0, "gamma": 1.5, "temperature": 1.0},
-    "ttm": {"ce_weight": 1.0, "kd_weight": 45.0, "exponent": 0.1},
-    "wttm": {"ce_weight": 1.0, "kd_weight": 4.0, "exponent": 0.2},
-    "rld": {
-        "ce_weight": 1.0,
-        "alpha": 1.0,
-        "beta": 8.0,
-        "temperature": 4.0,
-        "alpha_temperature": 4.0,
-        "warmup_epochs": 20,
-        "standardise": False,
-    },
-    "normkd": {"ce_weight": 0.1, "kd_weight": 0.9, "temperature_norm": 2.0},
-    "normkd_dkd": {"ce_weight": 1.0, "alpha": 4.0, "beta": 5.0, "temperature_norm": 2.0, "warmup_epochs": 20},
-    "ctkd": {
-        "ce_weight": 0.1,
-        "kd_weight": 0.9,
-        "t_start": 1.0,
-        "t_end": 20.0,
-        "decay": "cosine",
-        "decay_max": 0.0,
-        "decay_min": -1.0,
-        "decay_loops": 10,
-        "standardise": False,
-    },
-    "deepkd": {"ce_weight": 0.5, "temperature": 4.0, "top_k": 0, "weighting": "batch"},  # of resnet32x4-resnet8x4
-    "deepkd_dkd": {
-        "ce_weight": 1.0,
-        "alpha": 1.0,
-        "beta": 8.0,
-        "temperature": 4.0,
-        "warmup_epochs": 20,
-        "top_k": 0,
-    },
-    "mlkd": {
-        "ce_weight": 0.1,
-        "kd_weight": 0.9,
-        "temperature": 4.0,
-        "masking": "published",
-        "strong_temperatures": "published",
-        "standardise": False,
-    },
-    "mlkd_one_view": {
-        "ce_weight": 0.1,
-        "kd_weight": 0.9,
-        "temperature": 4.0,
-        "masking": "published",
-        "standardise": False,
-    },
-    "crld": {
-        "ce_weight": 1.0,
-        "within_weight": 2.0,
-        "cross_weight": 0.5,
-        "temperature": 4.0,
-        "weak_threshold": 0.9,
-        "strong_threshold": 0.2,
-        "mask_by": "term",
-    },
 }
 
 

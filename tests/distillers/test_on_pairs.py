@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from edkd import models
 from edkd.config import schema
-from edkd.config.schema import build
+from edkd.config.instantiate import build
 from edkd.distillers.base import Batch, Distiller, Shapes, Spec
 from edkd.errors import EdkdError
 from edkd.models.base import Classifier, Prediction
 from edkd.teachers.source import Precision
 from edkd.training.optimizers import SGD
-from edkd.training.state import Trainable
+from edkd.training.step import Trainable
 
 METHODS = [
     *("at", "nst", "pkt", "kdsvd", "sp", "cc", "rkd", "vid", "ofd", "reviewkd", "simkd", "catkd"),

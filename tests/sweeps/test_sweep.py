@@ -553,9 +553,3 @@ def test_jobs_side_by_side_share_the_cores(
     monkeypatch.setattr(sweep, "cores", lambda: 8)
     master = OmegaConf.create({"hydra": {"launcher": launcher}})
     assert sweep._shares(master, jobs) == (parallel, threads)
-
-
-def test_the_plugin_is_light() -> None:
-    # Every Hydra program of the environment imports it.
-    code = "import sys, hydra_plugins.edkd_sweeper.sweeper; print({'torch', 'mlflow', 'edkd.sweeps'} & {*sys.modules})"
-    assert python("-c", code, PYTHONPATH=str(REPOSITORY)) == Ended(0, "set()\n", "")
