@@ -62,6 +62,7 @@ def build(options: argparse.Namespace) -> report.Report:
             report.recipe(used),
             *(report.BOLD if bold else ()),
             *((*report.BESIDE, *report.sources(used)) if beside else ()),
+            *(report.IMPORTED if (used["imported"] != "").any() else ()),
         ),
         command=command("analysis", options, dataset, recipe),
         long=long,
@@ -88,14 +89,17 @@ def chosen(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
 def facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
     """What the table is of, a line each."""
     distilled = used[~used["alone"]]
-    seeds = ", ".join(str(seed) for seed in sorted(distilled["seed"].unique()))
+    ours = distilled[distilled["imported"] == ""]
+    seeds = ", ".join(str(seed) for seed in sorted(ours["seed"].unique()))
     counted = f"{len(distilled)} distilled students, {len(used) - len(distilled)} students alone"
     if used["packed"].any():
         counted += f"; {used['packed'].sum()} of them from packed journals"
+    for origin, group in used[used["imported"] != ""].groupby("imported"):
+        counted += f"; {len(group)} of them imported from {origin}"
     return (
         f"data set: {dataset}, recipe: {recipe}",
-        f"runs: {counted}; seeds: {seeds}",
-        f"git commits: {', '.join(sorted(set(numbers.commits(used))))}",
+        f"runs: {counted}; seeds: {seeds or 'none'}",
+        f"git commits: {', '.join(sorted(set(numbers.commits(used).dropna()))) or 'none'}",
     )
 
 

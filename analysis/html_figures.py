@@ -6,7 +6,7 @@ import html
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from typing import Any, Literal, NamedTuple
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from analysis import figures, literature
 from analysis import statistics as st
+from analysis.figures.by_class import Values
 from analysis.figures.style import styled
 
 QUANTITY = {
@@ -27,6 +28,9 @@ QUANTITY = {
 _FORESTS = 4  # of the methods that come closest to ours, or exceed it most
 # Of a figure's natural width. A narrower screen scrolls, for smaller text cannot be read.
 _WIDEST, _NARROWEST = 1.1, 0.78
+
+
+SYMBOLS = {"beta": "β"}  # of quantities by class
 
 
 class Drawn(NamedTuple):
@@ -40,12 +44,14 @@ def draw(
     tidy: pd.DataFrame,
     used: pd.DataFrame,
     curves: pd.DataFrame,
+    by_class: Mapping[str, Values],
     *,
     protocol: str,
     ours: str,
     others: Sequence[str],
 ) -> Drawn:
-    """Draw every figure that has data. `used` has a row a run that is in `tidy`, `curves` a row a run and epoch.
+    """Draw every figure that has data. `used` has a row a run that is in `tidy`, `curves` a row a run and epoch;
+    `by_class` are the values that a method recorded of each class, see `figures.by_class`.
 
     `ours` is compared with each of `others`; these are the methods as `tidy` names them.
     """
@@ -73,6 +79,7 @@ def draw(
             from_epoch=_first_drop(used),
             highlight=[*closest, ours] if len(others) > _FORESTS else None,
         ),
+        **{f"{name}: {_and(values)} by class": partial(_by_class, values) for name, values in by_class.items()},
         "Best epoch − last epoch": lambda title: figures.best_last_gaps(
             tidy, titles=titles, highlight=[ours], title=title
         ),
@@ -94,6 +101,14 @@ def draw(
         except ValueError as error:
             drawn.not_drawn.append(f"{title}: {error}")
     return drawn
+
+
+def _by_class(values: Values, title: str) -> Figure:
+    return figures.by_class(values, names={name: SYMBOLS.get(name, name) for name in values}, title=title)
+
+
+def _and(names: Iterable[str]) -> str:
+    return " and ".join(SYMBOLS.get(name, name) for name in names)
 
 
 def matrix(tidy: pd.DataFrame, protocol: str, methods: Sequence[str]) -> pd.DataFrame:
@@ -143,9 +158,10 @@ def _measured(used: pd.DataFrame) -> pd.DataFrame:
 def _costs(
     against: Literal["hours", "memory"], used: pd.DataFrame, cells: pd.DataFrame, titles: Mapping[str, str], title: str
 ) -> Figure:
+    used = used[used["imported"] == ""]  # of the others neither device nor hours are known
     devices = sorted({tags.get("device", "an unknown device") for tags in used["tags"]})
-    if len(devices) > 1:
-        raise ValueError(f"{against} of {', '.join(devices)} cannot be compared")
+    if len(devices) != 1:
+        raise ValueError(f"{against} of {', '.join(devices) or 'other code'} cannot be compared")
     cost = used.groupby(["pair", "method"], sort=False)[against].mean().reset_index()
     spent = cost.merge(cells[cells["protocol"] == "last"], on=["pair", "method"])
     title = f"{title}, {devices[0]}"

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from analysis import figures, html_figures, literature, load, numbers, report, tables
 from analysis import statistics as st
 from analysis.__main__ import chosen, command, facts, parser
+from analysis.figures.by_class import Values
 from edkd.errors import EdkdError
 from edkd.rundir import files, journal, results
 from edkd.rundir.journal import Record
@@ -77,11 +80,13 @@ def build(options: argparse.Namespace) -> str:
     protocol = options.metric or "last"  # of the verdict and the figures; `last` was not chosen on the test set
     contrasts = [(ours, name) for name in others]
     compared = {str(kind): st.comparisons(tidy, kind, contrasts) for kind in numbers.KINDS}
-    curves = _in_order(_curves(distilled, options), place)
-    drawn = html_figures.draw(tidy, distilled, curves, protocol=protocol, ours=ours, others=others)
+    curves, by_class = _by_epoch(distilled, options)
+    curves = _in_order(curves, place)
+    drawn = html_figures.draw(tidy, distilled, curves, by_class, protocol=protocol, ours=ours, others=others)
     for title, figure in drawn.figures.items() if options.figures else ():
         figures.save(figure, options.figures, re.sub(r"\W+", "-", title.lower()))
-    missing = _missing(runs, distilled)
+    ours_alone = distilled[distilled["imported"] == ""]  # what this code can train
+    missing = _missing(runs, ours_alone)
     made_by = command("analysis.html_report", options, dataset, recipe)
     template = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -107,7 +112,7 @@ def build(options: argparse.Namespace) -> str:
         differences=_differences(compared),
         pooled=_pooled(tidy, protocol, ours, others),
         missing=missing,
-        fill=_fill(missing, distilled, options.output) if missing.rows else "",
+        fill=_fill(missing, ours_alone, options.output) if missing.rows else "",
         left_out=[*load.left_out(runs, used), *tables.taught_apart(used)],
         provenance=_provenance(used),
         command=made_by + (f" --ours {shlex.quote(options.ours)}" if options.ours else ""),
@@ -216,10 +221,13 @@ def _provenance(used: pd.DataFrame) -> Table:
     rows = []
     for run in used.to_dict("records"):
         tags = run["tags"]
-        began = f"{pd.Timestamp(int(run['started']), unit='ms'):%Y-%m-%d %H:%M}"
+        began = "" if run["imported"] else f"{pd.Timestamp(int(run['started']), unit='ms'):%Y-%m-%d %H:%M}"
         versions = {key.removeprefix("versions."): value for key, value in tags.items() if key.startswith("versions.")}
         line = [Cell(run["name"]), Cell(began), _number(run["hours"], ".3f")]
-        line += [Cell(run["git_commit"][:10]), Cell("yes" if run["git_dirty"] else "no")]
+        if run["imported"]:
+            line += [Cell(f"of {run['imported']}"), Cell("")]
+        else:
+            line += [Cell(run["git_commit"][:10]), Cell("yes" if run["git_dirty"] else "no")]
         line += [Cell(tags.get("config_hash", "")), Cell(tags.get("data_sha256", "")[:10])]
         line += [
             _number(run["teacher_top1"]),
@@ -232,18 +240,32 @@ def _provenance(used: pd.DataFrame) -> Table:
     return Table("Provenance of every run", (*columns, *columns_of_teacher, *columns_of_machine), rows)
 
 
-def _curves(used: pd.DataFrame, options: argparse.Namespace) -> pd.DataFrame:
-    """Test top-1 by epoch, of the runs that are packed or whose journals lie below the output folder."""
+def _by_epoch(used: pd.DataFrame, options: argparse.Namespace) -> tuple[pd.DataFrame, Mapping[str, Values]]:
+    """Test top-1 by epoch, and what methods recorded by class, of runs that are packed or in the output folder.
+
+    The former has a row a run and epoch; the latter is the mean of the runs, [epochs, classes], by method, quantity and
+    pair.
+    """
     known = {(r["tags"].get("config_hash"), r["started"]): r for r in used.to_dict("records")}
     rows = []
+    classes: dict[tuple[str, str, str], list[NDArray[np.float64]]] = {}
     for records in _journals(options):
         first = next((record for record in records if record["event"] == "start"), None)
         run = known.pop((first["run"], int(first["time"] * 1000)), None) if first else None
         if run is not None:
             by_epoch = {r["epoch"]: r["metrics"].get("test/top1") for r in records if r["event"] == "epoch"}
             rows += [(run["pair"], run["method"], run["seed"], epoch, top1) for epoch, top1 in by_epoch.items()]
+            recorded = {r["epoch"]: r.get("by_class", {}) for r in records if r["event"] == "epoch"}
+            for name in recorded[max(recorded)]:
+                table = [recorded[epoch].get(name) for epoch in sorted(recorded)]
+                if all(table):  # else an earlier version began the run
+                    key = (run["method"], name, run["pair"])
+                    classes.setdefault(key, []).append(np.array(table, dtype=float))
     frame = pd.DataFrame(rows, columns=["pair", "method", "seed", "epoch", "top1"])
-    return frame.astype({"epoch": int, "top1": float})
+    values: dict[str, dict[str, dict[str, NDArray[np.float64]]]] = {}
+    for (method, name, pair), tables_of in classes.items():
+        values.setdefault(method, {}).setdefault(name, {})[pair] = np.mean(tables_of, axis=0)
+    return frame.astype({"epoch": int, "top1": float}), values
 
 
 def _journals(options: argparse.Namespace) -> Iterable[list[Record]]:

@@ -44,9 +44,10 @@ def long_table(runs: pd.DataFrame, tidy: pd.DataFrame, compared: Sequence[tuple[
 
 
 def commits(runs: pd.DataFrame) -> pd.Series:
-    """The git commit of each run, shortened, `+dirty` where the working tree had changes."""
+    """The git commit of each run, shortened, `+dirty` where the working tree had changes; imported ones have none."""
     dirty = runs["git_dirty"].map({True: "+dirty", False: ""})
-    return runs["git_commit"].str[:10].replace("", "unknown") + dirty
+    shown = runs["git_commit"].str[:10].replace("", "unknown") + dirty
+    return shown.mask(runs["imported"] != "")
 
 
 def _accuracies(runs: pd.DataFrame) -> pd.DataFrame:

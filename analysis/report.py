@@ -27,6 +27,11 @@ BESIDE = (
     "other block. `authors` is the number of a method's authors; `published` beside it is the EDKD table's rerun. "
     "Which epoch the published networks alone were taken at is not recorded here.",
 )
+IMPORTED = (
+    "A name of another code base in brackets, such as (mdistiller), marks imported results: of runs that were trained "
+    "by that code. Their seeds and their teacher's weights are not known, so they are compared with no other run; a "
+    "running number stands where ours have a seed.",
+)
 _ACROSS = 8  # methods that have a column each on the terminal
 _SHOWN = 10  # runs that are left out, on the terminal; the file lists them all
 

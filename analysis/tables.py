@@ -113,7 +113,7 @@ def leaders(tidy: pd.DataFrame, kind: Kind) -> set[tuple[str, str]]:
 
 def taught_apart(runs: pd.DataFrame) -> list[str]:
     """What is not compared, though both methods have the seed: students of two teachers of one name."""
-    distilled = runs[~runs["alone"]]
+    distilled = runs[~runs["alone"] & (runs["imported"] == "")]  # of imported ones neither seed nor teacher is known
     distilled = distilled.assign(taught=[params["teacher_id"] for params in distilled["params"]])
     teachers = distilled.pivot(index=["pair", "seed"], columns="method", values="taught")
     teachers = teachers[teachers.nunique(axis="columns") > 1]

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edkd.data.base import TrainData
@@ -54,6 +55,36 @@ class Meter:
         """Begin again, in the same tensors."""
         for total in self.sums.values():
             total.zero_()
+
+
+class ClassMeter:
+    """Sums over the images of each class, kept on the device in float64 until `read`."""
+
+    DECIMALS = 3  # in the journal, which has a number for each class in every epoch
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.sums: Tensor | None = None  # [K, names + 1]; the last column counts the images
+
+    def add(self, target: Tensor, classes: int, values: dict[str, Tensor]) -> None:
+        """Add a batch with these targets (int64 [B], below `classes`) and these values (each [B])."""
+        if self.sums is None:
+            self.names = list(values)
+            self.sums = torch.zeros(classes, len(values) + 1, dtype=torch.float64, device=target.device)
+        columns = torch.stack([*(each.double() for each in values.values()), torch.ones_like(target).double()], 1)
+        self.sums += F.one_hot(target, classes).double().T @ columns  # in a fixed order
+
+    def read(self) -> dict[str, list[float]]:
+        """The mean of each class; NaN for a class without images."""
+        if self.sums is None:
+            return {}
+        means = (self.sums[:, :-1] / self.sums[:, -1:]).T.tolist()
+        return {name: [round(each, self.DECIMALS) for each in row] for name, row in zip(self.names, means, strict=True)}
+
+    def reset(self) -> None:
+        """Begin again, in the same tensor."""
+        if self.sums is not None:
+            self.sums.zero_()
 
 
 class Trainable(nn.Module):
@@ -119,6 +150,7 @@ class Step:
         self.batch_size = batch_size
         self.capture = capture and device.type == "cuda" and data.on_device
         self.meter = Meter(device)
+        self.class_meter = ClassMeter()
         self.loss_names: list[str] = []
         self.epoch = torch.zeros((), device=device)
         self.sound: Tensor | None = None  # [losses]: whether each was finite so far
@@ -131,6 +163,7 @@ class Step:
         """Begin an epoch, after the data have."""
         self.epoch.fill_(float(epoch))
         self.meter.reset()
+        self.class_meter.reset()
         if self.sound is not None and self.sound_steps is not None:
             self.sound.fill_(True)
             self.sound_steps.zero_()
@@ -215,6 +248,8 @@ class Step:
         self.sound_steps.add_(self.sound)
         parts = {f"train/loss_{name}": value for name, value in outcome.losses.items()}
         self.meter.add(count, {"train/loss": loss, **parts, **outcome.metrics}, {"train/top1": hits})
+        if outcome.by_class is not None:
+            self.class_meter.add(given.target, logits.shape[1], outcome.by_class)
 
     def first_unsound(self, steps: int) -> tuple[int, list[str]]:
         """The first step of the epoch at which a loss was not finite, from 1, and which losses; (0, []) for none."""

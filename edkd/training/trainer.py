@@ -174,4 +174,6 @@ def fit(
             "seconds": {"train": trained - began, "test": evaluated - trained},
             "images_per_second": len(data.train) / (trained - began),
         }
+        if by_class := step.class_meter.read():
+            record["by_class"] = by_class
         on_epoch(record, improved)

@@ -72,6 +72,8 @@ def addresses(progress: TrainState, step: Step) -> list[int]:
     inputs = [data.order, data.views, data.position, step.epoch, step.sound, step.sound_steps]
     rates = [group["lr"] for group in progress.optimizer.param_groups]
     tensors = [*progress.student.parameters(), *memory, *inputs, *rates, *step.meter.sums.values()]
+    assert step.class_meter.sums is not None
+    tensors += [step.class_meter.sums]
     return [tensor.data_ptr() for tensor in tensors]
 
 
@@ -94,11 +96,12 @@ def test_a_recorded_step_gives_the_bits_of_an_eager_one(method: str, precision: 
         progress, step = started(METHODS[method](), torch.device("cuda"), capture=capture, name=precision)
         told = train(progress, step, 5)
         assert sorted(step.graphs) == ([8, 16] if capture else [])
-        results.append((told, progress.state()))
-    (eager, weights), (recorded, same_weights) = results
+        results.append((told, step.class_meter.read(), progress.state()))
+    (eager, by_class, weights), (recorded, same_by_class, same_weights) = results
     assert recorded == eager
-    for name, value in weights["student"].items():
-        assert torch.equal(value, same_weights["student"][name]), name
+    assert same_by_class == by_class
+    for name, value in weights["model"].items():
+        assert torch.equal(value, same_weights["model"][name]), name
 
 
 class AllRight(Distiller):

@@ -1,5 +1,6 @@
 """The loop: exact means, exact repetition, and no knowledge of any method."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from edkd.teachers.source import OnlineTeacher, Precision
 from edkd.training import evaluation, trainer
 from edkd.training.evaluation import evaluate, measure
 from edkd.training.optimizers import SGD
-from edkd.training.step import Step, Trainable
+from edkd.training.step import ClassMeter, Step, Trainable
 from edkd.training.trainer import Schedule, Splits, TrainState, fit, seeded, train_epoch
 
 CPU = torch.device("cpu")
@@ -192,6 +193,29 @@ def test_the_record_of_an_epoch() -> None:
         assert all(type(value) is float for value in record["metrics"].values())
         assert set(record["seconds"]) == {"train", "test"}
         assert record["images_per_second"] > 0
+
+
+def test_values_by_class_are_means_over_the_images_of_each_class() -> None:
+    told = trained(progress(edkd()), teacher())
+    for record, _ in told:
+        assert {name: len(values) for name, values in record["by_class"].items()} == {
+            "beta": CLASSES,
+            "confidence": CLASSES,
+        }
+        for name, values in record["by_class"].items():  # classes are equally many here
+            mean = record["metrics"][f"edkd/{name}_mean"]
+            assert sum(values) / CLASSES == pytest.approx(mean, abs=0.5 * 10**-ClassMeter.DECIMALS)
+    assert "by_class" not in trained(progress(dkd()), teacher())[0][0]
+
+
+def test_a_class_is_averaged_over_its_own_images() -> None:
+    meter = ClassMeter()
+    meter.add(torch.tensor([0, 2, 2]), 3, {"one": torch.tensor([1.0, 2.0, 3.0])})
+    meter.add(torch.tensor([0]), 3, {"one": torch.tensor([4.0])})
+    assert meter.read() == {"one": pytest.approx([2.5, math.nan, 2.5], nan_ok=True)}
+    meter.reset()
+    meter.add(torch.tensor([1]), 3, {"one": torch.tensor([7.0])})
+    assert meter.read() == {"one": pytest.approx([math.nan, 7.0, math.nan], nan_ok=True)}
 
 
 # --- evaluation ---
