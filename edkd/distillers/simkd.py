@@ -46,6 +46,11 @@ class SimKD(Distiller):
                 f"channels: factor must be {goal} or less (see conf/distiller/simkd.yaml)"
             )
         self.size = min(height, goal_height)
+        if height % self.size or goal_height % self.size:
+            raise EdkdError(
+                f"SimKD pools the larger of the two last maps by a whole stride, and the student's is {height} high, "
+                f"the teacher's {goal_height}: it works for images of which one height divides the other, such as 32x32"
+            )
         self.transfer = nn.Sequential(
             nn.Conv2d(width, inner, 1, bias=False),
             nn.BatchNorm2d(inner),
