@@ -25,6 +25,10 @@ step. *Published* is the mean top-1 (%) over those of the table's seven pairs fo
 `analysis/published/cifar100.csv` has a number by the table's recipe, and how many these are: means over
 different pairs do not compare. This page is written by `python -m edkd.bench.methods`.
 
+KDSVD (Lee, Kim and Song, ECCV 2018, [1807.06819](https://arxiv.org/abs/1807.06819)) is missing: what it computes in
+detail could not be established, and no loss written from its description gives the value that its implementation does
+(`kdsvd_k1` in `tests/golden/losses.json`).
+
 | option | method | family | year | source | needs | loss | published |
 |---|---|---|---|---|---|---|---|
 """

@@ -125,7 +125,6 @@ EXPECTED = {
     "at": {"ce_weight": 1.0, "feat_weight": 1000.0, "p": 2.0},
     "nst": {"ce_weight": 1.0, "feat_weight": 50.0},
     "pkt": {"ce_weight": 1.0, "feat_weight": 30000.0},
-    "kdsvd": {"ce_weight": 1.0, "feat_weight": 1.0, "k": 1},
     "sp": {"ce_weight": 1.0, "feat_weight": 3000.0},
     "cc": {"ce_weight": 1.0, "feat_weight": 0.02, "feat_dim": 128},
     "rkd": {"ce_weight": 1.0, "distance_weight": 25.0, "angle_weight": 50.0},
