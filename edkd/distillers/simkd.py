@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, Spec
+from edkd.distillers.base import Batch, Distiller, Outcome, Spec, check_weights
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 
@@ -30,6 +30,7 @@ class SimKD(Distiller):
 
     def __init__(self, *, feat_weight: float, factor: int) -> None:
         super().__init__()
+        check_weights(feat_weight=feat_weight)
         if factor < 1:
             raise EdkdError(f"distiller.factor is {factor}: it must be 1 or more (see conf/distiller/simkd.yaml)")
         self.feat_weight = feat_weight

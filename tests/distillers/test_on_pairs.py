@@ -187,6 +187,16 @@ def test_bad_values_are_refused_in_one_line(change: str, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@each_method
+def test_weights_below_0_are_refused(name: str) -> None:
+    values = yaml.safe_load((schema.folder() / "distiller" / f"{name}.yaml").read_text())
+    weights = [key for key in values if key.endswith("_weight") or key in ("alpha", "beta", "gamma")]
+    assert weights
+    for weight in weights:
+        with pytest.raises(EdkdError, match=rf"distiller\.{weight} is -1"):
+            configured(name, **{weight: -1.0})
+
+
 @pytest.mark.parametrize(
     ("name", "teacher", "message"),
     [
