@@ -151,7 +151,7 @@ class Ours:
         name = f"untrained {cfg.teacher.name}"  # its answers take as long as a trained one's
         note = {"id": name, "sha256": name, "top1": 0.0}
         self.inputs = Inputs(work.cut, "cut for the benchmark", work.device, self.teacher, note)
-        self.state = new_state(self.cfg, self.inputs)
+        self.state = new_state(self.cfg, replace(self.inputs, arrays=work.arrays))  # memories as large as a run's
         self.first = copy.deepcopy(self.state.student.state_dict())
         self.precision = Precision(way.precision, work.device)
         self.data = device_data(work.cut, self.cfg, work.device).train
@@ -166,7 +166,8 @@ class Ours:
         """Go back to the first weights, and to an empty cache where it is to be cold."""
         self.state.student.load_state_dict(self.first)
         for memory in self.state.optimizer.state.values():
-            memory["momentum_buffer"].zero_()
+            for buffer in memory.values():
+                buffer.zero_()
         if self.way.cache == "cold":
             self.step = self._step()
 

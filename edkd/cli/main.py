@@ -49,7 +49,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    names = {"pairs": "TEACHER-STUDENT,… (default: the seven)", "methods": "kd,dkd,edkd", "modes": "such as plain,warm"}
+    names = {
+        "pairs": "TEACHER-STUDENT,… (default: the seven)",
+        "methods": "kd,dkd,edkd; all: what a step of every method costs",
+        "modes": "such as plain,warm",
+    }
     for name, words in names.items():
         parser.add_argument(f"--{name}", type=lambda text: text.split(","), metavar="NAMES", help=words)
     parser.add_argument("--repetitions", type=int, metavar="N", help="of each mode at most; the median counts")

@@ -23,6 +23,8 @@ from edkd.data.arrays import Arrays, Split, hold_out
 from edkd.data.files import Files, Streamed, read_image
 from edkd.errors import EdkdError
 
+TRAIN_IMAGES = {"cifar100": (50_000, 100), "digits": (1_437, 10)}
+"""Training images and classes of the sources that hold the same ones wherever they are read, by function."""
 NETWORK_TIMEOUT = 30.0  # seconds without an answer; a node whose packets are dropped would otherwise wait for ever
 DIGITS_TEST_FRACTION = 0.2
 DECODE_BLOCK = 1024  # images decoded between two looks at errors

@@ -16,6 +16,7 @@ from edkd.config.schema import Settings
 from edkd.data.arrays import Arrays, prepare
 from edkd.data.files import Streamed
 from edkd.data.resident import ResidentData
+from edkd.data.sources import TRAIN_IMAGES
 from edkd.data.streaming import StreamedData
 from edkd.distillers.base import Distiller, Shapes, Spec
 from edkd.errors import EdkdError
@@ -175,27 +176,35 @@ def check_method(cfg: Settings) -> None:
     """Raise EdkdError for a method that refuses the networks of a run, before there are data or teacher.
 
     The method's `setup` runs on PyTorch's meta device, where tensors have shapes and no memory. The number of classes
-    and images is not known yet and taken to be large.
+    is not known yet and taken to be large, and so is the number of images where only the files have it.
     """
     if target(cfg.distiller, "distiller").setup is Distiller.setup:
         return
     teacher = cfg.teacher.model if cfg.needs_teacher else None
     # Data sets of another size than CIFAR's say so.
-    refused = _refusal(
-        json.dumps([cfg.distiller, cfg.student.model, teacher, cfg.dataset.source.get("image_size", 32)])
-    )
+    size = cfg.dataset.source.get("image_size", 32)
+    refused = _refusal(json.dumps([cfg.distiller, cfg.student.model, teacher, size, _train_images(cfg)]))
     if refused is not None:
         raise EdkdError(f"distiller={cfg.method} on {cfg.pair}: {refused}")
 
 
+def _train_images(cfg: Settings) -> int:
+    """How many images a run will train with, from its configuration; to a few, where a share is held out."""
+    data = cfg.dataset
+    images, classes = TRAIN_IMAGES.get(data.source["_target_"].removeprefix("edkd.data.sources."), (50_000, 100))
+    if data.train_per_class is not None:
+        images = min(images, data.train_per_class * classes)
+    return round(images * (1 - data.validation))
+
+
 @functools.cache
 def _refusal(asked: str) -> str | None:
-    method, student, teacher, size = json.loads(asked)
+    method, student, teacher, size, train_images = json.loads(asked)
     try:
         with torch.device("meta"):
             seen = [None if each is None else _seen_on_meta(json.dumps(each), size) for each in (student, teacher)]
             assert seen[0] is not None
-            build(method, "distiller").setup(_spec(seen[0], seen[1], 1000, 50_000))
+            build(method, "distiller").setup(_spec(seen[0], seen[1], 1000, train_images))
     except EdkdError as error:
         return str(error)
     except Exception:  # a class of the user's that does without the meta device: its run will say what is wrong

@@ -92,15 +92,23 @@ def test_where_a_tweak_counts(compose: Any, overrides: str, beta: float) -> None
     assert compose(*overrides.split())["distiller"]["beta"] == beta
 
 
-def test_every_tweak_names_a_method_and_two_networks() -> None:
+@pytest.mark.parametrize(
+    ("overrides", "negatives"),
+    [("dataset=digits", 512), ("experiment=demo", 512), ("", 16384), ("dataset=digits distiller.negatives=3", 3)],
+)
+def test_a_tweak_for_a_data_set(compose: Any, overrides: str, negatives: int) -> None:
+    assert compose("distiller=crd", *overrides.split())["distiller"]["negatives"] == negatives
+
+
+def test_every_tweak_names_a_method_and_two_networks_or_a_data_set() -> None:
     # `optional` hides a misspelt file: it would never be read.
     folder = schema.folder() / "tweak"
     for path in folder.rglob("*.yaml"):
         method, *optimizer, _ = path.relative_to(folder).parts  # an optimiser's own values lie in a folder of its name
         assert method in options("distiller")
         assert optimizer in ([], *([name] for name in options("optimizer")))
-        teacher, student = path.stem.split("-")
-        assert teacher in options("teacher") and student in options("student")
+        teacher, _, student = path.stem.partition("-")
+        assert (teacher in options("teacher") and student in options("student")) or path.stem in options("dataset")
         assert path.read_text().startswith(f"# @package {'optimizer' if optimizer else 'distiller'}\n")
         assert yaml.safe_load(path.read_text())
     assert {path.stem for path in (folder / "dkd").iterdir()} == set(BETAS)
@@ -156,7 +164,6 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "at": {"ce_weight": 1.0, "feat_weight": 1000.0, "p": 2.0},
     "nst": {"ce_weight": 1.0, "feat_weight": 50.0},
     "pkt": {"ce_weight": 1.0, "feat_weight": 30000.0},
-    "kdsvd": {"ce_weight": 1.0, "feat_weight": 1.0, "k": 1},
     "sp": {"ce_weight": 1.0, "feat_weight": 3000.0},
     "cc": {"ce_weight": 1.0, "feat_weight": 0.02, "feat_dim": 128},
     "rkd": {"ce_weight": 1.0, "distance_weight": 25.0, "angle_weight": 50.0},
