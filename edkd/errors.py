@@ -1,4 +1,7 @@
-"""The one exception that users see as a single line."""
+"""The one exception that users see as a single line, and the line about an optional package that is missing."""
+
+import importlib
+from typing import Any
 
 
 class EdkdError(Exception):
@@ -6,3 +9,12 @@ class EdkdError(Exception):
 
     Command-line entry points print the message alone (no traceback) and exit with code 1.
     """
+
+
+def import_extra(module: str, extra: str) -> Any:
+    """A module of an optional package, imported late. Raises EdkdError, which names the extra, if it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        name = module.partition(".")[0]
+        raise EdkdError(f"{name} cannot be imported ({error}); pip install 'edkd[{extra}]' brings it") from error

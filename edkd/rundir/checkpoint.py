@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edkd.errors import EdkdError
+from edkd.errors import EdkdError, import_extra
 from edkd.rundir import files
 
 MAGIC = b"EDKDCKP1"
@@ -125,9 +125,14 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read(path: Path) -> Any:
-    """What a file of ours or of PyTorch holds. Raises `EdkdError` if it is damaged, or more than tensors and values."""
+    """What a file of ours, of PyTorch or of safetensors holds.
+
+    Raises `EdkdError` if it is damaged, or more than tensors and values.
+    """
     path = Path(path)
     data = _read(path)
+    if data[8:9] == b"{":  # after the length of a header in JSON
+        return _safetensors(path, data)
     return _deserialise(path, _verified(path, data) if data.startswith(MAGIC) else data)
 
 
@@ -167,6 +172,20 @@ def load_into(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
             f"{where} does not fit the architecture {architecture}: of {len(own)} entries {', '.join(found)}"
         )
     model.load_state_dict(state)
+
+
+def _safetensors(path: Path, data: bytes) -> dict[str, Any]:
+    """The tensors of a file, by name; those of a method (`distiller.`), which `edkd export` writes, beside the rest."""
+    try:
+        state: dict[str, Tensor] = import_extra("safetensors.torch", "export").load(data)
+    except EdkdError:
+        raise
+    except Exception as error:
+        raise EdkdError(f"{path} is damaged or no file of safetensors ({type(error).__name__})") from error
+    method = {key.removeprefix("distiller."): state[key] for key in state if key.startswith("distiller.")}
+    if not method:
+        return state
+    return {"model": {key: state[key] for key in state if key.startswith("student.")}, "distiller": method}
 
 
 def _is_state(content: Any) -> bool:

@@ -109,11 +109,7 @@ def new_state(cfg: Settings, inputs: Inputs) -> TrainState:
     with seeded(cfg.seed, 0, device):
         student = build(cfg.student.model, "student.model", num_classes=inputs.arrays.num_classes)
     with seeded(cfg.seed, -1, device):
-        distiller: Distiller = build(cfg.distiller, "distiller")
-        if type(distiller).setup is not Distiller.setup:
-            arrays, size = inputs.arrays, inputs.arrays.image_size
-            teacher = None if inputs.teacher is None else _seen(inputs.teacher, size)
-            distiller.setup(_spec(_seen(student, size), teacher, arrays.num_classes, len(arrays.train)))
+        distiller = make_method(cfg, student, inputs.teacher, inputs.arrays)
     student = to_device(student, cfg.engine, device)
     if cfg.engine.compile:
         compile_network(student, device)
@@ -128,6 +124,16 @@ def new_state(cfg: Settings, inputs: Inputs) -> TrainState:
         weight_decay=schedule.weight_decay,
     )
     return TrainState(trainable, optimizer)
+
+
+def make_method(cfg: Settings, student: nn.Module, teacher: nn.Module | None, arrays: Arrays | Streamed) -> Distiller:
+    """The method of a run with its modules, made for these two networks."""
+    distiller: Distiller = build(cfg.distiller, "distiller")
+    if type(distiller).setup is not Distiller.setup:
+        size = arrays.image_size
+        taught = None if teacher is None else _seen(teacher, size)
+        distiller.setup(_spec(_seen(student, size), taught, arrays.num_classes, len(arrays.train)))
+    return distiller
 
 
 class _Seen(NamedTuple):

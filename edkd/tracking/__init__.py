@@ -12,11 +12,12 @@ already is read from MLflow, so that doing it twice, or from several processes a
 - ``edkd.sweep``   on the parent run of a sweep: which sweep
 
 `story` turns a journal into plain data and `store` opens the MLflow store; `sync`, `sweeps` and `live` write,
-`load` reads.
+`load` reads. `saved` writes a network as a folder in MLflow's model format.
 """
 
 from edkd.tracking.live import LiveTracker
 from edkd.tracking.load import load_packed, load_runs
+from edkd.tracking.saved import predict_saved, save_model
 from edkd.tracking.store import create_store
 from edkd.tracking.sweeps import settle_sweeps, start_sweep
 from edkd.tracking.sync import SyncReport, sync_all, sync_run
@@ -27,6 +28,8 @@ __all__ = [
     "create_store",
     "load_packed",
     "load_runs",
+    "predict_saved",
+    "save_model",
     "settle_sweeps",
     "start_sweep",
     "sync_all",
