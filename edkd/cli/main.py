@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edkd import __version__
-from edkd.cli import export, figures, imports, output, runs, teachers
+from edkd.cli import evaluate, export, figures, imports, output, runs, teachers
 from edkd.cli.teachers import add_dataset
 from edkd.console import fail
 from edkd.errors import EdkdError
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"edkd {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    for group in (teachers, runs, output, imports, figures, export):
+    for group in (evaluate, teachers, runs, output, imports, figures, export):
         group.add_to(commands)
     _add_bench(commands.add_parser("bench", help="how fast this machine trains, against the plain loop"))
     return parser

@@ -1,4 +1,4 @@
-"""The commands of `edkd` about trained networks: evaluate, and what the teacher store offers."""
+"""The commands of `edkd` about the teacher store."""
 
 import argparse
 import tempfile
@@ -13,14 +13,6 @@ from edkd.errors import EdkdError
 
 def add_to(commands: Any) -> None:
     """Add the commands to the parser's subcommands."""
-    evaluate = commands.add_parser("evaluate", help="accuracy of a stored teacher or of a checkpoint file")
-    evaluate.add_argument(
-        "-m", "--model", required=True, metavar="NAME", help="network, such as vgg13 (see conf/student)"
-    )
-    evaluate.add_argument("-c", "--checkpoint", type=Path, metavar="FILE", help="weights; default: the stored teacher")
-    add_dataset(evaluate)
-    evaluate.set_defaults(act=_evaluate)
-
     stored = commands.add_parser("teachers", help="the teacher store").add_subparsers(required=True, metavar="ACTION")
     listing = stored.add_parser("list", help="all stored teachers, each file verified")
     add_output(listing)
@@ -51,16 +43,6 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="more of the configuration, such as dataset.root=/data"
     )
-
-
-def _evaluate(args: argparse.Namespace) -> None:
-    from edkd.config.compose import compose_settings
-    from edkd.runs.teaching import evaluate_network
-
-    settings = compose_settings([f"dataset={args.dataset}", f"student={args.model}", *args.overrides])
-    where, result = evaluate_network(settings, args.checkpoint)
-    print(f"{args.model} on {settings.dataset.key} ({where})")
-    print(f"top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %  loss {result['loss']:.4f}")
 
 
 def _list_teachers(args: argparse.Namespace) -> None:

@@ -9,17 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edkd.config.instantiate import build
 from edkd.config.job import Job
 from edkd.config.schema import Settings
 from edkd.errors import EdkdError
-from edkd.rundir import checkpoint
 from edkd.rundir.paths import RunDir
-from edkd.runs.setup import device_data, load_arrays, teacher_folder
+from edkd.runs.evaluate import evaluate_network
+from edkd.runs.setup import load_arrays, teacher_folder
 from edkd.teachers import store
-from edkd.teachers.source import Precision
-from edkd.training.device import pick_device, to_device
-from edkd.training.evaluation import evaluate
 
 LOG = logging.getLogger("edkd")
 TABLE = Path(__file__).parents[2] / "analysis" / "published" / "networks.csv"
@@ -96,36 +92,6 @@ def publish(job: Job, end: Mapping[str, Any] | None) -> None:
         LOG.info("%s stays %s; `%s`, with this run's dataset options, changes that", entry.path, entry.id, how)
 
 
-def evaluate_network(cfg: Settings, file: Path | None) -> tuple[str, dict[str, float]]:
-    """Measure `cfg.student` on the test set, with the weights in `file` or those of the stored teacher.
-
-    Returns where the weights came from, and {"top1", "top5", "loss"} (percent, percent, nats). Raises EdkdError for
-    weights that are missing, damaged, of another network, or of a student that ends in modules of its method.
-    """
-    where = str(file)
-    if file is None:
-        entry = store.find(teacher_folder(cfg), cfg.dataset.key, cfg.student.name)
-        if entry is None:
-            raise EdkdError(
-                f"no teacher {cfg.student.name} of {cfg.dataset.key} in {teacher_folder(cfg)}; "
-                "-c FILE names a checkpoint"
-            )
-        store.verify(entry)
-        where, file = f"teacher {entry.id}", entry.path
-    elif checkpoint.ends_in_method(file):
-        raise EdkdError(
-            f"{file}: the student of this method ends in modules of the method (`distiller` in the file), without "
-            "which it predicts nothing: it can be neither measured nor a teacher; its run's journal has its accuracy"
-        )
-    weights = checkpoint.load_weights(file)
-    arrays, _ = load_arrays(cfg)
-    device = pick_device(cfg.engine.device)
-    network = build(cfg.student.model, "student.model", num_classes=arrays.num_classes)
-    checkpoint.load_into(network, weights, where)
-    network = to_device(network, cfg.engine, device)
-    return where, evaluate(network, device_data(arrays, cfg, device).test, Precision(cfg.engine.precision, device))
-
-
 def import_teacher(cfg: Settings, file: Path, *, replace: bool, force: bool, source: str | None = None) -> store.Entry:
     """Put a checkpoint file into the teacher store, after checking its shapes and measuring it on the test set.
 
@@ -133,7 +99,7 @@ def import_teacher(cfg: Settings, file: Path, *, replace: bool, force: bool, sou
     does, if another teacher of that name is there and `replace` is False, and for a network that is hardly better than
     chance, or not finite, unless `force`.
     """
-    _, measured = evaluate_network(cfg, file)
+    measured = evaluate_network(cfg, file).overall
     arrays, _ = load_arrays(cfg)
     chance = 100 / arrays.num_classes
     if not force and not (math.isfinite(measured["loss"]) and measured["top1"] > CHANCE * chance):
@@ -152,7 +118,7 @@ def import_teacher(cfg: Settings, file: Path, *, replace: bool, force: bool, sou
         source=source or str(file.resolve()),
         epochs=None,
         recipe=None,
-        test={**measured},
+        test={name: measured[name] for name in ("top1", "top5", "loss")},
         num_classes=arrays.num_classes,
         replace=replace,
     )

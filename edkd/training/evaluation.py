@@ -1,6 +1,6 @@
 """What a network predicts for a whole split: accuracies, cross-entropy, nearness to its teacher, calibration."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +10,18 @@ from edkd.data.base import EvaluationData
 from edkd.teachers.source import Precision
 from edkd.training.step import Meter
 
+OnBatch = Callable[[Tensor, Tensor], None]  # is given the logits, float32 [B, K], and the labels of a batch
+
 EVALUATION_BATCH = {"cpu": 100, "cuda": 1000}  # images; on a CPU larger batches are slower and take gigabytes
 
 
-def evaluate(network: nn.Module, data: EvaluationData, precision: Precision) -> dict[str, float]:
+def evaluate(
+    network: nn.Module,
+    data: EvaluationData,
+    precision: Precision,
+    taught: Tensor | None = None,
+    on_batch: OnBatch | None = None,
+) -> dict[str, float]:
     """Accuracies and cross-entropy of a network over a whole split, see `measure`."""
     network.eval()
 
@@ -22,7 +30,7 @@ def evaluate(network: nn.Module, data: EvaluationData, precision: Precision) -> 
             logits: Tensor = network(images, want_feats=False).logits
         return logits
 
-    return measure(predict, data, precision.device)
+    return measure(predict, data, precision.device, taught, on_batch)
 
 
 @torch.inference_mode()
@@ -34,9 +42,31 @@ def all_logits(network: nn.Module, data: EvaluationData, precision: Precision) -
         return torch.cat([network(images, want_feats=False).logits.float() for images, _ in batches])
 
 
+class Counted:
+    """Evaluation data that report the number of images that were asked for so far."""
+
+    def __init__(self, data: EvaluationData, update: Callable[[int], None]) -> None:
+        self.data, self.update = data, update
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All batches, each counted when the next one is asked for."""
+        done = 0
+        for images, target in self.data.batches(size):
+            yield images, target
+            done += len(target)
+            self.update(done)
+
+
 @torch.inference_mode()
 def measure(
-    predict: Callable[[Tensor], Tensor], data: EvaluationData, device: torch.device, taught: Tensor | None = None
+    predict: Callable[[Tensor], Tensor],
+    data: EvaluationData,
+    device: torch.device,
+    taught: Tensor | None = None,
+    on_batch: OnBatch | None = None,
 ) -> dict[str, float]:
     """Accuracies in percent and cross-entropy of predicted logits over a whole split: {"loss", "top1", "top5"}.
 
@@ -56,6 +86,8 @@ def measure(
             means["kl_teacher"] = F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
             hits["agreement"] = logits.argmax(1) == teacher.argmax(1)
             calibration.add(log_student.amax(1).exp(), top[:, 0])
+        if on_batch is not None:
+            on_batch(logits, target)
         meter.add(len(target), means, hits)
         done += len(target)
     return {**meter.read(len(data)), **({} if taught is None else {"ece": calibration.read()})}

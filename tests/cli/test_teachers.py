@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from edkd import models
 from edkd.console import size
 from edkd.rundir import checkpoint
 from edkd.teachers import store as teacher_store
@@ -37,14 +38,14 @@ def test_a_stored_teacher(output: Path) -> None:
     assert done.code == 0, done
     run = journals(output)["resnet8/vanilla-s0"][0]["run"]
     expected = said(end(output, "resnet8/vanilla-s0")["last"])
-    assert done.out == f"resnet8 on {KEY} (teacher run:{run})\n{expected}\n"
+    assert done.out.startswith(f"resnet8 on {KEY} (teacher run:{run})\n{expected}\ncalibration error ")
     assert files(output) == before
 
 
 def test_as_a_module_in_a_process_of_its_own(output: Path) -> None:
     done = python("-m", "edkd.cli.main", "evaluate", "-m", "resnet8", "-d", "digits", *DIGITS)
     assert (done.code, done.err) == (0, "")
-    assert done.out.endswith(f"{said(end(output, 'resnet8/vanilla-s0')['last'])}\n")
+    assert f"\n{said(end(output, 'resnet8/vanilla-s0')['last'])}\n" in done.out
 
 
 @pytest.mark.parametrize(("file", "which"), [("last.pt", "last"), ("best.pt", "best")])
@@ -52,7 +53,7 @@ def test_a_file_of_ours(output: Path, file: str, which: str) -> None:
     path = run_file(output, "kd", file)
     done = evaluate("-c", str(path))
     assert done.code == 0, done
-    assert done.out == f"resnet8 on {KEY} ({path})\n{said(end(output, 'resnet8-resnet8/kd-s0')[which])}\n"
+    assert done.out.startswith(f"resnet8 on {KEY} ({path})\n{said(end(output, 'resnet8-resnet8/kd-s0')[which])}\n")
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "module.student."])
@@ -61,7 +62,49 @@ def test_a_file_of_the_fields(output: Path, prefix: str) -> None:
     torch.save({"epoch": 240, "model": {f"{prefix}{key}": value for key, value in state.items()}}, "theirs.pth")
     done = evaluate("-c", "theirs.pth")
     assert done.code == 0, done
-    assert done.out.endswith(f"{said(end(output, 'resnet8-resnet8/kd-s0')['last'])}\n")
+    assert f"\n{said(end(output, 'resnet8-resnet8/kd-s0')['last'])}\n" in done.out
+
+
+def test_all_that_is_measured(output: Path) -> None:
+    path = str(run_file(output, "kd", "last.pt"))
+    done = evaluate("-c", path, "--teacher", "resnet8", "--json")
+    assert (done.code, done.err) == (0, "")
+    found = json.loads(done.out)
+    last = journals(output)["resnet8-resnet8/kd-s0"][-2]["metrics"]
+    for name in ("top1", "top5", "loss", "ece", "agreement", "kl_teacher"):  # the run has measured them, too
+        assert found[name] == last[f"test/{name}"]
+    assert [(each["name"], each["images"]) for each in found["classes"]] == [(str(n), 10) for n in range(10)]
+    assert sum(each["top1"] for each in found["classes"]) / 10 == pytest.approx(found["top1"])
+    assert (found["images"], found["weights"], found["teacher"]) == (100, path, "resnet8")
+
+    rows = [line.split(",") for line in evaluate("-c", path, "--csv").out.splitlines()]
+    assert rows[0] == ["class", "images", "top1"]
+    assert rows[1:] == [[each["name"], "10", str(each["top1"])] for each in found["classes"]]
+
+    lines = evaluate("-c", path, "--teacher", "resnet8").out.splitlines()
+    assert lines[2].startswith(f"calibration error {found['ece']:.2f} %  100 images, ")
+    assert lines[3] == f"agreement with resnet8 {found['agreement']:.2f} %  KL from it {found['kl_teacher']:.4f}"
+    accuracies = sorted(each["top1"] for each in found["classes"])
+    assert [float(part.split()[-2]) for part in lines[4].split(": ")[1].split(",")] == accuracies[:5]
+    assert [float(part.split()[-2]) for part in lines[5].split(": ")[1].split(",")] == accuracies[:4:-1]
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        (lambda: models.resnet14(num_classes=10).state_dict(), "; it fits resnet14 with 10 classes"),
+        (lambda: models.resnet8(num_classes=7).state_dict(), "; it fits resnet8 with 7 classes"),
+        (
+            lambda: models.vgg8(num_classes=10).state_dict() | {"extra": torch.zeros(1)},
+            "; the closest network is vgg8 with 32 of 33 entries",
+        ),
+        (lambda: {"weight": torch.zeros(1)}, "; no network here has an entry of it"),
+    ],
+)
+def test_weights_of_another_network(output: Path, weights: Any, said: str) -> None:
+    torch.save(weights(), "other.pt")
+    message = error(evaluate("-c", "other.pt"))
+    assert message.startswith("other.pt does not fit the architecture ResNet: of 56 entries ") and said in message
 
 
 def test_what_cannot_be_evaluated(output: Path) -> None:
@@ -137,7 +180,7 @@ def test_a_file_becomes_a_teacher(output: Path) -> None:
     assert (entry.id, entry.num_classes, entry.epochs) == (identity, 10, None)
     assert entry.test == {name: last[name] for name in ("top1", "top5", "loss")}
     assert import_(str(file), "--force").code == 0  # the same file again
-    assert evaluate().out.endswith(f"{said(last)}\n")
+    assert f"\n{said(last)}\n" in evaluate().out
 
     common = ["dataset=digits", *DIGITS, "schedule=short", "schedule.epochs=1", "tracking=journal", "teacher=resnet8"]
     assert launch(*common, "student=resnet8", "distiller=dkd", "engine.threads=1").code == 0

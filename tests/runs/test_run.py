@@ -25,7 +25,8 @@ from edkd.models.base import Prediction
 from edkd.rundir import checkpoint, journal
 from edkd.rundir.paths import checkpoints
 from edkd.runs import run, setup
-from edkd.runs.teaching import evaluate_network, import_teacher
+from edkd.runs.evaluate import evaluate_network
+from edkd.runs.teaching import import_teacher
 from edkd.teachers import store as teacher_store
 from edkd.teachers.source import Precision
 from edkd.training.device import to_device

@@ -1,0 +1,59 @@
+"""The command `edkd evaluate`: what a network gets right."""
+
+import argparse
+import csv
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from edkd.cli.teachers import add_dataset
+
+_SHOWN = 5  # classes at each end
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the parser's subcommands."""
+    parser = commands.add_parser("evaluate", help="what a stored teacher or a checkpoint file gets right")
+    parser.add_argument(
+        "-m", "--model", required=True, metavar="NAME", help="network, such as vgg13 (see conf/student)"
+    )
+    parser.add_argument("-c", "--checkpoint", type=Path, metavar="FILE", help="weights; default: the stored teacher")
+    parser.add_argument("--teacher", metavar="NAME", help="also how often it agrees with this stored teacher")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="one JSON object with the accuracy of every class")
+    how.add_argument("--csv", action="store_true", help="a line of CSV for every class")
+    add_dataset(parser)
+    parser.set_defaults(act=_evaluate)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from edkd.config.compose import compose_settings
+    from edkd.runs.evaluate import evaluate_network
+
+    teacher = [f"teacher={args.teacher}"] if args.teacher else []
+    settings = compose_settings([f"dataset={args.dataset}", f"student={args.model}", *teacher, *args.overrides])
+    found = evaluate_network(settings, args.checkpoint, with_teacher=args.teacher is not None)
+    overall, classes, pace = found.overall, found.classes, found.images / found.seconds
+    if args.json:
+        rows = [{**each._asdict(), "top1": None if math.isnan(each.top1) else each.top1} for each in classes]
+        values = {name: value if math.isfinite(value) else None for name, value in overall.items()}
+        about = {"model": args.model, "dataset": settings.dataset.key, "weights": found.where, "teacher": args.teacher}
+        document = {**about, **values, "images": found.images, "images_per_second": pace, "classes": rows}
+        print(json.dumps(document, indent=1, allow_nan=False))
+        return
+    if args.csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(("class", "images", "top1"))
+        writer.writerows((each.name, each.images, "" if math.isnan(each.top1) else each.top1) for each in classes)
+        return
+    print(f"{args.model} on {settings.dataset.key} ({found.where})")
+    print(f"top-1 {overall['top1']:.2f} %  top-5 {overall['top5']:.2f} %  loss {overall['loss']:.4f}")
+    print(f"calibration error {overall['ece']:.2f} %  {found.images:,} images, {pace:,.0f}/s")
+    if args.teacher:
+        agreement = f"{overall['agreement']:.2f} %  KL from it {overall['kl_teacher']:.4f}"
+        print(f"agreement with {args.teacher} {agreement}")
+    ranked = sorted((each for each in classes if each.images), key=lambda each: each.top1)
+    for name, some in (("worst", ranked[:_SHOWN]), ("best", ranked[: -_SHOWN - 1 : -1])):
+        print(f"{name} classes: {', '.join(f'{each.name} {each.top1:.1f} %' for each in some)}")

@@ -1,0 +1,30 @@
+"""Which of the networks a file's weights belong to."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from edkd import models
+
+
+def closest(state: Mapping[str, Tensor]) -> str:
+    """Say which network has the most entries of a ``state_dict`` by name and shape, and how many.
+
+    The number of classes is that of the last matrix of the file, as in every network here.
+    """
+    classes = [tensor.shape[0] for tensor in state.values() if tensor.ndim == 2][-1:]
+    held = {key: tensor.shape for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
+    best, shared, entries = "", 0, 1
+    for name in models.names():
+        with torch.device("meta"):
+            network = getattr(models, name)(num_classes=classes[0] if classes else 1)
+        own = {k: tensor.shape for k, tensor in network.state_dict().items() if not k.endswith("num_batches_tracked")}
+        common, union = len(own.items() & held.items()), len(own.keys() | held.keys())
+        if common * entries > shared * union:
+            best, shared, entries = name, common, union
+    if not shared:
+        return "no network here has an entry of it"
+    if shared == entries:
+        return f"it fits {best} with {classes[0]} classes"
+    return f"the closest network is {best} with {shared} of {entries} entries"

@@ -1,0 +1,107 @@
+"""A network measured on the test set in every respect: `edkd evaluate`, and what becomes a teacher."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edkd.config.instantiate import build
+from edkd.config.schema import Settings
+from edkd.console import counting
+from edkd.errors import EdkdError
+from edkd.models.fit import closest
+from edkd.rundir import checkpoint
+from edkd.runs.setup import device_data, find_teacher, load_arrays, load_teacher, teacher_folder
+from edkd.teachers import store
+from edkd.teachers.source import Precision
+from edkd.training.device import pick_device, to_device
+from edkd.training.evaluation import Calibration, Counted, all_logits, evaluate
+
+
+class OfClass(NamedTuple):
+    """Accuracy on the test images of one class."""
+
+    name: str
+    images: int
+    top1: float  # percent; NaN for a class without images
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A network's predictions of the test set, measured."""
+
+    where: str  # the weights came from
+    overall: dict[str, float]  # see `edkd.training.evaluation.measure`, and "ece"
+    classes: list[OfClass]
+    images: int
+    seconds: float  # of the network's passes, without the teacher's
+
+
+def evaluate_network(cfg: Settings, file: Path | None, *, with_teacher: bool = False) -> Evaluation:
+    """Measure `cfg.student` on the test set, with the weights in `file` or those of the stored teacher.
+
+    With `with_teacher`, also how near it is to the stored `cfg.teacher`. Raises EdkdError for weights that are missing,
+    damaged, of another network, or of a student that ends in modules of its method.
+    """
+    where = str(file)
+    if file is None:
+        entry = store.find(teacher_folder(cfg), cfg.dataset.key, cfg.student.name)
+        if entry is None:
+            raise EdkdError(
+                f"no teacher {cfg.student.name} of {cfg.dataset.key} in {teacher_folder(cfg)}; "
+                "-c FILE names a checkpoint"
+            )
+        store.verify(entry)
+        where, file = f"teacher {entry.id}", entry.path
+    elif checkpoint.ends_in_method(file):
+        raise EdkdError(
+            f"{file}: the student of this method ends in modules of the method (`distiller` in the file), without "
+            "which it predicts nothing: it can be neither measured nor a teacher; its run's journal has its accuracy"
+        )
+    weights = checkpoint.load_weights(file)
+    arrays, _ = load_arrays(cfg)
+    device = pick_device(cfg.engine.device)
+    network = build(cfg.student.model, "student.model", num_classes=arrays.num_classes)
+    try:
+        checkpoint.load_into(network, weights, where)
+    except EdkdError as error:
+        raise EdkdError(f"{error}; {closest(weights)}") from error
+    network = to_device(network, cfg.engine, device)
+    data, precision = device_data(arrays, cfg, device).test, Precision(cfg.engine.precision, device)
+    taught = None
+    if with_teacher:
+        teacher = load_teacher(cfg, find_teacher(cfg), arrays.num_classes, device)
+        with counting(cfg.teacher.name, len(data)) as update:
+            taught = all_logits(teacher, Counted(data, update), Precision("fp32", device))
+    found = _Found(arrays.num_classes, device)
+    began = time.monotonic()
+    with counting(cfg.student.name, len(data)) as update:
+        overall = evaluate(network, Counted(data, update), precision, taught, on_batch=found.add)
+    seconds = time.monotonic() - began
+    overall["ece"] = found.calibration.read()
+    return Evaluation(where, overall, found.by_class(arrays.classes), len(data), seconds)
+
+
+class _Found:
+    """What is kept of each batch beside the means."""
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self.calibration = Calibration(device)
+        self.hits = torch.zeros(num_classes, 2, dtype=torch.int64, device=device)  # right, and all
+
+    def add(self, logits: Tensor, target: Tensor) -> None:
+        hit = logits.topk(1, dim=1).indices[:, 0] == target
+        self.calibration.add(logits.log_softmax(1).amax(1).exp(), hit)
+        own = F.one_hot(target, len(self.hits))
+        self.hits += torch.stack([(own * hit[:, None]).sum(0), own.sum(0)], 1)
+
+    def by_class(self, names: tuple[str, ...]) -> list[OfClass]:
+        right, images = self.hits.T.tolist()
+        return [
+            OfClass(name, count, 100 * hits / count if count else float("nan"))
+            for name, hits, count in zip(names, right, images, strict=True)
+        ]
