@@ -36,10 +36,16 @@ def _evaluate(args: argparse.Namespace) -> None:
     settings = compose_settings([f"dataset={args.dataset}", f"student={args.model}", *teacher, *args.overrides])
     found = evaluate_network(settings, args.checkpoint, with_teacher=args.teacher is not None)
     overall, classes, pace = found.overall, found.classes, found.images / found.seconds
+    teacher_name = settings.teacher.name if args.teacher else None
     if args.json:
         rows = [{**each._asdict(), "top1": None if math.isnan(each.top1) else each.top1} for each in classes]
         values = {name: value if math.isfinite(value) else None for name, value in overall.items()}
-        about = {"model": args.model, "dataset": settings.dataset.key, "weights": found.where, "teacher": args.teacher}
+        about = {
+            "model": settings.student.name,
+            "dataset": settings.dataset.key,
+            "weights": found.where,
+            "teacher": teacher_name,
+        }
         document = {**about, **values, "images": found.images, "images_per_second": pace, "classes": rows}
         print(json.dumps(document, indent=1, allow_nan=False))
         return
@@ -48,12 +54,12 @@ def _evaluate(args: argparse.Namespace) -> None:
         writer.writerow(("class", "images", "top1"))
         writer.writerows((each.name, each.images, "" if math.isnan(each.top1) else each.top1) for each in classes)
         return
-    print(f"{args.model} on {settings.dataset.key} ({found.where})")
+    print(f"{settings.student.name} on {settings.dataset.key} ({found.where})")
     print(f"top-1 {overall['top1']:.2f} %  top-5 {overall['top5']:.2f} %  loss {overall['loss']:.4f}")
     print(f"calibration error {overall['ece']:.2f} %  {found.images:,} images, {pace:,.0f}/s")
     if args.teacher:
         agreement = f"{overall['agreement']:.2f} %  KL from it {overall['kl_teacher']:.4f}"
-        print(f"agreement with {args.teacher} {agreement}")
+        print(f"agreement with {teacher_name} {agreement}")
     ranked = sorted((each for each in classes if each.images), key=lambda each: each.top1)
     for name, some in (("worst", ranked[:_SHOWN]), ("best", ranked[: -_SHOWN - 1 : -1])):
         print(f"{name} classes: {', '.join(f'{each.name} {each.top1:.1f} %' for each in some)}")

@@ -80,6 +80,7 @@ class Network:
 
     name: str
     model: dict[str, Any]
+    weights: str | None = None  # of a teacher that comes with them: a name in its library, or a file
 
     def __post_init__(self) -> None:
         _check_name("name", self.name)
@@ -170,6 +171,8 @@ class Settings:
         _check_name("distiller", self.method)
         if not self.output:
             raise ValueError("output is empty: it must name a folder")
+        if self.student.weights is not None:
+            raise ValueError(f"student.weights={self.student.weights}: students start from fresh weights")
 
     @property
     def needs_teacher(self) -> bool:

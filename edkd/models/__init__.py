@@ -2,6 +2,7 @@
 
 `edkd.models.<name>(num_classes=100)` makes one with fresh weights; `network(x, want_feats=True)` maps normalised
 images [B, 3, H, W] of any square size that the network's strides leave something of to a `Prediction`.
+`edkd.models.foreign` has networks of other libraries.
 """
 
 from edkd.models.base import Prediction

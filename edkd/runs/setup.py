@@ -22,6 +22,7 @@ from edkd.distillers.base import Distiller, Shapes, Spec
 from edkd.errors import EdkdError
 from edkd.models.base import Classifier, Prediction
 from edkd.rundir import journal
+from edkd.runs.pretrained import publish_weights
 from edkd.teachers import store
 from edkd.teachers.source import Precision
 from edkd.training.device import compile_network, pick_device, to_device
@@ -76,11 +77,13 @@ def gather(cfg: Settings, teacher_id: str | None) -> Inputs:
 def find_teacher(cfg: Settings, trained_by: str = "") -> store.Entry:
     """The stored teacher of a configuration, as run `trained_by` was to train it where that is known.
 
-    Raises EdkdError if there is none, with what became of that run.
+    One that comes with weights is put into the store. Raises EdkdError if there is none, with what became of that run.
     """
     entry = store.find(teacher_folder(cfg), cfg.dataset.key, cfg.teacher.name)
     if entry is not None:
         return entry
+    if cfg.teacher.weights is not None:
+        return publish_weights(cfg, teacher_folder(cfg), load_arrays(cfg)[0])
     directory = directory_of(trained_by, cfg) if trained_by else None
     if directory is None:
         raise store.missing(cfg.dataset.key, cfg.teacher.name, teacher_folder(cfg))

@@ -27,6 +27,7 @@ from edkd.errors import EdkdError
 from edkd.rundir import journal, provenance
 from edkd.rundir.journal import RunState
 from edkd.rundir.paths import RunDir
+from edkd.runs.pretrained import weights_id
 from edkd.runs.setup import check_method, teacher_folder
 from edkd.status.state import RunStatus
 from edkd.teachers import store
@@ -69,6 +70,11 @@ def stored_teacher(cfg: Settings) -> store.Entry | None:
     Raises EdkdError for one that was trained here for fewer epochs than its student will be, unless that is wanted.
     """
     entry = store.find(teacher_folder(cfg), cfg.dataset.key, cfg.teacher.name)
+    if entry is not None and cfg.teacher.weights is not None and entry.id != (wanted := weights_id(cfg)):
+        raise EdkdError(
+            f"teacher {entry.name} of {entry.dataset} is {entry.id}, teacher.weights={cfg.teacher.weights} are "
+            f"{wanted}: remove {entry.path}, or give these another name by teacher.name=…"
+        )
     if entry is None or cfg.allow_weak_teacher or entry.epochs is None or entry.epochs >= cfg.schedule.epochs:
         return entry
     raise EdkdError(
@@ -139,8 +145,11 @@ def make_plan(combinations: Iterable[Sequence[str]], overrides: Sequence[Overrid
                 if override.key_or_group.split(".")[0] not in dropped
             ]
             given = (*kept, f"seed={cfg.teacher_seed}")
-            if entry is None:
+            if entry is None and cfg.teacher.weights is not None:
+                teacher_id = weights_id(cfg)
+            elif entry is None:
                 teacher = training(cfg.teacher.name, given)
+                teacher_id = f"run:{teacher.run}"
                 wanted.setdefault((cfg.dataset.key, cfg.teacher.name), {})[teacher.run] = teacher
             elif entry.path not in verified:
                 store.verify(entry)
@@ -155,7 +164,7 @@ def make_plan(combinations: Iterable[Sequence[str]], overrides: Sequence[Overrid
                         f"allows: {'; '.join(others)}; remove {entry.path} to train it anew"
                     )
                 stored[entry.path, given] = _described(entry, others)
-            job = replace(job, teacher_id=entry.id if entry is not None else f"run:{teacher.run}")
+            job = replace(job, teacher_id=entry.id if entry is not None else teacher_id)
         students[job.run] = job
     for (dataset, name), jobs in wanted.items():
         if len(jobs) > 1:

@@ -7,6 +7,7 @@ from edkd.config.job import make_job
 from edkd.console import console, counted
 from edkd.errors import EdkdError
 from edkd.rundir import journal
+from edkd.runs.pretrained import weights_id
 from edkd.runs.run import execute
 from edkd.runs.setup import check_method, gather, teacher_folder
 from edkd.sweeps import progress
@@ -26,10 +27,10 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
     check_method(cfg)
     if cfg.needs_teacher:
         entry = stored_teacher(cfg)
-        if entry is None:
+        if entry is None and cfg.teacher.weights is None:
             raise store.missing(cfg.dataset.key, cfg.teacher.name, teacher_folder(cfg))
-        job = replace(job, teacher_id=entry.id)
-        if cfg.teacher_recipe == "strict" and entry.recipe not in (None, job.tags["recipe"]):
+        job = replace(job, teacher_id=weights_id(cfg) if entry is None else entry.id)
+        if entry is not None and cfg.teacher_recipe == "strict" and entry.recipe not in (None, job.tags["recipe"]):
             raise EdkdError(
                 f"teacher {entry.name} of {entry.dataset} has the recipe {entry.recipe}, this run "
                 f"{job.tags['recipe']}, which teacher_recipe=strict refuses; "

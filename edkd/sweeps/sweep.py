@@ -22,7 +22,7 @@ from edkd.console import LOG, console
 from edkd.errors import EdkdError
 from edkd.rundir import journal, provenance
 from edkd.rundir.paths import forget_sweep, record_sweep, recorded_sweeps
-from edkd.runs.setup import load_arrays
+from edkd.runs.setup import find_teacher, load_arrays
 from edkd.slurm import submit
 from edkd.slurm.submission import Submission
 from edkd.status.state import UNSEEN, RunStatus, look
@@ -72,6 +72,9 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
         for cfg in {job.settings.dataset.key: job.settings for job in _todo(planned, statuses)}.values():
             pick_device(cfg.engine.device)
             load_arrays(cfg)
+    for job in _todo(planned, statuses):
+        if job.settings.needs_teacher and job.settings.teacher.weights is not None:
+            find_teacher(job.settings)  # here, for a compute node may have no network to download from
     where, output = planned.students[0].settings.tracking, Path(planned.students[0].settings.output)
     if where.uri is not None:
         report.open_tracking(where)

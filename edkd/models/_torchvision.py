@@ -1,0 +1,31 @@
+"""The one place that imports torchvision: late, because it costs seconds, and also beside a CPU build of torch."""
+
+import functools
+import warnings
+from typing import Any
+
+
+@functools.cache
+def load() -> Any:
+    """The torchvision module.
+
+    The wheel of the package registry is built for CUDA. Beside a CPU build of torch its compiled part stays unloaded,
+    and the import fails where it describes two operators which that part would have declared. Declaring them is
+    enough for data sets and transforms, which use neither.
+    """
+    with warnings.catch_warnings():
+        # Compiled image and video readers that do not load are announced; nothing here uses them.
+        warnings.simplefilter("ignore")
+        try:
+            import torchvision
+        except RuntimeError as error:
+            if "torchvision::" not in str(error):
+                raise
+            import torch
+
+            for name in ("nms", "qnms"):
+                torch.library.define(
+                    f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+                )
+            import torchvision
+    return torchvision
