@@ -16,7 +16,7 @@ from edkd.tracking.story import Story
 
 if TYPE_CHECKING:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Select
 
 _CACHE = 200_000  # KiB: the indexes of the metrics stay in memory, else every value is sought on the disk
 
@@ -50,7 +50,9 @@ class Writer:
         from sqlalchemy import select
 
         with self._store.ManagedSessionMaker() as session:
-            found = select(SqlTag.value).where(SqlTag.key == "edkd.run", SqlTag.value.in_(list(hashes)))
+            found: Select[tuple[str]] = select(SqlTag.value).where(
+                SqlTag.key == "edkd.run", SqlTag.value.in_(list(hashes))
+            )
             return set(session.scalars(found))
 
     def write(self, runs: Iterable[NewRun], written: Callable[[], None]) -> None:
@@ -63,10 +65,10 @@ class Writer:
             connection = session.connection()
             for run in runs:
                 values = _values(run)
-                latest = {value[0]: value for value in values}  # values are in the order of steps
+                latest = {value[0]: value for value in values}  # the last step of each
                 metric = ("key", "value", "timestamp", "step", "is_nan", "run_uuid")
                 _insert(connection, SqlRun, tuple(self._run(run)), [tuple(self._run(run).values())])
-                _insert(connection, SqlTag, _TEXT, _texts(run, {**run.tags, "mlflow.runName": run.story.name}))
+                _insert(connection, SqlTag, _TEXT, _texts(run, {**run.tags, "mlflow.runName": run.story.label}))
                 _insert(connection, SqlParam, _TEXT, _texts(run, run.story.params))
                 _insert(connection, SqlMetric, metric, values)
                 _insert(connection, SqlLatestMetric, metric, list(latest.values()))
@@ -76,7 +78,7 @@ class Writer:
         story = run.story
         return {
             "run_uuid": run.run_id,
-            "name": story.name,
+            "name": story.label,
             "source_type": "UNKNOWN",
             "source_name": "",
             "entry_point_name": "",
@@ -110,12 +112,9 @@ def _texts(run: NewRun, values: dict[str, str]) -> list[tuple[Any, ...]]:
 
 
 def _values(run: NewRun) -> list[tuple[Any, ...]]:
-    story = run.story
-    steps = [(epoch.number, epoch.time, epoch.metrics) for epoch in story.epochs]
-    last = story.epochs[-1].number if story.epochs else 0
     return [
         (key, value, time, step, False, run.run_id)
-        for step, time, metrics in (*steps, (last, story.since, story.final))
+        for step, time, metrics in run.story.steps(after=0)
         for key, value in metrics.items()
     ]
 

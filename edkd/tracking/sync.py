@@ -20,7 +20,7 @@ from edkd.rundir import journal, lock
 from edkd.rundir.paths import JOURNAL, RunDir
 from edkd.tracking import bulk
 from edkd.tracking.store import PATIENCE, Store, create_store, is_server, one_line, only, open_store, search
-from edkd.tracking.story import Story, tell
+from edkd.tracking.story import Story, shown, tell
 from edkd.tracking.sweeps import parent
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def _bring(store: Store, run_dir: Path, story: Story, digest: str, parents: dict
     changed = run is None or run.data.tags.get("edkd.state") != story.state
     tags = _first_tags(store, run_dir, story, parents) if changed else {}
     if run is None:
-        run = client.create_run(store.experiment_id, start_time=story.started, run_name=story.name, tags=tags)
+        run = client.create_run(store.experiment_id, start_time=story.started, run_name=story.label, tags=tags)
         tags = {}
     elif story.error is None and "error" in run.data.tags:
         client.delete_tag(run.info.run_id, "error")
@@ -199,7 +199,15 @@ def _bring(store: Store, run_dir: Path, story: Story, digest: str, parents: dict
 
 def _first_tags(store: Store, run_dir: Path, story: Story, parents: dict[str, str]) -> dict[str, str]:
     """What a run is made with, and is told anew when its state has changed."""
-    tags = {**story.tags, "edkd.run": story.run, "edkd.path": _path(store, run_dir)}
+    path = _path(store, run_dir)
+    tags = {**story.tags, "edkd.run": story.run, "edkd.name": story.name, "edkd.path": path}
+    exact = {key: value for key, value in story.final.items() if shown({key: value})[key] != value}
+    if exact:
+        tags["edkd.exact"] = json.dumps(exact)
+    files = RunDir(run_dir if is_server(store.uri) else Path("runs") / path)
+    tags["directory"] = str(files.path)
+    if RunDir(run_dir).best.exists():
+        tags["weights"] = str(files.best)
     if story.sweep is not None:
         if story.sweep not in parents:
             parents[story.sweep] = parent(store, story.sweep, started=story.started)
@@ -270,13 +278,14 @@ def _log_values(store: Store, run: "Run", story: Story, tags: dict[str, str], *,
     synced = int(run.data.tags.get("edkd.synced", "0").partition(":")[0])
     missing = [epoch for epoch in story.epochs if epoch.number > synced]
     metrics = [
-        Metric(key, value, epoch.time, epoch.number) for epoch in missing for key, value in epoch.metrics.items()
+        Metric(key, value, time, step)
+        for step, time, values in story.steps(after=synced)
+        if step or changed
+        for key, value in values.items()
+        if step or run.data.metrics.get(key) != value
     ]
     params: list[Param] = []
     if changed:
-        step = story.epochs[-1].number if story.epochs else 0
-        final = {key: value for key, value in story.final.items() if run.data.metrics.get(key) != value}
-        metrics += [Metric(key, value, story.since, step) for key, value in final.items()]
         # MLflow lets no parameter change: what differs in a resumed run (a path, the device) keeps its first value.
         params = [Param(key, value) for key, value in story.params.items() if key not in run.data.params]
     # The last tag is stored after all metrics. A crash before that repeats them, and equal ones are stored once.
