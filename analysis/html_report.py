@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jinja2
 import pandas as pd
 
-from analysis import html_figures, literature, load, report, tables
+from analysis import attach, html_figures, literature, load, report, tables
 from analysis import statistics as st
 from analysis.__main__ import chosen, command, facts, parser
 from edkd.errors import EdkdError
@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = options_of.parse_args(arguments)
     path = options.output / "report.html"
     try:
-        files.write_bytes(path, build(options).encode())
+        page, used = build(options)
+        files.write_bytes(path, page.encode())
+        attach.to_sweeps(used, options, [path])
     except EdkdError as error:
         print(f"analysis.html_report: {error}", file=sys.stderr)
         return 1
@@ -56,9 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build(options: argparse.Namespace) -> str:
-    """The page of the runs that `options` ask for. Raises EdkdError."""
-    runs, used = chosen(options)
+def build(options: argparse.Namespace) -> tuple[str, pd.DataFrame]:
+    """The page of the runs that `options` ask for, and the runs in its numbers. Raises EdkdError."""
+    runs, in_numbers = chosen(options)
+    used = in_numbers
     dataset, recipe = used["dataset"].iloc[0], used["recipe"].iloc[0]
     titles = {row.method: row.title for row in tables.rows_of(used)}
     names = list(titles.values())
@@ -82,7 +85,7 @@ def build(options: argparse.Namespace) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     ).get_template("report.html")
-    return template.render(
+    page = template.render(
         title=report.title(dataset, used),
         verdict=st.verdict(tidy, PROTOCOL, ours, others)
         if others
@@ -102,6 +105,7 @@ def build(options: argparse.Namespace) -> str:
         provenance=_provenance(used),
         command=made_by + (f" --ours {shlex.quote(options.ours)}" if options.ours else ""),
     )
+    return page, in_numbers
 
 
 def _number(value: float | None, form: str = ".2f") -> Cell:

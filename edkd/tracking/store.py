@@ -88,6 +88,14 @@ def open_existing(uri: str) -> "MlflowClient":
     return _connect(uri) if path is None else _reader(path)
 
 
+def open_writable(uri: str) -> "MlflowClient | None":
+    """A client that writes to a store that exists; None for a SQLite file that cannot be written."""
+    uri = _resolve(uri)
+    path = _sqlite_path(uri)
+    writable = path is None or all(os.access(each, os.W_OK) for each in (path, path.parent))
+    return _connect(uri) if writable else None
+
+
 @contextlib.contextmanager
 def one_line(uri: str) -> Iterator[None]:
     """Turn whatever goes wrong with the store into an `EdkdError` of one line, without the password in the URI."""
