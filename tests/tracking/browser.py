@@ -5,6 +5,7 @@ import base64
 import contextlib
 import json
 import shutil
+import socket
 import subprocess
 import time
 import urllib.request
@@ -13,6 +14,20 @@ import aiohttp
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PATIENCE = 120  # seconds
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def wait_until_served(port):
+    until = time.monotonic() + PATIENCE
+    while True:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+            return
+        assert time.monotonic() < until, f"nothing answers at port {port}"
+        time.sleep(0.2)
 
 
 class Page:
@@ -34,21 +49,27 @@ class Page:
         found = await self.do("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         return found["result"].get("value")
 
+    async def until(self, script):
+        """The value of an expression, once it is true."""
+        end = time.monotonic() + PATIENCE
+        while not (value := await self.value(script)):
+            if time.monotonic() > end:
+                text = await self.value("document.body.innerText")
+                raise AssertionError(f"never true: {script}\n{text}")
+            await asyncio.sleep(0.5)
+        return value
+
     async def show(self, address, *words):
         """Open an address, and wait until all the words stand on the page; returns its text."""
         await self.do("Page.navigate", url="about:blank")  # else another fragment of one page is no navigation
         await self.do("Page.navigate", url=address)
-        return await self.wait_for(*words)
+        there = "(text => words.every(word => text.includes(word)) && text)(document.body?.innerText ?? '')"
+        return await self.until(there.replace("words", json.dumps(words)))
 
-    async def wait_for(self, *words):
-        until = time.monotonic() + PATIENCE
-        while True:
-            text = await self.value("document.body ? document.body.innerText : ''") or ""
-            lacking = [word for word in words if word not in text]
-            if not lacking:
-                return text
-            assert time.monotonic() < until, f"{lacking} not on the page:\n{text}"
-            await asyncio.sleep(0.5)
+    async def framed(self, word):
+        """The HTML in the page's frame, once the word stands in it. The frame is a sandbox, into which nobody looks."""
+        text = "await (await fetch(document.querySelector('iframe[src]')?.src ?? 'data:,')).text()"
+        return await self.until(f"(async () => (text => text.includes({word!r}) && text)({text}))()")
 
     async def save(self, path):
         """A screenshot."""
