@@ -31,9 +31,9 @@ def to_sweeps(used: pd.DataFrame, options: argparse.Namespace, paths: Sequence[P
         f"{counted(pairs, 'pair')}: mean top-1 after the last epoch, in percent: {shown}."
     )
     metrics = {
-        f"{which.removesuffix('_top1')}/top1 {method}": top1
-        for which in means
-        for method, top1 in means[which].round(2).items()
+        f"{which}/top1 {method}": top1
+        for which in ("last", "best")
+        for method, top1 in means[f"{which}_top1"].round(2).items()
     }
     try:
         tracking.attach(options.uri, sweeps, paths=paths, sentence=sentence, metrics=metrics)

@@ -23,6 +23,8 @@ _CONSTANT = (
     *("engine.channels_last", "engine.capture", "engine.cpu_kernels", "engine.teacher_cache", "engine.compile"),
 )
 
+_encode = json.JSONEncoder(sort_keys=True).encode  # made once: json.dumps would make one for each epoch
+
 _VERDICTS: dict[str, Status] = {"end": "FINISHED", "failure": "FAILED", "interrupted": "KILLED"}
 
 
@@ -144,7 +146,7 @@ def _epochs(records: list[Record]) -> list[Epoch]:
     epochs = []
     digest = ""
     for number, record in sorted(latest.items()):
-        values = json.dumps([number, record["metrics"]], sort_keys=True)
+        values = _encode([number, record["metrics"]])
         digest = hashlib.sha256(f"{digest}{values}".encode()).hexdigest()[:16]
         measured = {
             **record["metrics"],
