@@ -110,8 +110,7 @@ def _ui(args: argparse.Namespace) -> None:
 
 def _ended_sweeps(output: Path) -> dict[str, Counter[str]]:
     """Of sweeps of which no run waits or runs: how many runs there are in each of a journal's states."""
-    from edkd.rundir.paths import find_runs
-    from edkd.status import select
+    from edkd.rundir.paths import find_runs, recorded_sweeps, runs_of_sweep
     from edkd.status.state import look
 
     words = {
@@ -123,8 +122,8 @@ def _ended_sweeps(output: Path) -> dict[str, Counter[str]]:
     }
     states = {view.name: view.state for view in look(find_runs(output))}
     ended = {}
-    for sweep in select.recorded_sweeps(output):
-        found = [states.get(name, "new") for name in select.runs_of_sweep(output, sweep)]
+    for sweep in recorded_sweeps(output):
+        found = [states.get(name, "new") for name in runs_of_sweep(output, sweep)]
         if words.keys() >= set(found):
             ended[sweep] = Counter(words[state] for state in found)
     return ended

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from edkd.config.instantiate import build, target
 from edkd.config.job import digest, directory_of, training_run
-from edkd.config.schema import Settings, build, target
+from edkd.config.schema import Settings
 from edkd.data.arrays import Arrays, prepare
 from edkd.data.files import Streamed
 from edkd.data.resident import ResidentData
+from edkd.data.sources import TRAIN_IMAGES
 from edkd.data.streaming import StreamedData
 from edkd.distillers.base import Distiller, Shapes, Spec
 from edkd.errors import EdkdError
@@ -23,11 +25,12 @@ from edkd.rundir import journal
 from edkd.teachers import store
 from edkd.teachers.source import Precision
 from edkd.training.device import compile_network, pick_device, to_device
-from edkd.training.state import Trainable, TrainState
-from edkd.training.trainer import Splits, evaluate, seeded
+from edkd.training.evaluation import evaluate
+from edkd.training.step import Trainable
+from edkd.training.trainer import Splits, TrainState, seeded
 
 LOG = logging.getLogger("edkd")
-_AS_GOOD = 1.0  # points of top-1 between two measurements of one teacher
+_AS_GOOD = 1.0  # points of top-1 that a teacher may have more or less here than where it was trained
 
 
 @dataclass(frozen=True)
@@ -59,20 +62,15 @@ def gather(cfg: Settings, teacher_id: str | None) -> Inputs:
     if measured is None:
         measured = {**evaluate(network, device_data(arrays, cfg, device).test, Precision("fp32", device))}
         store.record_accuracy(entry, measured, shown)
-    _compare(entry, measured["top1"])
-    note = {"id": entry.id, "sha256": entry.sha256, "top1": measured["top1"]}
-    return Inputs(arrays, sha256, device, network, note)
-
-
-def _compare(entry: store.Entry, top1: float | None) -> None:
-    """Warn of a teacher that is not here what it was where it was trained."""
-    before = (entry.test or {}).get("top1")
+    top1, before = measured["top1"], (entry.test or {}).get("top1")
     if top1 is not None and before is not None and abs(top1 - before) > _AS_GOOD:
         LOG.warning(
             "teacher %s has %.2f %% on the test set of this run and had %.2f %% when it came into the store "
             "(%s): another normalisation (dataset.mean, dataset.std) or image size?",
             entry.name, top1, before, entry.path,
         )  # fmt: skip
+    note = {"id": entry.id, "sha256": entry.sha256, "top1": top1}
+    return Inputs(arrays, sha256, device, network, note)
 
 
 def find_teacher(cfg: Settings, trained_by: str = "") -> store.Entry:
@@ -178,27 +176,35 @@ def check_method(cfg: Settings) -> None:
     """Raise EdkdError for a method that refuses the networks of a run, before there are data or teacher.
 
     The method's `setup` runs on PyTorch's meta device, where tensors have shapes and no memory. The number of classes
-    and images is not known yet and taken to be large.
+    is not known yet and taken to be large, and so is the number of images where only the files have it.
     """
     if target(cfg.distiller, "distiller").setup is Distiller.setup:
         return
     teacher = cfg.teacher.model if cfg.needs_teacher else None
     # Data sets of another size than CIFAR's say so.
-    refused = _refusal(
-        json.dumps([cfg.distiller, cfg.student.model, teacher, cfg.dataset.source.get("image_size", 32)])
-    )
+    size = cfg.dataset.source.get("image_size", 32)
+    refused = _refusal(json.dumps([cfg.distiller, cfg.student.model, teacher, size, _train_images(cfg)]))
     if refused is not None:
         raise EdkdError(f"distiller={cfg.method} on {cfg.pair}: {refused}")
 
 
+def _train_images(cfg: Settings) -> int:
+    """How many images a run will train with, from its configuration; to a few, where a share is held out."""
+    data = cfg.dataset
+    images, classes = TRAIN_IMAGES.get(data.source["_target_"].removeprefix("edkd.data.sources."), (50_000, 100))
+    if data.train_per_class is not None:
+        images = min(images, data.train_per_class * classes)
+    return round(images * (1 - data.validation))
+
+
 @functools.cache
 def _refusal(asked: str) -> str | None:
-    method, student, teacher, size = json.loads(asked)
+    method, student, teacher, size, train_images = json.loads(asked)
     try:
         with torch.device("meta"):
             seen = [None if each is None else _seen_on_meta(json.dumps(each), size) for each in (student, teacher)]
             assert seen[0] is not None
-            build(method, "distiller").setup(_spec(seen[0], seen[1], 1000, 50_000))
+            build(method, "distiller").setup(_spec(seen[0], seen[1], 1000, train_images))
     except EdkdError as error:
         return str(error)
     except Exception:  # a class of the user's that does without the meta device: its run will say what is wrong

@@ -1,4 +1,4 @@
-"""What a sweep leaves behind: its summary on the terminal, and its parent run in MLflow."""
+"""What a sweep leaves behind: its results and its summary on the terminal, and its parent run in MLflow."""
 
 import contextlib
 from collections import Counter
@@ -9,19 +9,25 @@ import torch
 from torch import Tensor, nn
 
 from edkd import tracking
+from edkd.config.instantiate import build
 from edkd.config.job import Job
-from edkd.config.schema import Tracking, build
+from edkd.config.schema import Settings, Tracking
 from edkd.console import LOG
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint
 from edkd.rundir.paths import RunDir
 from edkd.slurm.submit import Planned
 from edkd.status.state import RunStatus
+from edkd.sweeps import results
 
 
 def show_summary(planned: Planned, outcome: Mapping[str, RunStatus]) -> int:
-    """Print what became of the sweep, each failure with its log, and return the number of runs that are not done."""
+    """Print the results, what became of the sweep, each failure with its log, and what can be done next.
+
+    Returns the number of runs that are not done.
+    """
     jobs = [*planned.teachers, *planned.students]
+    results.show(jobs, outcome)
     lost = [job for job in jobs if outcome[job.run].state != "done"]
     print(f"sweep {planned.id}: {len(jobs) - len(lost)} of {len(jobs)} runs finished")
     failed_teachers = {f"run:{job.run}" for job in planned.teachers if job in lost}
@@ -42,9 +48,21 @@ def show_summary(planned: Planned, outcome: Mapping[str, RunStatus]) -> int:
             what = f"vanished after epoch {status.epoch}: {status.why_vanished}"
         log = job.directory / "run.log"
         print(f"  {job.name} {what}" + (f"; see {log}" if log.exists() else ""))
-    if lost:
-        print("run the same command again to continue")
+    print("run the same command again to continue" if lost else next_steps(planned.students[0].settings))
     return len(lost)
+
+
+def next_steps(cfg: Settings) -> str:
+    """The commands that look at results, as they read the store of this configuration's runs."""
+    store = cfg.tracking.uri or f"sqlite:///{cfg.output}/mlflow.db"
+    table, ui = "", ""
+    if store != "sqlite:///outputs/mlflow.db":
+        known = store if store.startswith("sqlite:") else "URI"  # a server's may hold a password
+        table, ui = f" ARGS='--uri {known}'", f" SQLITE={known}"
+    return (
+        f"{'' if cfg.tracking.uri else '`edkd sync` for MLflow, then '}`make table{table}` for the table, "
+        f"`make report{table}` for one page with figures, `make ui{ui}` for the curves"
+    )
 
 
 def open_tracking(where: Tracking) -> None:

@@ -46,7 +46,7 @@ def load_packed(folder: Path) -> list[dict[str, Any]]:
     """
     runs = []
     for path in results.find(folder):
-        story = tell(results.read(path), path, held=False)
+        story = tell(results.read(path, every_epoch=False), path, held=False)
         assert story is not None  # every packed run has a start
         latest = story.epochs[-1].metrics if story.epochs else {}
         runs.append(

@@ -217,7 +217,7 @@ def test_a_sweep_runs_to_its_end_and_is_not_run_again(tiny: list[str], here: Pat
     command = [*tiny[:-2], "tracking=sqlite", tiny[-1], "distiller=vanilla,kd,edkd"]
     first = swept(command)
     assert first.code == 0, first
-    assert first.out.splitlines()[-1].endswith(": 3 of 3 runs finished")
+    assert first.out.splitlines()[-2].endswith(": 3 of 3 runs finished")
     for name in ("resnet8/vanilla", "resnet8-resnet8/kd", "resnet8-resnet8/edkd"):
         assert f"{name}-s0-" in first.err  # a line for each run that ends
     assert "\x1b" not in first.err + first.out
@@ -237,10 +237,13 @@ def test_a_sweep_runs_to_its_end_and_is_not_run_again(tiny: list[str], here: Pat
     second = swept(command)
     assert second.code == 0, second
     assert {state for _, _, state in plan_of(second)} == {"finished"}
-    planned, teacher, ended = second.out.splitlines()[-3:]
+    planned, teacher, *table, ended, advice = second.out.splitlines()[-10:]
     assert planned.startswith(f"sweep {name}: 3 runs: 3 finished; teachers to train first: 0")
     assert teacher.startswith("teacher resnet8 of ")
+    kd = found["resnet8-resnet8/kd-s0"][-1]["last"]["top1"]
+    assert table[4].split() == ["KD", f"{kd:.2f}"]
     assert ended == f"sweep {name}: 3 of 3 runs finished"
+    assert advice.startswith("`make table ARGS='--uri sqlite:///")  # of another folder than outputs/
     assert journals(here / "outputs") == found
 
     check_mlflow(here / "outputs", name, found)
@@ -458,7 +461,7 @@ def test_several_processes_give_the_bits_of_one_and_survive_a_kill(tiny: list[st
     assert not (own / "marker").exists()  # one process did kill itself
     (stopped,) = [line for line in done.err.splitlines() if line.startswith("the launcher stopped")]
     assert "SIGKILL" in stopped and stopped.endswith("; looking at the journals")
-    assert done.out.splitlines()[-1].endswith(": 3 of 3 runs finished")
+    assert done.out.splitlines()[-2].endswith(": 3 of 3 runs finished")
     several = journals(here / "outputs")
     assert events(several["resnet8-resnet8/dying-s0"])[0] == "start"
     assert events(several["resnet8-resnet8/dying-s0"])[-4:] == ["start", "epoch", "epoch", "end"]
@@ -578,9 +581,3 @@ def test_jobs_side_by_side_share_the_cores(
     monkeypatch.setattr(sweep, "cores", lambda: 8)
     master = OmegaConf.create({"hydra": {"launcher": launcher}})
     assert sweep._shares(master, jobs) == (parallel, threads)
-
-
-def test_the_plugin_is_light() -> None:
-    # Every Hydra program of the environment imports it.
-    code = "import sys, hydra_plugins.edkd_sweeper.sweeper; print({'torch', 'mlflow', 'edkd.sweeps'} & {*sys.modules})"
-    assert python("-c", code, PYTHONPATH=str(REPOSITORY)) == Ended(0, "set()\n", "")
