@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
-SQLITE = sqlite:///outputs/mlflow.db
 DEMO = 12ep-b64-fp32-4b53a774
 # METRIC=last as --metric last; nothing where it is not set. Options' names are those of the variables.
 given = $(if $($(1)),--$(shell echo $(1) | tr A-Z a-z) $($(1)))
@@ -52,8 +51,8 @@ report: setup  ## outputs/report.html alone, the table as one page with figures;
 bench: setup  ## time per step against the plain loop; DATA=dir holds cifar-100-python/; ARGS=--quick
 	$(VENV)/bin/edkd bench $(if $(DATA),dataset.root=$(DATA)) $(ARGS)
 
-ui: setup  ## the MLflow UI on http://127.0.0.1:5000
-	$(VENV)/bin/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri $(SQLITE)
+ui: setup  ## the MLflow UI on http://127.0.0.1:5000; prints the link to the runs; ARGS='--port 5001'
+	@$(VENV)/bin/edkd ui $(ARGS)
 
 clean:  ## remove caches and the virtual environment; outputs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -86,6 +86,8 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
         if queue and not recorded and not any(each is not None and each.sweep == planned.id for each in submissions):
             forget_sweep(output, planned.id)  # nothing of it was submitted
         raise
+    if outcome and where.uri is not None:
+        report.log_best_student(planned, outcome)
     if outcome and report.show_summary(planned, outcome):
         raise SystemExit(1)
 
