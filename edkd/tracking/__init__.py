@@ -16,7 +16,7 @@ already is read from MLflow, so that doing it twice, or from several processes a
 - ``directory``, ``weights``  the run's directory and its best weights, below the output folder, on a server absolute
 - ``edkd.sweep``   on the parent run of a sweep: which sweep
 
-`story` turns a journal into plain data and `store` opens the MLflow store; `sync`, `sweeps` and `live` write,
+`recorded` turns a journal into plain data and `store` opens the MLflow store; `sync`, `sweeps` and `live` write,
 `load` reads.
 """
 

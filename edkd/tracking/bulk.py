@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edkd.tracking.recorded import RecordedRun
 from edkd.tracking.store import Store
-from edkd.tracking.story import Story
 
 if TYPE_CHECKING:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -25,7 +25,7 @@ _CACHE = 200_000  # KiB: the indexes of the metrics stay in memory, else every v
 class NewRun:
     """A run that MLflow does not have, and all its tags."""
 
-    story: Story
+    recorded: RecordedRun
     tags: dict[str, str]
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -68,24 +68,24 @@ class Writer:
                 latest = {value[0]: value for value in values}  # the last step of each
                 metric = ("key", "value", "timestamp", "step", "is_nan", "run_uuid")
                 _insert(connection, SqlRun, tuple(self._run(run)), [tuple(self._run(run).values())])
-                _insert(connection, SqlTag, _TEXT, _texts(run, {**run.tags, "mlflow.runName": run.story.label}))
-                _insert(connection, SqlParam, _TEXT, _texts(run, run.story.params))
+                _insert(connection, SqlTag, _TEXT, _texts(run, {**run.tags, "mlflow.runName": run.recorded.label}))
+                _insert(connection, SqlParam, _TEXT, _texts(run, run.recorded.params))
                 _insert(connection, SqlMetric, metric, values)
                 _insert(connection, SqlLatestMetric, metric, list(latest.values()))
                 written()
 
     def _run(self, run: NewRun) -> dict[str, Any]:
-        story = run.story
+        recorded = run.recorded
         return {
             "run_uuid": run.run_id,
-            "name": story.label,
+            "name": recorded.label,
             "source_type": "UNKNOWN",
             "source_name": "",
             "entry_point_name": "",
             "user_id": "unknown",
-            "status": story.status,
-            "start_time": story.started,
-            "end_time": None if story.status == "RUNNING" else story.since,
+            "status": recorded.status,
+            "start_time": recorded.started,
+            "end_time": None if recorded.status == "RUNNING" else recorded.since,
             "source_version": "",
             "lifecycle_stage": "active",
             "artifact_uri": self._artifact_uri(run),
@@ -114,7 +114,7 @@ def _texts(run: NewRun, values: dict[str, str]) -> list[tuple[Any, ...]]:
 def _values(run: NewRun) -> list[tuple[Any, ...]]:
     return [
         (key, value, time, step, False, run.run_id)
-        for step, time, metrics in run.story.steps(after=0)
+        for step, time, metrics in run.recorded.steps(after=0)
         for key, value in metrics.items()
     ]
 

@@ -5,8 +5,8 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from edkd.tracking.recorded import Status
 from edkd.tracking.store import Store, find_one, lock, one_line, open_store, open_writable, search
-from edkd.tracking.story import Status
 
 _COUNT = "runs."  # before a state: the tag with the number of runs in it
 

@@ -19,8 +19,8 @@ from edkd.errors import EdkdError
 from edkd.rundir import journal, lock
 from edkd.rundir.paths import JOURNAL, RunDir
 from edkd.tracking import bulk
+from edkd.tracking.recorded import RecordedRun, shown, summarise
 from edkd.tracking.store import PATIENCE, Store, create_store, is_server, one_line, only, open_store, search
-from edkd.tracking.story import Story, shown, tell
 from edkd.tracking.sweeps import parent
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _sync_together(
     journals = {run.data.tags.get("edkd.path"): run.data.tags.get("edkd.journal") for run in known}
     hashes = {run.data.tags["edkd.run"] for run in known}
     results: dict[Path, SyncReport | EdkdError] = {}
-    new: dict[Path, tuple[Story, str]] = {}
+    new: dict[Path, tuple[RecordedRun, str]] = {}
     with contextlib.ExitStack() as locks:
         for run_dir in run_dirs:
             path = _path(store, run_dir)
@@ -109,11 +109,11 @@ def _sync_together(
                         step()
                         continue
                     locks.enter_context(_alone(run_dir))
-                    story, digest = _read(run_dir)
+                    recorded, digest = _read(run_dir)
             except EdkdError:
                 continue
-            if story is not None and story.run not in hashes and not is_server(store.uri):
-                new[run_dir] = story, digest
+            if recorded is not None and recorded.run not in hashes and not is_server(store.uri):
+                new[run_dir] = recorded, digest
         if new:
             with contextlib.suppress(EdkdError), one_line(store.uri):  # one by one they say what is wrong
                 results |= _write_new(store, new, parents, step)
@@ -121,23 +121,25 @@ def _sync_together(
 
 
 def _write_new(
-    store: Store, new: Mapping[Path, tuple[Story, str]], parents: dict[str, str], step: Callable[[], None]
+    store: Store, new: Mapping[Path, tuple[RecordedRun, str]], parents: dict[str, str], step: Callable[[], None]
 ) -> dict[Path, SyncReport]:
     """Write runs that MLflow had not when the sync began; what has come there since is left out."""
     writer = bulk.Writer(store)
-    there = writer.known({story.run for story, _ in new.values()})
+    there = writer.known({recorded.run for recorded, _ in new.values()})
     runs: dict[Path, bulk.NewRun] = {}
-    for run_dir, (story, digest) in new.items():
-        if story.run not in there:
-            mark = {"edkd.synced": story.epochs[-1].mark} if story.epochs else {}
-            tags = {**_first_tags(store, run_dir, story, parents), **mark, **_last_tags(story, digest)}
-            runs[run_dir] = bulk.NewRun(story, tags)
-            if story.status != "RUNNING":
-                with _files(run_dir, story) as folder:
+    for run_dir, (recorded, digest) in new.items():
+        if recorded.run not in there:
+            mark = {"edkd.synced": recorded.epochs[-1].mark} if recorded.epochs else {}
+            tags = {**_first_tags(store, run_dir, recorded, parents), **mark, **_last_tags(recorded, digest)}
+            runs[run_dir] = bulk.NewRun(recorded, tags)
+            if recorded.status != "RUNNING":
+                with _files(run_dir, recorded) as folder:
                     writer.add_files(runs[run_dir], folder)
     writer.write(runs.values(), step)
     return {
-        run_dir: SyncReport(created=True, epochs_logged=len(run.story.epochs), ended=run.story.status != "RUNNING")
+        run_dir: SyncReport(
+            created=True, epochs_logged=len(run.recorded.epochs), ended=run.recorded.status != "RUNNING"
+        )
         for run_dir, run in runs.items()
     }
 
@@ -145,10 +147,10 @@ def _write_new(
 def _sync(store: Store, run_dir: Path, *, parents: dict[str, str]) -> SyncReport:
     """Sync one run; `parents` fills with sweeps' runs."""
     with _alone(run_dir):
-        story, digest = _read(run_dir)
-        if story is None:
+        recorded, digest = _read(run_dir)
+        if recorded is None:
             return _NOTHING
-        return _bring(store, run_dir, story, digest, parents)
+        return _bring(store, run_dir, recorded, digest, parents)
 
 
 def _alone(run_dir: Path) -> FileLock:
@@ -156,13 +158,13 @@ def _alone(run_dir: Path) -> FileLock:
     return FileLock(RunDir(run_dir).mlflow_lock, timeout=PATIENCE)
 
 
-def _read(run_dir: Path) -> tuple[Story | None, str]:
-    """What the journal tells, and the digest of its file."""
+def _read(run_dir: Path) -> tuple[RecordedRun | None, str]:
+    """What the journal holds, and the digest of its file."""
     # Asked before and after: a run that ends while its journal is read is not one that was killed.
     held = lock.is_held(run_dir)
     digest = _digest(run_dir)
     records = journal.read(run_dir)
-    return tell(records, RunDir(run_dir).journal, held=(held or lock.is_held(run_dir)) is not None), digest
+    return summarise(records, RunDir(run_dir).journal, held=(held or lock.is_held(run_dir)) is not None), digest
 
 
 def _digest(run_dir: Path) -> str:
@@ -171,69 +173,69 @@ def _digest(run_dir: Path) -> str:
     return f"{len(content)}:{zlib.crc32(content):08x}"
 
 
-def _bring(store: Store, run_dir: Path, story: Story, digest: str, parents: dict[str, str]) -> SyncReport:
+def _bring(store: Store, run_dir: Path, recorded: RecordedRun, digest: str, parents: dict[str, str]) -> SyncReport:
     from mlflow.entities import RunTag
 
     client = store.client
-    run = _find(store, run_dir, _path(store, run_dir), story)
+    run = _find(store, run_dir, _path(store, run_dir), recorded)
     mark = None if run is None else run.data.tags.get("edkd.synced")
-    if run is not None and mark is not None and all(epoch.mark != mark for epoch in story.epochs):
+    if run is not None and mark is not None and all(epoch.mark != mark for epoch in recorded.epochs):
         client.delete_run(run.info.run_id)  # it has other values than the journal
         run = None
     created = run is None
-    changed = run is None or run.data.tags.get("edkd.state") != story.state
-    tags = _first_tags(store, run_dir, story, parents) if changed else {}
+    changed = run is None or run.data.tags.get("edkd.state") != recorded.state
+    tags = _first_tags(store, run_dir, recorded, parents) if changed else {}
     if run is None:
-        run = client.create_run(store.experiment_id, start_time=story.started, run_name=story.label, tags=tags)
+        run = client.create_run(store.experiment_id, start_time=recorded.started, run_name=recorded.label, tags=tags)
         tags = {}
-    elif story.error is None and "error" in run.data.tags:
+    elif recorded.error is None and "error" in run.data.tags:
         client.delete_tag(run.info.run_id, "error")
-    epochs_logged = _log_values(store, run, story, tags, changed=changed)
+    epochs_logged = _log_values(store, run, recorded, tags, changed=changed)
     if changed:
-        _log_status(store, run, story, run_dir)
-    last = _last_tags(story, digest)
+        _log_status(store, run, recorded, run_dir)
+    last = _last_tags(recorded, digest)
     if changed or any(run.data.tags.get(key) != value for key, value in last.items()):
         client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in last.items()])
-    return SyncReport(created, epochs_logged, ended=changed and story.status != "RUNNING")
+    return SyncReport(created, epochs_logged, ended=changed and recorded.status != "RUNNING")
 
 
-def _first_tags(store: Store, run_dir: Path, story: Story, parents: dict[str, str]) -> dict[str, str]:
+def _first_tags(store: Store, run_dir: Path, recorded: RecordedRun, parents: dict[str, str]) -> dict[str, str]:
     """What a run is made with, and is told anew when its state has changed."""
     path = _path(store, run_dir)
-    tags = {**story.tags, "edkd.run": story.run, "edkd.name": story.name, "edkd.path": path}
-    exact = {key: value for key, value in story.final.items() if shown({key: value})[key] != value}
+    tags = {**recorded.tags, "edkd.run": recorded.run, "edkd.name": recorded.name, "edkd.path": path}
+    exact = {key: value for key, value in recorded.final.items() if shown({key: value})[key] != value}
     if exact:
         tags["edkd.exact"] = json.dumps(exact)
     files = RunDir(run_dir if is_server(store.uri) else Path("runs") / path)
     tags["directory"] = str(files.path)
     if RunDir(run_dir).best.exists():
         tags["weights"] = str(files.best)
-    if story.sweep is not None:
-        if story.sweep not in parents:
-            parents[story.sweep] = parent(store, story.sweep, started=story.started)
-        tags["mlflow.parentRunId"] = parents[story.sweep]
-    if story.error is not None:
-        tags["error"] = story.error
+    if recorded.sweep is not None:
+        if recorded.sweep not in parents:
+            parents[recorded.sweep] = parent(store, recorded.sweep, started=recorded.started)
+        tags["mlflow.parentRunId"] = parents[recorded.sweep]
+    if recorded.error is not None:
+        tags["error"] = recorded.error
     return tags
 
 
-def _last_tags(story: Story, digest: str) -> dict[str, str]:
+def _last_tags(recorded: RecordedRun, digest: str) -> dict[str, str]:
     """That a run has been logged, and how it stands."""
     # Of other runs it depends on who holds the directory.
-    ended = {"edkd.journal": digest} if story.status in ("FINISHED", "FAILED") else {}
-    return {**ended, "edkd.state": story.state}
+    ended = {"edkd.journal": digest} if recorded.status in ("FINISHED", "FAILED") else {}
+    return {**ended, "edkd.state": recorded.state}
 
 
 @contextlib.contextmanager
-def _files(run_dir: Path, story: Story) -> Iterator[Path]:
+def _files(run_dir: Path, recorded: RecordedRun) -> Iterator[Path]:
     """A folder with the files that MLflow gets of a run that has ended."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = RunDir(run_dir).config
         if config.exists():
             shutil.copyfile(config, folder / config.name)
-        if story.summary is not None:
-            (folder / "summary.json").write_text(json.dumps(story.summary, indent=2))
+        if recorded.summary is not None:
+            (folder / "summary.json").write_text(json.dumps(recorded.summary, indent=2))
         yield folder
 
 
@@ -247,18 +249,18 @@ def _path(store: Store, run_dir: Path) -> str:
     return f"{os.environ.get('USER', os.getuid())}:{below}" if is_server(store.uri) else below
 
 
-def _find(store: Store, run_dir: Path, path: str, story: Story) -> "Run | None":
+def _find(store: Store, run_dir: Path, path: str, recorded: RecordedRun) -> "Run | None":
     """The MLflow run of a run directory, None where there is none.
 
     One that an earlier version logged carries a hash of the directory's absolute path instead, which holds until
     it is moved: then it is known by the values that it has. It is given its path.
     """
-    runs = search(store.client, store.experiment_id, f"tags.`edkd.run` = '{story.run}'")
+    runs = search(store.client, store.experiment_id, f"tags.`edkd.run` = '{recorded.run}'")
     run = only(store, [run for run in runs if run.data.tags.get("edkd.path") == path])
     if run is not None:
         return run
     here = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
-    marks: set[str | None] = {epoch.mark for epoch in story.epochs} or {None}
+    marks: set[str | None] = {epoch.mark for epoch in recorded.epochs} or {None}
     earlier = [run for run in runs if "edkd.path" not in run.data.tags]
     ours = [run for run in earlier if run.data.tags.get("edkd.directory") == here]
     ours += [run for run in earlier if run.data.tags.get("edkd.synced") in marks]
@@ -268,7 +270,7 @@ def _find(store: Store, run_dir: Path, path: str, story: Story) -> "Run | None":
     return ours[0]
 
 
-def _log_values(store: Store, run: "Run", story: Story, tags: dict[str, str], *, changed: bool) -> int:
+def _log_values(store: Store, run: "Run", recorded: RecordedRun, tags: dict[str, str], *, changed: bool) -> int:
     """Log the epochs that are missing, in few calls, and return their number.
 
     Of a run whose state has changed its other values go along.
@@ -276,10 +278,10 @@ def _log_values(store: Store, run: "Run", story: Story, tags: dict[str, str], *,
     from mlflow.entities import Metric, Param, RunTag
 
     synced = int(run.data.tags.get("edkd.synced", "0").partition(":")[0])
-    missing = [epoch for epoch in story.epochs if epoch.number > synced]
+    missing = [epoch for epoch in recorded.epochs if epoch.number > synced]
     metrics = [
         Metric(key, value, time, step)
-        for step, time, values in story.steps(after=synced)
+        for step, time, values in recorded.steps(after=synced)
         if step or changed
         for key, value in values.items()
         if step or run.data.metrics.get(key) != value
@@ -287,7 +289,7 @@ def _log_values(store: Store, run: "Run", story: Story, tags: dict[str, str], *,
     params: list[Param] = []
     if changed:
         # MLflow lets no parameter change: what differs in a resumed run (a path, the device) keeps its first value.
-        params = [Param(key, value) for key, value in story.params.items() if key not in run.data.params]
+        params = [Param(key, value) for key, value in recorded.params.items() if key not in run.data.params]
     # The last tag is stored after all metrics. A crash before that repeats them, and equal ones are stored once.
     marks = [RunTag(key, value) for key, value in tags.items()]
     marks += [RunTag("edkd.synced", missing[-1].mark)] if missing else []
@@ -299,12 +301,12 @@ def _log_values(store: Store, run: "Run", story: Story, tags: dict[str, str], *,
     return len(missing)
 
 
-def _log_status(store: Store, run: "Run", story: Story, run_dir: Path) -> None:
+def _log_status(store: Store, run: "Run", recorded: RecordedRun, run_dir: Path) -> None:
     """Log the status of a run, with the files of one that has ended."""
     client, run_id = store.client, run.info.run_id
-    if story.status != "RUNNING":
-        with _files(run_dir, story) as folder:
+    if recorded.status != "RUNNING":
+        with _files(run_dir, recorded) as folder:
             client.log_artifacts(run_id, str(folder))
-        client.set_terminated(run_id, status=story.status, end_time=story.since)
+        client.set_terminated(run_id, status=recorded.status, end_time=recorded.since)
     elif run.info.status != "RUNNING":
         client.update_run(run_id, status="RUNNING")

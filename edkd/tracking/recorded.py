@@ -1,4 +1,4 @@
-"""What a journal has to tell MLflow, as plain data: parameters, tags, metrics, status. Knows nothing of MLflow."""
+"""What a journal holds for MLflow, as plain data: parameters, tags, metrics, status. Knows nothing of MLflow."""
 
 import hashlib
 import json
@@ -39,8 +39,8 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Story:
-    """A run as its journal tells it. All times are unix milliseconds."""
+class RecordedRun:
+    """A run as its journal has it. All times are unix milliseconds."""
 
     run: str  # the hash of its configuration
     name: str
@@ -70,28 +70,28 @@ class Story:
         yield 0, self.since, shown(self.final)
 
 
-def tell(records: list[Record], source: Path, *, held: bool) -> Story | None:
+def summarise(records: list[Record], source: Path, *, held: bool) -> RecordedRun | None:
     """Sum up the records of one journal; ``held`` says whether a process holds the run's directory now.
 
     A run without a last word is running where it is held and was killed where it is not. Of an epoch that was
-    written more than once the last record counts. None if no start was recorded: there is nothing to tell yet.
+    written more than once the last record counts. None if no start was recorded: nothing is known yet.
     Raises `EdkdError` for a record of another shape.
     """
     try:
-        return _tell(records, held)
+        return _summarise(records, held)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         lacks = f"a record of {source} lacks what it needs ({type(error).__name__}: {error})"
         raise EdkdError(f"{lacks}; restore or remove it") from error
 
 
-def _tell(records: list[Record], held: bool) -> Story | None:
+def _summarise(records: list[Record], held: bool) -> RecordedRun | None:
     starts = [record for record in records if record["event"] == "start"]
     if not starts:
         return None
     start, last = starts[-1], records[-1]
     status: Status = _VERDICTS.get(last["event"], "RUNNING" if held else "KILLED")
     sweeps = [record["sweep"] for record in starts if record.get("sweep")]
-    return Story(
+    return RecordedRun(
         run=start["run"],
         name=start["name"],
         label=_label(start["tags"]),
