@@ -1,11 +1,13 @@
 """What runs in a SLURM job: one frozen run, which makes way when SLURM asks, and continues when it is started again.
 
+    python -m edkd.slurm.job --signal-delay 120 --timeout-min 240 --max-timeouts 1000 --folder DIR HASH:CONFIG
+
 SLURM warns all processes of a job with SIGUSR2: `signal_delay_s` seconds before the walltime ends, and before a
-preemption where the cluster is set up so. Submitit's handler for it rewrites files, asks SLURM to queue the job again
-and exits, wherever the process just is, and in forked children as well. Here the signal is noted, the run stops at the
-next safe point with its files closed and its directory free, and only then submitit's handler runs.
+preemption where the cluster is set up so. The signal is noted, the run stops at the next safe point with its files
+closed and its directory free, and only then SLURM is asked to queue the job again.
 """
 
+import argparse
 import contextlib
 import os
 import platform
@@ -13,97 +15,131 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
+from edkd.console import counted
 from edkd.errors import EdkdError
 from edkd.rundir import journal, lock
 from edkd.rundir.paths import RunDir
 from edkd.runs.preemption import Stopped
+from edkd.slurm import queue
 
 WARNING = signal.SIGUSR2
 FINISH_EPOCH = 0.5  # part of the time between the warning and the end in which an epoch may still be finished
 LAST_MOMENT = 0.75  # part of that time after which a run that has met no safe point is broken off where it is
 _NO_GPU = ("", "-1", "NoDevFiles")  # CUDA_VISIBLE_DEVICES of a job without; the last is SLURM's
-PATIENCE = 2.0  # seconds between two looks at a run directory that another process holds
+EARLY = 90.0  # seconds by which SLURM may warn too early, and a job's set-up take
+PATIENCE = 2.0  # seconds between two looks at a run directory that another process holds, and two requests of SLURM
 
 
-class FrozenRun:
-    """Executes the run that a frozen configuration describes; submitit pickles this and calls it in the job."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run to the end, or until SLURM asks for the place: the job is then queued again.
 
-    def __init__(self, config: Path, *, signal_delay_s: float) -> None:
-        self.config = Path(config).absolute()
-        self.folder = Path.cwd()  # relative paths in the configuration begin here
-        self.signal_delay_s = signal_delay_s
+    A run that does not end well ends the process with a non-zero code, so that SLURM's tools show the job as failed.
+    """
+    args = _parser().parse_args(arguments)
+    os.chdir(args.folder)  # relative paths in the configuration begin here
+    run, _, config = args.run.partition(":")
+    run_dir = RunDir(Path(config).parent)
+    size = run_dir.journal_size
 
-    def __call__(self) -> None:
-        """Run to the end, or until SLURM asks for the place: the job is then queued again.
+    def note(error: str) -> None:  # unless the run itself could do so
+        if run_dir.journal_size == size:
+            journal.Journal(run_dir.path).append({"event": "failure", "error": error})
 
-        A run that fails ends the process with a non-zero code, so that SLURM's tools show the job as failed too.
-        """
-        os.chdir(self.folder)
-        run_dir = RunDir(self.config.parent)
-        size = run_dir.journal_size
-
-        def note(error: str) -> None:  # unless the run itself could do so
-            if run_dir.journal_size == size:
-                journal.Journal(run_dir.path).append({"event": "failure", "error": error})
-
-        with warnings_noted(self.signal_delay_s) as warned:
-            try:
-                self._execute(warned)
-                return
-            except Stopped:
-                print("stopped on SLURM's warning; asking SLURM to queue the job again", file=sys.stderr)
-            except EdkdError as error:
-                note(str(error))
-                print(f"edkd: {error}", file=sys.stderr)
-                raise SystemExit(1) from None
-            except Exception as error:
-                note(f"{type(error).__name__}: {error}")
-                raise
+    # It announces SIGKILL, and is no request to stop: whether the job goes back into the queue SLURM has decided.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    with warnings_noted(args.signal_delay) as warned:
+        try:
+            _execute(run_dir, run, warned)
+            return
+        except Stopped:
             warned.disarm()
-            try:
-                warned.pass_on()
-            except Exception as error:  # submitit's and scontrol's: the job will not be started again
-                reason = " ".join(str(error).split())
-                message = (
-                    f"stopped by SLURM and not queued again ({reason}); run the same command again to continue, "
-                    "with a larger hydra.launcher.timeout_min or max_num_timeout if it ran out of time"
-                )
-                journal.Journal(run_dir.path).append({"event": "failure", "error": message})
-                print(f"edkd: {message}", file=sys.stderr)
-                raise SystemExit(1) from None
+            print("stopped on SLURM's warning; asking SLURM to queue the job again", file=sys.stderr, flush=True)
+        except EdkdError as error:
+            note(str(error))
+            print(f"edkd: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+        except Exception as error:
+            note(f"{type(error).__name__}: {error}")
+            raise
+        refused = _timed_out_too_often(args, warned) or queue_again(warned.deadline)
+    if refused:
+        message = (
+            f"stopped by SLURM and not queued again ({refused}); run the same command again to continue, "
+            "with a larger hydra.launcher.timeout_min or max_num_timeout if it ran out of time"
+        )
+        journal.Journal(run_dir.path).append({"event": "failure", "error": message})
+        print(f"edkd: {message}", file=sys.stderr)
+    raise SystemExit(1)
 
-    def checkpoint(self) -> Any:
-        """Submitit's protocol: what the job that is queued again runs. All progress is in the run's directory."""
-        import submitit
 
-        return submitit.helpers.DelayedSubmission(self)
+def queue_again(deadline: float) -> str:
+    """Ask SLURM to put this job back into its queue; returns why it does not, or nothing.
 
-    def _execute(self, warned: "Warned") -> None:
-        from edkd.config.job import thaw
-        from edkd.runs.run import execute
+    What is refused is checked against the queue: SLURM may have put the job there itself, as when it preempts one.
+    Where it cannot be asked, or refuses, it is asked again until `deadline`, by the clock of `time.monotonic`.
+    """
+    from edkd.training.hardware import slurm_job  # loads torch: not before the warning can be noted
 
-        job, sweep = thaw(self.config)
-        if job.settings.engine.device == "auto":
-            _check_gpu()
-        said = False
-        while True:
-            try:
-                execute(job, sweep=sweep, show=True, stop_asked=warned.stop_asked)
-                return
-            except lock.HeldError as error:
-                # SLURM starts a job a second time if it loses sight of a node on which the first one lives. The run
-                # needs but one of them; should that die after all, this one continues.
-                if not said:
-                    print(f"waiting: {error}", file=sys.stderr)
-                said = True
-            if warned.at is not None:
-                raise Stopped
-            time.sleep(PATIENCE)
+    job = slurm_job()
+    assert job is not None
+    while True:
+        done = queue.ask(["scontrol", "requeue", job], time.monotonic() + queue.PATIENCE)
+        if done is not None and done.returncode == 0:
+            return ""
+        known = queue.look_up([job])
+        if known is not None and (job not in known or known[job].state != "RUNNING"):
+            return ""  # it waits already, or is being ended
+        if time.monotonic() + PATIENCE > deadline:
+            said = " ".join(done.stderr.split()) if done is not None else ""
+            return said or "SLURM does not answer"
+        time.sleep(PATIENCE)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m edkd.slurm.job")
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--signal-delay", type=float, required=True)
+    parser.add_argument("--timeout-min", type=float, required=True)
+    parser.add_argument("--max-timeouts", type=int, required=True)
+    parser.add_argument("run", metavar="HASH:CONFIG")
+    return parser
+
+
+def _timed_out_too_often(args: argparse.Namespace, warned: "Warned") -> str:
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    ran, walltime = warned.ran, 60 * args.timeout_min
+    if restarts < args.max_timeouts or ran + args.signal_delay + EARLY < walltime:
+        return ""
+    return f"out of walltime, after {counted(restarts, 'restart')}"
+
+
+def _execute(run_dir: RunDir, run: str, warned: "Warned") -> None:
+    from edkd.config.job import thaw
+    from edkd.runs.run import execute
+
+    job, sweep = thaw(run_dir.config)
+    if job.run != run:  # its classes may be anybody's who can write there
+        raise EdkdError(f"{run_dir.config} is not what was submitted: it now describes run {job.run}, not {run}")
+    if job.settings.engine.device == "auto":
+        _check_gpu()
+    said = False
+    while True:
+        try:
+            execute(job, sweep=sweep, show=True, stop_asked=warned.stop_asked)
+            return
+        except lock.HeldError as error:
+            # SLURM starts a job a second time if it loses sight of a node on which the first one lives. The run
+            # needs but one of them; should that die after all, this one continues.
+            if not said:
+                print(f"waiting: {error}", file=sys.stderr, flush=True)
+            said = True
+        if warned.at is not None:
+            raise Stopped
+        time.sleep(PATIENCE)
 
 
 def _check_gpu() -> None:
@@ -122,9 +158,19 @@ def _check_gpu() -> None:
 class Warned:
     """Whether and when SLURM's warning came."""
 
-    def __init__(self, delay: float, handler: Any) -> None:
-        self.delay, self.handler = delay, handler
+    def __init__(self, delay: float) -> None:
+        self.delay, self.began = delay, time.monotonic()
         self.at: float | None = None
+
+    @property
+    def ran(self) -> float:
+        """The seconds from the start to the warning."""
+        return (self.at or time.monotonic()) - self.began
+
+    @property
+    def deadline(self) -> float:
+        """When SLURM ends the job, by the clock of `time.monotonic`."""
+        return self.began + self.ran + self.delay
 
     def note(self) -> None:
         """The warning has come; further ones change nothing."""
@@ -142,11 +188,6 @@ class Warned:
         """From here on nothing is broken off."""
         signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def pass_on(self) -> None:
-        """Call the handler that was there before: submitit's, which requeues the job and exits."""
-        if callable(self.handler):
-            self.handler(WARNING, None)
-
 
 @contextlib.contextmanager
 def warnings_noted(delay: float) -> Iterator[Warned]:
@@ -156,7 +197,7 @@ def warnings_noted(delay: float) -> Iterator[Warned]:
     a thread waits for it. The handler is for threads that were there before, to which the kernel may give the signal.
     """
     before = signal.getsignal(WARNING), signal.getsignal(signal.SIGALRM)
-    warned = Warned(delay, before[0])
+    warned = Warned(delay)
     done = threading.Event()
 
     def noted(number: int, frame: FrameType | None) -> None:
@@ -184,3 +225,7 @@ def warnings_noted(delay: float) -> Iterator[Warned]:
         signal.signal(WARNING, before[0])
         signal.signal(signal.SIGALRM, before[1])
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {WARNING})
+
+
+if __name__ == "__main__":
+    main()

@@ -117,17 +117,19 @@ def _queue(planned: Sweep, statuses: Mapping[str, RunStatus], launcher: submit.Q
     """Submit what is neither done nor in the queue, and wait for all that is, unless the launcher is detached."""
     submit.require_sbatch()
     with progress.watch(planned.jobs, parallel=len(planned.jobs)):
-        with submit.alone(Path(planned.jobs[0].settings.output) / "sweeps"):
+        folder = Path(planned.jobs[0].settings.output) / "sweeps"
+        with submit.alone(folder):
+            submit.adopt(folder, launcher)
             if any(Submission.read(job.directory) != statuses[job.run].submission for job in planned.jobs):
                 statuses = _look(planned, ask=True)  # others have submitted some since
             unseen = sum(status.why == UNSEEN for status in statuses.values())
             if unseen:
                 raise EdkdError(
-                    f"SLURM does not answer, and may still have {unseen} of these runs in its queue: "
-                    "`squeue` says why; the same command continues when it is back"
+                    f"{submit.NO_ANSWER}, and may still have {unseen} of these runs in its queue: {submit.SQUEUE_SAYS}"
                 )
             queued = {run: each.submission for run, each in statuses.items() if each.in_queue and each.submission}
-            submitted = submit.submit(planned, {job.run for job in _todo(planned, statuses)}, queued, launcher)
+            todo = {job.run for job in _todo(planned, statuses)}
+            submitted = submit.submit(planned, todo, queued, launcher, folder)
         submit.show_submitted(submitted, queued, detached=launcher.detached)
         if launcher.detached:
             return None

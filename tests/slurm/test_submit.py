@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -84,12 +85,12 @@ def test_what_the_launcher_is_given_reaches_sbatch(tiny: list[str], fake_slurm: 
     found = flags(script)
     expected = {
         **{"partition": "gpu", "account": "lab", "qos": "short", "constraint": "a100", "gpus-per-node": "2"},
-        **{"cpus-per-task": "3", "mem": "5GB", "time": "30", "signal": "USR2@77", "requeue": "", "job-name": "edkd"},
+        **{"cpus-per-task": "3", "mem": "5GB", "time": "30", "signal": "USR2@77", "requeue": ""},
     }
     assert {name: found.get(name) for name in expected} == expected
     assert "array" not in found
     assert "\nmodule load x\n" in script
-    assert " --cpus-per-task=3 container python -u -m submitit" in script
+    assert " --cpus-per-task=3 container python -u -m edkd.slurm.job --" in script
     (config,) = (here / "outputs").rglob("config.yaml")
     assert yaml.safe_load(config.read_text())["engine"]["threads"] == 3
 
@@ -170,9 +171,34 @@ def test_a_launcher_file_of_ones_own(tiny: list[str], fake_slurm: FakeSlurm, her
     assert (done.code, done.err) == (0, "")
     (script,) = fake_slurm.scripts()
     assert flags(script)["partition"] == "gpu" and "module load x" in script
-    (folder / "bad.yaml").write_text("defaults: [slurm, _self_]\npartitoin: gpu\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "defaults: [slurm, _self_]\npartitoin: gpu\n",
+            ": hydra.launcher.partitoin: no such key, did you mean partition?;",
+        ),
+        ("defaults: [slurm, _self_]\nsetup: module load x\n", ": hydra.launcher.setup: must be a list, such as ['…']"),
+        (
+            "defaults: [slurm, _self_]\nmem_gb: much\n",
+            ": hydra.launcher.mem_gb: Value 'much' of type 'str' could not be",
+        ),
+        (
+            "defaults: [slrum, _self_]\n",
+            ": defaults: no such option slrum, did you mean slurm?; allowed: bad, local, slurm",
+        ),
+        ("partition: gpu\n", " does not say what it changes: it begins with `defaults: [slurm, _self_]`"),
+        ("defaults: [slurm, _self_\n", '", line 2, column 1'),
+    ],
+)
+def test_what_is_wrong_in_a_launcher_file_is_one_line(tiny: list[str], here: Path, text: str, said: str) -> None:
+    file = here / "myconf" / "hydra" / "launcher" / "bad.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
     told = error(launch("-m", *tiny, "distiller=vanilla", "--config-dir=myconf", "hydra/launcher=bad"))
-    assert "'hydra/launcher/bad'" in told and "partitoin" in told
+    assert f"myconf/hydra/launcher/bad.yaml{said}" in told
 
 
 @pytest.mark.parametrize(
@@ -181,7 +207,7 @@ def test_a_launcher_file_of_ones_own(tiny: list[str], fake_slurm: FakeSlurm, her
         (".mail-user=ann@example.org", {"mail-user": "ann@example.org"}, {"no-requeue"}),
         (".requeue=false", {"no-requeue": ""}, {"requeue"}),
         (".requeue=null", {}, {"requeue", "no-requeue"}),
-        ("={comment: hi}", {"comment": "hi"}, set()),
+        ("={wckey: hi}", {"wckey": "hi"}, set()),
     ],
 )
 def test_any_other_option_of_sbatch(
@@ -194,12 +220,8 @@ def test_any_other_option_of_sbatch(
 
 
 def contents(folder: Path) -> set[Path]:
-    """All that is there, but for what submitit and MLflow keep, and locks."""
-    return {
-        path
-        for path in folder.rglob("*")
-        if not path.is_relative_to(folder / "sweeps" / "slurm") and path.suffix not in (".lock", ".db")
-    }
+    """All that is there, but for what MLflow keeps, and locks."""
+    return {path for path in folder.rglob("*") if path.suffix not in (".lock", ".db")}
 
 
 def test_of_what_slurm_refuses_nothing_stays(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
@@ -234,10 +256,74 @@ def test_what_was_there_before_stays_though_slurm_refuses_it(
 def test_what_slurm_took_before_it_refused_the_rest_stays(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
     sbatch = fake_slurm.folder / "bin" / "sbatch"
     sbatch.write_text(sbatch.read_text() + f"\necho 'sbatch: error: enough' >{fake_slurm.folder}/refuse\n")
-    assert slurm(tiny, "distiller=kd,dkd").code == 1
+    done = slurm(tiny, "distiller=kd,dkd")
+    assert (done.code, done.err) == (
+        1,
+        "edkd: 1 job submitted: 1; 2 not: SLURM refused the jobs: enough; see hydra.launcher; "
+        "the same command continues\n",
+    )
     assert set(submissions(here / "outputs")) == {"resnet8/vanilla-s0"}
     assert [path.parent.parent.name for path in (here / "outputs").rglob("config.yaml")] == ["resnet8"]
     assert len(list((here / "outputs" / "sweeps").glob("*.json"))) == 1
+
+
+def test_a_controller_that_goes_away_has_refused_nothing_and_its_jobs_are_found_again(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path
+) -> None:
+    sbatch, said = fake_slurm.folder / "bin" / "sbatch", "Socket timed out on send/recv operation"
+    whole = sbatch.read_text()
+    sbatch.write_text(f"{whole}\necho 'sbatch: error: {said}' >{fake_slurm.folder}/deaf\n")
+    done = slurm(tiny, "distiller=kd,dkd")
+    assert (done.code, done.err) == (
+        1,
+        f"edkd: 1 job submitted: 1; 2 not: the controller is away ({said}); the same command continues\n",
+    )
+    assert set(submissions(here / "outputs")) == {"resnet8/vanilla-s0"}
+    sbatch.write_text(whole)
+    fake_slurm.clear("deaf")
+    fake_slurm.queue(j1="RUNNING", j2_0="PENDING", j2_1="PENDING")  # it had heard all the same
+    fake_slurm.set("away")
+    assert "`squeue` says why" in slurm(tiny, "distiller=kd,dkd").err
+    fake_slurm.clear("away")
+    assert "0 jobs submitted to SLURM, 3 were in its queue already: 1, 2\n" in slurm(tiny, "distiller=kd,dkd").out
+    assert submissions(here / "outputs")["resnet8-resnet8/dkd-s0"]["job_id"] == "2_1"
+    fake_slurm.queue(j1="RUNNING")
+    assert "2 jobs submitted to SLURM, 1 was in its queue already: 1, 3\n" in slurm(tiny, "distiller=kd,dkd").out
+
+
+def test_ctrl_c_waits_until_what_was_submitted_is_written_down(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path
+) -> None:
+    sbatch = fake_slurm.folder / "bin" / "sbatch"
+    whole = sbatch.read_text()
+    sbatch.write_text(whole.replace("echo", "kill -INT $PPID $$; sleep 0.3; echo", 1))
+    assert slurm(tiny, "distiller=kd").code == 130
+    assert [each["job_id"] for each in submissions(here / "outputs").values()] == ["1"]
+    sbatch.write_text(whole)
+    fake_slurm.queue(j1="PENDING")
+    assert "1 job submitted to SLURM, 1 was in its queue already: 1, 2\n" in slurm(tiny, "distiller=kd").out
+
+
+def test_jobs_are_named_after_their_runs(tiny: list[str], fake_slurm: FakeSlurm) -> None:
+    assert slurm(tiny, "distiller=kd,dkd", "hydra.launcher.name='my jobs'").code == 0
+    teacher, students = map(flags, fake_slurm.scripts())
+    assert teacher["job-name"] == "my_jobs:resnet8/vanilla-s0"
+    (sweep,) = {each["comment"].strip("'").split()[0] for each in (teacher, students)}
+    assert students["job-name"] == f"my_jobs:{sweep}"
+    assert "update JobId=2_1 JobName=my_jobs:resnet8-resnet8/dkd-s0\n" in (fake_slurm.folder / "asked").read_text()
+
+
+def test_a_folder_for_logs_is_its_owners_alone(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = here / "outputs" / "sweeps" / "slurm"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    assert slurm(tiny, "distiller=vanilla").code == 0
+    assert folder.stat().st_mode & 0o777 == 0o700 and list(folder.iterdir()) == []
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert f"edkd: {folder} is another user's" in slurm(tiny, "distiller=vanilla", "seed=1").err
+    assert len(fake_slurm.scripts()) == 1
 
 
 def test_a_directory_that_somebody_else_uses_by_now_is_not_removed(make_job: Any) -> None:
@@ -418,7 +504,7 @@ def test_a_job_that_left_the_queue_without_a_word_has_vanished(
     assert done.code == 1
     first, second = (line for line in done.out.splitlines() if " vanished after epoch 0: " in line)
     why = f": FAILED: execve(): /nonexistent/python: No such file or directory (SLURM job 1_0, {log})"
-    assert first.endswith(why) and "job gone from SLURM's queue (SLURM job 1_1, " in second
+    assert first.endswith(why) and "job gone from SLURM's queue (SLURM job 1_1)" in second
     assert f": vanished{why}\n" in done.err
     assert "  FAILED: execve(): /nonexistent/python: No such file or directory\n" in edkd("status").out
 
@@ -530,9 +616,30 @@ def test_why_jobs_wait_is_shown_when_it_is_news(
             shown |= wait.show_reasons(look(runs), shown)
     assert capsys.readouterr().err.splitlines() == [
         "SLURM: 3 runs wait: PartitionConfig",
+        f"SLURM: PartitionConfig does not end by itself: {queue.cure('PartitionConfig', '')}",
         "SLURM: 3 runs wait: Priority (2), Resources (1)",
         "SLURM: 1 run waits: ReqNodeNotAvail",
+        f"SLURM: ReqNodeNotAvail does not end by itself: {queue.cure('ReqNodeNotAvail', '')}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("PartitionConfig", "smaller cpus_per_task"),
+        ("JobHeldUser", "`scontrol release 7`"),
+        ("launch failed requeued held", "`scontrol release 7`"),
+        ("QOSMaxCpuPerUserLimit", "sacctmgr show qos"),
+        ("AssocGrpGRES", "sacctmgr show assoc"),
+        ("ReqNodeNotAvail, UnavailableNodes:n[1-3]", "sinfo -R"),
+        ("DependencyNeverSatisfied", "`scancel 7`"),
+        ("Dependency", ""),
+        ("Priority", ""),
+    ],
+)
+def test_what_helps_a_job_that_cannot_begin(reason: str, said: str) -> None:
+    helps = queue.cure(reason, "7")
+    assert said in helps and bool(said) == bool(helps)
 
 
 @pytest.mark.parametrize("how", ["slow", "away"])
