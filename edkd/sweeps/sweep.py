@@ -6,6 +6,7 @@ Jobs are launched by Hydra's launcher (in this process, in several local ones, o
 from their journals alone, for a launcher may lose a job, and a lost job must not take the others with it.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,9 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
             pick_device(cfg.engine.device)
             load_arrays(cfg)
     where, output = planned.students[0].settings.tracking, Path(planned.students[0].settings.output)
+    if all(status.state == "done" for status in statuses.values()) and not os.access(output, os.W_OK):
+        report.show_summary(planned, statuses)  # of somebody else's sweep
+        return
     if where.uri is not None:
         report.open_tracking(where)
     retried = isinstance(planned, Retry)  # the sweep has more runs than these

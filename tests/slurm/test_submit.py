@@ -461,6 +461,18 @@ def test_students_of_a_teacher_that_trains_elsewhere_are_not_submitted(
     assert "is running in another process" in done.out and "its teacher resnet8 is not trained yet" in done.out
 
 
+@pytest.mark.parametrize("launcher", ["basic", "slurm"])
+def test_who_repeats_a_finished_sweep_of_somebody_elses_is_told_so(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path, monkeypatch: pytest.MonkeyPatch, launcher: str
+) -> None:
+    assert launch("-m", *tiny, "distiller=vanilla", "schedule.epochs=1").code == 0
+    before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    done = launch("-m", *tiny, "distiller=vanilla", "schedule.epochs=1", f"hydra/launcher={launcher}")
+    assert (done.code, done.out.splitlines()[-1].partition(": ")[2], done.err) == (0, "1 of 1 runs finished", "")
+    assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before
+
+
 # ---- waiting
 
 
@@ -487,10 +499,12 @@ def test_a_student_in_the_queue_outlives_its_teacher_and_says_why_it_failed(
     done = slurm(tiny, "distiller=kd", "schedule.lr=1e30", "hydra.launcher.cpus_per_task=1", launcher="slurm")
     assert done.code == 1, done
     (teacher,) = (here / "outputs").glob("runs/*/resnet8/vanilla-*")
-    failed = next(line for line in done.out.splitlines() if " failed: teacher resnet8 is not in " in line)
-    assert f": its run {teacher} failed (" in failed and "training diverged; lower schedule.lr" in failed
-    assert "`edkd retry`, or the same command again, trains it first; see " in failed
-    assert " -m" not in failed and done.err.count("SLURM: 1 run waits: Dependency") == 1
+    failed = next(line for line in done.err.splitlines() if " failed: teacher resnet8 is not in " in line)
+    assert failed.endswith(f": its run {teacher} failed; `edkd retry`, or the same command again, trains it first")
+    assert done.err.count("SLURM: 1 run waits: Dependency") == 1
+    first, second = (line for line in done.out.splitlines() if " failed: " in line)
+    assert "training diverged; lower schedule.lr" in first
+    assert second.endswith(" failed: its teacher resnet8 is not trained yet")
 
 
 def test_a_job_that_left_the_queue_without_a_word_has_vanished(

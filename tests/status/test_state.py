@@ -350,6 +350,10 @@ def test_the_table_ends_with_what_needs_attention(many: Path) -> None:
     assert done.out.splitlines()[-2].endswith("  loss_kd is nan in epoch 121: a lower learning rate may help")
 
 
+def test_the_output_folder_is_understood_as_launch_py_takes_it(run_dir: Path) -> None:
+    assert shown(f"output={run_dir.parents[3]}") == shown("--output", str(run_dir.parents[3]))
+
+
 def test_a_running_row(run_dir: Path) -> None:
     with lock.hold(run_dir):
         written(run_dir, START, epoch(1))
