@@ -20,6 +20,8 @@ QUEUED = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEU
 STARTED = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"})
 """States of a job that has a node. One that is requeued is COMPLETING first, so this is no word of its end."""
 ALIVE = QUEUED | STARTED
+RETURNING = frozenset({"NODE_FAIL", "PREEMPTED"})
+"""States in which a job may be seen for a moment before SLURM queues it again."""
 
 _CURES = {  # how reasons begin that do not end by themselves, and what helps
     "PartitionConfig PartitionNodeLimit PartitionTimeLimit BadConstraints MaxMemPerLimit": (

@@ -51,6 +51,7 @@ class Queue(Protocol):
     detached: bool
     poll_s: float
     threads: int | None
+    parallel: int  # how many jobs of one array run at a time, at most
 
     @property
     def name(self) -> str:

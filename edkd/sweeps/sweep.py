@@ -7,6 +7,7 @@ from their journals alone, for a launcher may lose a job, and a lost job must no
 """
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from edkd.errors import EdkdError
 from edkd.rundir import journal, provenance
 from edkd.runs.setup import load_arrays
 from edkd.slurm import submit
+from edkd.slurm.queue import RETURNING
 from edkd.slurm.submission import Submission
 from edkd.status import select
 from edkd.status.state import UNSEEN, RunStatus, look
@@ -32,6 +34,8 @@ from edkd.sweeps import progress, report
 from edkd.sweeps.plan import Sweep, expand, is_dry, make_plan, pair_lists, show_plan, show_unreached, warn_outdated
 from edkd.sweeps.retry import Retry
 from edkd.training.device import cores, pick_device
+
+MOMENT = 3.0  # seconds in which SLURM queues a job again that was preempted or lost its node
 
 
 def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, launcher: Launcher) -> list[Any]:
@@ -120,12 +124,15 @@ def _todo(planned: Sweep, statuses: Mapping[str, RunStatus]) -> list[Job]:
 def _queue(planned: Sweep, statuses: Mapping[str, RunStatus], launcher: submit.Queue) -> dict[str, RunStatus] | None:
     """Submit what is neither done nor in the queue, and wait for all that is, unless the launcher is detached."""
     submit.require_sbatch()
-    with progress.watch(planned.jobs, parallel=len(planned.jobs)):
+    with progress.watch(planned.jobs, parallel=launcher.parallel):
         folder = Path(planned.jobs[0].settings.output) / "sweeps"
         with submit.alone(folder):
             submit.adopt(folder, launcher)
-            if any(Submission.read(job.directory) != statuses[job.run].submission for job in planned.jobs):
-                statuses = _look(planned, ask=True)  # others have submitted some since
+            returning = any(each.entry is not None and each.entry.state in RETURNING for each in statuses.values())
+            if returning:
+                time.sleep(MOMENT)
+            if returning or any(Submission.read(job.directory) != statuses[job.run].submission for job in planned.jobs):
+                statuses = _look(planned, ask=True)  # others have submitted some since, or SLURM has
             unseen = sum(status.why == UNSEEN for status in statuses.values())
             if unseen:
                 raise EdkdError(

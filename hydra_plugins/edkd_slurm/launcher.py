@@ -45,6 +45,7 @@ class EdkdSlurmLauncher(SlurmLauncher):
     def __init__(self, *, detached: bool, poll_s: float, python: str | None, **params: Any) -> None:
         super().__init__(**params)
         self.detached, self.poll_s, self.python = detached, poll_s, python
+        self.parallel: int = params["array_parallelism"]
 
     def check(self) -> None:
         """Raise EdkdError for a key that there is not or a value that makes no sense, before anything is submitted."""

@@ -18,6 +18,7 @@ from edkd.slurm import queue, submit
 from edkd.slurm.submission import Submission
 from edkd.status import wait
 from edkd.status.state import look
+from edkd.sweeps import sweep
 from tests.commandline import Ended, edkd, error, journals, launch, metrics
 from tests.fake_slurm import FakeSlurm, fake_slurm
 
@@ -379,6 +380,16 @@ def test_jobs_in_the_queue_are_found_again_and_not_submitted_twice(
     assert after.pop("resnet8-resnet8/kd-s2")["job_id"] == "3_1"
     assert after.pop("resnet8-resnet8/kd-s1")["job_id"] == "3_0"
     assert after == {name: before[name] for name in after}
+
+
+@pytest.mark.parametrize("state", ["NODE_FAIL", "PREEMPTED"])
+def test_a_job_that_slurm_is_about_to_queue_again_gets_no_twin(
+    tiny: list[str], fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    assert slurm(tiny, "distiller=vanilla").code == 0
+    fake_slurm.queue(j1=state)
+    monkeypatch.setattr(sweep.time, "sleep", lambda seconds: fake_slurm.queue(j1="PENDING"))
+    assert "0 jobs submitted to SLURM, 1 was in its queue already: 1\n" in slurm(tiny, "distiller=vanilla").out
 
 
 def test_the_plan_says_what_is_in_the_queue_and_slurm_is_asked_once(
