@@ -82,9 +82,12 @@ def task(composed: DictConfig) -> None:
     if "frozen" in composed:
         from edkd.config.job import thaw
         from edkd.runs.run import execute
+        from edkd.training.device import take_gpu
 
         _end_with_parent()
         job, sweep = thaw(Path(composed.frozen))
+        if multiprocessing.parent_process() is not None and job.settings.engine.device in ("auto", "cuda"):
+            take_gpu(multiprocessing.current_process().name)
         try:
             execute(job, sweep=sweep, show=False)
         except Exception as error:

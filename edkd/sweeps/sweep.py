@@ -33,7 +33,7 @@ from edkd.status.wait import wait
 from edkd.sweeps import progress, report
 from edkd.sweeps.plan import Sweep, expand, is_dry, make_plan, pair_lists, show_plan, show_unreached, warn_outdated
 from edkd.sweeps.retry import Retry
-from edkd.training.device import cores, pick_device
+from edkd.training.device import cores, name_gpus, pick_device
 
 MOMENT = 3.0  # seconds in which SLURM queues a job again that was preempted or lost its node
 
@@ -164,6 +164,8 @@ def _run(
     """Launch what is not done, stage by stage, in this process or in several on this machine."""
     todo = _todo(planned, statuses)
     parallel, threads = _shares(master, len(todo))
+    if parallel is not None and parallel > 1:
+        name_gpus()
     known = provenance.read()
     files = {job.run: freeze(job, sweep=planned.id, threads=threads, planned_with=known) for job in todo}
     where = planned.jobs[0].settings.tracking

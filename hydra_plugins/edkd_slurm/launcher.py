@@ -49,6 +49,7 @@ class EdkdSlurmLauncher(SlurmLauncher):
 
     def check(self) -> None:
         """Raise EdkdError for a key that there is not or a value that makes no sense, before anything is submitted."""
+        from edkd.console import LOG
         from edkd.errors import EdkdError
 
         known = {field.name for field in fields(EdkdSlurmConf)} - {"_target_"}
@@ -64,6 +65,9 @@ class EdkdSlurmLauncher(SlurmLauncher):
             raise EdkdError("hydra.launcher.name is empty: a job needs a name, such as edkd")
         if params["nodes"] * params["tasks_per_node"] != 1:
             raise EdkdError("hydra.launcher: a run is one process: nodes and tasks_per_node must be 1")
+        if params["gpus_per_node"] and params["gpus_per_node"] > 1:
+            idle = params["gpus_per_node"] - 1
+            LOG.warning("hydra.launcher.gpus_per_node=%d: a run uses one GPU; idle: %d", idle + 1, idle)
         delay, walltime = params["signal_delay_s"], 60 * params["timeout_min"]
         if delay >= walltime:
             raise EdkdError(

@@ -75,13 +75,16 @@ def test_both_stages_are_submitted_at_once_and_students_wait_for_their_own_teach
         assert script["dependency"] == waits[given[f"{teacher}/vanilla-s0"]["job_id"]]
 
 
-def test_what_the_launcher_is_given_reaches_sbatch(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
+def test_what_the_launcher_is_given_reaches_sbatch(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     options = [
         *("partition=gpu", "account=lab", "qos=short", "constraint=a100", "gpus_per_node=2", "cpus_per_task=3"),
         *("mem_gb=5", "timeout_min=30", "signal_delay_s=77", "setup=['module load x']", "python='container python'"),
     ]
     tiny = [each for each in tiny if not each.startswith("engine.threads")]
     assert slurm(tiny, "distiller=vanilla", *(f"++hydra.launcher.{each}" for each in options)).code == 0
+    assert "gpus_per_node=2: a run uses one GPU; idle: 1" in caplog.text
     (script,) = fake_slurm.scripts()
     found = flags(script)
     expected = {
