@@ -24,11 +24,12 @@ from edkd.errors import EdkdError
 from edkd.rundir import journal, lock
 from edkd.rundir.paths import RunDir
 from edkd.runs.preemption import Stopped
-from edkd.slurm import queue
+from edkd.slurm import pack, queue
 
 WARNING = signal.SIGUSR2
 FINISH_EPOCH = 0.5  # part of the time between the warning and the end in which an epoch may still be finished
 LAST_MOMENT = 0.75  # part of that time after which a run that has met no safe point is broken off where it is
+_OPTIONS = ("folder", "signal-delay", "timeout-min", "max-timeouts")
 _NO_GPU = ("", "-1", "NoDevFiles")  # CUDA_VISIBLE_DEVICES of a job without; the last is SLURM's
 EARLY = 90.0  # seconds by which SLURM may warn too early, and a job's set-up take
 PATIENCE = 2.0  # seconds between two looks at a run directory that another process holds, and two requests of SLURM
@@ -41,7 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     args = _parser().parse_args(arguments)
     os.chdir(args.folder)  # relative paths in the configuration begin here
-    run, _, config = args.run.partition(":")
+    # It announces SIGKILL, and is no request to stop: whether the job goes back into the queue SLURM has decided.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    if args.runs_per_job > 1 and not args.one_of_several:
+        raise SystemExit(run_several(args))
+    run, _, config = args.runs[0].partition(":")
     run_dir = RunDir(Path(config).parent)
     size = run_dir.journal_size
 
@@ -49,15 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if run_dir.journal_size == size:
             journal.Journal(run_dir.path).append({"event": "failure", "error": error})
 
-    # It announces SIGKILL, and is no request to stop: whether the job goes back into the queue SLURM has decided.
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
     with warnings_noted(args.signal_delay) as warned:
         try:
-            _execute(run_dir, run, warned)
+            _execute(run_dir, run, warned, wait=not args.one_of_several)
             return
         except Stopped:
             warned.disarm()
+            if args.one_of_several:
+                raise SystemExit(pack.STOPPED) from None
             print("stopped on SLURM's warning; asking SLURM to queue the job again", file=sys.stderr, flush=True)
+        except lock.HeldError:
+            raise SystemExit(pack.HELD) from None
         except EdkdError as error:
             note(str(error))
             print(f"edkd: {error}", file=sys.stderr)
@@ -67,13 +74,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         refused = _timed_out_too_often(args, warned) or queue_again(warned.deadline)
     if refused:
-        message = (
-            f"stopped by SLURM and not queued again ({refused}); run the same command again to continue, "
-            "with a larger hydra.launcher.timeout_min or max_num_timeout if it ran out of time"
-        )
-        journal.Journal(run_dir.path).append({"event": "failure", "error": message})
-        print(f"edkd: {message}", file=sys.stderr)
+        _note_refusal([run_dir.path], refused)
     raise SystemExit(1)
+
+
+def run_several(args: argparse.Namespace) -> int:
+    """Run several of the stage's runs at a time until none waits, or until SLURM asks for the place.
+
+    Returns the exit code: 1 if a run did not end well here, or is to be continued.
+    """
+    from edkd.training.hardware import slurm_job
+
+    options = [f"--{name}={getattr(args, name.replace('-', '_'))}" for name in _OPTIONS]
+    several = pack.Pack(args.runs, first=args.first, size=args.runs_per_job, options=options, job=slurm_job() or "")
+    with warnings_noted(args.signal_delay) as warned:
+        while True:
+            if warned.at is None:
+                several.start_next()
+            else:
+                warned.disarm()  # each process has the warning itself
+            if not several.going and (warned.at is not None or several.over):
+                break
+            time.sleep(pack.PAUSE)
+            several.collect()
+        if warned.at is not None and (several.stopped or not several.over):
+            refused = _timed_out_too_often(args, warned) or queue_again(warned.deadline)
+            if refused:
+                _note_refusal([Path(run.partition(":")[2]).parent for run in several.stopped], refused)
+            return 1
+    return int(any(several.ended.values()))
+
+
+def _note_refusal(directories: Sequence[Path], refused: str) -> None:
+    message = (
+        f"stopped by SLURM and not queued again ({refused}); run the same command again to continue, "
+        "with a larger hydra.launcher.timeout_min or max_num_timeout if it ran out of time"
+    )
+    for directory in directories:
+        journal.Journal(directory).append({"event": "failure", "error": message})
+    print(f"edkd: {message}", file=sys.stderr)
 
 
 def queue_again(deadline: float) -> str:
@@ -105,7 +144,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--signal-delay", type=float, required=True)
     parser.add_argument("--timeout-min", type=float, required=True)
     parser.add_argument("--max-timeouts", type=int, required=True)
-    parser.add_argument("run", metavar="HASH:CONFIG")
+    parser.add_argument("--runs-per-job", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0, help="where in the list the runs of this job begin")
+    parser.add_argument("--one-of-several", action="store_true", help="a process of a job with several runs")
+    parser.add_argument("runs", metavar="HASH:CONFIG", nargs="+")
     return parser
 
 
@@ -117,7 +159,7 @@ def _timed_out_too_often(args: argparse.Namespace, warned: "Warned") -> str:
     return f"out of walltime, after {counted(restarts, 'restart')}"
 
 
-def _execute(run_dir: RunDir, run: str, warned: "Warned") -> None:
+def _execute(run_dir: RunDir, run: str, warned: "Warned", *, wait: bool) -> None:
     from edkd.config.job import thaw
     from edkd.runs.run import execute
 
@@ -134,6 +176,8 @@ def _execute(run_dir: RunDir, run: str, warned: "Warned") -> None:
         except lock.HeldError as error:
             # SLURM starts a job a second time if it loses sight of a node on which the first one lives. The run
             # needs but one of them; should that die after all, this one continues.
+            if not wait:
+                raise
             if not said:
                 print(f"waiting: {error}", file=sys.stderr, flush=True)
             said = True

@@ -51,7 +51,8 @@ class Queue(Protocol):
     detached: bool
     poll_s: float
     threads: int | None
-    parallel: int  # how many jobs of one array run at a time, at most
+    runs_per_job: int
+    parallel: int  # how many runs of one array go at a time, at most
 
     @property
     def name(self) -> str:
@@ -63,7 +64,8 @@ class Queue(Protocol):
     def submit(self, jobs: Sequence[Job], after: str | None, comment: str) -> Sequence[str]:
         """Submit the frozen runs of some jobs, to begin when SLURM's job `after` has ended, however it did.
 
-        Returns the id of each. Raises `RefusedError`, or `AwayError` where SLURM may have them or not.
+        `runs_per_job` of them share one. Returns the id of each run's job. Raises `RefusedError`, or `AwayError` where
+        SLURM may have them or not.
         """
 
     def log(self, job_id: str) -> str:
@@ -81,6 +83,11 @@ class AwayError(EdkdError):
 def label(job: Job) -> str:
     """A run as squeue is to show it."""
     return f"{job.settings.pair}/{job.settings.method}-s{job.settings.seed}"
+
+
+def several(labels: Sequence[str]) -> str:
+    """The name of a job with these runs."""
+    return labels[0] if len(labels) == 1 else f"{labels[0]}+{len(labels) - 1}"
 
 
 def require_sbatch() -> None:
@@ -105,8 +112,8 @@ def submit(
     submitted: dict[str, Submission] = {}
 
     def send(jobs: Sequence[Job], after: str | None) -> None:
-        for first in range(0, len(jobs), limit):
-            part = jobs[first : first + limit]
+        for first in range(0, len(jobs), limit * launcher.runs_per_job):
+            part = jobs[first : first + limit * launcher.runs_per_job]
             made = [folder for job in part for folder in absent(job)]
             try:
                 for job in part:
@@ -133,7 +140,7 @@ def submit(
         )
         if not submitted and isinstance(error, RefusedError):
             raise EdkdError(why) from error
-        count = f"{counted(len(submitted), 'job')} submitted{_numbers(submitted)}"
+        count = f"{_counted(submitted)} submitted{_numbers(submitted)}"
         raise EdkdError(f"{count}; {len(todo) - len(submitted)} not: {why}; the same command continues") from error
     return submitted
 
@@ -146,6 +153,7 @@ def _hand_over(
     sizes = [RunDir(job.directory).journal_size for job in jobs]
     under_way = folder / f".{comment.split()[1]}{_UNDER_WAY}"
     about = {"comment": comment, "user": os.geteuid(), "submitted": time.time(), "sweep": sweep}
+    about["runs_per_job"] = launcher.runs_per_job
     about["runs"] = [(str(job.directory.absolute()), size) for job, size in zip(jobs, sizes)]
     with signals_held():
         files.write_text(under_way, json.dumps(about) + "\n")
@@ -161,8 +169,11 @@ def _hand_over(
             made[job.run] = Submission(job_id, time.time(), sweep, launcher.log(job_id), size)
             made[job.run].write(job.directory)
         under_way.unlink()
-    if len(jobs) > 1:  # sbatch gives all tasks of an array one name
-        queue.name_jobs({made[job.run].job_id: f"{launcher.name}:{label(job)}" for job in jobs})
+    names: dict[str, list[str]] = {}
+    for job in jobs:
+        names.setdefault(made[job.run].job_id, []).append(label(job))
+    if len(names) > 1:  # sbatch gives all tasks of an array one name
+        queue.name_jobs({job_id: f"{launcher.name}:{several(each)}" for job_id, each in names.items()})
     return made
 
 
@@ -174,8 +185,9 @@ def adopt(folder: Path, launcher: Queue) -> None:
         if found is None:
             raise EdkdError(f"{NO_ANSWER}, and may have jobs of a command that was broken off: {SQUEUE_SAYS}")
         for job_id in found:
-            run, size = about["runs"][int(job_id.partition("_")[2] or 0)]
-            Submission(job_id, about["submitted"], about["sweep"], launcher.log(job_id), size).write(Path(run))
+            first = about["runs_per_job"] * int(job_id.partition("_")[2] or 0)
+            for run, size in about["runs"][first : first + about["runs_per_job"]]:
+                Submission(job_id, about["submitted"], about["sweep"], launcher.log(job_id), size).write(Path(run))
         under_way.unlink()
 
 
@@ -199,7 +211,7 @@ def signals_held() -> Iterator[None]:
 
 def show_submitted(submitted: Mapping[str, Submission], queued: Mapping[str, Submission], *, detached: bool) -> None:
     """Print how many jobs there are in the queue, and their numbers."""
-    line = f"{counted(len(submitted), 'job')} submitted to SLURM"
+    line = f"{_counted(submitted)} submitted to SLURM"
     if queued:
         line += f", {len(queued)} {'was' if len(queued) == 1 else 'were'} in its queue already"
     print(f"{line}{_numbers({**submitted, **queued})}", flush=True)
@@ -208,6 +220,11 @@ def show_submitted(submitted: Mapping[str, Submission], queued: Mapping[str, Sub
             "not waiting for them; `edkd status` shows how they are; "
             "the same command with hydra.launcher.detached=false waits, and ends with the summary"
         )
+
+
+def _counted(submissions: Mapping[str, Submission]) -> str:
+    jobs = len({each.job_id for each in submissions.values()})
+    return counted(jobs, "job") + (f" of {counted(len(submissions), 'run')}" if jobs < len(submissions) else "")
 
 
 def _numbers(submissions: Mapping[str, Submission]) -> str:

@@ -31,6 +31,7 @@ _LEAST = {
     "cpus_per_task": 1,
     "gpus_per_node": 0,
     "mem_gb": 1,
+    "runs_per_job": 1,
 }
 # What sbatch says if it may have been heard all the same; any other word of it is a refusal.
 _AWAY = re.compile("contact slurm controller|timed out|connection (refused|failure)|zero bytes", re.IGNORECASE)
@@ -42,10 +43,11 @@ class EdkdSlurmLauncher(SlurmLauncher):
     `python` is the command that starts Python in a job, by default the interpreter that runs here.
     """
 
-    def __init__(self, *, detached: bool, poll_s: float, python: str | None, **params: Any) -> None:
+    def __init__(self, *, detached: bool, poll_s: float, python: str | None, runs_per_job: int, **params: Any) -> None:
         super().__init__(**params)
         self.detached, self.poll_s, self.python = detached, poll_s, python
-        self.parallel: int = params["array_parallelism"]
+        self.runs_per_job = runs_per_job
+        self.parallel: int = params["array_parallelism"] * runs_per_job
 
     def check(self) -> None:
         """Raise EdkdError for a key that there is not or a value that makes no sense, before anything is submitted."""
@@ -53,7 +55,7 @@ class EdkdSlurmLauncher(SlurmLauncher):
         from edkd.errors import EdkdError
 
         known = {field.name for field in fields(EdkdSlurmConf)} - {"_target_"}
-        params = {**self.params, "poll_s": self.poll_s}
+        params = {**self.params, "poll_s": self.poll_s, "runs_per_job": self.runs_per_job}
         for name in params:
             if name not in known:
                 raise EdkdError(f"hydra.launcher.{name}: no such key; allowed: {', '.join(sorted(known))}")
@@ -64,10 +66,16 @@ class EdkdSlurmLauncher(SlurmLauncher):
         if not params["name"]:
             raise EdkdError("hydra.launcher.name is empty: a job needs a name, such as edkd")
         if params["nodes"] * params["tasks_per_node"] != 1:
-            raise EdkdError("hydra.launcher: a run is one process: nodes and tasks_per_node must be 1")
-        if params["gpus_per_node"] and params["gpus_per_node"] > 1:
-            idle = params["gpus_per_node"] - 1
-            LOG.warning("hydra.launcher.gpus_per_node=%d: a run uses one GPU; idle: %d", idle + 1, idle)
+            raise EdkdError(
+                "hydra.launcher: a run is one process: nodes and tasks_per_node must be 1; "
+                "hydra.launcher.runs_per_job=N gives a job several runs"
+            )
+        gpus, runs = params["gpus_per_node"] or 0, self.runs_per_job
+        if gpus > runs:
+            LOG.warning(
+                "hydra.launcher.gpus_per_node=%d: a run uses one GPU; idle: %d; runs_per_job=%d uses all",
+                gpus, gpus - runs, gpus,
+            )  # fmt: skip
         delay, walltime = params["signal_delay_s"], 60 * params["timeout_min"]
         if delay >= walltime:
             raise EdkdError(
@@ -77,9 +85,9 @@ class EdkdSlurmLauncher(SlurmLauncher):
 
     @property
     def threads(self) -> int | None:
-        """CPU threads of a job, as far as the launcher's parameters say."""
+        """CPU threads of a run, as far as the launcher's parameters say."""
         count = self.params.get("cpus_per_task")
-        return int(count) if count else None
+        return max(1, int(count) // max(1, self.runs_per_job)) if count else None
 
     @property
     def name(self) -> str:
@@ -88,10 +96,11 @@ class EdkdSlurmLauncher(SlurmLauncher):
 
     def submit(self, jobs: Sequence["Job"], after: str | None, comment: str) -> list[str]:
         """See `edkd.slurm.submit.Queue.submit`."""
-        from edkd.slurm.submit import AwayError, RefusedError, label
+        from edkd.slurm.submit import AwayError, RefusedError, label, several
 
         folder, made = self._folder()
-        name = label(jobs[0]) if len(jobs) == 1 else comment.split()[0]
+        tasks = -(-len(jobs) // self.runs_per_job)
+        name = several([label(job) for job in jobs]) if tasks == 1 else comment.split()[0]
         try:
             script = self._script(jobs, folder, after, comment, f"{self.name}:{name}")
         except (RuntimeError, ValueError, AssertionError) as error:
@@ -105,7 +114,7 @@ class EdkdSlurmLauncher(SlurmLauncher):
             said = _reason(done.stderr or done.stdout)
             raise AwayError(said) if _AWAY.search(said) else RefusedError(f"{said}; see hydra.launcher")
         array = number[1]
-        return [array] if len(jobs) == 1 else [f"{array}_{task}" for task in range(len(jobs))]
+        return [array if tasks == 1 else f"{array}_{each // self.runs_per_job}" for each in range(len(jobs))]
 
     def log(self, job_id: str) -> str:
         """See `edkd.slurm.submit.Queue.log`."""
@@ -147,18 +156,22 @@ class EdkdSlurmLauncher(SlurmLauncher):
         runs = [shlex.quote(f"{job.run}:{RunDir(job.directory).config.absolute()}") for job in jobs]
         params |= {"name": name, "additional_parameters": options}
         params["setup"] = [*params.get("setup", []), "runs=(", *runs, ")"]
-        if self.threads:  # since SLURM 22.05 srun does not take this over from sbatch
-            params["srun_args"] = [f"--cpus-per-task={self.threads}"]
+        if params.get("cpus_per_task"):  # since SLURM 22.05 srun does not take this over from sbatch
+            params["srun_args"] = [f"--cpus-per-task={params['cpus_per_task']}"]
         if after is not None:
             params["dependency"] = f"afterany:{after}"
         executor = submitit.AutoExecutor(cluster="slurm", folder=folder)
         common = BaseQueueConf.__dataclass_fields__
         executor.update_parameters(**{n if n in common else f"slurm_{n}": value for n, value in params.items()})
         slurm: Any = executor._executor
-        if len(jobs) > 1:
-            slurm.parameters["map_count"] = len(jobs)
+        if len(jobs) > self.runs_per_job:
+            slurm.parameters["map_count"] = -(-len(jobs) // self.runs_per_job)
+        task, of_job = "${SLURM_ARRAY_TASK_ID:-0}", '"${runs[${SLURM_ARRAY_TASK_ID:-0}]}"'
+        if self.runs_per_job > 1:
+            values |= {"runs-per-job": self.runs_per_job, "first": f"$(({self.runs_per_job} * {task}))"}
+            of_job = '"${runs[@]}"'
         given = " ".join(f"--{name} {value}" for name, value in values.items())
-        command = f'{self.python or slurm.python} -u -m edkd.slurm.job {given} "${{runs[${{SLURM_ARRAY_TASK_ID:-0}}]}}"'
+        command = f"{self.python or slurm.python} -u -m edkd.slurm.job {given} {of_job}"
         return str(slurm._make_submission_file_text(command, ""))
 
 

@@ -6,11 +6,22 @@ from pathlib import Path
 
 from edkd.rundir import journal
 from tests.integration.cluster import Cluster
-from tests.integration.evidence import FaultTable, hold_against
+from tests.integration.evidence import FaultTable, hold_against, overlapping
 from tests.integration.lab import Lab
 from tests.integration.processes import wait_for
-from tests.integration.runs import appear, epochs_since_start, finished, job_of, process_of, running_at, starts
+from tests.integration.runs import (
+    appear,
+    disturb,
+    epochs_since_start,
+    finished,
+    job_of,
+    process_of,
+    running_at,
+    starts,
+    summary,
+)
 
+SIX = ("distiller=kd,dkd,brittle", "seed=0,1")
 EARLY = 5  # epochs after which a run is disturbed
 
 
@@ -78,6 +89,38 @@ def test_a_command_that_is_killed_as_slurm_takes_its_jobs(lab: Lab, cluster: Clu
         assert {name: len(starts(run)) for name, run in runs.items()} == dict.fromkeys(runs, 1)
         lab.reference("seeds")
         hold_against(row, runs, lab.peace, uri=lab.store, experiment="orphans")
+
+
+def test_whole_nodes(lab: Lab, cluster: Cluster, table: FaultTable) -> None:
+    """Six runs, two a job: two jobs at a time, of which one is queued again, and one run is killed."""
+    output = lab.give_teachers("nodes")
+    arguments = (*SIX, "hydra.launcher.runs_per_job=2", "hydra.launcher.gpus_per_node=2")
+    arguments = (*arguments, "hydra.launcher.cpus_per_task=2")
+    with table.row("several runs a job", "one job queued again, one run killed; no other is disturbed") as row:
+        command = lab.launch("nodes", cluster.crew, *arguments, output="nodes")
+        runs = appear(command, output, 6)
+        first, second, doomed = (runs[name] for name in ("kd-s0", "kd-s1", "dkd-s0"))
+        job = job_of(first)
+        assert job_of(second) == job != job_of(doomed)
+        disturb(
+            {
+                "requeue": (
+                    lambda: all(epochs_since_start(run) >= EARLY for run in (first, second)),
+                    lambda: cluster.run("scontrol", "requeue", job),
+                ),
+                "SIGKILL": (running_at(doomed, EARLY), lambda: os.kill(process_of(doomed), signal.SIGKILL)),
+            }
+        )
+        ended = command.ended()
+        assert ended.code == 1 and "5 of 6 runs finished" in ended.out, ended
+        assert summary(ended.out)["dkd-s0"].startswith("failed: its process was killed by signal 9"), ended
+        again = lab.launch("nodes-again", cluster.crew, *arguments, output="nodes").ended()
+        assert again.code == 0 and "6 of 6 runs finished" in again.out, again
+        for records in overlapping(list(runs.values())):
+            gpus = [(each["slurm"]["node"], each["slurm"]["cuda_visible_devices"]) for each in records]
+            assert len(set(gpus)) == len(gpus), gpus
+        lab.reference("seeds")
+        hold_against(row, runs, lab.peace, uri=lab.store, experiment="nodes")
 
 
 def _runs(program: str, cluster: Cluster) -> bool:

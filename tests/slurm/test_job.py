@@ -17,7 +17,9 @@ from edkd.rundir import journal, lock
 from edkd.runs import preemption, run
 from edkd.runs.preemption import SafePoints, Stopped
 from edkd.slurm import job as slurm_job
+from edkd.slurm import pack
 from edkd.slurm.job import Warned
+from edkd.slurm.submission import Submission
 from edkd.training import hardware
 from edkd.training.device import cores
 from tests.commandline import metrics
@@ -40,15 +42,21 @@ def start(fake_slurm: FakeSlurm, here: Path) -> Iterator[Start]:
     """`start(job)`: job 1 of the queue, in a process group of its own, as sbatch would start it."""
     processes: list[subprocess.Popen[str]] = []
 
-    def started(job: Job, *, delay: float = 60.0, timeout_min: int = 600, timeouts: int = 3, restarts: int = 0) -> Any:
-        freeze(job, sweep="grid-1", threads=None)
+    def started(
+        *jobs: Job, delay: float = 60.0, timeout_min: int = 600, timeouts: int = 3, restarts: int = 0,
+        several: int = 1, first: int = 0, gpus: str = "",
+    ) -> Any:  # fmt: skip
+        for job in jobs:
+            freeze(job, sweep="grid-1", threads=None)
         options = {"signal-delay": delay, "timeout-min": timeout_min, "max-timeouts": timeouts, "folder": here}
         given = {**os.environ, "SLURM_JOB_ID": "1", "SLURM_RESTART_COUNT": str(restarts), "OMP_NUM_THREADS": "1"}
+        given["CUDA_VISIBLE_DEVICES"] = gpus
+        options |= {"runs-per-job": several, "first": first}
         process = subprocess.Popen(
             [
                 *(sys.executable, "-u", "-m", "edkd.slurm.job"),
                 *(f"--{name}={value}" for name, value in options.items()),
-                f"{job.run}:{job.directory / 'config.yaml'}",
+                *(f"{job.run}:{job.directory / 'config.yaml'}" for job in jobs),
             ],
             **{"env": given, "text": True, "start_new_session": True},  # type: ignore[arg-type]
             stdout=subprocess.DEVNULL,
@@ -304,6 +312,91 @@ def test_a_gpu_that_torch_does_not_find_fails_a_job_unless_the_cpu_is_asked_for(
     error = str(journal.state(job.directory).error)
     assert error.startswith("SLURM gave this job a GPU (CUDA_VISIBLE_DEVICES=0), but torch ")
     assert "hydra.launcher.gpus_per_node=0 engine.device=cpu" in error and "\n" not in error
+
+
+# ---- several runs in a job
+
+
+def handed_in(job: Job, job_id: str, logs: Path) -> None:
+    freeze(job, sweep="grid-1", threads=None)
+    Submission(job_id, time.time(), "grid-1", str(logs / f"{job_id}_0_log.err")).write(job.directory)
+
+
+def test_a_job_with_several_runs_takes_the_next_as_one_ends(make_job: Any, start: Start, here: Path) -> None:
+    """Two at a time on two pretended GPUs, of which one fails and one is killed; the last was another job's."""
+    bad, killed, *good = (make_job("vanilla", f"seed={seed}", f"schedule.epochs={EPOCHS // 2}") for seed in range(5))
+    for job in (bad, killed, *good):
+        handed_in(job, "2" if job is good[-1] else "1", here)
+    process = start(bad, killed, *good, several=2, gpus="3,5")
+    bad.directory.joinpath("config.yaml").write_text("nonsense")
+    until(lambda: lock.is_held(killed.directory) is not None, process)
+    os.kill(lock.is_held(killed.directory)["pid"], signal.SIGKILL)  # type: ignore[index]
+    assert process.communicate(timeout=250) and process.returncode == 1
+    assert "is not a frozen configuration" in str(journal.state(bad.directory).error)
+    assert journal.state(killed.directory).error == "its process was killed by signal 9"
+    gpus = set()
+    for job in good:
+        assert events(job) == ["start", "end"]
+        (first, *_) = journal.read(job.directory)
+        gpus.add(first["slurm"]["cuda_visible_devices"])
+        submission = Submission.read(job.directory)
+        assert submission is not None and submission.job_id == "1"
+        assert Path(submission.log) == here / f"1_{job.run[:8]}_log.err"
+        assert job.name in Path(submission.log).read_text()
+    assert gpus == {"3", "5"}
+
+
+def test_a_warned_job_with_several_runs_continues_them_all(
+    make_job: Any, start: Start, fake_slurm: FakeSlurm, here: Path
+) -> None:
+    jobs = [make_job("vanilla", f"seed={seed}", f"schedule.epochs={EPOCHS // 2}") for seed in range(2)]
+    for job in jobs:
+        handed_in(job, "1", here)
+    process = start(*jobs, several=2)
+    until(lambda: all(journal.state(job.directory).epoch > 1 for job in jobs), process)
+    warn(process)
+    process.communicate(timeout=250)
+    assert (process.returncode, fake_slurm.requeued()) == (1, ["1"])
+    assert [events(job)[-1] for job in jobs] == ["interrupted"] * 2
+    process = start(*jobs, several=2, restarts=1)
+    process.communicate(timeout=250)
+    assert (process.returncode, fake_slurm.requeued()) == (0, ["1"])
+    for job in jobs:
+        epochs = [record["epoch"] for record in journal.read(job.directory) if record["event"] == "epoch"]
+        assert (events(job)[-1], epochs) == ("end", list(range(1, EPOCHS // 2 + 1)))
+
+
+def test_a_job_whose_runs_another_one_has_ends_with_them(make_job: Any, start: Start, here: Path) -> None:
+    mine, other = make_job("vanilla"), make_job("vanilla", "seed=1")
+    for job in (mine, other):
+        handed_in(job, "1", here)
+    with lock.hold(mine.directory):
+        process = start(mine, other, several=2)
+        until(lambda: journal.state(other.directory).status == "finished", process)
+    assert process.communicate(timeout=250) and process.returncode == 0
+    assert journal.state(mine.directory).status == "finished"
+
+
+def test_of_two_jobs_that_take_a_run_at_once_the_slower_one_leaves_it(
+    make_job: Any, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job("vanilla")
+    handed_in(job, "2", here)
+    before = Submission.read(job.directory)
+    python = here / "python"
+    python.write_text(f"#!/bin/sh\nexit {pack.HELD}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    taking = pack.Pack(
+        ["x:y/config.yaml", f"{job.run}:{job.directory}/config.yaml"], first=0, size=1, options=[], job="1"
+    )
+    taking.ended["x:y/config.yaml"] = 0
+    taking.start_next()
+    during = Submission.read(job.directory)
+    assert during is not None and during.job_id == "1"
+    taking.going[0].process.wait()
+    taking.collect()
+    assert Submission.read(job.directory) == before and not taking.ended.get(f"{job.run}:{job.directory}/config.yaml")
 
 
 # ---- twins

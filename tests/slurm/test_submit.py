@@ -137,7 +137,11 @@ def test_jobs_inherit_nothing_of_a_job_that_submits_them(
         ("max_num_timeout=-1", "hydra.launcher.max_num_timeout=-1: must be at least 0"),
         ("gpus_per_node=-1", "hydra.launcher.gpus_per_node=-1: must be at least 0"),
         ("name=''", "hydra.launcher.name is empty"),
-        ("nodes=2", "hydra.launcher: a run is one process: nodes and tasks_per_node must be 1"),
+        (
+            "nodes=2",
+            "hydra.launcher: a run is one process: nodes and tasks_per_node must be 1; hydra.launcher.runs_per",
+        ),
+        ("runs_per_job=0", "hydra.launcher.runs_per_job=0: must be at least 1"),
     ],
 )
 @pytest.mark.parametrize("dry_run", [(), ("+dry_run=true",)])
@@ -306,6 +310,30 @@ def test_ctrl_c_waits_until_what_was_submitted_is_written_down(
     sbatch.write_text(whole)
     fake_slurm.queue(j1="PENDING")
     assert "1 job submitted to SLURM, 1 was in its queue already: 1, 2\n" in slurm(tiny, "distiller=kd").out
+
+
+def test_a_job_is_given_several_runs(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
+    tiny = [each for each in tiny if not each.startswith("engine.threads")]
+    several = ("hydra.launcher.runs_per_job=2", "hydra.launcher.cpus_per_task=7", "hydra.launcher.gpus_per_node=2")
+    fake_slurm.set("max_array_size", "2")
+    done = slurm(tiny, "distiller=vanilla", "seed=0,1,2,3,4", *several)
+    assert (done.code, done.err) == (0, "") and "3 jobs of 5 runs submitted to SLURM: 1, 2\n" in done.out
+    assert [each["job_id"] for each in submissions(here / "outputs").values()] == ["1_0", "1_0", "1_1", "1_1", "2"]
+    array, single = fake_slurm.scripts()
+    assert flags(array)["array"] == "0-1%2" and flags(single)["job-name"] == "edkd:resnet8/vanilla-s4"
+    assert " --cpus-per-task=7 " in array and '--first $((2 * ${SLURM_ARRAY_TASK_ID:-0})) "${runs[@]}"' in array
+    assert "update JobId=1_1 JobName=edkd:resnet8/vanilla-s2+1\n" in (fake_slurm.folder / "asked").read_text()
+    configs = [yaml.safe_load(path.read_text()) for path in (here / "outputs").rglob("config.yaml")]
+    assert {config["engine"]["threads"] for config in configs} == {3}
+
+
+def test_a_sweep_with_several_runs_a_job(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
+    fake_slurm.set("run")
+    fake_slurm.queue(j1_0="RUNNING", j1_1="PENDING")
+    done = slurm(tiny, "distiller=vanilla", "seed=0,1,2", "hydra.launcher.runs_per_job=2", launcher="slurm")
+    assert done.code == 0 and done.out.splitlines()[-1].endswith("3 of 3 runs finished"), done
+    starts = [record for records in journals(here / "outputs").values() for record in records if "slurm" in record]
+    assert {record["slurm"]["job_id"] for record in starts} == {"1_0"}  # one job after another: the first takes all
 
 
 def test_jobs_are_named_after_their_runs(tiny: list[str], fake_slurm: FakeSlurm) -> None:
