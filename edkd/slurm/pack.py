@@ -99,7 +99,7 @@ class Pack:
         submission = Submission.read(directory) or Submission(self.job, time.time(), "", "")
         logs = Path(submission.log).parent if submission.log else directory
         log = logs / f"{self.job}_{run[:8]}_log.err"
-        dataclasses.replace(submission, job_id=self.job, log=str(log)).write(directory)
+        dataclasses.replace(submission, job_id=self.job, log=str(log), several=True).write(directory)
         with log.open("ab") as file:
             process = subprocess.Popen(
                 [sys.executable, "-u", "-m", "edkd.slurm.job", *self.options, "--one-of-several", run],

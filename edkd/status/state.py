@@ -2,6 +2,7 @@
 
     the journal says end                   -> done
     a process holds the run's directory    -> running
+    it failed in a job of several runs     -> failed
     its SLURM job is alive                 -> waiting (running, where the lock cannot be seen from here)
     the journal says failure               -> failed
     it was stopped as one stops it, by Ctrl-C or SIGTERM, outside SLURM -> interrupted
@@ -198,6 +199,8 @@ def _judge(facts: _Facts, entry: Entry | None, *, reached: bool) -> tuple[State,
         return "running", ""
     if facts.damage is not None:
         return "failed", facts.damage
+    if known.status == "failed" and facts.grown and facts.submission is not None and facts.submission.several:
+        return "failed", known.error or "without a word"
     if entry is not None and entry.state in queue.ALIVE:
         if entry.state in queue.STARTED and facts.grown and known.interruption is None:
             return "running", ""

@@ -47,7 +47,7 @@ class EdkdSlurmLauncher(SlurmLauncher):
         super().__init__(**params)
         self.detached, self.poll_s, self.python = detached, poll_s, python
         self.runs_per_job = runs_per_job
-        self.parallel: int = params["array_parallelism"] * runs_per_job
+        self.parallel: int = (params["array_parallelism"] or 256) * runs_per_job  # submitit's default
 
     def check(self) -> None:
         """Raise EdkdError for a key that there is not or a value that makes no sense, before anything is submitted."""

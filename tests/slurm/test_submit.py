@@ -111,7 +111,7 @@ def test_arrays_are_no_larger_than_the_cluster_allows_and_a_submission_names_its
     assert began < last.pop("submitted") < time.time()
     (sweep,) = (here / "outputs" / "sweeps").glob("*.json")
     log = str(here / "outputs" / "sweeps" / "slurm" / "3_0_log.err")
-    assert last == {"job_id": "3", "sweep": sweep.stem, "log": log, "journal_size": 0}
+    assert last == {"job_id": "3", "sweep": sweep.stem, "log": log, "journal_size": 0, "several": False}
 
 
 def test_jobs_inherit_nothing_of_a_job_that_submits_them(

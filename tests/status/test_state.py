@@ -222,6 +222,12 @@ def test_a_run_of_slurms(
     assert view.node == (entry.where if view.state == "running" else None)
 
 
+def test_a_run_that_failed_in_a_job_of_several_has_failed_while_that_goes_on(run_dir: Path) -> None:
+    submitted(run_dir, several=True)
+    written(run_dir, START, FAILURE)
+    assert verdict(run_dir, Slurm(job12_3=Entry("RUNNING", "n1"))) == ("failed", "loss_kd is nan")
+
+
 @pytest.mark.parametrize(
     ("state", "said"), [("FAILED", ": its log was never written: do the compute nodes see {}?"), ("CANCELLED", "")]
 )
