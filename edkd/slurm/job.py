@@ -8,16 +8,13 @@ closed and its directory free, and only then SLURM is asked to queue the job aga
 """
 
 import argparse
-import contextlib
 import os
 import platform
 import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from edkd.console import counted
 from edkd.errors import EdkdError
@@ -25,10 +22,8 @@ from edkd.rundir import journal, lock
 from edkd.rundir.paths import RunDir
 from edkd.runs.preemption import Stopped
 from edkd.slurm import pack, queue
+from edkd.slurm.warning import Warned, warnings_noted
 
-WARNING = signal.SIGUSR2
-FINISH_EPOCH = 0.5  # part of the time between the warning and the end in which an epoch may still be finished
-LAST_MOMENT = 0.75  # part of that time after which a run that has met no safe point is broken off where it is
 _OPTIONS = ("folder", "signal-delay", "timeout-min", "max-timeouts")
 _NO_GPU = ("", "-1", "NoDevFiles")  # CUDA_VISIBLE_DEVICES of a job without; the last is SLURM's
 EARLY = 90.0  # seconds by which SLURM may warn too early, and a job's set-up take
@@ -151,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _timed_out_too_often(args: argparse.Namespace, warned: "Warned") -> str:
+def _timed_out_too_often(args: argparse.Namespace, warned: Warned) -> str:
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
     ran, walltime = warned.ran, 60 * args.timeout_min
     if restarts < args.max_timeouts or ran + args.signal_delay + EARLY < walltime:
@@ -159,7 +154,7 @@ def _timed_out_too_often(args: argparse.Namespace, warned: "Warned") -> str:
     return f"out of walltime, after {counted(restarts, 'restart')}"
 
 
-def _execute(run_dir: RunDir, run: str, warned: "Warned", *, wait: bool) -> None:
+def _execute(run_dir: RunDir, run: str, warned: Warned, *, wait: bool) -> None:
     from edkd.config.job import thaw
     from edkd.runs.run import execute
 
@@ -197,78 +192,6 @@ def _check_gpu() -> None:
             f"{platform.node()}: a build of torch without CUDA, or a driver that is too old or away? "
             "hydra.launcher.gpus_per_node=0 engine.device=cpu computes on CPUs"
         )
-
-
-class Warned:
-    """Whether and when SLURM's warning came."""
-
-    def __init__(self, delay: float) -> None:
-        self.delay, self.began = delay, time.monotonic()
-        self.at: float | None = None
-
-    @property
-    def ran(self) -> float:
-        """The seconds from the start to the warning."""
-        return (self.at or time.monotonic()) - self.began
-
-    @property
-    def deadline(self) -> float:
-        """When SLURM ends the job, by the clock of `time.monotonic`."""
-        return self.began + self.ran + self.delay
-
-    def note(self) -> None:
-        """The warning has come; further ones change nothing."""
-        if self.at is None:
-            self.at = time.monotonic()
-            signal.setitimer(signal.ITIMER_REAL, max(0.001, LAST_MOMENT * self.delay))
-
-    def stop_asked(self, left: float) -> bool:
-        """At a safe point: whether to stop there, with `left` seconds to the end of the epoch."""
-        if self.at is None:
-            return False
-        return left <= 0 or time.monotonic() - self.at + left > FINISH_EPOCH * self.delay
-
-    def disarm(self) -> None:
-        """From here on nothing is broken off."""
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-@contextlib.contextmanager
-def warnings_noted(delay: float) -> Iterator[Warned]:
-    """Note SLURM's warning instead of acting on it; `delay` seconds later SLURM ends the job.
-
-    The signal is blocked rather than handled: children, forked or started, inherit that and are not disturbed, while
-    a thread waits for it. The handler is for threads that were there before, to which the kernel may give the signal.
-    """
-    before = signal.getsignal(WARNING), signal.getsignal(signal.SIGALRM)
-    warned = Warned(delay)
-    done = threading.Event()
-
-    def noted(number: int, frame: FrameType | None) -> None:
-        warned.note()
-
-    def break_off(number: int, frame: FrameType | None) -> None:
-        raise Stopped
-
-    def wait() -> None:
-        while signal.sigwait({WARNING}) and not done.is_set():
-            warned.note()
-
-    signal.signal(WARNING, noted)
-    signal.signal(signal.SIGALRM, break_off)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {WARNING})
-    waiting = threading.Thread(target=wait, name="edkd-warning", daemon=True)
-    waiting.start()
-    try:
-        yield warned
-    finally:
-        warned.disarm()
-        done.set()
-        signal.pthread_kill(waiting.ident or 0, WARNING)
-        waiting.join()
-        signal.signal(WARNING, before[0])
-        signal.signal(signal.SIGALRM, before[1])
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {WARNING})
 
 
 if __name__ == "__main__":

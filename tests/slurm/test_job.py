@@ -18,8 +18,8 @@ from edkd.runs import preemption, run
 from edkd.runs.preemption import SafePoints, Stopped
 from edkd.slurm import job as slurm_job
 from edkd.slurm import pack
-from edkd.slurm.job import Warned
 from edkd.slurm.submission import Submission
+from edkd.slurm.warning import Warned
 from edkd.training import hardware
 from edkd.training.device import cores
 from tests.commandline import metrics
@@ -167,7 +167,7 @@ def test_a_controller_that_is_away_is_asked_again(make_job: Any, start: Start, f
 
 NOTED = """
 import os, signal, subprocess, sys, time
-from edkd.slurm.job import warnings_noted
+from edkd.slurm.warning import warnings_noted
 from edkd.runs.preemption import Stopped
 signal.signal(signal.SIGUSR2, lambda number, frame: print("the old handler"))
 with warnings_noted(float(sys.argv[1])) as warned:
