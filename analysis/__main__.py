@@ -4,13 +4,14 @@ import argparse
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
 
-from analysis import formats, literature, load, report, tables
+from analysis import attach, formats, literature, load, numbers, report, tables
 from edkd.errors import EdkdError
 
 DEFAULT = ["markdown", "csv"]
@@ -28,14 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"analysis: {line}", file=sys.stderr)
         made = build(options)
         paths = formats.write(made, options.output, options.format)
+        with tempfile.TemporaryDirectory() as folder:
+            attach.to_sweeps(made.used, options, formats.write(made, Path(folder), [*DEFAULT, "html"]))
     except EdkdError as error:
         print(f"analysis: {error}", file=sys.stderr)
         return 1
     console = Console()
     report.show(made, console)
     console.print(f"\nSaved in {' and '.join(map(str, paths))}", highlight=False, markup=False, soft_wrap=True)
-    page = made.command.replace("-m analysis", "-m analysis.html_report", 1)
-    console.print(f"As one page with figures: {page}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
@@ -44,12 +45,11 @@ def build(options: argparse.Namespace) -> report.Report:
     runs, used = chosen(options)
     dataset, recipe = used["dataset"].iloc[0], used["recipe"].iloc[0]
     shape = tables.columns(used, options.pairs)
-    long = tables.long_table(used)
+    rows, tidy = tables.rows_of(used), load.tidy(used)
+    long = numbers.long_table(used, tidy, [(a.method, b.method) for a, b in tables.contrasts(rows)])
     long = long if options.metric is None else long[long["kind"] == options.metric]
-    if long.empty:
-        raise EdkdError(f"--metric {options.metric}: {_NO_METRIC[options.metric]}")
     beside = literature.comparable(used)
-    grids = tables.grids(long, shape, tables.rows_of(used), load.tidy(used), beside=beside)
+    grids = tables.grids(long, shape, rows, tidy, beside=beside)
     bold = any(entry.bold for grid in grids for _, entries in grid.rows for entry in entries)
     on_cifar100 = literature.NOTES if any(pair.mislabelled for pair in shape) else literature.NOTES[1:]
     if not beside and dataset.split("-")[0] == literature.FULL_DATASET:
@@ -62,11 +62,14 @@ def build(options: argparse.Namespace) -> report.Report:
         notes=(
             *(on_cifar100 if dataset.split("-")[0] == literature.FULL_DATASET else ()),
             *report.READING,
+            report.recipe(used),
             *(report.BOLD if bold else ()),
-            *(report.BESIDE if beside else ()),
+            *((*report.BESIDE, *report.sources(used)) if beside else ()),
+            *(report.IMPORTED if (used["imported"] != "").any() else ()),
         ),
         command=command("analysis", options, dataset, recipe),
         long=long,
+        used=used,
     )
 
 
@@ -82,20 +85,25 @@ def chosen(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
     if used["alone"].all():
         named = [*(options.pairs or ()), *(options.methods or ()), *(f"seed {seed}" for seed in options.seeds or ())]
         raise EdkdError(f"no finished run of {', '.join(named)}; {load.HOW_TO_RUN}")
+    if options.metric not in (None, *load.tidy(used)["protocol"].unique()):
+        raise EdkdError(f"--metric {options.metric}: {_NO_METRIC[options.metric]}")
     return runs, used
 
 
 def facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
     """What the table is of, a line each."""
     distilled = used[~used["alone"]]
-    seeds = ", ".join(str(seed) for seed in sorted(distilled["seed"].unique()))
+    ours = distilled[distilled["imported"] == ""]
+    seeds = ", ".join(str(seed) for seed in sorted(ours["seed"].unique()))
     counted = f"{len(distilled)} distilled students, {len(used) - len(distilled)} students alone"
     if used["packed"].any():
         counted += f"; {used['packed'].sum()} of them from packed journals"
+    for origin, group in used[used["imported"] != ""].groupby("imported"):
+        counted += f"; {len(group)} of them imported from {origin}"
     return (
         f"data set: {dataset}, recipe: {recipe}",
-        f"runs: {counted}; seeds: {seeds}",
-        f"git commits: {', '.join(tables.commits(used))}",
+        f"runs: {counted}; seeds: {seeds or 'none'}",
+        f"git commits: {', '.join(sorted(set(numbers.commits(used).dropna()))) or 'none'}",
     )
 
 
@@ -170,7 +178,7 @@ def parser(module: str, description: str | None, writes: str) -> argparse.Argume
     parser.add_argument("--seeds", type=_seeds, metavar="A,B", help="only runs of these seeds")
     parser.add_argument(
         "--metric",
-        choices=tables.KINDS,
+        choices=numbers.KINDS,
         help="only the last epoch, the best one on the test set, or that selected on held-out images (default: all)",
     )
     parser.add_argument(

@@ -18,6 +18,7 @@ _TEX = {char: f"\\{char}" for char in "&%$#_{}"} | {
     "→": r"$\to$",
     "¹": r"\textsuperscript{1}",
 }
+_FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"  # no wider than the text
 
 
 def markdown(report: Report) -> str:
@@ -47,14 +48,20 @@ def _markdown_entry(entry: Entry) -> str:
 
 def latex(report: Report) -> str:
     """A floating table for each block, with the rules of the package booktabs, and the notes as a list below."""
-    head = [report.title, *report.facts, report.command, r"Needs \usepackage{booktabs}; wide ones also graphicx."]
+    head = [report.title, *report.facts, report.command, r"Needs \usepackage{booktabs} and \usepackage{graphicx}."]
     parts = ["\n".join(f"% {line}" for line in head)]
     for grid in report.grids:
         caption = _tex(". ".join(text for text in (grid.title, grid.remark) if text))
         rows = [["Teacher", *(_tex(pair.teacher) for pair in grid.columns)]]
         rows += [["Student", *(_tex(report.student(pair)) for pair in grid.columns)]]
         lines = [r"\begin{table}", r"\centering", rf"\caption{{{caption}.}}"]
-        lines += [rf"\begin{{tabular}}{{l{'c' * len(grid.columns)}}}", r"\toprule", *map(_tex_row, rows), r"\midrule"]
+        lines += [
+            _FITTED,
+            rf"\begin{{tabular}}{{l{'c' * len(grid.columns)}}}",
+            r"\toprule",
+            *map(_tex_row, rows),
+            r"\midrule",
+        ]
         for name, entries in grid.rows:
             lines += [_tex_row([_tex(name), *(_tex_number(entry) for entry in entries)])]
             for below in range(max(len(entry.below) for entry in entries)):
@@ -62,7 +69,7 @@ def latex(report: Report) -> str:
                     rf"\scriptsize {_tex(entry.below[below])}" if below < len(entry.below) else "" for entry in entries
                 ]
                 lines += [_tex_row(["", *small])]
-        parts += ["\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])]
+        parts += ["\n".join([*lines, r"\bottomrule", r"\end{tabular}}", r"\end{table}"])]
     if report.left_out:
         parts += ["\n".join(f"% not in the table: {line}" for line in report.left_out)]
     notes = [r"\item " + _marked_up(_tex(note), r"\\textbf{\1}", r"\\texttt{\1}") for note in report.notes]

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import html
 import io
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from statsmodels.stats.multitest import multipletests  # type: ignore[import-untyped]
 
 from analysis import figures, literature
 from analysis import statistics as st
+from analysis.figures.by_class import Values
 from analysis.figures.style import styled
 
 QUANTITY = {
@@ -23,14 +25,18 @@ QUANTITY = {
     "best": "test top-1 at the best test epoch",
     "selected": "test top-1 at the epoch chosen on held-out images",
 }
+_FORESTS = 4  # of the methods that come closest to ours, or exceed it most
 # Of a figure's natural width. A narrower screen scrolls, for smaller text cannot be read.
 _WIDEST, _NARROWEST = 1.1, 0.78
 
 
-class Drawn(NamedTuple):
-    """Figures as SVG elements, and a line for each that has nothing to show."""
+SYMBOLS = {"beta": "β"}  # of quantities by class
 
-    svgs: list[str]
+
+class Drawn(NamedTuple):
+    """Figures by title, and a line for each that has nothing to show."""
+
+    figures: dict[str, Figure]
     not_drawn: list[str]
 
 
@@ -38,34 +44,42 @@ def draw(
     tidy: pd.DataFrame,
     used: pd.DataFrame,
     curves: pd.DataFrame,
+    by_class: Mapping[str, Values],
     *,
     protocol: str,
     ours: str,
     others: Sequence[str],
 ) -> Drawn:
-    """Draw every figure that has data. `used` has a row a run that is in `tidy`, `curves` a row a run and epoch.
+    """Draw every figure that has data. `used` has a row a run that is in `tidy`, `curves` a row a run and epoch;
+    `by_class` are the values that a method recorded of each class, see `figures.by_class`.
 
     `ours` is compared with each of `others`; these are the methods as `tidy` names them.
     """
     titles = {name: name for name in (*others, ours)}
     cells, rows = st.cells(tidy), st.comparisons(tidy, protocol, [(ours, name) for name in others])
+    over = dict(zip(others, st.over_pairs(tidy, protocol, [(ours, name) for name in others])))
+    closest = sorted(others, key=lambda name: over[name].mean if over[name].pairs else math.inf)[:_FORESTS]
     same: dict[str, Any] = {"titles": titles, "quantity": QUANTITY[protocol]}
 
     def forest(other: str, title: str) -> Figure:
-        pooled = st.pooled(tidy, protocol, ours, other)
-        return figures.forest(rows, tidy, pooled, protocol=protocol, first=ours, second=other, title=title, **same)
+        return figures.forest(rows, over[other], first=ours, second=other, title=title, **same)
 
     makers: dict[str, Callable[[str], Figure]] = {
         f"Accuracies, {protocol} epoch": lambda title: figures.accuracies(
             cells, protocol=protocol, highlight=[ours], title=title, **same
         ),
-        **{f"{ours} − {other}": partial(forest, other) for other in others},
+        **{f"{ours} − {other}": partial(forest, other) for other in others if other in closest},
         "Every method against every other": lambda title: figures.matrix(
             matrix(tidy, protocol, list(titles)), title=title, **same
         ),
         "Training curves": lambda title: figures.training_curves(
-            curves, titles=titles, title=title, from_epoch=_first_drop(used)
+            curves,
+            titles=titles,
+            title=title,
+            from_epoch=_first_drop(used),
+            highlight=[*closest, ours] if len(others) > _FORESTS else None,
         ),
+        **{f"{name}: {_and(values)} by class": partial(_by_class, values) for name, values in by_class.items()},
         "Best epoch − last epoch": lambda title: figures.best_last_gaps(
             tidy, titles=titles, highlight=[ours], title=title
         ),
@@ -75,29 +89,34 @@ def draw(
         "Nearness to the teacher and calibration": lambda title: figures.teacher_agreement(
             _measured(used), titles=titles, quantity="last test top-1, mean of seeds", title=title
         ),
-        "Accuracy against hours": lambda title: _hours(used, cells, titles, title),
+        "Accuracy against hours": lambda title: _costs("hours", used, cells, titles, title),
+        "Accuracy against memory": lambda title: _costs("memory", used, cells, titles, title),
     }
-    drawn = Drawn([], [])
-    for number, (title, make) in enumerate(makers.items()):
+    drawn = Drawn({}, [])
+    if len(others) > _FORESTS:
+        drawn.not_drawn.append(f"{ours} against {len(others) - _FORESTS} methods that it exceeds more: see the matrix")
+    for title, make in makers.items():
         try:
-            drawn.svgs.append(_svg(make(title), title, f"f{number}-"))
+            drawn.figures[title] = make(title)
         except ValueError as error:
             drawn.not_drawn.append(f"{title}: {error}")
     return drawn
 
 
+def _by_class(values: Values, title: str) -> Figure:
+    return figures.by_class(values, names={name: SYMBOLS.get(name, name) for name in values}, title=title)
+
+
+def _and(names: Iterable[str]) -> str:
+    return " and ".join(SYMBOLS.get(name, name) for name in names)
+
+
 def matrix(tidy: pd.DataFrame, protocol: str, methods: Sequence[str]) -> pd.DataFrame:
     """All two of `methods` over their pairs, p of the Wilcoxon test adjusted by Holm over all rows."""
-    found = [(a, b, st.pooled(tidy, protocol, a, b)) for a, b in combinations(methods, 2)]
-    rows = pd.DataFrame(
-        [{"first": a, "second": b, **result._asdict()} for a, b, result in found if result.pairs],
-        columns=["first", "second", *st.Pooled._fields],
-    )
-    rows["p_holm"] = float("nan")
-    tested = rows["p_wilcoxon"].notna()
-    if tested.any():
-        rows.loc[tested, "p_holm"] = multipletests(rows["p_wilcoxon"][tested], method="holm")[1]
-    return rows
+    names = list(combinations(methods, 2))
+    found = pd.DataFrame(st.over_pairs(tidy, protocol, names), columns=st.Pooled._fields)
+    found = found.assign(first=[a for a, _ in names], second=[b for _, b in names])[found["pairs"] > 0]
+    return found.assign(p_holm=st.holm(found["p_wilcoxon"].to_numpy(float)))
 
 
 def beside_published(used: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
@@ -136,22 +155,24 @@ def _measured(used: pd.DataFrame) -> pd.DataFrame:
     return frame.groupby(["pair", "method"], sort=False).mean().reset_index()
 
 
-def _hours(used: pd.DataFrame, cells: pd.DataFrame, titles: Mapping[str, str], title: str) -> Figure:
+def _costs(
+    against: Literal["hours", "memory"], used: pd.DataFrame, cells: pd.DataFrame, titles: Mapping[str, str], title: str
+) -> Figure:
+    used = used[used["imported"] == ""]  # of the others neither device nor hours are known
     devices = sorted({tags.get("device", "an unknown device") for tags in used["tags"]})
-    if len(devices) > 1:
-        raise ValueError(f"hours of {', '.join(devices)} cannot be compared")
-    hours = used.groupby(["pair", "method"])["hours"].mean().reset_index()
-    spent = cells[cells["protocol"] == "last"].merge(hours, on=["pair", "method"])
-    return figures.costs(
-        spent, against="hours", titles=titles, quantity=QUANTITY["last"], title=f"{title}, {devices[0]}"
-    )
+    if len(devices) != 1:
+        raise ValueError(f"{against} of {', '.join(devices) or 'other code'} cannot be compared")
+    cost = used.groupby(["pair", "method"], sort=False)[against].mean().reset_index()
+    spent = cost.merge(cells[cells["protocol"] == "last"], on=["pair", "method"])
+    title = f"{title}, {devices[0]}"
+    return figures.costs(spent, against=against, titles=titles, quantity=QUANTITY["last"], title=title)
 
 
-def _svg(figure: Figure, title: str, prefix: str) -> str:
+def svg(figure: Figure, title: str, prefix: str) -> str:
     """The figure as an element of a page: without a document's head, its identifiers unlike another figure's."""
     buffer = io.StringIO()
     with styled():
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})  # `savefig` draws everything twice
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,18 +11,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from analysis import html_figures, literature, load, report, tables
+from analysis import attach, figures, html_figures, literature, load, numbers, report, tables
 from analysis import statistics as st
 from analysis.__main__ import chosen, command, facts, parser
+from analysis.figures.by_class import Values
 from edkd.errors import EdkdError
 from edkd.rundir import files, journal, results
 from edkd.rundir.journal import Record
 from edkd.rundir.paths import find_runs
-
-PROTOCOL = "last"  # of the verdict and the figures: nothing was chosen on the test set
-PROTOCOLS = ("last", "selected", "best")
 
 
 class Cell(NamedTuple):
@@ -45,10 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options_of.add_argument(
         "--ours", metavar="METHOD", help="the method that is compared with the others (default: the table's last)"
     )
+    options_of.add_argument("--figures", type=Path, metavar="DIR", help="where each figure goes as PNG and SVG, too")
     options = options_of.parse_args(arguments)
     path = options.output / "report.html"
     try:
-        files.write_bytes(path, build(options).encode())
+        page, used = build(options)
+        files.write_bytes(path, page.encode())
+        drawn = [*options.figures.glob("*.png"), *options.figures.glob("*.svg")] if options.figures else []
+        attach.to_sweeps(used, options, [path, *drawn])
     except EdkdError as error:
         print(f"analysis.html_report: {error}", file=sys.stderr)
         return 1
@@ -56,9 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build(options: argparse.Namespace) -> str:
-    """The page of the runs that `options` ask for. Raises EdkdError."""
-    runs, used = chosen(options)
+def build(options: argparse.Namespace) -> tuple[str, pd.DataFrame]:
+    """The page of the runs that `options` ask for, and the runs in its numbers. Raises EdkdError."""
+    runs, in_numbers = chosen(options)
+    used = in_numbers
     dataset, recipe = used["dataset"].iloc[0], used["recipe"].iloc[0]
     titles = {row.method: row.title for row in tables.rows_of(used)}
     names = list(titles.values())
@@ -69,12 +75,22 @@ def build(options: argparse.Namespace) -> str:
     used = used.assign(
         method=used["method"].map(titles).fillna(used["distiller"]),
         hours=[metrics.get("seconds", math.nan) / 3600 for metrics in used["metrics"]],
+        memory=[metrics.get("peak_memory_mb", math.nan) for metrics in used["metrics"]],
     )
+    place = {pair.name: i for i, pair in enumerate(tables.columns(used, options.pairs))}
+    used = _in_order(used, place)
     distilled = used[~used["alone"]]
     tidy = load.tidy(used)
-    compared = {p: st.comparisons(tidy, p, [(ours, name) for name in others]) for p in PROTOCOLS}
-    drawn = html_figures.draw(tidy, distilled, _curves(distilled, options), protocol=PROTOCOL, ours=ours, others=others)
-    missing = _missing(runs, distilled)
+    protocol = options.metric or "last"  # of the verdict and the figures; `last` was not chosen on the test set
+    contrasts = [(ours, name) for name in others]
+    compared = {str(kind): st.comparisons(tidy, kind, contrasts) for kind in numbers.KINDS}
+    curves, by_class = _by_epoch(distilled, options)
+    curves = _in_order(curves, place)
+    drawn = html_figures.draw(tidy, distilled, curves, by_class, protocol=protocol, ours=ours, others=others)
+    for title, figure in drawn.figures.items() if options.figures else ():
+        figures.save(figure, options.figures, re.sub(r"\W+", "-", title.lower()))
+    ours_alone = distilled[distilled["imported"] == ""]  # what this code can train
+    missing = _missing(runs, ours_alone)
     made_by = command("analysis.html_report", options, dataset, recipe)
     template = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -82,26 +98,35 @@ def build(options: argparse.Namespace) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     ).get_template("report.html")
-    return template.render(
+    page = template.render(
         title=report.title(dataset, used),
-        verdict=st.verdict(tidy, PROTOCOL, ours, others)
+        verdict=st.verdict(tidy, protocol, ours, others)
         if others
         else [f"{ours} alone has runs: nothing is compared."],
         facts=facts(used, dataset, recipe),
-        permits=st.permits(compared[PROTOCOL]),
-        figures=drawn.svgs,
+        permits=st.permits(compared[protocol]),
+        figures=[
+            html_figures.svg(figure, title, f"f{number}-")
+            for number, (title, figure) in enumerate(drawn.figures.items())
+        ],
         not_drawn=drawn.not_drawn,
         ours=ours,
-        quantity=html_figures.QUANTITY[PROTOCOL],
+        quantity=html_figures.QUANTITY[protocol],
         cells=_cells(tidy, distilled),
         differences=_differences(compared),
-        pooled=_pooled(tidy, ours, others),
+        pooled=_pooled(tidy, protocol, ours, others),
         missing=missing,
-        fill=_fill(missing, distilled, options.output) if missing.rows else "",
+        fill=_fill(missing, ours_alone, options.output) if missing.rows else "",
         left_out=[*load.left_out(runs, used), *tables.taught_apart(used)],
         provenance=_provenance(used),
         command=made_by + (f" --ours {shlex.quote(options.ours)}" if options.ours else ""),
     )
+    return page, in_numbers
+
+
+def _in_order(rows: pd.DataFrame, place: Mapping[str, int]) -> pd.DataFrame:
+    """The rows in the order of the table's pairs."""
+    return rows.sort_values("pair", key=lambda names: names.map(place), kind="stable")
 
 
 def _number(value: float | None, form: str = ".2f") -> Cell:
@@ -142,11 +167,10 @@ def _differences(compared: Mapping[str, pd.DataFrame]) -> Table:
     return Table("Paired differences", columns, rows)
 
 
-def _pooled(tidy: pd.DataFrame, ours: str, others: Sequence[str]) -> Table:
+def _pooled(tidy: pd.DataFrame, protocol: str, ours: str, others: Sequence[str]) -> Table:
     columns = ("difference of", "pairs", "mean", "95 % interval", "win/tie/loss", "P(improvement)", "p, Wilcoxon")
     rows = []
-    for name in others:
-        found = st.pooled(tidy, PROTOCOL, ours, name)
+    for name, found in zip(others, st.over_pairs(tidy, protocol, [(ours, name) for name in others])):
         line = [Cell(f"{ours} − {name}"), _number(found.pairs, "d"), _number(found.mean, "+.2f")]
         line += [_interval(found._asdict(), "+.2f"), Cell(f"{found.wins}/{found.ties}/{found.losses}")]
         rows.append([*line, _number(found.improvement), _number(found.p_wilcoxon, ".4f")])
@@ -196,34 +220,57 @@ def _fill(missing: Table, used: pd.DataFrame, output: Path) -> str:
 
 
 def _provenance(used: pd.DataFrame) -> Table:
-    columns = ("run", "began (UTC)", "hours", "commit", "dirty", "configuration", "teacher's top-1", "teacher")
+    columns = ("run", "began (UTC)", "hours", "commit", "dirty", "configuration", "data")
+    columns_of_teacher = ("teacher's top-1", "teacher", "teacher's hash")
     columns_of_machine = ("device", "threads", "versions", "from")
     rows = []
     for run in used.to_dict("records"):
         tags = run["tags"]
-        began = f"{pd.Timestamp(int(run['started']), unit='ms'):%Y-%m-%d %H:%M}"
+        began = "" if run["imported"] else f"{pd.Timestamp(int(run['started']), unit='ms'):%Y-%m-%d %H:%M}"
         versions = {key.removeprefix("versions."): value for key, value in tags.items() if key.startswith("versions.")}
         line = [Cell(run["name"]), Cell(began), _number(run["hours"], ".3f")]
-        line += [Cell(run["git_commit"][:10]), Cell("yes" if run["git_dirty"] else "no")]
-        line += [Cell(tags.get("config_hash", "")), _number(run["teacher_top1"]), Cell(tags.get("teacher_id", ""))]
+        if run["imported"]:
+            line += [Cell(f"of {run['imported']}"), Cell("")]
+        else:
+            line += [Cell(run["git_commit"][:10]), Cell("yes" if run["git_dirty"] else "no")]
+        line += [Cell(tags.get("config_hash", "")), Cell(tags.get("data_sha256", "")[:10])]
+        line += [
+            _number(run["teacher_top1"]),
+            Cell(tags.get("teacher_id", "")),
+            Cell(tags.get("teacher_sha256", "")[:10]),
+        ]
         line += [Cell(tags.get("device", "")), Cell(tags.get("threads", ""))]
         line += [Cell(", ".join(f"{name} {value}" for name, value in sorted(versions.items())))]
         rows.append([*line, Cell("packed journal" if run["packed"] else "MLflow")])
-    return Table("Provenance of every run", (*columns, *columns_of_machine), rows)
+    return Table("Provenance of every run", (*columns, *columns_of_teacher, *columns_of_machine), rows)
 
 
-def _curves(used: pd.DataFrame, options: argparse.Namespace) -> pd.DataFrame:
-    """Test top-1 by epoch, of the runs that are packed or whose journals lie below the output folder."""
+def _by_epoch(used: pd.DataFrame, options: argparse.Namespace) -> tuple[pd.DataFrame, Mapping[str, Values]]:
+    """Test top-1 by epoch, and what methods recorded by class, of runs that are packed or in the output folder.
+
+    The former has a row a run and epoch; the latter is the mean of the runs, [epochs, classes], by method, quantity and
+    pair.
+    """
     known = {(r["tags"].get("config_hash"), r["started"]): r for r in used.to_dict("records")}
     rows = []
+    classes: dict[tuple[str, str, str], list[NDArray[np.float64]]] = {}
     for records in _journals(options):
         first = next((record for record in records if record["event"] == "start"), None)
         run = known.pop((first["run"], int(first["time"] * 1000)), None) if first else None
         if run is not None:
             by_epoch = {r["epoch"]: r["metrics"].get("test/top1") for r in records if r["event"] == "epoch"}
             rows += [(run["pair"], run["method"], run["seed"], epoch, top1) for epoch, top1 in by_epoch.items()]
+            recorded = {r["epoch"]: r.get("by_class", {}) for r in records if r["event"] == "epoch"}
+            for name in recorded[max(recorded)]:
+                table = [recorded[epoch].get(name) for epoch in sorted(recorded)]
+                if all(table):  # else an earlier version began the run
+                    key = (run["method"], name, run["pair"])
+                    classes.setdefault(key, []).append(np.array(table, dtype=float))
     frame = pd.DataFrame(rows, columns=["pair", "method", "seed", "epoch", "top1"])
-    return frame.astype({"epoch": int, "top1": float})
+    values: dict[str, dict[str, dict[str, NDArray[np.float64]]]] = {}
+    for (method, name, pair), tables_of in classes.items():
+        values.setdefault(method, {}).setdefault(name, {})[pair] = np.mean(tables_of, axis=0)
+    return frame.astype({"epoch": int, "top1": float}), values
 
 
 def _journals(options: argparse.Namespace) -> Iterable[list[Record]]:

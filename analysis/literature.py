@@ -1,5 +1,6 @@
 """The published numbers (`published/*.csv`, each with its source and protocol) and when ours may stand beside them."""
 
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -36,6 +37,7 @@ class Published(NamedTuple):
     table: float | None
     authors: float | None
     protocol: Literal["last", "best", "unknown"]
+    sources: tuple[str, ...]
 
 
 @cache
@@ -53,14 +55,31 @@ def number(pair: str, method: str) -> Published | None:
     Of `cifar100.csv` only what was measured by the table's recipe may stand beside ours; a number of another recipe
     (its column `recipe` says which) is for readers of the file.
     """
+    return _numbers().get((pair, method))
+
+
+def sources(keys: Collection[tuple[str, str]]) -> dict[str, list[str]]:
+    """Where the published numbers of these (pair, method) come from, by method."""
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        known = number(*key)
+        listed = found.setdefault(key[1], []) if known else []
+        listed += [source for source in (known.sources if known else ()) if source not in listed]
+    return found
+
+
+@cache
+def _numbers() -> dict[tuple[str, str], Published]:
     known = read("cifar100")
-    known = known[(known["pair"] == pair) & (known["method"] == method) & (known["recipe"] == "")]
-    if known.empty:
-        return None
-    by = {str(column): float(top1) for column, top1 in zip(known["column"], known["top1"])}
-    return Published(by.get("table"), by.get("authors"), known["protocol"].iloc[0])
+    found = {}
+    for (pair, method), rows in known[known["recipe"] == ""].groupby(["pair", "method"]):
+        by = dict(zip(rows["column"], rows["top1"].astype(float)))
+        sources = tuple(f"{source} ({column})" for column, source in zip(rows["column"], rows["source"]))
+        found[str(pair), str(method)] = Published(by.get("table"), by.get("authors"), rows["protocol"].iloc[0], sources)
+    return found
 
 
+@cache
 def network(role: Literal["teacher", "student"], name: str) -> float | None:
     """The published top-1 (percent) of a teacher, or of a student trained alone."""
     known = read("networks")

@@ -33,6 +33,7 @@ _TAGS = (
     "cell",
     "git_commit",
     "best_by",
+    "imported",  # the code base that trained the run, where it was another one
 )
 _METRICS = [(which, key) for which in ("last", "best") for key in ("top1", "top5", "epoch")]
 

@@ -14,23 +14,31 @@ READING = (
     "A cell is the mean over seeds ± their standard deviation (n runs); one run alone has no ±. Teachers are measured "
     "once. A difference is the mean over the seeds that both methods have: runs of one seed share initial weights, "
     "order and augmentation.",
+    "`last` is after the last epoch, `best` the epoch that is best on the test set itself, which flatters, and "
+    "`selected` the one that held-out training images chose.",
 )
 BOLD = (
     "A number in bold is better than that of every other method of its column: each paired difference is significant "
     "at the 5 % level after Holm's correction over all pairs of methods on all columns of the block.",
 )
 BESIDE = (
-    "`published 73.33` was measured as that block is; `published [73.33]`, in brackets, at another epoch (KD: the "
-    "last; DKD, EDKD: the best on the test set), so compare it in the other block. `authors` is the number of DKD's "
-    "authors; `published` beside it is the EDKD table's rerun. Which epoch the published networks alone were taken "
-    "at is not recorded here.",
+    "`published 73.33 (+0.12)` was measured as that block is, and the number in brackets is ours − published. "
+    "`published [73.33]` is of another epoch (KD: the last; DKD, EDKD: the best on the test set), so compare it in the "
+    "other block. `authors` is the number of a method's authors; `published` beside it is the EDKD table's rerun. "
+    "Which epoch the published networks alone were taken at is not recorded here.",
 )
+IMPORTED = (
+    "A name of another code base in brackets, such as (mdistiller), marks imported results: of runs that were trained "
+    "by that code. Their seeds and their teacher's weights are not known, so they are compared with no other run; a "
+    "running number stands where ours have a seed.",
+)
+_ACROSS = 8  # methods that have a column each on the terminal
 _SHOWN = 10  # runs that are left out, on the terminal; the file lists them all
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that the table says: `facts` are one line each, `long` the CSV's rows."""
+    """All that the table says: `facts` are one line each, `long` the CSV's rows, `used` the runs in its numbers."""
 
     title: str
     facts: tuple[str, ...]
@@ -39,6 +47,7 @@ class Report:
     notes: tuple[str, ...]
     command: str
     long: pd.DataFrame
+    used: pd.DataFrame
 
     def student(self, pair: Pair) -> str:
         """The student of a column, with the column's setting; a footnote mark stands only where its note does."""
@@ -60,6 +69,26 @@ def title(dataset: str, runs: pd.DataFrame) -> str:
     return f"{dataset} (not CIFAR-100), {trained}: students' top-1 accuracy"
 
 
+def recipe(runs: pd.DataFrame) -> str:
+    """How the distilled students were trained, as far as their parameters say it; several values where they differ."""
+    distilled = runs[~runs["alone"]]
+    names = sorted({name for params in distilled["params"] for name in params if name.startswith("schedule.")})
+    values = {
+        name.split(".")[-1]: sorted({params[name] for params in distilled["params"] if name in params})
+        for name in (*names, "engine.precision")
+    }
+    told = ", ".join(f"{name} {' or '.join(found)}" for name, found in values.items() if found)
+    return f"Recipe `{runs['recipe'].iloc[0]}`: {told or 'not recorded'}."
+
+
+def sources(runs: pd.DataFrame) -> list[str]:
+    """A note with the sources of the published numbers that stand beside the numbers of these runs."""
+    keys = runs[~runs["alone"]].drop_duplicates(["pair", "method"])
+    found = literature.sources(list(zip(keys["pair"], keys["method"])))
+    told = "; ".join(f"`{method}`: {', '.join(listed)}" for method, listed in sorted(found.items()))
+    return [f"Sources of the published numbers, by method: {told}."] if told else []
+
+
 def show(report: Report, console: Console) -> None:
     """Print the report, a line for each pair."""
     console.print(f"\n{report.title}", style="bold", highlight=False, markup=False)
@@ -78,16 +107,21 @@ def show(report: Report, console: Console) -> None:
 
 
 def _terminal_grid(grid: Grid) -> Table:
+    """A line for each pair, or of many methods a line for each method."""
     title = f"{grid.title}, {grid.remark}" if grid.remark else grid.title
     table = Table(title=title, title_justify="left", title_style="bold", show_lines=True)
+    pairs = [f"{pair.teacher}\n{pair.student} {pair.setting}".rstrip() for pair in grid.columns]
+    methods, cells = [name for name, _ in grid.rows], [entries for _, entries in grid.rows]
+    if len(methods) <= _ACROSS:
+        heads, lines = [name.replace(" ", "\n", 1) for name in methods], list(zip(pairs, zip(*cells)))
+    else:
+        heads, lines = pairs, list(zip(methods, cells))
     table.add_column("teacher\nstudent", no_wrap=True)
-    for name, _ in grid.rows:
-        table.add_column(name.replace(" ", "\n", 1), justify="center")
-    for i, pair in enumerate(grid.columns):
-        entries = (row[i]._replace(text=row[i].text.replace(" (", "\n(")) for _, row in grid.rows)
-        table.add_row(
-            f"{pair.teacher}\n{pair.student} {pair.setting}".rstrip(), *(_terminal_entry(entry) for entry in entries)
-        )
+    for head in heads:
+        table.add_column(head, justify="center")
+    for label, entries in lines:
+        shown = (entry._replace(text=entry.text.replace(" (", "\n(")) for entry in entries)
+        table.add_row(label, *map(_terminal_entry, shown))
     return table
 
 

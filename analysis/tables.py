@@ -2,26 +2,22 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
 from analysis import literature
 from analysis.load import VANILLA
+from analysis.numbers import KINDS, Kind
 from analysis.settings import Setting
-from analysis.statistics import comparisons, paired_differences, summarise
+from analysis.statistics import comparisons
 from edkd.console import number
 
-Kind = Literal["last", "best", "selected"]  # the protocols of `analysis.statistics`
-KINDS: tuple[Kind, ...] = ("last", "best", "selected")
 OURS = "edkd"  # the last row
 EARLIER = {"kd": ("KD", "2015"), "dkd": ("DKD", "2022"), "edkd": ("EDKD", "")}  # runs without the tags title and year
 _ONE = " (n=1)"
-LEVEL = 0.95  # coverage of the confidence intervals in the CSV
 
 
 class Pair(NamedTuple):
@@ -106,49 +102,10 @@ def contrasts(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     return [(rows[i], other) for i in reversed(new) for other in rows[:i]]
 
 
-def commits(runs: pd.DataFrame) -> list[str]:
-    """The git commits of the runs, shortened, `+dirty` where the working tree had changes."""
-    found = sorted(set(zip(runs["git_commit"], runs["git_dirty"])))
-    return [(commit[:10] or "unknown") + ("+dirty" if dirty else "") for commit, dirty in found]
-
-
-def long_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """Every number of the table and the paired differences, one row each, sorted by pair, method and kind.
-
-    The kinds are `last`, `best` (chosen on the test set) and `selected` (chosen on held-out training images).
-    `runs` holds one finished run per cell and seed. Accuracies in percent; intervals cover 95 %.
-    """
-    beside = literature.comparable(runs)
-    compared = contrasts(rows_of(runs))
-    rows = []
-    for kind in KINDS:
-        groups = {
-            (str(pair), str(method)): group.sort_values("seed")
-            for (pair, method), group in _measured(runs, kind).groupby(["pair", "method"], sort=False)
-        }
-        rows += [_cell(group, kind, beside) for group in groups.values()]
-        for first, second in compared:
-            for pair in runs["pair"].unique():
-                if (pair, first.method) in groups and (pair, second.method) in groups:
-                    rows += _difference(groups[pair, first.method], groups[pair, second.method], kind)
-    return pd.DataFrame(rows).sort_values(
-        ["pair", "method", "kind"],
-        key=lambda column: column.map(KINDS.index) if column.name == "kind" else column,
-        ignore_index=True,
-    )
-
-
-def _measured(runs: pd.DataFrame, kind: Kind) -> pd.DataFrame:
-    """The runs that have an accuracy of this kind."""
-    if kind == "last":
-        return runs
-    return runs[(runs["best_by"] == "validation") == (kind == "selected")]
-
-
 def leaders(tidy: pd.DataFrame, kind: Kind) -> set[tuple[str, str]]:
     """(pair, method) where the method is better than all others on the pair, each time significantly after Holm."""
-    rows = comparisons(tidy, kind, level=LEVEL)
-    clear = rows[rows["p_holm"] < 1 - LEVEL]
+    rows = comparisons(tidy, kind)
+    clear = rows[rows["p_holm"] < 0.05]
     better = Counter(zip(clear["pair"], clear["first"].where(clear["difference"] > 0, clear["second"])))
     methods = tidy[tidy["protocol"] == kind].groupby("pair")["method"].nunique()
     return {(pair, method) for (pair, method), count in better.items() if count == methods[pair] - 1}
@@ -156,63 +113,18 @@ def leaders(tidy: pd.DataFrame, kind: Kind) -> set[tuple[str, str]]:
 
 def taught_apart(runs: pd.DataFrame) -> list[str]:
     """What is not compared, though both methods have the seed: students of two teachers of one name."""
+    distilled = runs[~runs["alone"] & (runs["imported"] == "")]  # of imported ones neither seed nor teacher is known
+    distilled = distilled.assign(taught=[params["teacher_id"] for params in distilled["params"]])
+    teachers = distilled.pivot(index=["pair", "seed"], columns="method", values="taught")
+    teachers = teachers[teachers.nunique(axis="columns") > 1]
     lines = []
-    for first, second in contrasts(rows_of(runs)):
-        for pair, group in runs.groupby("pair", sort=False):
-            one, other = (_teachers(group[group["method"] == row.method]) for row in (first, second))
-            apart = sorted(seed for seed in one.keys() & other.keys() if one[seed] != other[seed])
-            if apart:
-                seeds = ", ".join(map(str, apart))
-                lines.append(f"{pair}: {first.title} − {second.title}, seed {seeds}: not taught by the same teacher")
+    for first, second in contrasts(rows_of(runs)) if len(teachers) else ():
+        one, other = teachers[first.method], teachers[second.method]
+        apart = teachers[one.notna() & other.notna() & (one != other)].reset_index()
+        for pair, group in apart.groupby("pair", sort=False):
+            seeds = ", ".join(map(str, group["seed"]))
+            lines.append(f"{pair}: {first.title} − {second.title}, seed {seeds}: not taught by the same teacher")
     return lines
-
-
-def _teachers(group: pd.DataFrame) -> dict[int, str]:
-    """The identity of each seed's teacher."""
-    return {int(seed): str(params.get("teacher_id", "")) for seed, params in zip(group["seed"], group["params"])}
-
-
-def _cell(group: pd.DataFrame, kind: Kind, beside: bool) -> dict[str, Any]:
-    row = _head(group, kind, "accuracy", group["method"].iloc[0])
-    epoch = "last" if kind == "last" else "best"
-    row |= _spread(group[f"{epoch}_top1"], group["seed"])
-    top5 = summarise(group[f"{epoch}_top5"].dropna(), LEVEL)
-    row |= {"top5_mean": top5.mean, "top5_sd": top5.sd, "epoch_mean": group[f"{epoch}_epoch"].mean()}
-    row |= {"teacher_top1": _join(f"{v:.4f}" for v in sorted(group["teacher_top1"].dropna().unique()))}
-    known = literature.number(row["pair"], row["method"]) if beside else None
-    if known:
-        same = known.protocol == kind
-        row |= {"published": known.table, "published_by_authors": known.authors}
-        row |= {"published_protocol": known.protocol, "same_protocol": "yes" if same else "no"}
-    row |= {"cell": _join(group["cell"].unique()), "git_commits": _join(commits(group))}
-    return row | {"run_ids": _join(group["run_id"])}
-
-
-def _difference(first: pd.DataFrame, second: pd.DataFrame, kind: Kind) -> list[dict[str, Any]]:
-    epoch = "last_top1" if kind == "last" else "best_top1"
-    a, b = (
-        {key: float(value) for key, value in zip(_teachers(group).items(), group[epoch], strict=True)}
-        for group in (first, second)
-    )
-    values = paired_differences(a, b)
-    if not values.size:
-        return []
-    name = f"{first['method'].iloc[0]}-{second['method'].iloc[0]}"
-    head = _head(first, kind, "paired difference", name)
-    return [head | _spread(values, (seed for seed, _ in sorted(a.keys() & b.keys())))]
-
-
-def _head(group: pd.DataFrame, kind: Kind, quantity: str, method: str) -> dict[str, Any]:
-    run = group.iloc[0]
-    chosen = _join(sorted(group["best_by"].unique())) if kind != "last" else ""
-    names = {name: run[name] for name in ("dataset", "recipe", "pair", "teacher", "student")}
-    return {"quantity": quantity, "kind": kind, "chosen_on": chosen, **names, "method": method}
-
-
-def _spread(values: ArrayLike, seeds: Iterable[int]) -> dict[str, Any]:
-    n, mean, sd, low, high = summarise(values, LEVEL)
-    numbers = {"n": n, "top1_mean": mean, "top1_sd": sd, "top1_ci95_low": low, "top1_ci95_high": high}
-    return numbers | {"top1_values": _join(f"{v:.4f}" for v in np.asarray(values)), "seeds": _join(seeds)}
 
 
 def grids(
@@ -226,26 +138,27 @@ def grids(
     for kind in [kind for kind in KINDS if kind in set(long["kind"])]:
         part = long[long["kind"] == kind]
         cells = part[part["quantity"] == "accuracy"]
+        found = {(row["pair"], row["method"]): row for row in part.to_dict("records")}
         body = [("teacher alone", tuple(_teacher(cells, pair, beside) for pair in shape))]
-        alone = cells[cells["teacher"] == ""]
-        for method in (VANILLA, *sorted(set(alone["method"]) - {VANILLA})):
+        alone = set(cells["method"][cells["teacher"] == ""])
+        for method in sorted(alone, key=lambda name: (name != VANILLA, name)):
             name = "student alone" if method == VANILLA else f"student alone, {method}"
-            body += [(name, tuple(_alone(alone, pair, method, beside) for pair in shape))]
+            body += [(name, tuple(_alone(found, pair, method, beside) for pair in shape))]
         bold = leaders(tidy, kind)
         for row in rows:
-            entries = (_entry(_find(cells, pair.name, row.method)) for pair in shape)
-            bolder = (e._replace(bold=(pair.name, row.method) in bold) for e, pair in zip(entries, shape))
-            body += [(row.title, tuple(bolder))]
+            entries = (
+                _entry(found.get((pair.name, row.method)), bold=(pair.name, row.method) in bold) for pair in shape
+            )
+            body += [(row.title, tuple(entries))]
         made.append(_grid(_title(kind, cells), shape, body))
-        gaps = part[part["quantity"] == "paired difference"]
         body = [
             (
                 f"{a.title} − {b.title}",
-                tuple(_entry(_find(gaps, pair.name, f"{a.method}-{b.method}"), "+") for pair in shape),
+                tuple(_entry(found.get((pair.name, f"{a.method}-{b.method}")), "+") for pair in shape),
             )
             for a, b in contrasts(rows)
         ]
-        if not gaps.empty:
+        if len(cells) < len(part):
             made.append(_grid(f"Paired differences, {kind} epoch (points of top-1, same seeds)", shape, body))
     return made
 
@@ -286,23 +199,25 @@ def _title(kind: Kind, cells: pd.DataFrame) -> str:
     return f"Best epoch, chosen on {chosen} (test top-1, %)"
 
 
-def _find(part: pd.DataFrame, pair: str, method: str) -> pd.Series | None:
-    rows = part[(part["pair"] == pair) & (part["method"] == method)]
-    return None if rows.empty else rows.iloc[0]
-
-
-def _entry(row: pd.Series | None, sign: Literal["", "+"] = "") -> Entry:
+def _entry(row: Mapping[Hashable, Any] | None, sign: Literal["", "+"] = "", *, bold: bool = False) -> Entry:
     if row is None:
         return Entry()
     spread = "" if row["n"] < 2 else f" ± {row['top1_sd']:.2f}"
-    return Entry(f"{row['top1_mean']:{sign}.2f}{spread} (n={row['n']})".replace("-", "−"), _below(row))
+    return Entry(f"{row['top1_mean']:{sign}.2f}{spread} (n={row['n']})".replace("-", "−"), _below(row), bold)
 
 
-def _below(row: pd.Series) -> tuple[str, ...]:
-    """`published 76.01`, `authors 76.32`; the numbers in brackets where the literature measured another epoch."""
-    told = (("published", row.get("published")), ("authors", row.get("published_by_authors")))
-    shape = "{} {:.2f}" if row.get("same_protocol") == "yes" else "{} [{:.2f}]"
-    return tuple(shape.format(name, value) for name, value in told if value is not None and pd.notna(value))
+def _below(row: Mapping[Hashable, Any]) -> tuple[str, ...]:
+    """`published 76.01 (+0.12)`: the difference is ours − published; without one, in brackets, of another epoch."""
+    lines = []
+    for name, column, difference in (
+        ("published", "published", "minus_published"),
+        ("authors", "published_by_authors", "minus_authors"),
+    ):
+        value, ours = row.get(column), row.get(difference)
+        if value is not None and pd.notna(value):
+            there = ours is not None and pd.notna(ours)
+            lines.append(f"{name} {value:.2f} ({ours:+.2f})".replace("-", "−") if there else f"{name} [{value:.2f}]")
+    return tuple(lines)
 
 
 def _teacher(cells: pd.DataFrame, pair: Pair, beside: bool) -> Entry:
@@ -312,15 +227,11 @@ def _teacher(cells: pd.DataFrame, pair: Pair, beside: bool) -> Entry:
     return Entry(" / ".join(values), _beside("teacher", pair.teacher) if values and beside else ())
 
 
-def _alone(cells: pd.DataFrame, pair: Pair, method: str, beside: bool) -> Entry:
-    text = _entry(_find(cells, pair.student, method)).text
-    return Entry(text, _beside("student", pair.student) if text and beside and method == VANILLA else ())
+def _alone(found: Mapping[Any, Mapping[Hashable, Any]], pair: Pair, method: str, beside: bool) -> Entry:
+    entry = _entry(found.get((pair.student, method)))
+    return entry._replace(below=_beside("student", pair.student) if entry.text and beside and method == VANILLA else ())
 
 
 def _beside(role: Literal["teacher", "student"], name: str) -> tuple[str, ...]:
     value = literature.network(role, name)
     return () if value is None else (f"published {value:.2f}",)
-
-
-def _join(values: Iterable[object]) -> str:
-    return " ".join(str(value) for value in values)

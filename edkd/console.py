@@ -6,15 +6,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+
+if TYPE_CHECKING:
+    from rich.progress import Task
 
 LOG = logging.getLogger("edkd")
 
-console = Console(stderr=True)
+console = Console(stderr=True, highlight=False)
 
-TELL_EVERY = 10.0  # seconds between lines about a count, where there is no terminal
+LINE_EVERY = 10.0  # seconds between lines about a count, where there is no terminal
 
 
 @contextlib.contextmanager
@@ -46,9 +49,17 @@ def logging_to(file: Path, *, show: bool) -> Iterator[None]:
 
 def _printer() -> logging.Handler:
     if console.is_terminal:  # beside a progress bar only rich may print
+        from rich.highlighter import NullHighlighter
         from rich.logging import RichHandler
 
-        return RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
+        return RichHandler(
+            console=console,
+            show_path=False,
+            show_level=False,
+            log_time_format="%H:%M:%S",
+            highlighter=NullHighlighter(),
+            keywords=[],
+        )
     plain = logging.StreamHandler()
     plain.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     return plain
@@ -60,18 +71,12 @@ def step_bar(show: bool, epochs: int) -> Iterator[Callable[[int, int, int], None
     if not show or not console.is_terminal:
         yield None
         return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as progress:
-        task = progress.add_task("", total=None)
+    times = TextColumn("steps {task.fields[times]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), times)
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=None, times="")
 
         def update(epoch: int, done: int, steps: int) -> None:
             progress.update(
@@ -79,9 +84,16 @@ def step_bar(show: bool, epochs: int) -> Iterator[Callable[[int, int, int], None
                 description=f"epoch {epoch}/{epochs}",
                 total=epochs * steps,
                 completed=(epoch - 1) * steps + done,
+                times=_times(progress.tasks[0]),
             )
 
         yield update
+
+
+def _times(task: "Task") -> str:
+    """The time since a bar began and, once that is known, the time left."""
+    left = task.time_remaining
+    return duration(task.elapsed or 0.0) + ("" if left is None else f", {duration(left)} left")
 
 
 @contextlib.contextmanager
@@ -90,25 +102,38 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
     A bar on a terminal; elsewhere a line whenever some seconds have passed.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    rate_column = TextColumn("{task.fields[rate]}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate_column, TimeRemainingColumn())
+    pace_column = TextColumn("{task.fields[pace]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), pace_column)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total, rate="")
+        task = progress.add_task(what, total=total, pace="")
         began = shown = time.monotonic()
 
         def update(done: int) -> None:
             nonlocal shown
             now = time.monotonic()
             rate = done / max(now - began, 1e-9)
-            progress.update(task, completed=done, rate=f"{rate:,.0f}/s")
-            if not console.is_terminal and now - shown > TELL_EVERY:
+            left = duration((total - done) / rate) if rate else "unknown time"
+            pace = f"{rate:,.0f}/s, {left} left"
+            progress.update(task, completed=done, pace=pace)
+            if not console.is_terminal and now - shown > LINE_EVERY:
                 shown = now
-                left = duration((total - done) / rate) if rate else "unknown time"
-                print(f"{what}: {done:,} of {total:,}, {rate:,.0f}/s, {left} left", file=sys.stderr, flush=True)
+                print(f"{what}: {done:,} of {total:,}, {pace}", file=sys.stderr, flush=True)
 
         yield update
+
+
+def stdout() -> Console:
+    """A console on standard output, for tables; where that is no terminal, it breaks no line."""
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=10_000)
+
+
+def print_lines(to: Console, *renderables: RenderableType) -> None:
+    """Print to the console, without empty lines and without blanks at the ends of lines."""
+    with to.capture() as drawn:
+        to.print(*renderables, sep="\n")
+    print("\n".join(line.rstrip() for line in drawn.get().splitlines() if line))
 
 
 def fail(message: str, code: int = 1) -> NoReturn:

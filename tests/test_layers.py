@@ -35,9 +35,11 @@ LIGHT = {  # what these load when they are imported, they need at once
     "edkd.status.state": {"torch", "mlflow", "hydra"},
     "edkd.rundir.journal": {"torch", "mlflow", "hydra"},
     "edkd.cli.main": {"torch", "mlflow", "hydra"},
+    "edkd.cli.launch": {"torch", "mlflow", "pandas"},
     "analysis": {"torch", "hydra"},
     "analysis.figures": {"torch", "mlflow", "hydra"},
-    "hydra_plugins.edkd_sweeper": {"torch", "mlflow"},
+    "edkd.data.sources": {"torch", "torchvision", "sklearn", "PIL"},
+    "hydra_plugins.edkd_sweeper.sweeper": {"torch", "mlflow"},
     "hydra_plugins.edkd_slurm": {"torch", "mlflow"},
 }
 

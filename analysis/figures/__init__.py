@@ -8,11 +8,13 @@ says what is missing.
 """
 
 from analysis.figures.agreement import teacher_agreement
+from analysis.figures.by_class import by_class
 from analysis.figures.costs import costs
 from analysis.figures.curves import training_curves
 from analysis.figures.forest import forest
 from analysis.figures.matrix import matrix
 from analysis.figures.published import against_published
+from analysis.figures.representations import correlation, embedding
 from analysis.figures.rows import accuracies, best_last_gaps
 from analysis.figures.style import save
 
@@ -20,7 +22,10 @@ __all__ = [
     "accuracies",
     "against_published",
     "best_last_gaps",
+    "by_class",
+    "correlation",
     "costs",
+    "embedding",
     "forest",
     "matrix",
     "save",

@@ -59,13 +59,14 @@ def training_curves(
     if len(coloured) < len(methods):
         note += " Grey: the other methods."
     figure, grid = panels(len(pairs), 3, 1.7, title, below="epoch", note=note, handles=() if direct else handles)
+    seeds = rows.groupby(["pair", "method", "epoch"])["top1"].agg(["mean", "min", "max"])
+    several = rows.groupby(["pair", "method"])["seed"].nunique() > 1
+    behind_first = sorted(methods, key=lambda m: m in coloured)
     ends: list[dict[str, float]] = []
     for pair, axes in zip(pairs, grid):
-        part = rows[rows["pair"] == pair]
-        behind_first = sorted(present(part, titles), key=lambda m: m in coloured)
-        ends.append(
-            {m: _curve(axes, part[part["method"] == m], look[m], banded=direct and m in coloured) for m in behind_first}
-        )
+        there = [m for m in behind_first if (pair, m) in several.index]
+        banded = {m for m in there if direct and m in coloured and several[pair, m]}
+        ends.append({m: _curve(axes, seeds.loc[pair, m], look[m], banded=m in banded) for m in there})
         axes.set_title(arrow(pair), loc="left")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=STEPS))
         axes.grid(axis="y")
@@ -77,10 +78,9 @@ def training_curves(
     return figure
 
 
-def _curve(axes: Axes, runs: pd.DataFrame, look: Look, *, banded: bool) -> float:
-    """Draw a method's line and band; returns where the line ends."""
-    seeds = runs.groupby("epoch")["top1"].agg(["mean", "min", "max"])
-    if banded and runs["seed"].nunique() > 1:
+def _curve(axes: Axes, seeds: pd.DataFrame, look: Look, *, banded: bool) -> float:
+    """Draw a method's line and band, of mean, min and max by epoch; returns where the line ends."""
+    if banded:
         axes.fill_between(seeds.index, seeds["min"], seeds["max"], color=look.colour, alpha=0.2, linewidth=0)
     alone = "o" if len(seeds) == 1 else ""
     axes.plot(

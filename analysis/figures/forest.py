@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -26,40 +26,16 @@ from analysis.figures.style import (
     signed,
     styled,
 )
+from analysis.statistics import Pooled
 
 _ROW = 0.27  # inches
-
-
-class Pooled(Protocol):
-    """What this needs of the result of `statistics.pooled`, in points."""
-
-    @property
-    def pairs(self) -> int: ...  # noqa: D102
-    @property
-    def mean(self) -> float: ...  # noqa: D102
-    @property
-    def low(self) -> float: ...  # noqa: D102
-    @property
-    def high(self) -> float: ...  # noqa: D102
-    @property
-    def improvement(self) -> float: ...  # noqa: D102
-    @property
-    def wins(self) -> int: ...  # noqa: D102
-    @property
-    def ties(self) -> int: ...  # noqa: D102
-    @property
-    def losses(self) -> int: ...  # noqa: D102
-    @property
-    def p_wilcoxon(self) -> float: ...  # noqa: D102
 
 
 @styled()
 def forest(
     comparisons: pd.DataFrame,
-    tidy: pd.DataFrame,
     pooled: Pooled,
     *,
-    protocol: str,
     first: str,
     second: str,
     titles: Mapping[str, str],
@@ -69,30 +45,34 @@ def forest(
 ) -> Figure:
     """Draw `first − second` in points: one row a pair, and a diamond for all pairs.
 
-    `comparisons` are rows of `statistics.comparisons` under `protocol` (pair, first, second, n, difference, low, high,
-    p_holm), `tidy` the runs that they come from (pair, method, seed, teacher, protocol, value in percent); both may
-    hold other methods, too. A row shows the difference of every seed as a small dot, and their mean with its interval
-    above them; one seed alone is an open circle without an interval. An interval that is much wider than the others
-    ends in an arrow at the edge. The columns at the right repeat the numbers, p adjusted by Holm. `quantity` says what
-    is compared, e.g. "test top-1 at the last epoch"; `level` is the coverage of the intervals.
+    `comparisons` are rows of `statistics.comparisons` (pair, first, second, n, difference, low, high, p_holm, values)
+    and may hold other methods, too. A row shows the difference of every seed as a small dot, and their mean with its
+    interval above them; one seed alone is an open circle without an interval. An interval that is much wider than the
+    others ends in an arrow at the edge. The columns at the right repeat the numbers, p adjusted by Holm. `quantity`
+    says what is compared, e.g. "test top-1 at the last epoch"; `level` is the coverage of the intervals.
     """
     there = (comparisons["first"] == first) & (comparisons["second"] == second)
     rows = comparisons[there].dropna(subset=["difference"])
     if rows.empty:
         raise ValueError(f"nothing to draw: no pair has a paired difference of {first} and {second}")
-    dots = _differences(tidy[tidy["protocol"] == protocol], first, second)
-    dots = dots[dots["pair"].isin(rows["pair"])]
     last = len(rows) + 0.4  # where the pooled row lies
     figure = page(WIDTH, _ROW * (last + 1) + 0.75, title, note=_note(pooled))
     axes = figure.subplots()
-    points = [*dots["difference"], *rows["difference"], pooled.mean, 0.0]
+    points = [*(value for values in rows["values"] for value in values), *rows["difference"], pooled.mean, 0.0]
     ends = ([*rows["low"], pooled.low], [*rows["high"], pooled.high])
     axes.set(xlim=limits(points, *ends), ylim=(last + 0.6, -0.7))
     axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
     for y, row in enumerate(rows.to_dict("records")):
-        one = dots.loc[dots["pair"] == row["pair"], "difference"]
         if row["n"] > 1:
-            axes.plot(one, [y + 0.2] * len(one), "o", color=QUIET, markersize=2.8, alpha=0.8, markeredgewidth=0)
+            axes.plot(
+                row["values"],
+                [y + 0.2] * len(row["values"]),
+                "o",
+                color=QUIET,
+                markersize=2.8,
+                alpha=0.8,
+                markeredgewidth=0,
+            )
             interval(axes, y - 0.12, row["low"], row["high"], PLAIN, upright=False)
             axes.plot(row["difference"], y - 0.12, "o", color=PLAIN, markersize=5)
         else:
@@ -116,13 +96,6 @@ def forest(
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(f"{titles[first]} − {titles[second]}, points of {quantity}")
     return freeze(figure)
-
-
-def _differences(runs: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
-    """One row for every run of `first` that has a partner: one of `second` with its pair, seed and teacher."""
-    one, other = (runs[runs["method"] == method] for method in (first, second))
-    both = one.merge(other, on=["pair", "seed", "teacher"], suffixes=("_first", "_second"))
-    return both.assign(difference=both["value_first"] - both["value_second"])
 
 
 def _columns(axes: Axes, y: float, texts: Sequence[str], **how: Any) -> None:

@@ -41,6 +41,19 @@ def matrix(pooled: pd.DataFrame, *, titles: Mapping[str, str], quantity: str, ti
     axes = figure.subplots()
     values = np.array([[cells[a, b]["mean"] if (a, b) in cells else np.nan for b in methods] for a in methods])
     image = axes.imshow(values, cmap=colours, norm=norm, aspect="equal")
+    names = [titles[m] for m in methods]
+    axes.set_xticks(range(size), names, rotation=45, ha="left", rotation_mode="anchor")
+    axes.set_yticks(range(size), names)
+    axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
+    axes.set_xticks(np.arange(size + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(size + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.2)
+    axes.tick_params(which="minor", length=0)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, shrink=0.7, aspect=25)
+    bar.outline.set_visible(False)
+    bar.set_label(f"row − column, points of\n{quantity}")
+    freeze(figure)  # now, for the texts need no room
     for y, a in enumerate(methods):
         for x, b in enumerate(methods):
             if (a, b) in cells:
@@ -58,21 +71,8 @@ def matrix(pooled: pd.DataFrame, *, titles: Mapping[str, str], quantity: str, ti
                     va="center",
                     fontsize=7 if size <= 8 else 5,
                     color="white" if dark else INK,
-                    in_layout=False,
                 )
-    names = [titles[m] for m in methods]
-    axes.set_xticks(range(size), names, rotation=45, ha="left", rotation_mode="anchor")
-    axes.set_yticks(range(size), names)
-    axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
-    axes.set_xticks(np.arange(size + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(size + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.2)
-    axes.tick_params(which="minor", length=0)
-    axes.spines[:].set_visible(False)
-    bar = figure.colorbar(image, ax=axes, shrink=0.7, aspect=25)
-    bar.outline.set_visible(False)
-    bar.set_label(f"row − column, points of\n{quantity}")
-    return freeze(figure)
+    return figure
 
 
 def _both_ways(pooled: pd.DataFrame) -> Iterator[tuple[str, str, dict[str, Any]]]:

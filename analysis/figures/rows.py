@@ -65,12 +65,14 @@ def accuracies(
     for number, (pair, axes) in enumerate(zip(pairs, grid)):
         part = rows[rows["pair"] == pair]
         axes.set_xlim(limits(part["mean"], part["low"], part["high"]))
-        for row in part.to_dict("records"):
-            y, colour = methods.index(row["method"]), STANDOUT if row["method"] in highlight else PLAIN
-            if row["n"] > 1:
-                interval(axes, y, row["low"], row["high"], colour, upright=False)
+        for row in part[part["n"] > 1].to_dict("records"):
+            colour = STANDOUT if row["method"] in highlight else PLAIN
+            interval(axes, methods.index(row["method"]), row["low"], row["high"], colour, upright=False)
+        for (alone, coloured), dots in part.groupby([part["n"] == 1, part["method"].isin(list(highlight))]):
+            colour = STANDOUT if coloured else PLAIN
+            heights = dots["method"].map(methods.index)
             axes.plot(
-                row["mean"], y, "o", color=colour, markersize=4, markerfacecolor=colour if row["n"] > 1 else "white"
+                dots["mean"], heights, "o", color=colour, markersize=4, markerfacecolor="white" if alone else colour
             )
         axes.set_title(arrow(pair, "\n→ "), loc="left")
         axes.xaxis.set_major_locator(MaxNLocator(3, steps=STEPS))
@@ -120,7 +122,7 @@ def best_last_gaps(
 
 
 def _method_rows(axes: Axes, names: list[str], *, named: bool) -> None:
-    axes.set_yticks(range(len(names)), names if named else [])
+    axes.set_yticks(range(len(names)) if named else [], names if named else [])
     axes.set_ylim(len(names) - 0.3, -0.7)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

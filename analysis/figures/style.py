@@ -116,14 +116,22 @@ def probability(p: float) -> str:
 
 
 def page(
-    width: float, body: float, title: str, *, below: str = "", note: str = "", handles: Sequence[Line2D] = ()
+    width: float,
+    body: float,
+    title: str,
+    *,
+    below: str = "",
+    note: str = "",
+    handles: Sequence[Line2D] = (),
+    entry: float = 1.0,
 ) -> Figure:
     """An empty figure with `body` inches of height for panels, a title above and three things below them.
 
-    These are `below`, the label of all horizontal axes; `note`, how to read the marks; and a legend of `handles`. They
-    have strips of their own, for the layout engine gives one place to a legend and a common label.
+    These are `below`, the label of all horizontal axes; `note`, how to read the marks; and a legend of `handles`, each
+    `entry` inches wide. They have strips of their own, for the layout engine gives one place to a legend and a common
+    label.
     """
-    columns = max(1, int(width / 1.0))
+    columns = max(1, int(width / entry))
     lines = [line for text in note.split("\n") for line in textwrap.wrap(text, int(19 * width))]
     strips = [0.2 * bool(below), 0.17 * len(lines), 0.17 * math.ceil(len(handles) / columns)]
     foot = sum(strips) + 0.06
@@ -181,9 +189,11 @@ def freeze(figure: Figure) -> Figure:
     The solver's positions differ in their last bits from run to run, and an SVG names its clip paths by them. Rounded
     to a millionth of the figure, they are the same each time.
     """
-    figure.draw_without_rendering()
+    solver = figure.get_layout_engine()
+    assert solver is not None  # of every `page`
+    solver.execute(figure)  # draws nothing, unlike `draw_without_rendering`
     if any(axes.get_aspect() != "auto" for axes in figure.axes):
-        figure.draw_without_rendering()  # the solver needs a second round
+        solver.execute(figure)  # it needs a second round
     figure.set_layout_engine("none")
     for axes in figure.axes:
         axes.set_position([round(float(edge), 6) for edge in axes.get_position(original=True).bounds])  # type: ignore[arg-type]

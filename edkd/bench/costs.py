@@ -18,7 +18,7 @@ from edkd.rundir.paths import RunDir
 from edkd.runs.setup import device_data
 from edkd.teachers.source import Precision
 from edkd.training.device import to_device
-from edkd.training.trainer import evaluate
+from edkd.training.evaluation import evaluate
 
 EPOCHS = 12  # journalled and tracked; the first few sync what begins a run
 RUNS = 1000

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edkd.bench import costs, table, workload
+from edkd.bench import costs, method_costs, table, workload
 from edkd.bench.modes import PLAIN, TOGETHER, choose, prepare, train
 from edkd.bench.table import Timing
 from edkd.bench.workload import Workload
@@ -20,6 +20,7 @@ from edkd.errors import EdkdError
 from edkd.training.device import cores, pick_device, set_up
 
 LEAST = 3  # repetitions, whatever the time
+MOST_TURNS = 50  # of every method; the time ends them before
 STEPS = {"cpu": 2, "cuda": 100}  # of one repetition
 MOST_WORKERS = 8  # of the plain loop, one for each core
 SIDE_BY_SIDE = (1, 2, 4, 8)
@@ -47,8 +48,13 @@ def run(
     for name, value in {"repetitions": repetitions, "steps": steps, "seconds": seconds, "threads": threads}.items():
         if value is not None and not value > 0:
             raise EdkdError(f"--{name}={value}: must be above 0")
-    methods = methods or (["edkd"] if quick else list(workload.METHODS))
-    pairs = pairs or workload.table_pairs()
+    every = methods == [method_costs.EVERY]
+    methods = method_costs.options() if every else methods or (["edkd"] if quick else list(workload.METHODS))
+    for method in methods:
+        if not every and method not in workload.METHODS:
+            allowed = ", ".join([*workload.METHODS, method_costs.EVERY])
+            raise EdkdError(f"--methods={method}: no such method; allowed: {allowed}")
+    pairs = pairs or ([method_costs.PAIR] if every else workload.table_pairs())
     cells = [workload.settings(pair, method, dataset, overrides) for pair in pairs for method in methods]
     cfg = cells[0]
     device = pick_device(cfg.engine.device)
@@ -66,12 +72,18 @@ def run(
         raise EdkdError(f"cannot write to {output}: {error.strerror}; --output names the folder") from error
     with temporary:  # for caches, where there is room for results too
         work = Workload(arrays, part, device, threads, min(cores(), MOST_WORKERS), steps, Path(temporary.name))
-        most = repetitions or (LEAST if quick else 7)
-        timings = _timings(cells, chosen, work, most, (seconds or (90 if quick else 600)) / len(cells))
-        found = costs.of_an_epoch(cells, timings, work)
-        if not quick:
-            found.append(costs.planning(work.folder))
+        most, seconds = repetitions or (LEAST if quick else 7), seconds or (90 if quick else 600)
+        if every:
+            timings = method_costs.timings(cells, work, repetitions or MOST_TURNS, seconds)
+        else:
+            timings = _timings(cells, chosen, work, most, seconds / len(cells))
+            found = costs.of_an_epoch(cells, timings, work)
+            if not quick:
+                found.append(costs.planning(work.folder))
     about = table.about(device, threads=threads, data=data, steps=steps)
+    if every:
+        method_costs.show(timings)
+        return method_costs.write(output, timings, about)
     table.show(timings, found, about)
     return table.write(output, timings, found, about)
 
@@ -94,7 +106,7 @@ def _timings(
                     found += _side_by_side(cfg, work)
                 table.compare(found)
             shown = [f"{t.mode} {t.ms:.1f} ms" + (f" ({t.ratio:.1f}x)" if t.ratio else "") for t in found]
-            console.print(f"{cfg.pair} {cfg.method}: {', '.join(shown)}", highlight=False, soft_wrap=True)
+            console.print(f"{cfg.pair} {cfg.method}: {', '.join(shown)}", soft_wrap=True)
             timings += found
     return timings
 

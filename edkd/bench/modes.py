@@ -26,7 +26,7 @@ from edkd.runs.teacher_source import teacher_source
 from edkd.teachers.source import Precision
 from edkd.training.device import pick_device, set_up, to_device
 from edkd.training.step import EAGER_FIRST, Step
-from edkd.training.trainer import make_step, train_epoch
+from edkd.training.trainer import train_epoch
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Ours:
         name = f"untrained {cfg.teacher.name}"  # its answers take as long as a trained one's
         note = {"id": name, "sha256": name, "top1": 0.0}
         self.inputs = Inputs(work.cut, "cut for the benchmark", work.device, self.teacher, note)
-        self.state = new_state(self.cfg, self.inputs)
+        self.state = new_state(self.cfg, replace(self.inputs, arrays=work.arrays))  # memories as large as a run's
         self.first = copy.deepcopy(self.state.student.state_dict())
         self.precision = Precision(way.precision, work.device)
         self.data = device_data(work.cut, self.cfg, work.device).train
@@ -166,7 +166,8 @@ class Ours:
         """Go back to the first weights, and to an empty cache where it is to be cold."""
         self.state.student.load_state_dict(self.first)
         for memory in self.state.optimizer.state.values():
-            memory["momentum_buffer"].zero_()
+            for buffer in memory.values():
+                buffer.zero_()
         if self.way.cache == "cold":
             self.step = self._step()
 
@@ -179,4 +180,5 @@ class Ours:
         if self.way.cache == "cold":
             shutil.rmtree(cfg.output, ignore_errors=True)
         source = teacher_source(cfg, self.inputs, self.data, self.precision, state.distiller.needs_feats)
-        return make_step(state, source, self.data, cfg.schedule, capture=cfg.engine.capture)
+        batch = cfg.schedule.batch_size
+        return Step(state.trainable, state.optimizer, source, self.data, batch_size=batch, capture=cfg.engine.capture)

@@ -12,7 +12,8 @@ from torch import nn
 from edkd.bench.plain import LOSSES
 from edkd.config import schema
 from edkd.config.compose import compose_settings
-from edkd.config.schema import Settings, build
+from edkd.config.instantiate import build
+from edkd.config.schema import Settings
 from edkd.data.arrays import Arrays, Split
 from edkd.errors import EdkdError
 from edkd.runs.setup import load_arrays
@@ -48,8 +49,6 @@ def settings(pair: str, method: str, dataset: str, overrides: Sequence[str]) -> 
 
     Only the learning rate is another, for what an untrained teacher teaches must not make a student diverge.
     """
-    if method not in METHODS:
-        raise EdkdError(f"--methods={method}: no such method; allowed: {', '.join(METHODS)}")
     teacher, _, student = pair.partition("-")
     if not (teacher and student):
         raise EdkdError(f"--pairs={pair}: a pair is TEACHER-STUDENT, such as {table_pairs()[0]} (see conf/pair)")

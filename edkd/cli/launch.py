@@ -48,11 +48,11 @@ def main() -> None:
         console.print(INTERRUPTED)
         raise SystemExit(130) from None
     except (EdkdError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        _tell(error)
+        _fail(error)
     except ValueError as error:  # Hydra's own, such as for a group without an option
         if f"{os.sep}hydra{os.sep}" not in traceback.extract_tb(error.__traceback__)[-1].filename:
             raise
-        _tell(error)
+        _fail(error)
 
 
 def _sorted(arguments: list[str]) -> list[str]:
@@ -71,7 +71,7 @@ def may_add(overrides: list[str]) -> list[str]:
     return [f"++{each}" if each.startswith((f"{free}.", f"{free}=")) else each for each in overrides]
 
 
-def _tell(error: Exception) -> None:
+def _fail(error: Exception) -> None:
     if _WANTS_TRACEBACK:
         raise error
     fail(explain(error, sys.argv[1:]))
@@ -101,8 +101,8 @@ def task(composed: DictConfig) -> None:
         if launcher != "basic":
             raise EdkdError(f"hydra/launcher={launcher} is for sweeps: add -m, also for one run")
         run_one(resolve(composed), HydraConfig.get().runtime.choices["distiller"])
-    except EdkdError as error:  # told here, for Hydra would add a line of its own
-        _tell(error)
+    except EdkdError as error:  # here, for Hydra would add a line of its own
+        _fail(error)
 
 
 @functools.cache  # once in a process, which is given several jobs

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edkd import __version__
-from edkd.cli import output, runs, teachers
+from edkd.cli import figures, imports, output, runs, teachers
 from edkd.cli.teachers import add_dataset
 from edkd.console import fail
 from edkd.errors import EdkdError
@@ -47,14 +47,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"edkd {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    for group in (teachers, runs, output):
+    for group in (teachers, runs, output, imports, figures):
         group.add_to(commands)
     _add_bench(commands.add_parser("bench", help="how fast this machine trains, against the plain loop"))
     return parser
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    names = {"pairs": "TEACHER-STUDENT,… (default: the seven)", "methods": "kd,dkd,edkd", "modes": "such as plain,warm"}
+    names = {
+        "pairs": "TEACHER-STUDENT,… (default: the seven)",
+        "methods": "kd,dkd,edkd; all: what a step of every method costs",
+        "modes": "such as plain,warm",
+    }
     for name, words in names.items():
         parser.add_argument(f"--{name}", type=lambda text: text.split(","), metavar="NAMES", help=words)
     parser.add_argument("--repetitions", type=int, metavar="N", help="of each mode at most; the median counts")

@@ -36,6 +36,12 @@ def add_to(commands: Any) -> None:
     sync.add_argument("--experiment", default="edkd")
     sync.set_defaults(act=_sync)
 
+    pages = commands.add_parser("ui", help="MLflow's pages of the runs, in a browser; prints the link")
+    add_output(pages)
+    pages.add_argument("--port", type=int, default=5000)
+    pages.add_argument("--experiment", default="edkd")
+    pages.set_defaults(act=_ui)
+
     results = commands.add_parser("results", help="results that a repository can hold")
     actions = results.add_subparsers(required=True, metavar="ACTION")
     packing = actions.add_parser(
@@ -95,10 +101,16 @@ def _sync(args: argparse.Namespace) -> None:
         raise EdkdError(f"{counted(failed, 'run')} could not be brought to {uri}")
 
 
+def _ui(args: argparse.Namespace) -> None:
+    from edkd import tracking
+
+    uri, artifacts = f"sqlite:///{args.output / 'mlflow.db'}", str(args.output / "mlartifacts")
+    tracking.serve(uri=uri, experiment=args.experiment, artifacts=artifacts, port=args.port)
+
+
 def _ended_sweeps(output: Path) -> dict[str, Counter[str]]:
     """Of sweeps of which no run waits or runs: how many runs there are in each of a journal's states."""
-    from edkd.rundir.paths import find_runs
-    from edkd.status import select
+    from edkd.rundir.paths import find_runs, recorded_sweeps, runs_of_sweep
     from edkd.status.state import look
 
     words = {
@@ -110,8 +122,8 @@ def _ended_sweeps(output: Path) -> dict[str, Counter[str]]:
     }
     states = {view.name: view.state for view in look(find_runs(output))}
     ended = {}
-    for sweep in select.recorded_sweeps(output):
-        found = [states.get(name, "new") for name in select.runs_of_sweep(output, sweep)]
+    for sweep in recorded_sweeps(output):
+        found = [states.get(name, "new") for name in runs_of_sweep(output, sweep)]
         if words.keys() >= set(found):
             ended[sweep] = Counter(words[state] for state in found)
     return ended

@@ -1,11 +1,13 @@
 """The commands of `edkd` about trained networks: evaluate, and what the teacher store offers."""
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edkd.cli.output import add_output
+from edkd.console import number, print_lines, size, stdout
 from edkd.errors import EdkdError
 
 
@@ -23,9 +25,13 @@ def add_to(commands: Any) -> None:
     listing = stored.add_parser("list", help="all stored teachers, each file verified")
     add_output(listing)
     listing.set_defaults(act=_list_teachers)
-    importing = stored.add_parser("import", help="make a checkpoint file a teacher, after measuring its accuracy")
-    importing.add_argument("name", help="network, such as vgg13")
-    importing.add_argument("file", type=Path, help="checkpoint: ours, or the field's {'model': state_dict}")
+    importing = stored.add_parser(
+        "import",
+        help="make a checkpoint file a teacher, or those of an archive, after measuring accuracies",
+        usage="edkd teachers import [options] (NAME FILE | ARCHIVE) [KEY=VALUE ...]",
+    )
+    importing.add_argument("name", metavar="NAME", help="network, such as vgg13; or a tar file of NETWORK_vanilla/")
+    importing.add_argument("file", nargs="?", help="checkpoint: ours, or the field's {'model': state_dict}")
     importing.add_argument("--replace", action="store_true", help="replace the teacher of that name")
     importing.add_argument("--force", action="store_true", help="also a network that is no better than chance")
     add_dataset(importing)
@@ -58,6 +64,8 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _list_teachers(args: argparse.Namespace) -> None:
+    from rich.table import Table
+
     from edkd.teachers import store
 
     entries = store.listing(args.output / "teachers")
@@ -65,24 +73,75 @@ def _list_teachers(args: argparse.Namespace) -> None:
         print(
             f"no teachers in {args.output / 'teachers'}; sweeps train what they need, `edkd teachers import` adds more"
         )
+    table = Table("name", "data", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for column in ("top-1 %", "epochs"):
+        table.add_column(column, justify="right")
+    for column in ("recipe", "origin", "cache"):
+        table.add_column(column, overflow="fold")
+    damaged = []
     for entry in entries:
         try:
             store.verify(entry)
         except EdkdError as error:
-            print(f"{entry.dataset}/{entry.name}: {error}")
+            damaged.append(f"{entry.dataset}/{entry.name}: {error}")
             continue
-        accuracy = f"top-1 {entry.test['top1']:.2f} %" if entry.test else "not measured"
-        print(f"{entry.dataset}/{entry.name}: {accuracy}, {entry.id}, from {entry.source}")
+        table.add_row(
+            entry.name,
+            entry.dataset,
+            number((entry.test or {}).get("top1"), 2),
+            str(entry.epochs or ""),
+            entry.recipe or "",
+            f"run {entry.id[4:12]}" if entry.id.startswith("run:") else entry.source,
+            ", ".join(size(path.stat().st_blocks * 512) for path in store.tables(entry)),
+        )
+    if table.rows:
+        print_lines(stdout(), table)
+    for line in damaged:
+        print(line)
 
 
 def _import_teacher(args: argparse.Namespace) -> None:
     from edkd.config.compose import compose_settings
     from edkd.runs.teaching import import_teacher
 
+    if args.file is None or ("=" in args.file and not Path(args.file).exists()):
+        args.overrides = [*([args.file] if args.file else []), *args.overrides]
+        _import_archive(args)
+        return
     settings = compose_settings([f"dataset={args.dataset}", f"student={args.name}", *args.overrides])
-    entry = import_teacher(settings, args.file, replace=args.replace, force=args.force)
+    entry = import_teacher(settings, Path(args.file), replace=args.replace, force=args.force)
     assert entry.test is not None
     print(f"{entry.name} of {entry.dataset}: top-1 {entry.test['top1']:.2f} %, {entry.id}, in {entry.path}")
+
+
+def _import_archive(args: argparse.Namespace) -> None:
+    from edkd import importers
+    from edkd.config.compose import compose_settings
+    from edkd.runs.teaching import import_teacher, published
+
+    path = Path(args.name)
+    if not path.is_file():
+        raise EdkdError(f"{path} is no file: name an archive alone, or a network and its checkpoint (NAME FILE)")
+    full = compose_settings([f"dataset={args.dataset}", *args.overrides]).dataset.key == "cifar100"
+    imported = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for member, found in importers.archive.unpack(path, Path(folder)):
+            try:
+                if isinstance(found, EdkdError):
+                    raise found
+                settings = compose_settings([f"dataset={args.dataset}", f"student={found.name}", *args.overrides])
+                source = f"{path.resolve()}:{member}"
+                entry = import_teacher(settings, found.file, replace=args.replace, force=args.force, source=source)
+            except EdkdError as error:
+                print(f"left out: {member}: {str(error).replace(folder, path.name)}")
+                continue
+            imported += 1
+            assert entry.test is not None
+            top1, expected = entry.test["top1"], published(entry.name) if full else None
+            beside = f", published {expected:.2f} % ({top1 - expected:+.2f})" if expected and top1 is not None else ""
+            print(f"{entry.name} of {entry.dataset}: top-1 {number(top1, 2)} %{beside}, {entry.id}")
+    if not imported:
+        raise EdkdError(f"{path} has no checkpoint that became a teacher")
 
 
 def _cache_teachers(args: argparse.Namespace) -> None:

@@ -1,18 +1,15 @@
 """Composing configurations with Hydra, of a run and of a sweep's jobs, and saying in one line what does not fit."""
 
 import argparse
-import contextlib
-import copy
 import difflib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
@@ -214,30 +211,3 @@ class Composer:
             raise EdkdError(explain(error, overrides)) from error
         follows_seed = _MAY_REFER_TO_SEED.search(OmegaConf.to_yaml(_without_hydra(composed))) is not None
         return resolve(composed), composed.hydra.runtime.choices["distiller"], follows_seed
-
-
-class _ReadOnce(ConfigRepository):
-    """The configuration files, each read once however often Hydra composes."""
-
-    def __init__(self, config_search_path: Any) -> None:
-        super().__init__(config_search_path)
-        self.read: dict[str, Any] = {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_ReadOnce":
-        return copy.copy(self)  # Hydra takes a copy for each composition: they share what was read
-
-    def load_config(self, config_path: str) -> Any:
-        if config_path not in self.read:
-            self.read[config_path] = super().load_config(config_path)
-        return copy.deepcopy(self.read[config_path])
-
-
-@contextlib.contextmanager
-def files_read_once(loader: Any) -> Iterator[None]:
-    """Within the block, a loader reads each configuration file once: a plan is made from one state of the files."""
-    before = loader.repository
-    loader.repository = _ReadOnce(loader.config_search_path)
-    try:
-        yield
-    finally:
-        loader.repository = before

@@ -1,32 +1,23 @@
-"""What a configuration may say, and how its nodes become typed values and objects.
+"""What a configuration may say: its groups as typed values, checked together.
 
-Works on the resolved configuration as plain dicts. Every value that goes into a constructor is checked against that
-constructor's type hints, whoever wrote it: a method added by a user gets the same errors as ours. `where` is the
-dotted key of a node, which every error begins with.
+Works on the resolved configuration as plain dicts.
 """
 
-import functools
-import importlib
 import inspect
 import itertools
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
-from typing_extensions import NotRequired, TypedDict
+from pydantic import Field
 
-from edkd.config.messages import misfit
-from edkd.distillers.base import Distiller
+from edkd.config.instantiate import check_call, target, typed
 from edkd.errors import EdkdError
 from edkd.rundir.paths import NAME
 
-T = TypeVar("T")
-# Strict: an int passes for a float, a bool for no number, a text for itself alone.
-STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
+if TYPE_CHECKING:
+    from edkd.distillers.base import Distiller
 
 SGD = {"_target_": "edkd.training.optimizers.SGD"}  # the optimiser of runs that name none
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -63,7 +54,7 @@ class Dataset:
     train_per_class: PositiveInt | None
     test_per_class: PositiveInt | None
     validation: Annotated[float, Field(ge=0, lt=1)]
-    validation_seed: int
+    validation_seed: Seed
 
     def __post_init__(self) -> None:
         _check_name("name", self.name)
@@ -196,7 +187,10 @@ def settings(config: Mapping[str, Any], method: str) -> Settings:
     if config.get("pairs") is not None:
         raise EdkdError("several pairs are a sweep: add -m, or name one pair (see conf/pair)")
     values = {name: value for name, value in config.items() if name != "pairs"}
-    values |= {name: typed(cls, values.get(name), name) for name, cls in _GROUPS.items()}
+    values |= {
+        name: typed(cls, values.get(name), name, others="ignore" if cls in _OPEN else "forbid")
+        for name, cls in _GROUPS.items()
+    }
     values |= {"distiller": _distiller(values.get("distiller")), "optimizer": _optimizer(values.get("optimizer"))}
     trained = target(values["distiller"], "distiller")
     if (reason := misfit_of(values["optimizer"], trained)) is not None:
@@ -224,6 +218,8 @@ LABELS = ("title", "family", "year")
 
 def _distiller(node: Any) -> dict[str, Any]:
     """The checked node of a method, which is constructed with these values, for it may refuse one."""
+    from edkd.distillers.base import Distiller  # loads torch, without which help and completion start
+
     method = target(node, "distiller")
     if not (inspect.isclass(method) and issubclass(method, Distiller)):
         raise EdkdError(f"distiller._target_: {node['_target_']} is no subclass of edkd.distillers.Distiller")
@@ -241,83 +237,7 @@ def _optimizer(node: Any) -> dict[str, Any]:
     return {**check_call(node, "optimizer", given), "_target_": node["_target_"]}
 
 
-def misfit_of(optimizer: Mapping[str, Any], method: type[Distiller]) -> str | None:
+def misfit_of(optimizer: Mapping[str, Any], method: "type[Distiller]") -> str | None:
     """What keeps an optimiser's node from serving a method's losses; None where nothing does, or it declares none."""
     declared = getattr(target(optimizer, "optimizer"), "misfit", None)
     return None if declared is None else declared(method)
-
-
-def target(node: Any, where: str) -> Any:
-    """The class or function that a node's `_target_` names. Raises EdkdError if there is none."""
-    path = node.get("_target_") if isinstance(node, Mapping) else None
-    if not isinstance(path, str) or "." not in path:
-        raise EdkdError(f"{where}._target_ must be the dotted path of a class or function, not {path!r}")
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise EdkdError(f"{where}._target_: cannot import {path}: {error}; is it on PYTHONPATH?") from error
-    if not callable(found):
-        raise EdkdError(f"{where}._target_: {path} is no class or function")
-    return found
-
-
-def build(node: Mapping[str, Any], where: str, **extra: Any) -> Any:
-    """Call a node's `_target_` with its checked values and `extra`."""
-    return target(node, where)(**check_call(node, where, extra), **extra)
-
-
-def check_call(node: Mapping[str, Any], where: str, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """A node's values, converted to what its `_target_` declares; `extra` are arguments that the code gives itself."""
-    found = target(node, where)
-    return _checked(found, {name: value for name, value in node.items() if name != "_target_"}, where, frozenset(extra))
-
-
-def typed(cls: type[T], values: Any, where: str, **extra: Any) -> T:
-    """Make a dataclass of a node and `extra`. Raises EdkdError for a value that does not fit."""
-    group = where or "config.yaml"
-    if not isinstance(values, Mapping):
-        raise EdkdError(f"{where} must be a group of values, not {values!r}; see conf/{group}")
-    checked = _checked(cls, values, where, frozenset(extra))
-    try:
-        return cls(**checked, **extra)
-    except ValueError as error:
-        raise EdkdError(f"{where}{'.' if where else ''}{error}; see conf/{group}") from error
-
-
-def _checked(found: Any, values: Mapping[str, Any], where: str, given: frozenset[str]) -> dict[str, Any]:
-    hints, arguments = _arguments(found, given)
-    try:
-        return arguments.validate_python(values)
-    except ValidationError as error:
-        raise EdkdError(misfit(error, values, where, hints)) from error
-
-
-@functools.cache
-def _arguments(found: Any, given: frozenset[str]) -> tuple[dict[str, Any], TypeAdapter[Any]]:
-    """The arguments of a class or function with their type hints, but for those that are given already."""
-    parameters = inspect.signature(found).parameters.values()
-    hints = typing.get_type_hints(found.__init__ if inspect.isclass(found) else found, include_extras=True)
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in given]
-    declared = {p.name: hints.get(p.name, Any) for p in named}
-    required = {p.name for p in named if p.default is p.empty}
-    extra = "allow" if any(p.kind is p.VAR_KEYWORD for p in parameters) else "ignore" if found in _OPEN else "forbid"
-    return declared, adapter(declared, required, extra)
-
-
-def adapter(hints: Mapping[str, Any], required: set[str], extra: str) -> TypeAdapter[Any]:
-    """What checks a mapping whose values have these type hints; `extra`: allow, ignore or forbid others."""
-    accepted = {name: _listed(hint) for name, hint in hints.items()}
-    made = TypedDict("made", {n: h if n in required else NotRequired[h] for n, h in accepted.items()})  # type: ignore
-    made.__pydantic_config__ = STRICT | {"extra": extra}  # type: ignore
-    return TypeAdapter(made)
-
-
-def _listed(hint: Any) -> Any:
-    """A type hint whose tuples accept a list: YAML has no tuples."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return typing.Union[tuple(map(_listed, arguments))]  # noqa: UP007
-    if origin is list:
-        return list[_listed(arguments[0])]  # type: ignore[misc]
-    return Annotated[hint, Strict(False)] if origin is tuple else hint

@@ -1,8 +1,22 @@
-"""A data set that stays in its files: which they are, and their labels."""
+"""Image files: reading one, and a data set that stays in its files."""
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from edkd.errors import EdkdError
+
+
+def read_image(path: str) -> Any:
+    """The image in a file, as Pillow's in RGB. Raises EdkdError if it cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except Exception as error:  # decoders raise whatever they please, and always because of this file
+        raise EdkdError(f"cannot read the image {path}: {error}; repair or remove it".replace("\n", " ")) from None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 Every result is bit-identical to torchvision's pad → crop → horizontal flip → ToTensor → Normalize.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 from edkd.data import strong, views
 from edkd.data.arrays import Split
 from edkd.data.base import Epoch, ImageBatch
-from edkd.errors import EdkdError
 
 
 class ResidentData:
@@ -21,7 +19,6 @@ class ResidentData:
     mean, std: per channel (RGB), for pixels scaled to [0, 1]. padding: pixels on each side, black before normalising.
     flip: whether views include horizontal flips. channels_last: memory format of the images it returns.
     strong_view: whether a batch also holds a strong view of its images.
-    Raises EdkdError for a mean or std that is not three finite numbers (std positive) and for a negative padding.
 
     Nothing here but `begin` waits for the device or makes a tensor from host data, so a CUDA graph can capture every
     other method; index tensors must lie on `device`.
@@ -45,15 +42,8 @@ class ResidentData:
         channels_last: bool,
         strong_view: bool = False,
     ) -> None:
-        _check_statistics("mean", mean)
-        _check_statistics("std", std)
-        if min(std) <= 0:
-            raise EdkdError(f"std is {list(std)}; allowed: three positive numbers (red, green, blue)")
-        if padding < 0:
-            raise EdkdError(f"padding is {padding}; allowed: 0 or more pixels")
         self.padding = padding
         self.flip = flip
-        self.view_identity = views.identity(padding, flip)
         self._channels_last = channels_last
         count, height, width, channels = split.images.shape
         self._shape = (height, width, channels) if channels_last else (channels, height, width)
@@ -165,8 +155,3 @@ class ResidentData:
         values = crops.flatten(1).to(torch.float32).div_(self._scale).sub_(self._mean).div_(self._std)
         images = values.view(-1, *self._shape)
         return images.permute(0, 3, 1, 2) if self._channels_last else images
-
-
-def _check_statistics(name: str, values: Sequence[float]) -> None:
-    if len(values) != 3 or not all(math.isfinite(value) for value in values):
-        raise EdkdError(f"{name} is {list(values)}; allowed: three finite numbers (red, green, blue)")

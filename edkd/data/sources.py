@@ -20,9 +20,11 @@ from filelock import FileLock
 
 from edkd.data import _torchvision
 from edkd.data.arrays import Arrays, Split, hold_out
-from edkd.data.files import Files, Streamed
+from edkd.data.files import Files, Streamed, read_image
 from edkd.errors import EdkdError
 
+TRAIN_IMAGES = {"cifar100": (50_000, 100), "digits": (1_437, 10)}
+"""Training images and classes of the sources that hold the same ones wherever they are read, by function."""
 NETWORK_TIMEOUT = 30.0  # seconds without an answer; a node whose packets are dropped would otherwise wait for ever
 DIGITS_TEST_FRACTION = 0.2
 DECODE_BLOCK = 1024  # images decoded between two looks at errors
@@ -35,12 +37,12 @@ def cifar100(*, root: str, download: bool) -> Arrays:
     the network. Of several processes that share the folder, one downloads and the others wait for it.
     """
     folder = Path(root).expanduser()
-    if not download:
-        return _read_cifar100(folder)
     try:
         return _read_cifar100(folder)
     except EdkdError:
-        _download_cifar100(folder)
+        if not download:
+            raise
+    _download_cifar100(folder)
     return _read_cifar100(folder)
 
 
@@ -178,18 +180,12 @@ def _find_images(path: Path) -> Any:
 
 def _decode(samples: list[tuple[str, int]], size: int) -> np.ndarray:
     """The images at the paths of `samples`: uint8 [N, size, size, 3]."""
-    from PIL import Image
-
     transforms = _torchvision.load().transforms.functional
     images = np.empty((len(samples), size, size, 3), dtype=np.uint8)
 
     def decode(position: int) -> None:
-        path = samples[position][0]
-        try:
-            with Image.open(path) as image:
-                images[position] = transforms.center_crop(transforms.resize(image.convert("RGB"), size), size)
-        except Exception as error:  # decoders raise whatever they please, and always because of this file
-            raise EdkdError(f"cannot read the image {path}: {error}; repair or remove it".replace("\n", " ")) from None
+        image = read_image(samples[position][0])
+        images[position] = transforms.center_crop(transforms.resize(image, size), size)
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(samples), DECODE_BLOCK):

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from edkd.data import _torchvision, views
 from edkd.data.base import Epoch, ImageBatch
-from edkd.data.files import Files
+from edkd.data.files import Files, read_image
 from edkd.data.views import epoch_order
 from edkd.errors import EdkdError
 
@@ -31,17 +31,7 @@ class _Images(Dataset[tuple[Tensor, int, int]]):
         path, label = self.files.samples[index]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self.transform(_read(path)), label, index
-
-
-def _read(path: str) -> Any:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except Exception as error:  # decoders raise whatever they please, and always because of this file
-        raise EdkdError(f"cannot read the image {path}: {error}; repair or remove it".replace("\n", " ")) from None
+            return self.transform(read_image(path)), label, index
 
 
 class StreamedData:

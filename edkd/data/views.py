@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from edkd.errors import EdkdError
-
 if TYPE_CHECKING:  # what prepares data needs the draws, and no torch
     from torch import Tensor
 
@@ -31,12 +29,7 @@ STRONG = 6
 
 
 def draw(n: int, *, seed: int, stream: int, counter: int) -> npt.NDArray[np.uint64]:
-    """`n` uniform 64-bit integers, shape [n]; the first k of them do not depend on `n`.
-
-    Raises EdkdError for a negative seed.
-    """
-    if seed < 0:
-        raise EdkdError(f"the seed is {seed}; allowed: 0 or more")
+    """`n` uniform 64-bit integers, shape [n]; the first k of them do not depend on `n`."""
     key = np.random.SeedSequence(seed, spawn_key=(stream, counter))
     return np.random.Philox(key).random_raw(n)
 
@@ -44,11 +37,6 @@ def draw(n: int, *, seed: int, stream: int, counter: int) -> npt.NDArray[np.uint
 def n_views(padding: int, flip: bool) -> int:
     """The number of views: 162 for padding 4 with flips, 1 for neither."""
     return (2 * padding + 1) ** 2 * (2 if flip else 1)
-
-
-def identity(padding: int, flip: bool) -> int:
-    """The view that leaves an image as it is: the centre crop, not flipped."""
-    return (padding * (2 * padding + 1) + padding) * (2 if flip else 1)
 
 
 def decode(view: Tensor, padding: int, flip: bool) -> tuple[Tensor, Tensor, Tensor]:

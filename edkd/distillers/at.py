@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome
+from edkd.distillers.base import Batch, Distiller, Outcome, check_weights
 from edkd.distillers.stages import paired
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
@@ -20,6 +20,7 @@ class AT(Distiller):
 
     def __init__(self, *, ce_weight: float, feat_weight: float, p: float) -> None:
         super().__init__()
+        check_weights(ce_weight=ce_weight, feat_weight=feat_weight)
         if not p > 0:
             raise EdkdError(f"distiller.p is {p}: it must be greater than 0 (see conf/distiller/at.yaml)")
         self.ce_weight = ce_weight

@@ -71,6 +71,8 @@ class Outcome(NamedTuple):
     """Named 0-dim tensors without gradient, averaged over an epoch and logged under their names."""
     logits: Tensor | None = None
     """[B, K] without gradient: what `predict` gives for the batch, for `train/top1`; None: the student's own logits."""
+    by_class: dict[str, Tensor] | None = None
+    """Named [B] tensors without gradient, averaged over the images of each class and an epoch, for the journal."""
 
 
 class Distiller(nn.Module, ABC):

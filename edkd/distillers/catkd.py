@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome
+from edkd.distillers.base import Batch, Distiller, Outcome, check_weights
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 
@@ -22,6 +22,7 @@ class CATKD(Distiller):
         self, *, ce_weight: float, feat_weight: float, resolution: int, normalize: bool, binarize: bool
     ) -> None:
         super().__init__()
+        check_weights(ce_weight=ce_weight, feat_weight=feat_weight)
         if resolution < 1:
             raise EdkdError(
                 f"distiller.resolution is {resolution}: it must be 1 or more (see conf/distiller/catkd.yaml)"

@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, Spec
+from edkd.distillers.base import Batch, Distiller, Outcome, Spec, check_weights
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 
@@ -34,6 +34,7 @@ class CC(Distiller):
 
     def __init__(self, *, ce_weight: float, feat_weight: float, feat_dim: int) -> None:
         super().__init__()
+        check_weights(ce_weight=ce_weight, feat_weight=feat_weight)
         if feat_dim < 1:
             raise EdkdError(f"distiller.feat_dim is {feat_dim}: it must be 1 or more (see conf/distiller/cc.yaml)")
         self.ce_weight = ce_weight

@@ -35,8 +35,9 @@ class CRD(Distiller):
     The negatives of an image are successive images of other classes in a random order of the training set, beginning
     at a random place: a uniform draw without replacement. The images of a batch share the order, which is therefore
     drawn once a step. Where other classes have fewer than `negatives` images, these repeat in that order; the published
-    code repeats images at random then. Order and places depend on `seed` (drawn at setup and saved), the epoch and the
-    batch's images alone, so a resumed run continues with the same negatives.
+    code repeats images at random then. More than there are training images are refused. Order and places depend on
+    `seed` (drawn at setup and saved), the epoch and the batch's images alone, so a resumed run continues with the same
+    negatives.
 
     The labels of the training set become known batch by batch. Before its first visit, in the first epoch, an image
     counts as one of another class.
@@ -80,6 +81,11 @@ class CRD(Distiller):
     def setup(self, spec: Spec) -> None:
         """Make the embeddings and the memories, whose entries start uniform in ±sqrt(3 / feat_dim)."""
         assert spec.teacher is not None
+        if self.negatives > spec.train_images:
+            raise EdkdError(
+                f"distiller.negatives is {self.negatives}, but there are {spec.train_images} training images: it must "
+                f"be {spec.train_images} or less (see conf/distiller/crd.yaml)"
+            )
         self.embed_s = Embedding(spec.student.pooled_feat, self.feat_dim)
         self.embed_t = Embedding(spec.teacher.pooled_feat, self.feat_dim)
         bound = (3 / self.feat_dim) ** 0.5

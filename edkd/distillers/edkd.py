@@ -52,7 +52,7 @@ class EDKD(Distiller):
         self.standardise = standardise
 
     def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
-        """Losses: `ce`, `kd`. Metrics: `edkd/beta_mean`, `edkd/confidence_mean`."""
+        """Losses: `ce`, `kd`. Metrics: `edkd/beta_mean`, `edkd/confidence_mean`. By class: `beta`, `confidence`."""
         ce = losses.cross_entropy(student.logits, batch.target)
         logits = both_logits(student, teacher, self.standardise)
         parts = losses.decouple(*logits, batch.target, self.temperature)
@@ -63,4 +63,5 @@ class EDKD(Distiller):
         return Outcome(
             {"ce": self.ce_weight * ce, "kd": weight * edkd},
             {"edkd/beta_mean": beta.mean(), "edkd/confidence_mean": confidence.mean()},
+            by_class={"beta": beta, "confidence": confidence},
         )

@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import nn
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, Spec
+from edkd.distillers.base import Batch, Distiller, Outcome, Spec, check_weights
 from edkd.distillers.stages import paired
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
@@ -27,6 +27,7 @@ class OFD(Distiller):
 
     def __init__(self, *, ce_weight: float, feat_weight: float, kernel_size: int) -> None:
         super().__init__()
+        check_weights(ce_weight=ce_weight, feat_weight=feat_weight)
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise EdkdError(
                 f"distiller.kernel_size is {kernel_size}: it must be odd and 1 or more (see conf/distiller/ofd.yaml)"

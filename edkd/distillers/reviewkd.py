@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, Shapes, Spec, check_warmup, warmup_weight
+from edkd.distillers.base import Batch, Distiller, Outcome, Shapes, Spec, check_warmup, check_weights, warmup_weight
 from edkd.distillers.stages import paired
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
@@ -55,6 +55,7 @@ class ReviewKD(Distiller):
 
     def __init__(self, *, ce_weight: float, feat_weight: float, max_width: int, warmup_epochs: int) -> None:
         super().__init__()
+        check_weights(ce_weight=ce_weight, feat_weight=feat_weight)
         check_warmup(warmup_epochs)
         if max_width < 1:
             raise EdkdError(

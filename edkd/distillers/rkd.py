@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome
+from edkd.distillers.base import Batch, Distiller, Outcome, check_weights
 from edkd.models.base import Prediction
 
 
@@ -17,6 +17,7 @@ class RKD(Distiller):
 
     def __init__(self, *, ce_weight: float, distance_weight: float, angle_weight: float) -> None:
         super().__init__()
+        check_weights(ce_weight=ce_weight, distance_weight=distance_weight, angle_weight=angle_weight)
         self.ce_weight = ce_weight
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight

@@ -6,7 +6,15 @@ from typing import ClassVar
 from torch import Tensor
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, check_temperature, check_warmup, warmup_weight
+from edkd.distillers.base import (
+    Batch,
+    Distiller,
+    Outcome,
+    check_temperature,
+    check_warmup,
+    check_weights,
+    warmup_weight,
+)
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 
@@ -27,6 +35,7 @@ class SDD(Distiller):
     def __init__(self, *, ce_weight: float, temperature: float, scales: list[int]) -> None:
         super().__init__()
         check_temperature(temperature)
+        check_weights(ce_weight=ce_weight)
         if scales[:1] != [1] or not set(scales) <= {1, 2, 4}:
             raise EdkdError(
                 f"distiller.scales is {scales}: it must begin with 1, the whole image, and go on with any of 2 and 4 "
@@ -62,6 +71,7 @@ class SDKD(SDD):
 
     def __init__(self, *, ce_weight: float, kd_weight: float, temperature: float, scales: list[int]) -> None:
         super().__init__(ce_weight=ce_weight, temperature=temperature, scales=scales)
+        check_weights(kd_weight=kd_weight)
         self.kd_weight = kd_weight
 
     def each(self, logits_student: Tensor, logits_teacher: Tensor, target: Tensor) -> Tensor:
@@ -87,6 +97,7 @@ class SDDKD(SDD):
         warmup_epochs: int,
     ) -> None:
         super().__init__(ce_weight=ce_weight, temperature=temperature, scales=scales)
+        check_weights(alpha=alpha, beta=beta)
         check_warmup(warmup_epochs)
         self.alpha = alpha
         self.beta = beta
@@ -120,6 +131,7 @@ class SDNKD(SDD):
         warmup_epochs: int,
     ) -> None:
         super().__init__(ce_weight=ce_weight, temperature=temperature, scales=scales)
+        check_weights(gamma=gamma)
         check_warmup(warmup_epochs)
         self.gamma = gamma
         self.mask_target = mask_target

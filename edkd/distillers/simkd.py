@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, Spec
+from edkd.distillers.base import Batch, Distiller, Outcome, Spec, check_weights
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 
@@ -30,6 +30,7 @@ class SimKD(Distiller):
 
     def __init__(self, *, feat_weight: float, factor: int) -> None:
         super().__init__()
+        check_weights(feat_weight=feat_weight)
         if factor < 1:
             raise EdkdError(f"distiller.factor is {factor}: it must be 1 or more (see conf/distiller/simkd.yaml)")
         self.feat_weight = feat_weight
@@ -46,6 +47,11 @@ class SimKD(Distiller):
                 f"channels: factor must be {goal} or less (see conf/distiller/simkd.yaml)"
             )
         self.size = min(height, goal_height)
+        if height % self.size or goal_height % self.size:
+            raise EdkdError(
+                f"SimKD pools the larger of the two last maps by a whole stride, and the student's is {height} high, "
+                f"the teacher's {goal_height}: it works for images of which one height divides the other, such as 32x32"
+            )
         self.transfer = nn.Sequential(
             nn.Conv2d(width, inner, 1, bias=False),
             nn.BatchNorm2d(inner),

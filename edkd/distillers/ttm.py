@@ -1,5 +1,7 @@
 """TTM: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", ICLR 2024, arXiv:2402.11148."""
 
+from torch import Tensor
+
 from edkd import losses
 from edkd.distillers.base import Batch, Distiller, Outcome, check_positive, check_weights, logits_of
 from edkd.models.base import Prediction
@@ -13,14 +15,18 @@ class TTM(Distiller):
 
     def __init__(self, *, ce_weight: float, kd_weight: float, exponent: float) -> None:
         super().__init__()
-        check_positive("ttm", exponent=exponent)
+        check_positive(type(self).__name__.lower(), exponent=exponent)
         check_weights(ce_weight=ce_weight, kd_weight=kd_weight)
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
         self.exponent = exponent
 
+    def match(self, logits_student: Tensor, logits_teacher: Tensor) -> Tensor:
+        """The distillation loss of logits [B, K], without its weight."""
+        return losses.ttm(logits_student, logits_teacher, self.exponent)
+
     def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
         """Losses: `ce`, `kd`."""
         ce = losses.cross_entropy(student.logits, batch.target)
-        ttm = losses.ttm(student.logits, logits_of(teacher), self.exponent)
-        return Outcome({"ce": self.ce_weight * ce, "kd": self.kd_weight * ttm}, {})
+        kd = self.match(student.logits, logits_of(teacher))
+        return Outcome({"ce": self.ce_weight * ce, "kd": self.kd_weight * kd}, {})

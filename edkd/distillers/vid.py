@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, Spec
+from edkd.distillers.base import Batch, Distiller, Outcome, Spec, check_weights
 from edkd.distillers.stages import paired
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
@@ -26,6 +26,7 @@ class VID(Distiller):
 
     def __init__(self, *, ce_weight: float, feat_weight: float, init_pred_var: float, eps: float) -> None:
         super().__init__()
+        check_weights(ce_weight=ce_weight, feat_weight=feat_weight)
         if not 0 < eps < init_pred_var:
             raise EdkdError(
                 f"distiller.eps is {eps}: it must lie between 0 and distiller.init_pred_var, {init_pred_var} "

@@ -1,26 +1,17 @@
 """WTTM: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", ICLR 2024, arXiv:2402.11148."""
 
+from torch import Tensor
+
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, check_positive, check_weights, logits_of
-from edkd.models.base import Prediction
+from edkd.distillers.ttm import TTM
 
 
-class WTTM(Distiller):
+class WTTM(TTM):
     """ce_weight·CE + kd_weight·U·KL(g ‖ p(s)), TTM whose samples are weighed by U, the sum of p(t)^exponent.
 
     See `losses.wttm`.
     """
 
-    def __init__(self, *, ce_weight: float, kd_weight: float, exponent: float) -> None:
-        super().__init__()
-        check_positive("wttm", exponent=exponent)
-        check_weights(ce_weight=ce_weight, kd_weight=kd_weight)
-        self.ce_weight = ce_weight
-        self.kd_weight = kd_weight
-        self.exponent = exponent
-
-    def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
-        """Losses: `ce`, `kd`."""
-        ce = losses.cross_entropy(student.logits, batch.target)
-        wttm = losses.wttm(student.logits, logits_of(teacher), self.exponent)
-        return Outcome({"ce": self.ce_weight * ce, "kd": self.kd_weight * wttm}, {})
+    def match(self, logits_student: Tensor, logits_teacher: Tensor) -> Tensor:
+        """The distillation loss of logits [B, K], without its weight."""
+        return losses.wttm(logits_student, logits_teacher, self.exponent)

@@ -21,10 +21,8 @@ from edkd.losses.logits_selected import nckd_among_top, nkd, nkd_per_sample, rld
 from edkd.losses.multilevel import batch_correlation, class_correlation
 from edkd.losses.regions import RowLoss, regional_logits, regional_weights, sdd
 from edkd.losses.relations import cc, pkt, rkd, sp
-from edkd.losses.singular import KDSVD_EXTRA, channel_directions, kdsvd
 
 __all__ = [
-    "KDSVD_EXTRA",
     "WEIGHTINGS",
     "Decoupled",
     "RowLoss",
@@ -33,7 +31,6 @@ __all__ = [
     "batch_correlation",
     "catkd",
     "cc",
-    "channel_directions",
     "class_correlation",
     "class_maps",
     "cross_entropy",
@@ -48,7 +45,6 @@ __all__ = [
     "hint",
     "kd",
     "kd_per_sample",
-    "kdsvd",
     "nce",
     "nckd_among_top",
     "nkd",

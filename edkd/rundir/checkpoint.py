@@ -111,7 +111,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     takes the student. Tensors are on the CPU. Raises `EdkdError` for whatever else, and never executes a pickle.
     """
     path = Path(path)
-    content = _content(path)
+    content = read(path)
     for key in _KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -124,9 +124,16 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return _strip(content)
 
 
+def read(path: Path) -> Any:
+    """What a file of ours or of PyTorch holds. Raises `EdkdError` if it is damaged, or more than tensors and values."""
+    path = Path(path)
+    data = _read(path)
+    return _deserialise(path, _verified(path, data) if data.startswith(MAGIC) else data)
+
+
 def ends_in_method(path: Path) -> bool:
     """Whether a file of ours holds a student whose predictions come from modules of its method, saved beside it."""
-    content = _content(Path(path))
+    content = read(path)
     return isinstance(content, dict) and {"model", "distiller"} <= content.keys()
 
 
@@ -160,11 +167,6 @@ def load_into(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
             f"{where} does not fit the architecture {architecture}: of {len(own)} entries {', '.join(found)}"
         )
     model.load_state_dict(state)
-
-
-def _content(path: Path) -> Any:
-    data = _read(path)
-    return _deserialise(path, _verified(path, data) if data.startswith(MAGIC) else data)
 
 
 def _is_state(content: Any) -> bool:

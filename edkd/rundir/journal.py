@@ -42,7 +42,7 @@ class Journal:
         if not isinstance(record.get("event"), str):
             raise ValueError(f"a journal record needs an event, this one has the keys {sorted(record)}")
         stamped = {"event": record["event"], "time": time.time()} | record
-        line = json.dumps(_finite(stamped), allow_nan=False).encode() + b"\n"
+        line = encode(stamped)
         try:
             created = not self.path.exists()
             with self.path.open("ab+", buffering=0) as file:
@@ -60,6 +60,11 @@ class Journal:
                 files.sync_directory(self.path.parent)
         except OSError as error:
             raise EdkdError(f"could not write the journal {self.path}: {error.strerror or error}") from error
+
+
+def encode(record: Record) -> bytes:
+    """The line of a record, with its newline."""
+    return json.dumps(_finite(record), allow_nan=False).encode() + b"\n"
 
 
 def read(run_dir: Path, *, every_epoch: bool = True) -> list[Record]:

@@ -1,12 +1,19 @@
-"""Where runs lie below an output folder, and what their files are called."""
+"""What lies below an output folder: the runs, with the names of their files, and which of them a sweep has.
+
+One run may belong to several sweeps, so each sweep has a file that names its runs, teachers first:
+<output>/sweeps/<id>.json     {"sweep", "time", "runs": [<dataset>/<pair>/<run>, ...]}
+"""
 
 import contextlib
+import json
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from edkd.errors import EdkdError
+from edkd.rundir import files
 
 CONFIG = "config.yaml"
 JOURNAL = "journal.jsonl"
@@ -54,6 +61,42 @@ def find_runs(output: Path) -> list[Path]:
 def checkpoints(run_dir: Path) -> list[Path]:
     """What a run continues from: its last two checkpoints, and damaged ones. A finished run needs none of them."""
     return sorted(Path(run_dir).glob("checkpoint.*"))
+
+
+def record_sweep(output: Path, sweep: str, names: Iterable[str]) -> None:
+    """Write down the runs of a sweep, by the names of their directories below `output`/runs.
+
+    Raises EdkdError if that cannot be written.
+    """
+    path = _record(output, sweep)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(path, json.dumps({"sweep": sweep, "time": time.time(), "runs": list(names)}, indent=1) + "\n")
+    except OSError as error:
+        raise EdkdError(f"cannot write {path}: {error.strerror}; output={output} sets the folder") from error
+
+
+def forget_sweep(output: Path, sweep: str) -> None:
+    """Remove the record of a sweep of which there is nothing."""
+    with contextlib.suppress(OSError):
+        _record(output, sweep).unlink()
+
+
+def runs_of_sweep(output: Path, sweep: str) -> list[str]:
+    """The names that were recorded for a sweep; none where there is no such record."""
+    try:
+        return [str(name) for name in json.loads(_record(output, sweep).read_bytes())["runs"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def recorded_sweeps(output: Path) -> set[str]:
+    """The sweeps that were recorded."""
+    return {path.stem for path in _record(output, "*").parent.glob("*.json")}
+
+
+def _record(output: Path, sweep: str) -> Path:
+    return Path(output) / "sweeps" / f"{sweep}.json"
 
 
 def _folders(parent: Path) -> Iterator[Path]:

@@ -1,10 +1,10 @@
 """Which code computes: the git commit, and what the tree had besides."""
 
 import contextlib
-import difflib
 import hashlib
 import importlib
 import inspect
+import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -128,26 +128,19 @@ def _top() -> str:
 def _diff(commit: str, top: str) -> str:
     unknown = _git("ls-files", "--others", "--exclude-standard", "-z", folder=top).split("\0")[:-1]
     sources = [name for name in unknown if name.startswith(_SOURCES) and name.endswith((".py", ".yaml"))]
-    text = "\n".join([_git("diff", "HEAD", "--no-color", "--no-ext-diff", folder=top), *_added(top, sources)])
+    plain = ("diff", "--no-color", "--no-ext-diff")
+    added = [_git(*plain, "--no-index", "--", os.devnull, name, folder=top, codes=(1,)) for name in sources]
+    text = "\n".join([_git(*plain, "HEAD", folder=top), *added])
     if len(text) > LARGEST:
         text = f"{text[:LARGEST]}\n# cut off: the whole diff has {len(text)} characters"
     names = "".join(f"# not in git: {name}\n" for name in unknown[:1000] if name not in sources)
     return f"# changes to {commit}\n{text}\n{names}"
 
 
-def _added(top: str, names: list[str]) -> Iterator[str]:
-    """The files of these names in `top` as a diff that adds them."""
-    for name in names:
-        lines = (Path(top) / name).read_text(errors="replace").splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):
-            lines[-1] += "\n\\ No newline at end of file\n"
-        added = "".join(difflib.unified_diff([], lines, "/dev/null", f"b/{name}"))
-        yield f"diff --git a/{name} b/{name}\nnew file mode 100644\n{added}".rstrip("\n")
-
-
-def _git(*arguments: str, folder: str | None = None) -> str:
-    where = folder or str(Path(__file__).parent)
-    done = subprocess.run(
-        ["git", "-C", where, *arguments], capture_output=True, text=True, errors="replace", check=True, timeout=20
-    )
+def _git(*arguments: str, folder: str | None = None, codes: tuple[int, ...] = (0,)) -> str:
+    """What git prints. Raises CalledProcessError where it ends with none of these exit codes."""
+    command = ["git", "-C", folder or str(Path(__file__).parent), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20)
+    if done.returncode not in codes:
+        done.check_returncode()
     return done.stdout.strip()

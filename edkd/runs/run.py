@@ -25,8 +25,8 @@ from edkd.teachers.source import Precision
 from edkd.tracking import LiveTracker
 from edkd.training import hardware
 from edkd.training.device import cores, set_up
-from edkd.training.state import TrainState
-from edkd.training.trainer import all_logits, fit
+from edkd.training.evaluation import all_logits
+from edkd.training.trainer import TrainState, fit
 
 LOG = logging.getLogger("edkd")
 

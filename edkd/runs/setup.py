@@ -5,16 +5,18 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
+from edkd.config.instantiate import build, target
 from edkd.config.job import digest, directory_of, training_run
-from edkd.config.schema import Settings, build, target
+from edkd.config.schema import Settings
 from edkd.data.arrays import Arrays, prepare
 from edkd.data.files import Streamed
 from edkd.data.resident import ResidentData
+from edkd.data.sources import TRAIN_IMAGES
 from edkd.data.streaming import StreamedData
 from edkd.distillers.base import Distiller, Shapes, Spec
 from edkd.errors import EdkdError
@@ -23,11 +25,12 @@ from edkd.rundir import journal
 from edkd.teachers import store
 from edkd.teachers.source import Precision
 from edkd.training.device import compile_network, pick_device, to_device
-from edkd.training.state import Trainable, TrainState
-from edkd.training.trainer import Splits, evaluate, seeded
+from edkd.training.evaluation import evaluate
+from edkd.training.step import Trainable
+from edkd.training.trainer import Splits, TrainState, seeded
 
 LOG = logging.getLogger("edkd")
-_AS_GOOD = 1.0  # points of top-1 between two measurements of one teacher
+_AS_GOOD = 1.0  # points of top-1 that a teacher may have more or less here than where it was trained
 
 
 @dataclass(frozen=True)
@@ -59,20 +62,15 @@ def gather(cfg: Settings, teacher_id: str | None) -> Inputs:
     if measured is None:
         measured = {**evaluate(network, device_data(arrays, cfg, device).test, Precision("fp32", device))}
         store.record_accuracy(entry, measured, shown)
-    _compare(entry, measured["top1"])
-    note = {"id": entry.id, "sha256": entry.sha256, "top1": measured["top1"]}
-    return Inputs(arrays, sha256, device, network, note)
-
-
-def _compare(entry: store.Entry, top1: float | None) -> None:
-    """Warn of a teacher that is not here what it was where it was trained."""
-    before = (entry.test or {}).get("top1")
+    top1, before = measured["top1"], (entry.test or {}).get("top1")
     if top1 is not None and before is not None and abs(top1 - before) > _AS_GOOD:
         LOG.warning(
             "teacher %s has %.2f %% on the test set of this run and had %.2f %% when it came into the store "
             "(%s): another normalisation (dataset.mean, dataset.std) or image size?",
             entry.name, top1, before, entry.path,
         )  # fmt: skip
+    note = {"id": entry.id, "sha256": entry.sha256, "top1": top1}
+    return Inputs(arrays, sha256, device, network, note)
 
 
 def find_teacher(cfg: Settings, trained_by: str = "") -> store.Entry:
@@ -118,16 +116,18 @@ def new_state(cfg: Settings, inputs: Inputs) -> TrainState:
     if cfg.engine.compile:
         compile_network(student, device)
     trainable = Trainable(student, distiller.to(device), precision)
-    schedule = cfg.schedule
-    optimizer = build(
+    return TrainState(trainable, _optimizer(cfg, trainable, device))
+
+
+def _optimizer(cfg: Settings, network: nn.Module, device: torch.device) -> Any:
+    return build(
         cfg.optimizer,
         "optimizer",
-        params=list(trainable.parameters()),
-        lr=torch.tensor(schedule.lr, dtype=torch.float32, device=device),
-        momentum=schedule.momentum,
-        weight_decay=schedule.weight_decay,
+        params=list(network.parameters()),
+        lr=torch.tensor(cfg.schedule.lr, dtype=torch.float32, device=device),
+        momentum=cfg.schedule.momentum,
+        weight_decay=cfg.schedule.weight_decay,
     )
-    return TrainState(trainable, optimizer)
 
 
 class _Seen(NamedTuple):
@@ -175,28 +175,43 @@ def _seen(network: nn.Module, size: int) -> _Seen:
 def check_method(cfg: Settings) -> None:
     """Raise EdkdError for a method that refuses the networks of a run, before there are data or teacher.
 
-    The method's `setup` runs on PyTorch's meta device, where tensors have shapes and no memory. The number of classes
-    and images is not known yet and taken to be large.
+    So does an optimiser that refuses its values, and a method that needs strong views of streamed images. The method's
+    `setup` runs on PyTorch's meta device, where tensors have shapes and no memory. The number of classes
+    is not known yet and taken to be large, and so is the number of images where only the files have it.
     """
-    if target(cfg.distiller, "distiller").setup is Distiller.setup:
+    method = target(cfg.distiller, "distiller")
+    if method.needs_strong_view and get_type_hints(target(cfg.dataset.source, "dataset.source"))["return"] is Streamed:
+        raise EdkdError(
+            f"distiller={cfg.method} needs strong views, which only data in memory have, not {cfg.dataset.name}"
+        )
+    _optimizer(cfg, nn.Linear(1, 1), torch.device("cpu"))
+    if method.setup is Distiller.setup:
         return
     teacher = cfg.teacher.model if cfg.needs_teacher else None
     # Data sets of another size than CIFAR's say so.
-    refused = _refusal(
-        json.dumps([cfg.distiller, cfg.student.model, teacher, cfg.dataset.source.get("image_size", 32)])
-    )
+    size = cfg.dataset.source.get("image_size", 32)
+    refused = _refusal(json.dumps([cfg.distiller, cfg.student.model, teacher, size, _train_images(cfg)]))
     if refused is not None:
         raise EdkdError(f"distiller={cfg.method} on {cfg.pair}: {refused}")
 
 
+def _train_images(cfg: Settings) -> int:
+    """How many images a run will train with, from its configuration; to a few, where a share is held out."""
+    data = cfg.dataset
+    images, classes = TRAIN_IMAGES.get(data.source["_target_"].removeprefix("edkd.data.sources."), (50_000, 100))
+    if data.train_per_class is not None:
+        images = min(images, data.train_per_class * classes)
+    return round(images * (1 - data.validation))
+
+
 @functools.cache
 def _refusal(asked: str) -> str | None:
-    method, student, teacher, size = json.loads(asked)
+    method, student, teacher, size, train_images = json.loads(asked)
     try:
         with torch.device("meta"):
             seen = [None if each is None else _seen_on_meta(json.dumps(each), size) for each in (student, teacher)]
             assert seen[0] is not None
-            build(method, "distiller").setup(_spec(seen[0], seen[1], 1000, 50_000))
+            build(method, "distiller").setup(_spec(seen[0], seen[1], 1000, train_images))
     except EdkdError as error:
         return str(error)
     except Exception:  # a class of the user's that does without the meta device: its run will say what is wrong
@@ -240,8 +255,6 @@ def device_data(arrays: Arrays | Streamed, cfg: Settings, device: torch.device) 
     shown = {"mean": data.mean, "std": data.std, "device": device, "channels_last": cfg.engine.channels_last}
     strong_view = target(cfg.distiller, "distiller").needs_strong_view
     if isinstance(arrays, Streamed):
-        if strong_view:
-            raise EdkdError(f"distiller={cfg.method} needs strong views, which only data in memory have")
         train, test = (
             StreamedData(files, size=arrays.image_size, workers=arrays.workers, **shown)  # type: ignore[arg-type]
             for files in (arrays.train, arrays.test)

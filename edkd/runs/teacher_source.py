@@ -17,7 +17,7 @@ from torch import Tensor
 from edkd import __version__
 from edkd.config.job import digest
 from edkd.config.schema import Settings
-from edkd.console import counted, counting, size
+from edkd.console import counted, counting, duration, size
 from edkd.data.base import TrainData
 from edkd.data.resident import ResidentData
 from edkd.data.views import epoch_views, n_views
@@ -34,10 +34,6 @@ LOG = logging.getLogger("edkd")
 BLOCK = 65536  # entries of a table that are looked at together
 
 
-class NoTableError(EdkdError):
-    """The teacher's logits cannot be remembered, and the message says why."""
-
-
 def teacher_source(
     cfg: Settings, inputs: Inputs, data: TrainData, precision: Precision, needs_feats: bool
 ) -> TeacherSource:
@@ -50,7 +46,7 @@ def teacher_source(
         source = cached(cfg, inputs, data, online)
         source.resident = room_on(inputs.device, source.table)
         return source
-    except (NoTableError, OSError) as error:
+    except (EdkdError, OSError) as error:
         LOG.warning("no teacher cache: %s; the teacher runs in every step", error)
         return online
 
@@ -58,15 +54,15 @@ def teacher_source(
 def cached(cfg: Settings, inputs: Inputs, data: TrainData, online: OnlineTeacher) -> CachedTeacher:
     """The teacher behind its table for these data.
 
-    Raises NoTableError where there can be none, and OSError if its file can be neither opened nor made.
+    Raises EdkdError where there can be none, and OSError if its file can be neither opened nor made.
     """
     assert inputs.taught_by is not None
     if not isinstance(data, ResidentData):
-        raise NoTableError(f"{cfg.dataset.key} is streamed: its views have no numbers")
+        raise EdkdError(f"{cfg.dataset.key} is streamed: its views have no numbers")
     views, classes, dtype = n_views(data.padding, data.flip), inputs.arrays.num_classes, _stored(online, data)
     needed = len(data) * views * entry_bytes(classes, dtype) / 1e9
     if needed > cfg.engine.teacher_cache_gb:
-        raise NoTableError(
+        raise EdkdError(
             f"the table of teacher {cfg.teacher.name} for {cfg.dataset.key} would be {needed:.3g} GB, above "
             f"engine.teacher_cache_gb={cfg.engine.teacher_cache_gb:g}"
         )
@@ -133,12 +129,7 @@ def fill(tables: Sequence[Settings], seeds: Sequence[int] | None) -> None:
     for cfg in tables:
         if not cfg.engine.teacher_cache:
             raise EdkdError("engine.teacher_cache=false: runs of this configuration look into no table")
-        name, where = cfg.teacher.name, teacher_folder(cfg)
-        if store.find(where, cfg.dataset.key, name) is None:
-            raise EdkdError(
-                f"no teacher {name} of {cfg.dataset.key} in {where}; `python launch.py distiller=vanilla "
-                f"student={name}`, with the same dataset options, trains one, `edkd teachers import` adds a file"
-            )
+        find_teacher(cfg)
     for cfg in tables:
         try:
             source, images = _open(cfg)
@@ -200,5 +191,5 @@ def _fill(cfg: Settings, source: CachedTeacher, images: int, seeds: Sequence[int
         raise
     seconds = time.monotonic() - began
     shared = f"; {others:,} by other processes meanwhile" if others else ""
-    speed = f" in {seconds:.1f} s, {computed / seconds:,.0f}/s" if computed else ""
+    speed = f" in {duration(seconds)}, {computed / seconds:,.0f}/s" if computed else ""
     print(f"computed {computed:,}{speed}{shared}; all {len(rows):,} are there")

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edkd.config.instantiate import build
 from edkd.config.job import Job
-from edkd.config.schema import Settings, build
+from edkd.config.schema import Settings
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint
 from edkd.rundir.paths import RunDir
@@ -18,7 +19,7 @@ from edkd.runs.setup import device_data, load_arrays, teacher_folder
 from edkd.teachers import store
 from edkd.teachers.source import Precision
 from edkd.training.device import pick_device, to_device
-from edkd.training.trainer import evaluate
+from edkd.training.evaluation import evaluate
 
 LOG = logging.getLogger("edkd")
 TABLE = Path(__file__).parents[2] / "analysis" / "published" / "networks.csv"
@@ -31,15 +32,22 @@ def warn_of_teacher(job: Job, top1: float) -> None:
     cfg = job.settings
     if cfg.dataset.key != "cifar100" or cfg.schedule.epochs < 240:
         return
-    with TABLE.open(newline="") as file:
-        rows = [(row["role"], row["network"], float(row["top1"])) for row in csv.DictReader(file)]
-    known = [value for role, network, value in rows if (role, network) == ("teacher", cfg.student.name)]
-    if known and abs(top1 - known[0]) > TOLERANCE:
+    known = published(cfg.student.name)
+    if known is not None and abs(top1 - known) > TOLERANCE:
         LOG.warning(
             "teacher %s has %.2f %% after its last epoch, published are %.2f %%: more than %g point off means a fault "
             "to find before its students are trained",
-            cfg.student.name, top1, known[0], TOLERANCE,
+            cfg.student.name, top1, known, TOLERANCE,
         )  # fmt: skip
+
+
+def published(network: str) -> float | None:
+    """The published accuracy of a teacher of the full CIFAR-100 recipe, top-1 in percent; None where it is unknown."""
+    with TABLE.open(newline="") as file:
+        found = [
+            float(row["top1"]) for row in csv.DictReader(file) if (row["role"], row["network"]) == ("teacher", network)
+        ]
+    return found[0] if found else None
 
 
 def is_to_teach(job: Job) -> bool:
@@ -118,11 +126,12 @@ def evaluate_network(cfg: Settings, file: Path | None) -> tuple[str, dict[str, f
     return where, evaluate(network, device_data(arrays, cfg, device).test, Precision(cfg.engine.precision, device))
 
 
-def import_teacher(cfg: Settings, file: Path, *, replace: bool, force: bool) -> store.Entry:
+def import_teacher(cfg: Settings, file: Path, *, replace: bool, force: bool, source: str | None = None) -> store.Entry:
     """Put a checkpoint file into the teacher store, after checking its shapes and measuring it on the test set.
 
-    Raises EdkdError as `evaluate_network` does, if another teacher of that name is there and `replace` is False, and
-    for a network that is hardly better than chance, or not finite, unless `force`.
+    `source` says where the file came from, where that is not the file itself. Raises EdkdError as `evaluate_network`
+    does, if another teacher of that name is there and `replace` is False, and for a network that is hardly better than
+    chance, or not finite, unless `force`.
     """
     _, measured = evaluate_network(cfg, file)
     arrays, _ = load_arrays(cfg)
@@ -140,7 +149,7 @@ def import_teacher(cfg: Settings, file: Path, *, replace: bool, force: bool) -> 
         cfg.student.name,
         file,
         id=f"file:{identity}",
-        source=str(file.resolve()),
+        source=source or str(file.resolve()),
         epochs=None,
         recipe=None,
         test={**measured},

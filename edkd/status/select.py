@@ -1,19 +1,11 @@
-"""Choosing runs: by sweep, by what they are, by what has become of them; one of them by hash, name or folder.
+"""Choosing runs: by sweep, by what they are, by what has become of them; one of them by hash, name or folder."""
 
-One run may belong to several sweeps, so each sweep has a file that names its runs, teachers first:
-<output>/sweeps/<id>.json     {"sweep", "time", "runs": [<dataset>/<pair>/<run>, ...]}
-"""
-
-import contextlib
-import json
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edkd.errors import EdkdError
-from edkd.rundir import files
-from edkd.rundir.paths import RunDir, find_runs
+from edkd.rundir.paths import RunDir, find_runs, recorded_sweeps, runs_of_sweep
 from edkd.status.state import RunStatus, look
 
 _FEW = 8  # names in an error message
@@ -83,42 +75,6 @@ def find_run(output: Path, wanted: str) -> Path:
         f"no run {wanted} in {root}; give a hash or its beginning, a name, or a directory "
         "(`edkd status` lists the runs)"
     )
-
-
-def record_sweep(output: Path, sweep: str, names: Iterable[str]) -> None:
-    """Write down the runs of a sweep, by the names of their directories below `output`/runs.
-
-    Raises EdkdError if that cannot be written.
-    """
-    path = _record(output, sweep)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(path, json.dumps({"sweep": sweep, "time": time.time(), "runs": list(names)}, indent=1) + "\n")
-    except OSError as error:
-        raise EdkdError(f"cannot write {path}: {error.strerror}; output={output} sets the folder") from error
-
-
-def forget_sweep(output: Path, sweep: str) -> None:
-    """Remove the record of a sweep of which there is nothing."""
-    with contextlib.suppress(OSError):
-        _record(output, sweep).unlink()
-
-
-def runs_of_sweep(output: Path, sweep: str) -> list[str]:
-    """The names that were recorded for a sweep; none where there is no such record."""
-    try:
-        return [str(name) for name in json.loads(_record(output, sweep).read_bytes())["runs"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
-def recorded_sweeps(output: Path) -> set[str]:
-    """The sweeps that were recorded."""
-    return {path.stem for path in _record(output, "*").parent.glob("*.json")}
-
-
-def _record(output: Path, sweep: str) -> Path:
-    return Path(output) / "sweeps" / f"{sweep}.json"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -45,7 +45,7 @@ Ask = Callable[[Iterable[str]], Mapping[str, Entry] | None]
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run, as far as its directory and the queue tell."""
+    """One run, as far as its directory and the queue show."""
 
     directory: Path
     name: str  # <dataset>/<pair>/<distiller>-s<seed>-<hash>
@@ -194,7 +194,8 @@ def _judge(facts: _Facts, entry: Entry | None, *, reached: bool) -> tuple[State,
     """The state of a run and the line that explains it; `reached` says whether SLURM answered."""
     known = facts.state
     if known.status == "finished":
-        return "done", ""
+        imported = (known.start or {}).get("imported")
+        return "done", f"imported from {imported['from']}" if imported else ""
     if known.status == "running":
         return "running", ""
     if facts.damage is not None:

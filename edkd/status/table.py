@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from edkd.console import counted, duration, number
+from edkd.console import counted, duration, number, print_lines, stdout
 from edkd.status.state import STATES, RunStatus
 
 STYLES = {
@@ -34,10 +33,8 @@ _GAP = 2  # characters between columns
 def show(views: Sequence[RunStatus]) -> None:
     """Print the table, what needs attention last, and the numbers; without a terminal, each run on one line."""
     ordered = sorted(views, key=lambda view: STATES.index(view.state))
-    console = Console() if sys.stdout.isatty() else Console(width=10_000)
-    with console.capture() as drawn:
-        console.print(_table(ordered, console.width) if views else Group(), Text(summary(views), style="bold"))
-    print("\n".join(line.rstrip() for line in drawn.get().splitlines() if line))
+    console = stdout()
+    print_lines(console, _table(ordered, console.width) if views else Group(), Text(summary(views), style="bold"))
 
 
 def watch(look: Callable[[], list[RunStatus]], seconds: float) -> list[RunStatus]:

@@ -27,7 +27,7 @@ from edkd.errors import EdkdError
 from edkd.rundir import journal, provenance
 from edkd.rundir.journal import RunState
 from edkd.rundir.paths import RunDir
-from edkd.runs.setup import check_method
+from edkd.runs.setup import check_method, teacher_folder
 from edkd.status.state import RunStatus
 from edkd.teachers import store
 
@@ -68,7 +68,7 @@ def stored_teacher(cfg: Settings) -> store.Entry | None:
 
     Raises EdkdError for one that was trained here for fewer epochs than its student will be, unless that is wanted.
     """
-    entry = store.find(Path(cfg.output) / "teachers", cfg.dataset.key, cfg.teacher.name)
+    entry = store.find(teacher_folder(cfg), cfg.dataset.key, cfg.teacher.name)
     if entry is None or cfg.allow_weak_teacher or entry.epochs is None or entry.epochs >= cfg.schedule.epochs:
         return entry
     raise EdkdError(

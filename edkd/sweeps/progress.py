@@ -8,14 +8,18 @@ import contextlib
 import json
 import statistics
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Column
+from rich.console import Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from edkd.config.job import Job
 from edkd.config.schema import target
@@ -30,6 +34,7 @@ from edkd.training.device import pick_device
 
 LATEST = 24  # journals that are read of each pair
 POLL = 0.5  # seconds between two looks at the journals of what runs
+LINES = 8  # runs that are shown at a time
 
 
 @dataclass
@@ -138,19 +143,12 @@ def _device(job: Job) -> str:
 
 @contextlib.contextmanager
 def watch(jobs: Sequence[Job], parallel: int) -> Iterator[None]:
-    """Show the progress of jobs while the block runs: a bar on a terminal, and a line for each run that ends."""
+    """Show the progress of jobs while the block runs: bars on a terminal, and a line for each run that ends."""
     stop = threading.Event()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=12),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-        # The names of what runs now take the rest of the line; on a narrow terminal they are cut, not the numbers.
-        TextColumn("{task.fields[active]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        view = _View(jobs, parallel, progress)
-        thread = threading.Thread(target=view.follow, args=(stop,), daemon=True)
+    view = _View(jobs, parallel)
+    shown = Live(view.screen(), console=console, transient=True, auto_refresh=False)
+    with shown if jobs and console.is_terminal else contextlib.nullcontext() as live:
+        thread = threading.Thread(target=view.follow, args=(stop, live), daemon=True)
         thread.start()
         try:
             yield
@@ -160,24 +158,28 @@ def watch(jobs: Sequence[Job], parallel: int) -> Iterator[None]:
 
 
 class _View:
-    """The journals of some jobs, as a progress bar."""
+    """The journals of some jobs, as a bar over all and a line for each that runs."""
 
-    def __init__(self, jobs: Sequence[Job], parallel: int, progress: Progress) -> None:
-        self.jobs, self.parallel, self.progress = list(jobs), parallel, progress
+    def __init__(self, jobs: Sequence[Job], parallel: int) -> None:
+        self.jobs, self.parallel = list(jobs), parallel
+        self.began = time.monotonic()
         # The time before the state: what is written in between is then shown, not missed.
         self.seen = {job.run: _changed(job) for job in jobs}
         self.states = {job.run: journal.state(job.directory) for job in jobs}
         self.ended: dict[str, str] = {}  # what became of the runs that ended since the watch began
         self.most = 0  # how many of them were seen to run at a time
         self.total = sum(job.settings.schedule.epochs for job in jobs)
-        self.overall = progress.add_task("", total=self.total, left="", active="")
 
-    def follow(self, stop: threading.Event) -> None:
-        while not stop.wait(POLL):
+    def follow(self, stop: threading.Event, live: Live | None) -> None:
+        last = False
+        while not last:
+            last = stop.wait(POLL)
             self.refresh()
-        self.refresh()
+            if live is not None:
+                live.update(self.screen(), refresh=True)
 
     def refresh(self) -> None:
+        """Read the journals that have changed."""
         for job in self.jobs:
             changed = _changed(job)
             if changed != self.seen[job.run] and self.ended.get(job.run) != "finished":
@@ -185,17 +187,27 @@ class _View:
                     self.states[job.run] = journal.state(job.directory)
                     self.seen[job.run] = changed
                     self._show_end(job, self.states[job.run])
-        epochs = {job.run: self.states[job.run].epoch for job in self.jobs}
-        running = [job for job in self.jobs if self.states[job.run].status == "running"]
-        done, trained = list(self.ended.values()).count("finished"), sum(epochs.values())
-        left = self.seconds_left(epochs)
-        self.progress.update(
-            self.overall,
-            completed=trained,
-            description=f"runs {done}/{len(self.jobs)} · epochs {trained}/{self.total}",
-            left=f"{duration(left)} left" if left is not None else "",
-            active=", ".join(f"{j.settings.pair} {j.settings.method} {epochs[j.run]}" for j in running[:2]),
+
+    def screen(self) -> Group:
+        """What a terminal shows: how far the whole is, and accuracy and pace of what runs."""
+        trained = sum(state.epoch for state in self.states.values())
+        done, left = list(self.ended.values()).count("finished"), self.seconds_left()
+        times = duration(time.monotonic() - self.began) + (f", {duration(left)} left" if left is not None else "")
+        whole = Table.grid(padding=(0, 1))
+        whole.add_row(
+            f"runs {done}/{len(self.jobs)} · epochs {trained}/{self.total}",
+            ProgressBar(total=self.total, completed=trained, width=12),
+            times,
         )
+        running = [job for job in self.jobs if self.states[job.run].status == "running"]
+        runs = Table.grid(padding=(0, 2))
+        runs.add_column(overflow="ellipsis")  # on a narrow terminal the names are cut, not the numbers
+        for _ in range(4):
+            runs.add_column(justify="right", no_wrap=True)
+        for job in running[:LINES]:
+            runs.add_row(*_line(job, self.states[job.run]))
+        more = [f"and {len(running) - LINES} more runs"] if len(running) > LINES else []
+        return Group(whole, runs, *more)
 
     def _show_end(self, job: Job, state: RunState) -> None:
         if state.status not in ("finished", "failed"):
@@ -204,10 +216,10 @@ class _View:
         said = f"failed: {one_line(state.error or 'without a word')}"
         if state.end is not None:
             last, best = state.end["last"]["top1"], state.end["best"]["top1"]
-            said = f"top-1 last {last:.2f} %, best {best:.2f} %, {state.end['seconds']:.0f} s"
+            said = f"top-1 last {last:.2f} %, best {best:.2f} %, {duration(state.end['seconds'])}"
         console.print(f"{job.name}: {said}", markup=False, soft_wrap=True)
 
-    def seconds_left(self, epochs: Mapping[str, int]) -> float | None:
+    def seconds_left(self) -> float | None:
         """From the seconds that epochs took: the run's own, else those of its pair, else the mean of all."""
         known: dict[str, list[float]] = {}
         for job in self.jobs:
@@ -221,7 +233,7 @@ class _View:
         for job in self.jobs:
             if job.run not in self.ended:
                 costs = known.get(job.run) or known.get(job.settings.pair) or known[""]
-                left[job.run] = (job.settings.schedule.epochs - epochs[job.run]) * sum(costs) / len(costs)
+                left[job.run] = (job.settings.schedule.epochs - self.states[job.run].epoch) * sum(costs) / len(costs)
         running = sum(self.states[run].status == "running" for run in left)
         self.most = max(self.most, running)
         return wall_time(self.jobs, left, self.parallel, self.most, waiting=running < len(left))
@@ -239,6 +251,18 @@ def wall_time(jobs: Sequence[Job], left: Mapping[str, float], parallel: int, mos
         if job.run in left:
             stages.setdefault(job.teacher_id in teachers, []).append(left[job.run])
     return sum(max(sum(each) / (parallel if later else at_once), *each) for later, each in stages.items())
+
+
+def _line(job: Job, state: RunState) -> Iterator[Text]:
+    """Of a run: its name and epoch and, after the first, accuracy, images per second and the time left."""
+    cfg, last = job.settings, state.last_epoch
+    yield Text(f"  {cfg.pair} {cfg.method}-s{cfg.seed}", no_wrap=True)
+    yield Text(f"epoch {state.epoch}/{cfg.schedule.epochs}")
+    if last is not None:
+        left = (cfg.schedule.epochs - state.epoch) * sum(last["seconds"].values()) - (time.time() - last["time"])
+        yield Text(f"{last['metrics']['test/top1']:.2f} %")
+        yield Text(f"{last['images_per_second']:,.0f} images/s")
+        yield Text(f"{duration(max(0.0, left))} left")
 
 
 def _changed(job: Job) -> float:

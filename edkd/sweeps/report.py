@@ -1,20 +1,33 @@
-"""What a sweep leaves behind: its summary on the terminal, and its parent run in MLflow."""
+"""What a sweep leaves behind: its results and its summary on the terminal, and its parent run in MLflow."""
 
 import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
 
 from edkd import tracking
-from edkd.config.schema import Tracking
+from edkd.config.instantiate import build
+from edkd.config.job import Job
+from edkd.config.schema import Settings, Tracking
 from edkd.console import LOG
 from edkd.errors import EdkdError
+from edkd.rundir import checkpoint
+from edkd.rundir.paths import RunDir
 from edkd.slurm.submit import Planned
 from edkd.status.state import RunStatus
+from edkd.sweeps import results
 
 
 def show_summary(planned: Planned, outcome: Mapping[str, RunStatus]) -> int:
-    """Print what became of the sweep, each failure with its log, and return the number of runs that are not done."""
+    """Print the results, what became of the sweep, each failure with its log, and what can be done next.
+
+    Returns the number of runs that are not done.
+    """
     jobs = [*planned.teachers, *planned.students]
+    results.show(jobs, outcome)
     lost = [job for job in jobs if outcome[job.run].state != "done"]
     print(f"sweep {planned.id}: {len(jobs) - len(lost)} of {len(jobs)} runs finished")
     failed_teachers = {f"run:{job.run}" for job in planned.teachers if job in lost}
@@ -36,9 +49,21 @@ def show_summary(planned: Planned, outcome: Mapping[str, RunStatus]) -> int:
         else:
             what = f"vanished after epoch {status.epoch}: {status.why_vanished}"
         print(f"  {job.name} {what}" + (f"; see {log}" if log.exists() else ""))
-    if lost:
-        print("run the same command again to continue")
+    print("run the same command again to continue" if lost else next_steps(planned.students[0].settings))
     return len(lost)
+
+
+def next_steps(cfg: Settings) -> str:
+    """The commands that look at results, as they read the store of this configuration's runs."""
+    store = cfg.tracking.uri or f"sqlite:///{cfg.output}/mlflow.db"
+    table, ui = "", ""
+    if store != "sqlite:///outputs/mlflow.db":
+        known = store if store.startswith("sqlite:") else "URI"  # a server's may hold a password
+        table, ui = f" ARGS='--uri {known}'", f" SQLITE={known}"
+    return (
+        f"{'' if cfg.tracking.uri else '`edkd sync` for MLflow, then '}`make table{table}` for the table, "
+        f"`make report{table}` for one page with figures, `make ui{ui}` for the curves"
+    )
 
 
 def open_tracking(where: Tracking) -> None:
@@ -68,9 +93,48 @@ def track_end(sweep: str, where: Tracking, outcome: Iterable[RunStatus]) -> None
             tracking.settle_sweeps({sweep: counts}, **vars(where))
 
 
+class _Logits(nn.Module):
+    """A network that returns its logits alone."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W], normalised as in training, to [B, K]."""
+        logits: Tensor = self.network(images).logits
+        return logits
+
+
+def log_best_student(planned: Planned, outcome: Mapping[str, RunStatus]) -> None:
+    """Log the most accurate student of a sweep as a model in MLflow. What goes wrong changes nothing.
+
+    One of a sweep, for each is as large as its weights and takes seconds. A student that ends in modules of its
+    method is none, nor one whose weights were removed.
+    """
+    done = [job for job in planned.students if outcome[job.run].state == "done" and job.settings.needs_teacher]
+    done.sort(key=lambda job: outcome[job.run].best or 0.0, reverse=True)
+    for job in done:
+        weights = RunDir(job.directory).best
+        if weights.exists() and not checkpoint.ends_in_method(weights):
+            with _tolerant("the same command logs the best student again"):
+                _log_model(planned.id, job, weights, outcome[job.run])
+            return
+
+
+def _log_model(sweep: str, job: Job, weights: Path, status: RunStatus) -> None:
+    cfg, end = job.settings, status.known.end
+    assert end is not None  # it is done
+    network = build(cfg.student.model, "student.model", num_classes=end["num_classes"])
+    checkpoint.load_into(network, checkpoint.load_weights(weights), str(weights))
+    size = int(cfg.dataset.source.get("image_size", 32))
+    example = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    tracking.log_model(_Logits(network).eval(), example, run=job.run, sweep=sweep, **vars(cfg.tracking))
+
+
 @contextlib.contextmanager
-def _tolerant() -> Iterator[None]:
+def _tolerant(later: str = "`edkd sync` brings MLflow up to date later") -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever MLflow raises
-        LOG.warning("%s; `edkd sync` brings MLflow up to date later", error)
+        LOG.warning("%s; %s", error, later)

@@ -20,6 +20,7 @@ from edkd.config.compose import explain, quoted
 from edkd.config.job import Job, directory_of, thaw, training_run
 from edkd.errors import EdkdError
 from edkd.rundir.paths import RunDir
+from edkd.runs.setup import teacher_folder
 from edkd.slurm.submit import Queue
 from edkd.status.state import RunStatus, about
 from edkd.sweeps.plan import Sweep
@@ -62,8 +63,7 @@ def make_plan(directories: Iterable[Path]) -> Retry:
     """
     jobs: dict[str, Job] = {}
     waiting, planned_in = list(directories), set()
-    while waiting:
-        directory = waiting.pop(0)
+    for directory in waiting:  # which grows
         job, sweep = thaw(RunDir(directory).config)
         if job.directory.resolve() != directory.resolve():
             raise EdkdError(
@@ -71,9 +71,9 @@ def make_plan(directories: Iterable[Path]) -> Retry:
             )
         jobs[job.run] = job
         planned_in.add(sweep)
-        missing = _missing_teacher(job)
-        if missing is not None and missing not in jobs:
-            waiting.append(_teacher_directory(job, missing))
+        teacher = _teacher_run(job)
+        if teacher is not None and teacher not in waiting:
+            waiting.append(teacher)
     taught_by = {training_run(job.teacher_id) for job in jobs.values()}
     return Retry(
         students=[job for job in jobs.values() if job.run not in taught_by],
@@ -83,24 +83,18 @@ def make_plan(directories: Iterable[Path]) -> Retry:
     )
 
 
-def _missing_teacher(job: Job) -> str | None:
-    """The hash of the run that is to teach a student, if the store has no such teacher yet."""
-    wanted = training_run(job.teacher_id)
-    if not wanted:
+def _teacher_run(student: Job) -> Path | None:
+    """The directory of the run that is to teach a student, if the store has no such teacher yet."""
+    cfg, wanted = student.settings, training_run(student.teacher_id)
+    held = store.find(teacher_folder(cfg), cfg.dataset.key, cfg.teacher.name) if wanted else None
+    if not wanted or (held is not None and held.id == student.teacher_id):
         return None
-    cfg = job.settings
-    held = store.find(Path(cfg.output) / "teachers", cfg.dataset.key, cfg.teacher.name)
-    return None if held is not None and held.id == job.teacher_id else wanted
-
-
-def _teacher_directory(student: Job, wanted: str) -> Path:
-    found = directory_of(wanted, student.settings)
+    found = directory_of(wanted, cfg)
     if found is None:
-        cfg = student.settings
         raise EdkdError(
             f"{student.name} is to be taught by run {wanted} of {cfg.teacher.name}, which is neither in "
-            f"{Path(cfg.output) / 'teachers'} nor in {Path(cfg.output) / 'runs' / cfg.dataset.key}: "
-            "give the sweep's own command again"
+            f"{teacher_folder(cfg)} nor in {Path(cfg.output) / 'runs' / cfg.dataset.key}: give the sweep's own command "
+            "again"
         )
     return found
 

@@ -11,7 +11,7 @@ from edkd.runs.run import execute
 from edkd.runs.setup import check_method, gather, teacher_folder
 from edkd.sweeps import progress
 from edkd.sweeps.plan import is_dry, show_unreached, stored_teacher, warn_outdated
-from edkd.sweeps.report import open_tracking
+from edkd.sweeps.report import next_steps, open_tracking
 from edkd.teachers import store
 
 
@@ -57,6 +57,5 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
     print(
         f"{job.name}{' (finished before)' if finished.end == before.end else ''}\ntop-1 last {last['top1']:.2f} %, "
         f"best {best['top1']:.2f} % (epoch {best['epoch']}, chosen on the {best['by']} set)\n"
-        f"in {job.directory}; {'' if cfg.tracking.uri else '`edkd sync` for MLflow, then '}"
-        "`make table` for the table, `make ui` for the curves"
+        f"in {job.directory}; {next_steps(cfg)}"
     )

@@ -18,16 +18,16 @@ from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from edkd.config.compose import Composer, files_read_once, quoted
+from edkd.config.compose import Composer, quoted
 from edkd.config.job import Job, freeze
 from edkd.console import LOG, console
 from edkd.errors import EdkdError
 from edkd.rundir import journal, provenance
+from edkd.rundir.paths import forget_sweep, record_sweep, recorded_sweeps
 from edkd.runs.setup import load_arrays
 from edkd.slurm import submit
 from edkd.slurm.queue import RETURNING
 from edkd.slurm.submission import Submission
-from edkd.status import select
 from edkd.status.state import UNSEEN, RunStatus, look
 from edkd.status.wait import wait
 from edkd.sweeps import progress, report
@@ -49,9 +49,8 @@ def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, la
     overrides = OverridesParser.create(loader).parse_overrides(list(arguments))
     dry_run = is_dry(next((o.value() for o in overrides if o.key_or_group == "dry_run"), False))
     overrides = [o for o in overrides if o.key_or_group != "dry_run"]
-    with files_read_once(loader):
-        combinations = expand(overrides, pair_lists(overrides, master, loader))
-        planned = make_plan(combinations, overrides, Composer(master, loader))
+    combinations = expand(overrides, pair_lists(overrides, master, loader))
+    planned = make_plan(combinations, overrides, Composer(master, loader))
     carry_out(planned, master, launcher, dry_run=dry_run)
     return []
 
@@ -85,16 +84,18 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
     if where.uri is not None:
         report.open_tracking(where)
     retried = isinstance(planned, Retry)  # the sweep has more runs than these
-    recorded = retried or planned.id in select.recorded_sweeps(output)
+    recorded = retried or planned.id in recorded_sweeps(output)
     if not retried:
-        select.record_sweep(output, planned.id, [job.name for job in planned.jobs])
+        record_sweep(output, planned.id, [job.name for job in planned.jobs])
     try:
         outcome = _queue(planned, statuses, queue) if queue is not None else _run(planned, statuses, master, launcher)
     except EdkdError:
         submissions = [Submission.read(job.directory) for job in planned.jobs]
         if queue and not recorded and not any(each is not None and each.sweep == planned.id for each in submissions):
-            select.forget_sweep(output, planned.id)  # nothing of it was submitted
+            forget_sweep(output, planned.id)  # nothing of it was submitted
         raise
+    if outcome and where.uri is not None:
+        report.log_best_student(planned, outcome)
     if outcome and report.show_summary(planned, outcome):
         raise SystemExit(1)
 

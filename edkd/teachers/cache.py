@@ -128,14 +128,11 @@ def settle(
     Processes that fill the same table go through it in different orders, and find done what the others have done.
     `on_error` is told when the table can be neither read nor written; from then on it is left alone.
     """
-    blocks = -(-len(rows) // TEACHER_BATCH)
-    order = iter(np.random.default_rng().permutation(blocks).tolist())
-    waiting: Rows = np.empty(0, dtype=np.int64)
+    full, rest = divmod(len(rows), TEACHER_BATCH)
+    blocks = [*np.random.default_rng().permutation(full).tolist(), *([full] if rest else [])]
     sound = True
-    while (number := next(order, None)) is not None or len(waiting):
-        first = 0 if number is None else number * TEACHER_BATCH
-        block = np.arange(first, first if number is None else min(first + TEACHER_BATCH, len(rows)))
-        part: Rows = np.concatenate([waiting, block])
+    for number in blocks:
+        part = np.arange(number * TEACHER_BATCH, min((number + 1) * TEACHER_BATCH, len(rows)))
         if sound:
             try:
                 words, there = table.read(rows[part])
@@ -146,17 +143,13 @@ def settle(
                 if there.any():
                     yield Settled(part[there], words[torch.from_numpy(there)], False)
                 part = part[~there]
-        now, waiting = part[:TEACHER_BATCH], part[TEACHER_BATCH:]
-        if len(now) < TEACHER_BATCH and number is not None:
-            waiting = now  # until there are more, for a batch costs the same however few it has
+        if len(part) == 0:
             continue
-        if len(now) == 0:
-            continue
-        words = answer(rows[now])
+        words = answer(rows[part])
         if sound:
             try:
-                table.write(rows[now], words)
+                table.write(rows[part], words)
             except OSError as error:
                 sound = False
                 on_error(error)
-        yield Settled(now, words, True)
+        yield Settled(part, words, True)

@@ -35,7 +35,7 @@ _log = logging.getLogger("edkd.teachers.store")
 
 @dataclass(frozen=True)
 class Entry:
-    """A teacher of the store, as its sidecar tells."""
+    """A teacher of the store, as its sidecar describes it."""
 
     name: str
     dataset: str  # the data set's key
@@ -183,6 +183,12 @@ def table_path(store: Path, dataset: str, name: str, digest: str) -> Path:
     return Path(store) / dataset / f"{name}.{digest}.logits"
 
 
+def tables(entry: Entry) -> list[Path]:
+    """The tables of a teacher's logits."""
+    found = sorted(entry.path.parent.glob(f"{entry.name}.*.logits"))
+    return [path for path in found if key_of(path).get("teacher") == entry.sha256]
+
+
 def tables_of_former_teachers(store: Path, in_use: set[str]) -> list[Path]:
     """Tables of networks that are no longer in the store, each with its lock.
 
@@ -204,9 +210,9 @@ def missing(dataset: str, name: str, store: Path) -> EdkdError:
     """The error for a run whose teacher is not in the store: how to get it there."""
     known = [entry.name for entry in listing(store) if entry.dataset == dataset]
     return EdkdError(
-        f"no teacher {name} for the data set {dataset} in {store} (there: {', '.join(known) or 'none'}); train it with "
-        f"this command and -m, which trains missing teachers first, or alone with `python launch.py distiller=vanilla "
-        f"student={name}` and this run's dataset options, or import one with `edkd teachers import {name} FILE`"
+        f"no teacher {name} for the data set {dataset} in {store} (there: {', '.join(known) or 'none'}); a sweep (-m) "
+        f"of its students trains it first, `python launch.py distiller=vanilla student={name}` with the same dataset "
+        f"options trains it alone, `edkd teachers import {name} FILE` adds one from a file"
     )
 
 

@@ -1,12 +1,13 @@
 """Reading what was logged, in MLflow or in packed journals: what the analysis needs, as plain data."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from edkd.errors import EdkdError
 from edkd.rundir import results
 from edkd.tracking.store import one_line, open_existing, redacted, search
-from edkd.tracking.story import tell
+from edkd.tracking.story import comparable, tell
 
 
 def load_runs(uri: str, experiment: str) -> list[dict[str, Any]]:
@@ -26,11 +27,11 @@ def load_runs(uri: str, experiment: str) -> list[dict[str, Any]]:
     return [
         {
             "run_id": run.info.run_id,
-            "name": run.info.run_name,
+            "name": run.data.tags.get("edkd.name", run.info.run_name),
             "status": run.info.status,
             "tags": dict(run.data.tags),
-            "params": dict(run.data.params),
-            "metrics": dict(run.data.metrics),
+            "params": comparable(run.data.params),
+            "metrics": {**run.data.metrics, **json.loads(run.data.tags.get("edkd.exact", "{}"))},
             "start_time": run.info.start_time,
             "end_time": None if run.info.status == "RUNNING" else run.info.end_time,
         }
@@ -45,7 +46,7 @@ def load_packed(folder: Path) -> list[dict[str, Any]]:
     """
     runs = []
     for path in results.find(folder):
-        story = tell(results.read(path), path, held=False)
+        story = tell(results.read(path, every_epoch=False), path, held=False)
         assert story is not None  # every packed run has a start
         latest = story.epochs[-1].metrics if story.epochs else {}
         runs.append(

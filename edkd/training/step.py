@@ -1,4 +1,4 @@
-"""One training step, and the means over the steps of an epoch. On a GPU the whole step becomes one CUDA graph.
+"""Student and method as one module, and its training step. On a GPU the whole step becomes one CUDA graph.
 
 A step reads everything that changes from tensors that stay where they are: the data's position in the epoch, the
 learning rate, the epoch's number, the teacher's logits. So it can be recorded once and replayed to the end of the run,
@@ -6,16 +6,19 @@ without a word from Python between two steps.
 """
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edkd.data.base import TrainData
-from edkd.distillers.base import Batch, Distiller, Outcome
+from edkd.distillers.base import Batch, Distiller, Outcome, StrongView
 from edkd.errors import EdkdError
-from edkd.teachers.source import TeacherSource
-from edkd.training.state import Trainable, Unsaved
+from edkd.models.base import Prediction
+from edkd.teachers.source import Precision, TeacherSource, in_fp32
+from edkd.training.demands import Held, Unsaved, check_outcome
 
 LOG = logging.getLogger("edkd")
 EAGER_FIRST = 3  # steps before a recording: libraries choose algorithms, the optimiser makes its buffers
@@ -54,43 +57,74 @@ class Meter:
             total.zero_()
 
 
-def _check(outcome: Any, distiller: Distiller) -> None:
-    """Raise EdkdError for what a method may not return."""
-    name = f"{type(distiller).__module__}.{type(distiller).__qualname__}"
-    if not isinstance(outcome, Outcome) or not outcome.losses:
-        raise EdkdError(
-            f"{name} returned {type(outcome).__name__ if not isinstance(outcome, Outcome) else 'no loss'}; "
-            "it must return edkd.distillers.Outcome(losses={name: 0-dim tensor, ...}, metrics={...})"
-        )
-    for kind, values in (("losses", outcome.losses), ("metrics", outcome.metrics)):
-        for key, value in values.items():
-            if not isinstance(value, Tensor) or value.dim():
-                found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                raise EdkdError(f"{name} returned {kind}[{key!r}] as {found}; it must be a 0-dim tensor")
+class ClassMeter:
+    """Sums over the images of each class, kept on the device in float64 until `read`."""
+
+    DECIMALS = 3  # in the journal, which has a number for each class in every epoch
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.sums: Tensor | None = None  # [K, names + 1]; the last column counts the images
+
+    def add(self, target: Tensor, classes: int, values: dict[str, Tensor]) -> None:
+        """Add a batch with these targets (int64 [B], below `classes`) and these values (each [B])."""
+        if self.sums is None:
+            self.names = list(values)
+            self.sums = torch.zeros(classes, len(values) + 1, dtype=torch.float64, device=target.device)
+        columns = torch.stack([*(each.double() for each in values.values()), torch.ones_like(target).double()], 1)
+        self.sums += F.one_hot(target, classes).double().T @ columns  # in a fixed order
+
+    def read(self) -> dict[str, list[float]]:
+        """The mean of each class; NaN for a class without images."""
+        if self.sums is None:
+            return {}
+        means = (self.sums[:, :-1] / self.sums[:, -1:]).T.tolist()
+        return {name: [round(each, self.DECIMALS) for each in row] for name, row in zip(self.names, means, strict=True)}
+
+    def reset(self) -> None:
+        """Begin again, in the same tensor."""
+        if self.sums is not None:
+            self.sums.zero_()
 
 
-class Held:
-    """The tensors that modules hold now: parameters and buffers."""
+class Trainable(nn.Module):
+    """The student and its method as one module: one `state_dict`, one list of parameters, one thing to wrap."""
 
-    def __init__(self, *networks: nn.Module) -> None:
-        self.tensors: list[tuple[str, dict[str, Any], str, Tensor, Tensor]] = [
-            (f"{type(module).__name__}.{name}", place, name, tensor, tensor.detach())
-            for network in networks
-            for module in network.modules()
-            for place in (module._parameters, module._buffers)
-            for name, tensor in place.items()
-            if isinstance(tensor, Tensor)
-        ]
+    def __init__(self, student: nn.Module, distiller: Distiller, precision: Precision) -> None:
+        super().__init__()
+        self.student, self.distiller, self.precision = student, distiller, precision
 
-    def restore(self) -> list[str]:
-        """Put back those that were replaced, they or their memory; returns their names."""
-        replaced = []
-        for name, place, key, tensor, memory in self.tensors:
-            if place.get(key) is not tensor or tensor.data_ptr() != memory.data_ptr():
-                tensor.data = memory
-                place[key] = tensor
-                replaced.append(name)
-        return replaced
+    def forward(
+        self,
+        images: Tensor,
+        teacher: Prediction | None,
+        batch: Batch,
+        strong: tuple[Tensor, Prediction] | None = None,
+    ) -> tuple[Outcome, Tensor]:
+        """The losses of a batch of images [B, 3, H, W], and the logits [B, K] that `predict` gives in this pass.
+
+        strong: a strong view of the images, and what the teacher says of it.
+        """
+        with self.precision.autocast():
+            prediction = in_fp32(self.student(images, want_feats=self.distiller.needs_feats))
+            if strong is not None:
+                second = in_fp32(self.student(strong[0], want_feats=self.distiller.needs_feats))
+                batch = replace(batch, strong=StrongView(second, strong[1]))
+        outcome = self.distiller(prediction, teacher, batch)
+        # A method's result of another kind is the step's to refuse.
+        own = outcome.logits if isinstance(outcome, Outcome) else None
+        return outcome, prediction.logits.detach() if own is None else own
+
+    @property
+    def ends_in_method(self) -> bool:
+        """Whether what is evaluated comes from modules of the method."""
+        return type(self.distiller).predict is not Distiller.predict
+
+    def predict(self, images: Tensor) -> Tensor:
+        """The logits [B, K] that are evaluated: the student's, or those that the method makes of its features."""
+        with self.precision.autocast():
+            prediction = in_fp32(self.student(images, want_feats=self.ends_in_method))
+        return self.distiller.predict(prediction).logits
 
 
 class Step:
@@ -116,6 +150,7 @@ class Step:
         self.batch_size = batch_size
         self.capture = capture and device.type == "cuda" and data.on_device
         self.meter = Meter(device)
+        self.class_meter = ClassMeter()
         self.loss_names: list[str] = []
         self.epoch = torch.zeros((), device=device)
         self.sound: Tensor | None = None  # [losses]: whether each was finite so far
@@ -128,6 +163,7 @@ class Step:
         """Begin an epoch, after the data have."""
         self.epoch.fill_(float(epoch))
         self.meter.reset()
+        self.class_meter.reset()
         if self.sound is not None and self.sound_steps is not None:
             self.sound.fill_(True)
             self.sound_steps.zero_()
@@ -200,7 +236,7 @@ class Step:
                 f"change schedule.batch_size (now {self.batch_size})"
             ) from error
         if self.sound is None:
-            _check(outcome, self.trainable.distiller)
+            check_outcome(outcome, self.trainable.distiller)
         losses = torch.stack([loss.detach() for loss in outcome.losses.values()])
         loss = self.optimizer.minimise(outcome.losses)
         hits = logits.argmax(1) == given.target
@@ -212,6 +248,8 @@ class Step:
         self.sound_steps.add_(self.sound)
         parts = {f"train/loss_{name}": value for name, value in outcome.losses.items()}
         self.meter.add(count, {"train/loss": loss, **parts, **outcome.metrics}, {"train/top1": hits})
+        if outcome.by_class is not None:
+            self.class_meter.add(given.target, logits.shape[1], outcome.by_class)
 
     def first_unsound(self, steps: int) -> tuple[int, list[str]]:
         """The first step of the epoch at which a loss was not finite, from 1, and which losses; (0, []) for none."""

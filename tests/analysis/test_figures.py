@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from analysis import figures
+from analysis import statistics as st
 from analysis.figures.intervals import limits
 from analysis.figures.labels import apart, beside
 from analysis.figures.style import page, signed
@@ -45,6 +46,7 @@ def frames(methods, pairs, seeds):
     )
     both["mean"] = both["mean_first"] - both["mean_second"]
     comparisons = with_interval(both[["pair", "first", "second", "n", "mean"]]).assign(p_holm=0.02)
+    comparisons["values"] = [[mean + i for i in range(n)] for mean, n in zip(comparisons["mean"], comparisons["n"])]
     pooled = comparisons.groupby(["first", "second"])["mean"].mean().reset_index()
     pooled = pooled.assign(wins=3, ties=2, losses=1, p_holm=np.resize([0.0004, 0.03, np.nan], len(pooled)))
     curves = pd.DataFrame(
@@ -80,13 +82,11 @@ def with_interval(frame):
     return frame.assign(low=frame["mean"] - half, high=frame["mean"] + half)
 
 
-ALL = SimpleNamespace(pairs=7, mean=0.1, low=-0.2, high=0.4, improvement=0.9, wins=4, ties=2, losses=1, p_wilcoxon=0.02)
+ALL = st.Pooled(pairs=7, mean=0.1, low=-0.2, high=0.4, improvement=0.9, wins=4, ties=2, losses=1, p_wilcoxon=0.02)
 DRAW = {
     "forest": lambda f: figures.forest(
         f.comparisons,
-        f.tidy,
         ALL,
-        protocol="last",
         first="m1",
         second="m0",
         titles=TITLES,
@@ -166,9 +166,9 @@ def test_a_forest_has_a_dot_for_every_seed():
 
 def test_a_pooled_row_without_interval_is_an_open_mark():
     given = frames(2, 1, 1)
-    pooled = SimpleNamespace(**{**vars(ALL), "pairs": 1, "low": np.nan, "high": np.nan, "p_wilcoxon": np.nan})
-    arguments = {"protocol": "last", "first": "m1", "second": "m0", "titles": TITLES, "quantity": "x", "title": "T"}
-    axes = figures.forest(given.comparisons, given.tidy, pooled, **arguments).axes[0]
+    pooled = SimpleNamespace(**{**ALL._asdict(), "pairs": 1, "low": np.nan, "high": np.nan, "p_wilcoxon": np.nan})
+    arguments = {"first": "m1", "second": "m0", "titles": TITLES, "quantity": "x", "title": "T"}
+    axes = figures.forest(given.comparisons, pooled, **arguments).axes[0]
     assert points(axes, "D", filled=False) == 1 and not axes.patches
 
 

@@ -15,7 +15,8 @@ from edkd.rundir.journal import Journal
 from tests.analysis.test_analysis import OTHER, PAIR, make
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-MACHINE = {"device": "NVIDIA H100", "threads": "2", "versions.torch": "2.13.0"}
+HASHES = {"data_sha256": "d" * 64, "teacher_sha256": "e" * 64}
+MACHINE = {**HASHES, "device": "NVIDIA H100", "threads": "2", "versions.torch": "2.13.0"}
 PARAMS = {
     "dataset.source._target_": "edkd.data.sources.digits",
     "dataset.source.image_size": "8",
@@ -77,7 +78,13 @@ def store():
                     **MACHINE,
                     **changes,
                 )
-                run["metrics"] |= {"seconds": 1800.0, "test/agreement": 90.0 - i, "test/kl_teacher": 0.4, "test/ece": 3}
+                run["metrics"] |= {
+                    "seconds": 1800.0,
+                    "peak_memory_mb": 3000.0,
+                    "test/agreement": 90.0 - i,
+                    "test/kl_teacher": 0.4,
+                    "test/ece": 3,
+                }
                 runs.append(run)
     return runs
 
@@ -114,8 +121,8 @@ def test_the_page_of_a_small_store(write, tmp_path):
     assert "DKD − KD is +1.05 points on average over 2 pairs" in said  # of 1.0 and 1.1 on both
     assert "fewer than 5 pairs permit no interval over pairs and no conclusion on average" in said
     assert "With n = 2 and a standard deviation of the differences of 0.07 points" in said
-    # Accuracies, a forest, matrix, curves, best − last, agreement, hours; published numbers are of another data set.
-    assert page.tags.count("svg") == 7
+    # Accuracies, a forest, matrix, curves, best − last, agreement, two costs; published numbers are of other data.
+    assert page.tags.count("svg") == 8
     assert re.findall(r"<li>([^<:]*): nothing to draw", text) == ["Ours against published"]
     cells, differences, over_pairs, missing, provenance = page.tables
     assert [PAIR, "KD", "last", "3", "71.00", "1.00", "68.52 to 73.48"] in cells
@@ -123,11 +130,12 @@ def test_the_page_of_a_small_store(write, tmp_path):
     assert [row[:3] for row in over_pairs[1:]] == [["DKD − KD", "2", "+1.05"]]
     assert sorted(missing[1:]) == [[PAIR, "dkd", "2", "failed"], [OTHER, "dkd", "2", "not begun"]]
     assert (
-        f"python launch.py -m distiller=dkd pair={PAIR},{OTHER} seed=2 dataset=digits dataset.image_size=8 "
+        f"python launch.py -m distiller=dkd pair={OTHER},{PAIR} seed=2 dataset=digits dataset.image_size=8 "
         f"'schedule.milestones=[1,2]' schedule.epochs=3 engine.precision=bf16 output={tmp_path / 'out'}"
     ) in said
     assert len(provenance) == 1 + 10
-    row = dict(zip(provenance[0], provenance[1]))
+    row = dict(zip(provenance[0], next(row for row in provenance if row[0] == runs[0]["name"])))
+    assert row["data"] == "d" * 10 and row["teacher's hash"] == "e" * 10 and row["teacher"] == "t1"
     assert row["commit"] == "0123456789" and row["dirty"] == "no" and row["hours"] == "0.500"
     assert row["teacher's top-1"] == "74.64" and row["device"] == "NVIDIA H100" and row["versions"] == "torch 2.13.0"
     assert row["configuration"] == runs[0]["tags"]["config_hash"]
@@ -155,6 +163,15 @@ def test_one_method_alone(write, tmp_path):
     assert write([make("kd")]) == 0
     text = text_of(tmp_path)
     assert "KD alone has runs: nothing is compared." in text and "Every method has a finished run" in text
+
+
+def test_of_many_methods_the_closest_have_a_forest_plot(write, tmp_path):
+    runs = [make(f"m{i}", pair, seed, 70.0 + i) for i in range(7) for pair in (PAIR, OTHER) for seed in (0, 1)]
+    assert write(runs, "--ours", "m3", "--figures", str(tmp_path / "figures")) == 0
+    assert sorted(re.findall('aria-label="(m3 − .*?)"', text_of(tmp_path))) == [f"m3 − m{i}" for i in (2, 4, 5, 6)]
+    assert "m3 against 2 methods that it exceeds more: see the matrix" in text_of(tmp_path)
+    written = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert {"m3-m6.png", "m3-m6.svg", "accuracies-last-epoch.png"} <= set(written)
 
 
 def test_which_method_is_ours(write, tmp_path, capsys):
@@ -187,10 +204,20 @@ def test_the_page_does_not_overflow(write, tmp_path):
         const means = [...body.rows].map(row => +row.cells[4].dataset.key);
         const sorted = means.every((mean, i) => !i || means[i - 1] <= mean);
         const { scrollWidth, clientWidth } = page.documentElement;
-        return `${frame.width} ${scrollWidth - clientWidth} ${sorted}`;
+        const sizes = [...page.querySelectorAll("figure svg")].map(svg => svg.getBoundingClientRect());
+        const drawn = sizes.filter(({ width, height }) => width > 250 && height > 60).length;
+        return `${frame.width} ${scrollWidth - clientWidth} ${sorted} ${drawn}`;
     }).join()"""
     wrapper = tmp_path / "frames.html"
     wrapper.write_text(f"<!DOCTYPE html><title></title>{frames}<script>{script}</script>", encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--dump-dom",
+    ]
     done = subprocess.run([BROWSER, *flags, wrapper.as_uri()], capture_output=True, text=True, timeout=120)
-    assert re.search("<title>(.*?)</title>", done.stdout)[1] == "390 0 true,1400 0 true"
+    assert re.search("<title>(.*?)</title>", done.stdout)[1] == "390 0 true 7,1400 0 true 7"
+    assert "CONSOLE" not in done.stderr  # where errors of the pages would be

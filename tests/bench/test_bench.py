@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from edkd.bench import costs, main, modes, plain, table, workload
+from edkd.bench import costs, main, method_costs, modes, plain, table, workload
 from edkd.bench.modes import WAYS, Ours, Plain
 from edkd.bench.table import Timing
 from edkd.bench.workload import Workload
-from edkd.config import schema
+from edkd.config.instantiate import build
 from edkd.config.schema import Network, Settings
 from edkd.data.views import epoch_order, epoch_views, n_views
 from edkd.distillers.base import Batch
@@ -63,7 +63,7 @@ def test_the_plain_losses_are_ours(method: str, epoch: int) -> None:
 
     theirs = plain.LOSSES[method.split()[0]](logits[0], teacher, target, epoch, distiller)
     batch = Batch(torch.arange(64), target, torch.tensor(float(epoch)))
-    outcome = schema.build(distiller, "distiller")(Prediction(logits[1]), Prediction(teacher), batch)
+    outcome = build(distiller, "distiller")(Prediction(logits[1]), Prediction(teacher), batch)
     ours = torch.stack(list(outcome.losses.values())).sum()
 
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
@@ -232,7 +232,7 @@ def test_random_images_where_cifar100_is_not(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods=fitnet"], "--methods=fitnet: no such method; allowed: kd, dkd, edkd"),
+        (["--methods=fitnet"], "--methods=fitnet: no such method; allowed: kd, dkd, edkd, all"),
         (["--pairs=vgg13"], "--pairs=vgg13: a pair is TEACHER-STUDENT, such as resnet32x4-"),
         (["--pairs=vgg13-vgg9"], "student=vgg9: no such option, did you mean vgg"),
         ([*SMALL, "--modes=fast"], "--modes=fast: no such mode on this device; allowed: plain, online, "),
@@ -259,3 +259,22 @@ def test_what_surrounds_the_steps_is_measured(work: Workload, monkeypatch: pytes
     times = costs.tracked(given("kd"), work)
     assert set(times) == set(costs.TRACKED) and min(times.values()) > 0
     assert costs.planning(work.folder).value > 0
+
+
+def test_every_method_in_turns_beside_kd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = ["kd", "vanilla", "deepkd", "simkd"]  # no teacher, several momenta, features and another classifier
+    monkeypatch.setattr(method_costs, "options", lambda: methods)
+    asked = ["bench", "--methods=all", "--repetitions=3", f"--output={tmp_path}", "--steps=1", *SMALL]
+    assert f"{tmp_path}/methods_cost.csv" in edkd(*asked).out
+    with (tmp_path / "methods_cost.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == methods
+    assert {row["pair"] for row in rows} == {"resnet8-resnet8"}
+    assert [float(row["ratio"]) == 1 for row in rows] == [True, False, False, False]
+    assert all(row["repetitions"] == "3" and float(row["ms_median"]) > 0 and row["cpu"] for row in rows)
+
+
+def test_the_methods_of_the_costs_are_all_that_there_are() -> None:
+    options = method_costs.options()
+    assert options[0] == "kd"
+    assert {*options} == {path.stem for path in (schema.folder() / "distiller").iterdir()}

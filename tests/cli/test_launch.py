@@ -66,6 +66,32 @@ def test_help_whose_reader_has_enough() -> None:
         assert process.stderr.read() == b""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line", "expected"),
+    [
+        (["--help"], "", "Train a student network"),
+        (["-sc", "query=bash"], "python launch.py -m distiller=edk", "distiller=edkd"),
+        (["-sc", "install=bash"], "", "complete -o nospace"),
+    ],
+)
+def test_help_and_tab_completion_do_without_torch(arguments: list[str], line: str, expected: str) -> None:
+    code = (
+        "import sys; sys.argv[0] = 'launch.py'; from edkd.cli.launch import main\n"
+        "try: main()\n"
+        "finally: print({'torch', 'mlflow'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = python("-c", code, *arguments, COMP_LINE=line)
+    assert (done.code, done.err) == (0, "set()\n")
+    assert expected in done.out
+
+
+def test_the_commands_of_the_help_are_those_of_the_configuration(tiny: list[str]) -> None:
+    said = launch("--help").out
+    launchers = [path.stem for path in (REPOSITORY / "conf" / "hydra" / "launcher").glob("*.yaml")]
+    assert all(name in said for name in launchers)
+    assert said.index("+dry_run") < said.index("Groups (") < said.index("distiller: at, ") < said.index("Values (")
+
+
 # ---- one run
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from edkd.console import size
 from edkd.rundir import checkpoint
 from edkd.teachers import store as teacher_store
 from tests.commandline import DIGITS, Ended, edkd, error, files, journals, launch, python, run_file
@@ -100,8 +101,11 @@ def test_the_list_of_teachers(output: Path) -> None:
     top1 = end(output, "resnet8/vanilla-s0")["last"]["top1"]
     done = edkd("teachers", "list")
     assert (done.code, done.err) == (0, "")
-    assert done.out.startswith(f"{KEY}/resnet8: top-1 {top1:.2f} %, run:{run}, from ")
-    assert done.out.count("\n") == 1
+    head, row = done.out.splitlines()
+    assert head.split() == ["name", "data", "top-1", "%", "epochs", "recipe", "origin", "cache"]
+    assert row.split()[:4] == ["resnet8", KEY, f"{top1:.2f}", "2"]
+    (cache,) = output.glob("teachers/*/*.logits")
+    assert row.endswith(f"  run {run[:8]}  {size(cache.stat().st_blocks * 512)}")
 
     empty = edkd("teachers", "list", "--output", "elsewhere")
     assert empty.code == 0 and empty.out.startswith("no teachers in elsewhere/teachers; ")

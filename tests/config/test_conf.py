@@ -7,6 +7,9 @@ import yaml
 
 from edkd import models
 from edkd.config import schema
+from edkd.config.instantiate import target
+from edkd.config.job import make_job
+from tests.commandline import REPOSITORY
 
 TABLE = [
     "resnet32x4-resnet8x4",
@@ -52,7 +55,7 @@ def test_every_network_composes(compose: Any, name: str) -> None:
     given = schema.settings(compose(f"teacher={name}", f"student={name}"), "edkd")
     for network in (given.teacher, given.student):
         assert network.name == name
-        assert schema.target(network.model, "model") is getattr(models, name)
+        assert target(network.model, "model") is getattr(models, name)
     assert given.schedule.lr == (0.01 if name in SLOW else 0.05)
 
 
@@ -89,15 +92,23 @@ def test_where_a_tweak_counts(compose: Any, overrides: str, beta: float) -> None
     assert compose(*overrides.split())["distiller"]["beta"] == beta
 
 
-def test_every_tweak_names_a_method_and_two_networks() -> None:
+@pytest.mark.parametrize(
+    ("overrides", "negatives"),
+    [("dataset=digits", 512), ("experiment=demo", 512), ("", 16384), ("dataset=digits distiller.negatives=3", 3)],
+)
+def test_a_tweak_for_a_data_set(compose: Any, overrides: str, negatives: int) -> None:
+    assert compose("distiller=crd", *overrides.split())["distiller"]["negatives"] == negatives
+
+
+def test_every_tweak_names_a_method_and_two_networks_or_a_data_set() -> None:
     # `optional` hides a misspelt file: it would never be read.
     folder = schema.folder() / "tweak"
     for path in folder.rglob("*.yaml"):
         method, *optimizer, _ = path.relative_to(folder).parts  # an optimiser's own values lie in a folder of its name
         assert method in options("distiller")
         assert optimizer in ([], *([name] for name in options("optimizer")))
-        teacher, student = path.stem.split("-")
-        assert teacher in options("teacher") and student in options("student")
+        teacher, _, student = path.stem.partition("-")
+        assert (teacher in options("teacher") and student in options("student")) or path.stem in options("dataset")
         assert path.read_text().startswith(f"# @package {'optimizer' if optimizer else 'distiller'}\n")
         assert yaml.safe_load(path.read_text())
     assert {path.stem for path in (folder / "dkd").iterdir()} == set(BETAS)
@@ -113,11 +124,46 @@ def test_scale_decoupled_methods_follow_dkds_beta_and_see_more_scales_between_ki
         assert weight is None or values[weight] == BETAS.get(pair, 8.0)
 
 
-EXPECTED = {
+KD: dict[str, Any] = {"ce_weight": 0.1, "kd_weight": 0.9, "temperature": 4.0}
+DKD: dict[str, Any] = {"ce_weight": 1.0, "alpha": 1.0, "beta": 8.0, "temperature": 4.0, "warmup_epochs": 20}
+MLKD = KD | {"masking": "published", "standardise": False}
+CTKD = {"t_start": 1.0, "t_end": 20.0, "decay": "cosine", "decay_max": 0.0, "decay_min": -1.0, "decay_loops": 10}
+CRLD = {"within_weight": 2.0, "cross_weight": 0.5, "weak_threshold": 0.9, "strong_threshold": 0.2, "mask_by": "term"}
+EXPECTED: dict[str, dict[str, Any]] = {
+    "vanilla": {},
+    "kd": KD,
+    "kd_ls": {"ce_weight": 0.1, "kd_weight": 9.0, "temperature": 2.0, "standardise": True},
+    "dkd": DKD,
+    "dkd_ls": DKD | {"alpha": 9.0, "beta": 72.0, "temperature": 2.0, "standardise": True},
+    "edkd": DKD | {"weighting": "batch"},
+    "edkd_ls": DKD | {"temperature": 2.0, "weighting": "batch", "standardise": True},
+    "sd_kd": KD | {"scales": [1, 2]},
+    "sd_dkd": DKD | {"scales": [1, 2]},
+    "sd_nkd": {
+        **{"ce_weight": 1.0, "gamma": 8.0, "temperature": 4.0, "mask_target": True},
+        **{"scales": [1, 2], "warmup_epochs": 20},
+    },
+    "rld": DKD | {"alpha_temperature": 4.0, "standardise": False},
+    "normkd": {"ce_weight": 0.1, "kd_weight": 0.9, "temperature_norm": 2.0},
+    "normkd_dkd": {"ce_weight": 1.0, "alpha": 4.0, "beta": 5.0, "temperature_norm": 2.0, "warmup_epochs": 20},
+    "ctkd": {"ce_weight": 0.1, "kd_weight": 0.9, "standardise": False} | CTKD,
+    "deepkd": {"ce_weight": 0.5, "temperature": 4.0, "top_k": 0, "weighting": "batch"},  # of resnet32x4-resnet8x4
+    "deepkd_dkd": DKD | {"top_k": 0},
+    "mlkd": MLKD | {"strong_temperatures": "published"},
+    "mlkd_one_view": MLKD,
+    "crld": {"ce_weight": 1.0, "temperature": 4.0} | CRLD,
+    "dist": {"ce_weight": 1.0, "kd_weight": 2.0, "beta": 1.0, "gamma": 1.0, "temperature": 4.0},
+    "nkd": {"ce_weight": 1.0, "kd_weight": 1.0, "gamma": 1.5, "temperature": 1.0},
+    "ttm": {"ce_weight": 1.0, "kd_weight": 45.0, "exponent": 0.1},
+    "wttm": {"ce_weight": 1.0, "kd_weight": 4.0, "exponent": 0.2},
+    "fitnet": {"ce_weight": 1.0, "feat_weight": 100.0, "hint_stage": 2},
+    "crd": {
+        **{"ce_weight": 1.0, "feat_weight": 0.8, "feat_dim": 128},
+        **{"negatives": 16384, "temperature": 0.07, "momentum": 0.5},
+    },
     "at": {"ce_weight": 1.0, "feat_weight": 1000.0, "p": 2.0},
     "nst": {"ce_weight": 1.0, "feat_weight": 50.0},
     "pkt": {"ce_weight": 1.0, "feat_weight": 30000.0},
-    "kdsvd": {"ce_weight": 1.0, "feat_weight": 1.0, "k": 1},
     "sp": {"ce_weight": 1.0, "feat_weight": 3000.0},
     "cc": {"ce_weight": 1.0, "feat_weight": 0.02, "feat_dim": 128},
     "rkd": {"ce_weight": 1.0, "distance_weight": 25.0, "angle_weight": 50.0},
@@ -126,120 +172,6 @@ EXPECTED = {
     "reviewkd": {"ce_weight": 1.0, "feat_weight": 5.0, "max_width": 512, "warmup_epochs": 20},
     "simkd": {"feat_weight": 1.0, "factor": 2},
     "catkd": {"ce_weight": 1.0, "feat_weight": 15.0, "resolution": 2, "normalize": False, "binarize": False},
-    "sd_kd": {"ce_weight": 0.1, "kd_weight": 0.9, "temperature": 4.0, "scales": [1, 2]},
-    "sd_dkd": {
-        "ce_weight": 1.0,
-        "alpha": 1.0,
-        "beta": 8.0,
-        "temperature": 4.0,
-        "scales": [1, 2],
-        "warmup_epochs": 20,
-    },
-    "sd_nkd": {
-        "ce_weight": 1.0,
-        "gamma": 8.0,
-        "temperature": 4.0,
-        "mask_target": True,
-        "scales": [1, 2],
-        "warmup_epochs": 20,
-    },
-    "vanilla": {},
-    "kd": {"ce_weight": 0.1, "kd_weight": 0.9, "temperature": 4.0},
-    "dkd": {"ce_weight": 1.0, "alpha": 1.0, "beta": 8.0, "temperature": 4.0, "warmup_epochs": 20},
-    "edkd": {
-        "ce_weight": 1.0,
-        "alpha": 1.0,
-        "beta": 8.0,
-        "temperature": 4.0,
-        "warmup_epochs": 20,
-        "weighting": "batch",
-    },
-    "crd": {
-        "ce_weight": 1.0,
-        "feat_weight": 0.8,
-        "feat_dim": 128,
-        "negatives": 16384,
-        "temperature": 0.07,
-        "momentum": 0.5,
-    },
-    "fitnet": {"ce_weight": 1.0, "feat_weight": 100.0, "hint_stage": 2},
-    "kd_ls": {"ce_weight": 0.1, "kd_weight": 9.0, "temperature": 2.0, "standardise": True},
-    "dkd_ls": {
-        "ce_weight": 1.0,
-        "alpha": 9.0,
-        "beta": 72.0,
-        "temperature": 2.0,
-        "warmup_epochs": 20,
-        "standardise": True,
-    },
-    "edkd_ls": {
-        "ce_weight": 1.0,
-        "alpha": 1.0,
-        "beta": 8.0,
-        "temperature": 2.0,
-        "warmup_epochs": 20,
-        "weighting": "batch",
-        "standardise": True,
-    },
-    "dist": {"ce_weight": 1.0, "kd_weight": 2.0, "beta": 1.0, "gamma": 1.0, "temperature": 4.0},
-    "nkd": {"ce_weight": 1.0, "kd_weight": 1.0, "gamma": 1.5, "temperature": 1.0},
-    "ttm": {"ce_weight": 1.0, "kd_weight": 45.0, "exponent": 0.1},
-    "wttm": {"ce_weight": 1.0, "kd_weight": 4.0, "exponent": 0.2},
-    "rld": {
-        "ce_weight": 1.0,
-        "alpha": 1.0,
-        "beta": 8.0,
-        "temperature": 4.0,
-        "alpha_temperature": 4.0,
-        "warmup_epochs": 20,
-        "standardise": False,
-    },
-    "normkd": {"ce_weight": 0.1, "kd_weight": 0.9, "temperature_norm": 2.0},
-    "normkd_dkd": {"ce_weight": 1.0, "alpha": 4.0, "beta": 5.0, "temperature_norm": 2.0, "warmup_epochs": 20},
-    "ctkd": {
-        "ce_weight": 0.1,
-        "kd_weight": 0.9,
-        "t_start": 1.0,
-        "t_end": 20.0,
-        "decay": "cosine",
-        "decay_max": 0.0,
-        "decay_min": -1.0,
-        "decay_loops": 10,
-        "standardise": False,
-    },
-    "deepkd": {"ce_weight": 0.5, "temperature": 4.0, "top_k": 0, "weighting": "batch"},  # of resnet32x4-resnet8x4
-    "deepkd_dkd": {
-        "ce_weight": 1.0,
-        "alpha": 1.0,
-        "beta": 8.0,
-        "temperature": 4.0,
-        "warmup_epochs": 20,
-        "top_k": 0,
-    },
-    "mlkd": {
-        "ce_weight": 0.1,
-        "kd_weight": 0.9,
-        "temperature": 4.0,
-        "masking": "published",
-        "strong_temperatures": "published",
-        "standardise": False,
-    },
-    "mlkd_one_view": {
-        "ce_weight": 0.1,
-        "kd_weight": 0.9,
-        "temperature": 4.0,
-        "masking": "published",
-        "standardise": False,
-    },
-    "crld": {
-        "ce_weight": 1.0,
-        "within_weight": 2.0,
-        "cross_weight": 0.5,
-        "temperature": 4.0,
-        "weak_threshold": 0.9,
-        "strong_threshold": 0.2,
-        "mask_by": "term",
-    },
 }
 
 
@@ -283,6 +215,11 @@ def test_the_recipe(compose: Any) -> None:
 )
 def test_every_other_option_composes(compose: Any, choice: str, key: str) -> None:
     assert schema.settings(compose(*choice.split()), "edkd").dataset.key == key
+
+
+def test_the_demo_makes_its_table_of_its_recipe(compose: Any) -> None:
+    recipe = make_job(compose("experiment=demo", "distiller=kd"), "kd", None).tags["recipe"]
+    assert f"\nDEMO = {recipe}\n" in (REPOSITORY / "Makefile").read_text()
 
 
 def test_no_other_option_was_forgotten() -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from edkd.config import schema
+from edkd.config import instantiate
 from edkd.config.schema import Engine
 from edkd.distillers import Batch, Distiller, Outcome
 from edkd.errors import EdkdError
@@ -40,6 +40,16 @@ class Mine(Distiller):
 
 def anything(size: int, **others: float) -> tuple[int, dict[str, float]]:
     return size, others
+
+
+def node_of(hint: Any, value: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A node whose target takes a `key` of this type."""
+
+    def called(key: Any) -> None: ...
+
+    called.__annotations__["key"] = hint
+    monkeypatch.setattr(f"{HERE}.called", called, raising=False)
+    return {"_target_": f"{HERE}.called", "key": value}
 
 
 MINE = {"_target_": f"{HERE}.Mine", "weight": 2, "steps": 3, "mode": "mean", "layers": [1, 0.5], "label": "x"}
@@ -77,8 +87,8 @@ def mine(**changes: Any) -> dict[str, Any]:
         ([3], tuple[int, ...] | None, (3,)),
     ],
 )
-def test_values_that_fit(value: Any, hint: Any, expected: Any) -> None:
-    converted = schema.adapter({"key": hint}, {"key"}, "forbid").validate_python({"key": value})["key"]
+def test_values_that_fit(value: Any, hint: Any, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    converted = instantiate.check_call(node_of(hint, value, monkeypatch), "node", {})["key"]
     assert converted == expected
     assert type(converted) is type(expected)
     if isinstance(expected, list | tuple):
@@ -114,17 +124,13 @@ def test_values_that_fit(value: Any, hint: Any, expected: Any) -> None:
 def test_values_that_do_not_fit_are_named_with_what_is_allowed(
     value: Any, hint: Any, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def called(key: Any) -> None: ...
-
-    called.__annotations__["key"] = hint
-    monkeypatch.setattr(f"{HERE}.called", called, raising=False)
     with pytest.raises(EdkdError) as caught:
-        schema.check_call({"_target_": f"{HERE}.called", "key": value}, "node", {})
+        instantiate.check_call(node_of(hint, value, monkeypatch), "node", {})
     assert str(caught.value) == f"node.{message}"
 
 
 def test_the_arguments_of_a_users_method_are_converted_to_its_hints() -> None:
-    values = schema.check_call(mine(shape=[3, 3], start=None, free={"any": 1}), "distiller", {})
+    values = instantiate.check_call(mine(shape=[3, 3], start=None, free={"any": 1}), "distiller", {})
     assert values == {
         "weight": 2.0,
         "steps": 3,
@@ -136,19 +142,19 @@ def test_the_arguments_of_a_users_method_are_converted_to_its_hints() -> None:
         "free": {"any": 1},
     }
     assert type(values["weight"]) is float
-    assert schema.build(mine(weight=4), "distiller").weight == 4.0
+    assert instantiate.build(mine(weight=4), "distiller").weight == 4.0
 
 
 def test_arguments_that_the_code_gives_itself_are_not_the_users() -> None:
     node = {"_target_": "edkd.models.resnet8"}
-    assert schema.check_call(node, "student.model", {"num_classes": 10}) == {}
+    assert instantiate.check_call(node, "student.model", {"num_classes": 10}) == {}
     with pytest.raises(EdkdError, match=r"^student.model.num_classes: no such value; allowed: none$"):
-        schema.check_call(node | {"num_classes": 10}, "student.model", {"num_classes": 10})
+        instantiate.check_call(node | {"num_classes": 10}, "student.model", {"num_classes": 10})
 
 
 def test_a_target_with_open_keywords_takes_any_name() -> None:
     node = {"_target_": f"{HERE}.anything", "size": 1, "more": 2.0}
-    assert schema.build(node, "x") == (1, {"more": 2.0})
+    assert instantiate.build(node, "x") == (1, {"more": 2.0})
 
 
 @pytest.mark.parametrize(
@@ -163,27 +169,19 @@ def test_a_target_with_open_keywords_takes_any_name() -> None:
 )
 def test_targets_that_cannot_be_called(path: str | None, message: str) -> None:
     with pytest.raises(EdkdError) as caught:
-        schema.target({"_target_": path}, "x")
+        instantiate.target({"_target_": path}, "x")
     assert str(caught.value) == message or re.fullmatch(message, str(caught.value))
 
 
 def test_a_group_as_a_dataclass() -> None:
-    values = {"device": "cpu", "precision": "bf16", "channels_last": True, "deterministic": False}
-    values |= {
-        "compile": False,
-        "capture": True,
-        "cpu_kernels": False,
-        "threads": None,
-        "teacher_cache": True,
-        "teacher_cache_gb": 1,
-    }
     expected = Engine("cpu", "bf16", True, False, False, True, False, None, True, 1.0)
-    assert schema.typed(Engine, values, "engine") == expected
+    values = vars(expected) | {"teacher_cache_gb": 1}
+    assert instantiate.typed(Engine, values, "engine") == expected
     with pytest.raises(EdkdError, match=r"^engine.precision=fp16: must be one of fp32, bf16$"):
-        schema.typed(Engine, values | {"precision": "fp16"}, "engine")
+        instantiate.typed(Engine, values | {"precision": "fp16"}, "engine")
     with pytest.raises(EdkdError, match=r"^engine.speed: no such value; allowed: device, precision, channels_last, "):
-        schema.typed(Engine, values | {"speed": 1}, "engine")
+        instantiate.typed(Engine, values | {"speed": 1}, "engine")
     with pytest.raises(EdkdError, match=r"^engine.device is missing; see conf/engine$"):
-        schema.typed(Engine, {name: values[name] for name in values if name != "device"}, "engine")
+        instantiate.typed(Engine, {name: values[name] for name in values if name != "device"}, "engine")
     with pytest.raises(EdkdError, match=r"^engine must be a group of values, not 'fast'; see conf/engine$"):
-        schema.typed(Engine, "fast", "engine")
+        instantiate.typed(Engine, "fast", "engine")

@@ -92,6 +92,7 @@ def changed(base: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ),
         ("schedule.decay", 2, "schedule.decay: no such value; allowed: epochs, batch_size, lr"),
         ("dataset.validation", 1, "dataset.validation=1: must be below 1"),
+        ("dataset.validation_seed", -1, "dataset.validation_seed=-1: must be 0 or more"),
         ("dataset.padding", -1, "dataset.padding=-1: must be 0 or more"),
         ("dataset.std", [1, 1, 0], "dataset.mean and std need three numbers each, std above 0"),
         ("dataset.mean", [1, 1], "dataset.mean and std need three numbers each, std above 0"),

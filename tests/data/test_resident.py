@@ -6,7 +6,6 @@ from PIL import Image
 from edkd.data import _torchvision, views
 from edkd.data.arrays import Split
 from edkd.data.resident import ResidentData
-from edkd.errors import EdkdError
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 CPU = torch.device("cpu")
@@ -63,7 +62,7 @@ def test_plain_is_the_identity_view(padding, flip, channels_last):
     data = device_data(split, padding=padding, flip=flip, channels_last=channels_last)
     index = torch.tensor([19, 0, 7, 7])
     plain = data.plain(index)
-    identity = torch.full((4,), data.view_identity)
+    identity = torch.full((4,), (padding * (2 * padding + 1) + padding) * (2 if flip else 1))
     assert torch.equal(plain, data.augmented(index, identity))
     raw = torch.from_numpy(split.images[index.numpy()]).permute(0, 3, 1, 2)
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
@@ -109,21 +108,6 @@ def test_images_are_kept_as_bytes():
     data = device_data(split)
     held = [value for value in vars(data).values() if isinstance(value, torch.Tensor) and value.dtype == torch.uint8]
     assert [value.untyped_storage().nbytes() for value in held] == [50 * 40 * 40 * 3]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"mean": (0.5,)}, r"mean is \[0.5\]; allowed: three finite numbers"),
-        ({"std": (0.2, 0.2, 0.2, 0.2)}, r"std is .* allowed: three finite numbers"),
-        ({"mean": (0.5, float("nan"), 0.5)}, "mean is .* allowed: three finite numbers"),
-        ({"std": (0.2, 0.0, 0.2)}, "std is .* allowed: three positive numbers"),
-        ({"padding": -1}, "padding is -1; allowed: 0 or more"),
-    ],
-)
-def test_bad_values_are_refused(change, message):
-    with pytest.raises(EdkdError, match=message):
-        device_data(random_split(2), **change)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -1,6 +1,7 @@
 import hashlib
 import io
 import pickle
+import shutil
 import socket
 import struct
 import subprocess
@@ -114,19 +115,16 @@ def test_cifar100_missing_says_where_it_looked(tmp_path, no_network):
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_cifar100_incomplete_names_the_missing_file(small, no_network):
-    (small / "cifar-100-python" / "test").unlink()
-    with pytest.raises(EdkdError, match=r"incomplete: .*cifar-100-python has no test; "):
-        sources.cifar100(root=str(small), download=False)
-
-
 @pytest.mark.parametrize("name", ["train", "test", "meta"])
-@pytest.mark.parametrize("damage", ["truncated", "changed"])
-def test_cifar100_corrupt_names_the_file(small, name, damage, no_network):
+@pytest.mark.parametrize("damage", ["removed", "truncated", "changed"])
+def test_cifar100_damaged_names_the_file(small, name, damage, no_network):
     path = small / "cifar-100-python" / name
     content = path.read_bytes()
-    path.write_bytes(content[:-10] if damage == "truncated" else content[:-10] + b"x" + content[-9:])
-    with pytest.raises(EdkdError, match=rf"corrupt: {name} in .* \(wrong MD5 sum\)") as caught:
+    path.unlink()
+    if damage != "removed":
+        path.write_bytes(content[:-10] if damage == "truncated" else content[:-10] + b"x" + content[-9:])
+    found = f"has no {name}; " if damage == "removed" else rf"corrupt: {name} in .* \(wrong MD5 sum\)"
+    with pytest.raises(EdkdError, match=found) as caught:
         sources.cifar100(root=str(small), download=False)
     one_line(caught)
 
@@ -204,36 +202,24 @@ def test_cifar100_download_repairs_a_corrupt_file(offer, small):
     assert (small / "cifar-100-python" / "train").read_bytes() == sound
 
 
-def test_no_network_is_one_line_and_leaves_no_data(offer, tmp_path):
-    set_url, _ = offer
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        set_url(f"http://127.0.0.1:{unused.getsockname()[1]}/cifar-100-python.tar.gz")
-        with pytest.raises(EdkdError, match=r"could not download http://.*refused.*dataset.root=DIR") as caught:
+@pytest.mark.parametrize(
+    ("served", "message"),
+    [
+        ({"delay": 1.0}, "could not download .*timed out"),
+        *(({"keep": keep}, "came incomplete|could not download") for keep in (0, 500, -1)),
+        (None, r"could not download http://.*refused.*dataset.root=DIR"),
+    ],
+)
+def test_a_download_that_fails_is_one_line_and_leaves_no_data(offer, tmp_path, monkeypatch, served, message):
+    set_url, archive = offer
+    monkeypatch.setattr(sources, "NETWORK_TIMEOUT", 0.2 if served == {"delay": 1.0} else 30.0)
+    with serving(archive, **(served or {})) as (url, _):
+        set_url(url if served else "http://127.0.0.1:1/cifar-100-python.tar.gz")
+        with pytest.raises(EdkdError, match=message) as caught:
             sources.cifar100(root=str(tmp_path / "new"), download=True)
     one_line(caught)
     assert [path.name for path in (tmp_path / "new").iterdir() if not path.name.endswith(".lock")] == []
-
-
-def test_a_silent_network_times_out(offer, tmp_path, monkeypatch):
-    set_url, archive = offer
-    monkeypatch.setattr(sources, "NETWORK_TIMEOUT", 0.2)
-    with serving(archive, delay=1.0) as (url, _):
-        set_url(url)
-        with pytest.raises(EdkdError, match=r"could not download .*timed out"):
-            sources.cifar100(root=str(tmp_path / "new"), download=True)
     assert socket.getdefaulttimeout() is None
-
-
-@pytest.mark.parametrize("keep", [0, 500, -1])
-def test_a_download_cut_short_leaves_no_data(offer, tmp_path, keep):
-    set_url, archive = offer
-    with serving(archive, keep=keep) as (url, _):
-        set_url(url)
-        with pytest.raises(EdkdError, match=r"came incomplete|could not download") as caught:
-            sources.cifar100(root=str(tmp_path / "new"), download=True)
-    one_line(caught)
-    assert [path.name for path in (tmp_path / "new").iterdir() if not path.name.endswith(".lock")] == []
 
 
 def test_a_root_that_cannot_be_written_is_one_line(tmp_path, no_network):
@@ -329,10 +315,19 @@ def test_digits_of_their_own_size_are_the_original_values():
     assert read == original
 
 
-@pytest.mark.parametrize("size", [7, 0, -16])
-def test_digits_refuse_to_shrink(size):
-    with pytest.raises(EdkdError, match=f"image_size of digits is {size}; allowed: 8"):
-        sources.digits(image_size=size)
+@pytest.mark.parametrize(
+    ("read", "message"),
+    [
+        *(
+            (lambda _, n=n: sources.digits(image_size=n), f"image_size of digits is {n}; allowed: 8")
+            for n in (7, 0, -16)
+        ),
+        (lambda root: sources.folder(root=root, image_size=0), "dataset.image_size is 0; allowed: 1 or more"),
+    ],
+)
+def test_a_size_that_is_none_is_refused(tmp_path, read, message):
+    with pytest.raises(EdkdError, match=message):
+        read(str(tmp_path))
 
 
 @pytest.fixture
@@ -372,28 +367,24 @@ def test_folder_decodes_more_than_one_block(pictures, monkeypatch):
     assert sources.folder(root=str(pictures), image_size=8).fingerprint() == whole.fingerprint()
 
 
-@pytest.mark.parametrize("part", ["train", "test"])
-def test_folder_missing_names_it(pictures, part):
-    (pictures / part).rename(pictures / "elsewhere")
-    with pytest.raises(EdkdError, match=rf"no folder {pictures / part}; dataset.root=DIR names .*train/<class>"):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda root: (root / "train").rename(root / "away"), "no folder .*/train; dataset.root=DIR names .*<class>"),
+        (lambda root: (root / "test").rename(root / "away"), "no folder .*/test; dataset.root=DIR names .*<class>"),
+        (lambda root: shutil.rmtree(root / "train") or (root / "train").mkdir(), "no images in .*/train: .*class"),
+        (lambda root: (root / "test" / "cow").mkdir(), "no images in .*/test: .*cow"),
+        (
+            lambda root: (root / "test" / "dog").rename(root / "test" / "wolf"),
+            "only in train: dog; only in test: wolf;",
+        ),
+    ],
+)
+def test_a_folder_of_another_layout_is_refused_in_one_line(pictures, change, message):
+    change(pictures)
+    with pytest.raises(EdkdError, match=message) as caught:
         sources.folder(root=str(pictures), image_size=8)
-
-
-def test_folder_without_classes_or_images_is_refused(pictures, tmp_path):
-    (tmp_path / "empty" / "train").mkdir(parents=True)
-    with pytest.raises(EdkdError, match=r"no images in .*empty/train: .*class") as caught:
-        sources.folder(root=str(tmp_path / "empty"), image_size=8)
     one_line(caught)
-    (pictures / "test" / "cow").mkdir()
-    with pytest.raises(EdkdError, match=r"no images in .*test: .*cow") as caught:
-        sources.folder(root=str(pictures), image_size=8)
-    one_line(caught)
-
-
-def test_folder_names_the_classes_that_differ(pictures):
-    (pictures / "test" / "dog").rename(pictures / "test" / "wolf")
-    with pytest.raises(EdkdError, match="only in train: dog; only in test: wolf;"):
-        sources.folder(root=str(pictures), image_size=8)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
@@ -403,15 +394,3 @@ def test_folder_names_the_image_that_cannot_be_read(pictures, damage):
     with pytest.raises(EdkdError, match=f"cannot read the image {path}: .*; repair or remove it") as caught:
         sources.folder(root=str(pictures), image_size=8)
     one_line(caught)
-
-
-def test_folder_refuses_a_size_that_is_none(pictures):
-    with pytest.raises(EdkdError, match="dataset.image_size is 0; allowed: 1 or more"):
-        sources.folder(root=str(pictures), image_size=0)
-
-
-def test_importing_the_sources_loads_no_heavy_library():
-    program = "import sys, edkd.data.sources; print({'torch', 'torchvision', 'sklearn', 'PIL'} & set(sys.modules))"
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.stdout == "set()\n"

@@ -3,7 +3,6 @@ import pytest
 import torch
 
 from edkd.data import views
-from edkd.errors import EdkdError
 
 
 @pytest.mark.parametrize(("padding", "flip", "count"), [(4, True, 162), (4, False, 81), (2, True, 50), (0, False, 1)])
@@ -20,12 +19,6 @@ def test_numbering_is_the_documented_one():
     assert (dy.item(), dx.item(), flipped.item()) == (5, 7, 1)
     dy, dx, flipped = views.decode(torch.tensor([3 * 5 + 4]), 2, False)
     assert (dy.item(), dx.item(), flipped.item()) == (3, 4, 0)
-
-
-@pytest.mark.parametrize(("padding", "flip"), [(4, True), (3, False), (0, True), (0, False)])
-def test_identity_is_the_centre_unflipped(padding, flip):
-    dy, dx, flipped = views.decode(torch.tensor([views.identity(padding, flip)]), padding, flip)
-    assert (dy.item(), dx.item(), flipped.item()) == (padding, padding, 0)
 
 
 def test_order_is_a_permutation_that_changes_with_seed_and_epoch():
@@ -58,8 +51,3 @@ def test_draws_of_an_epoch_stay_as_they_are():
 def test_order_and_views_share_no_draws():
     draws = [views.draw(64, seed=5, stream=stream, counter=1) for stream in (views.ORDER, views.VIEWS)]
     assert not np.intersect1d(*draws).size
-
-
-def test_a_negative_seed_is_refused():
-    with pytest.raises(EdkdError, match="seed is -1; allowed: 0 or more"):
-        views.epoch_order(-1, 1, 8)

@@ -129,12 +129,17 @@ def test_negatives_are_different_images_of_other_classes() -> None:
         assert all(len(row.unique()) == 20 for row in negatives)
 
 
-def test_where_other_classes_are_smaller_each_image_comes_equally_often() -> None:
-    method = made(images=30, negatives=60)
+def test_where_other_classes_are_smaller_their_images_come_about_equally_often() -> None:
+    method = made(images=30, negatives=30)
     method.labels.copy_(torch.arange(30) % 3)
     _, _, batch = step(0)
     for row in method.draw_negatives(batch):
-        assert row.unique(return_counts=True)[1].tolist() == [3] * 20
+        assert row.unique(return_counts=True)[1].sort().values.tolist() == [1] * 10 + [2] * 10
+
+
+def test_more_negatives_than_images_are_refused() -> None:
+    with pytest.raises(EdkdError, match=r"negatives is 31, but there are 30 training images: it must be 30 or less"):
+        made(images=30, negatives=31)
 
 
 def test_negatives_are_uniform() -> None:

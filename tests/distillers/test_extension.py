@@ -64,7 +64,7 @@ def test_the_readmes_command(tiny: list[str], folder: Path) -> None:
     small += ["schedule.epochs=1", "dataset.train_per_class=8"]
     done = python(str(REPOSITORY / "launch.py"), *arguments, *small, PYTHONPATH=".")
     assert done.code == 0, done
-    assert done.out.splitlines()[-1].endswith(": 3 of 3 runs finished")
+    assert done.out.splitlines()[-2].endswith(": 3 of 3 runs finished")
     found = journals(folder / "outputs")
     assert set(found) == {"vgg13/vanilla-s0", "vgg13-vgg8/kd-s0", "vgg13-vgg8/mse-s0"}
     start, epoch, end = found["vgg13-vgg8/mse-s0"]

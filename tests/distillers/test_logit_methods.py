@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from edkd import losses, models
 from edkd.config import schema
-from edkd.config.schema import build
+from edkd.config.instantiate import build
 from edkd.distillers.base import Batch, Distiller, Shapes, Spec
 from edkd.distillers.ctkd import CTKD
 from edkd.distillers.deepkd import DeepDKD, DeepKD

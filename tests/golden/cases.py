@@ -54,7 +54,8 @@ OVERRIDES = [
     "distiller=edkd dataset=digits dataset.image_size=8 teacher=resnet8 student=resnet8",
     "distiller=kd dataset=folder dataset.name=birds dataset.root=/data/birds dataset.image_size=64",
     "distiller=dkd dataset.padding=0 dataset.flip=false",
-    "distiller=edkd experiment=demo pair=wrn_40_2-wrn_40_1",
+    "distiller=edkd dataset=digits dataset.image_size=8 dataset.train_per_class=100 schedule=short "
+    "pair=wrn_40_2-wrn_40_1",
     "distiller=edkd experiment=cifar100_small",
     "distiller=edkd experiment=cifar100_short pair=resnet32x4-mobilenetv2 seed=2",
     "outside pair=vgg13-vgg8",

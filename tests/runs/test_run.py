@@ -29,7 +29,7 @@ from edkd.runs.teaching import evaluate_network, import_teacher
 from edkd.teachers import store as teacher_store
 from edkd.teachers.source import Precision
 from edkd.training.device import to_device
-from edkd.training.trainer import evaluate, measure
+from edkd.training.evaluation import evaluate, measure
 
 KEY = "digits-8-20perclass-test10"
 

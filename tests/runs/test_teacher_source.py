@@ -114,7 +114,7 @@ def test_what_runs_filled_is_found(output: Path) -> None:
 def test_what_cannot_be_filled(output: Path) -> None:
     assert error(cache("resnet9")).startswith("teacher=resnet9: no such option, did you mean resnet8?; allowed: ")
     assert error(cache("resnet8", "resnet14")).startswith(
-        "no teacher resnet14 of digits-8-20perclass-test10 in outputs/teachers; `python launch.py distiller=vanilla "
+        "no teacher resnet14 for the data set digits-8-20perclass-test10 in outputs/teachers (there: resnet8); "
     )
     assert "GB, above engine.teacher_cache_gb=1e-06" in error(cache("resnet8", "engine.teacher_cache_gb=0.000001"))
     assert error(cache("resnet8", "engine.teacher_cache=false")).startswith("engine.teacher_cache=false: ")
@@ -206,7 +206,7 @@ def test_a_full_disk_is_one_line_and_what_was_written_stays(output: Path) -> Non
 def test_without_a_terminal_lines_tell_how_far_it_is(
     output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("edkd.console.TELL_EVERY", 0.0)
+    monkeypatch.setattr("edkd.console.LINE_EVERY", 0.0)
     done = cache("resnet8", "--all")
     lines = done.err.splitlines()
     assert len(lines) == -(-IMAGES * VIEWS // 64)

@@ -523,7 +523,7 @@ def test_a_sweep_from_the_command_to_the_summary(tiny: list[str], fake_slurm: Fa
     fake_slurm.queue(j1="RUNNING", j2="PENDING")
     done = slurm(tiny, "distiller=kd", "hydra.launcher.cpus_per_task=1", launcher="slurm")
     assert done.code == 0, done
-    assert done.out.splitlines()[-1].endswith("2 of 2 runs finished")
+    assert done.out.splitlines()[-2].endswith("2 of 2 runs finished")
     found = journals(here / "outputs")
     (start,) = [record for record in found["resnet8-resnet8/kd-s0"] if record["event"] == "start"]
     assert start["slurm"] == {"job_id": "2", "node": "n1", "cuda_visible_devices": None, "restarts": 0}

@@ -8,7 +8,7 @@ import torch
 
 from edkd.rundir import checkpoint, lock
 from edkd.rundir.journal import Journal
-from edkd.status import select
+from edkd.rundir.paths import record_sweep
 from edkd.status.clean import find_leftovers
 from edkd.teachers import store
 from edkd.teachers.cache_file import Table
@@ -86,7 +86,7 @@ def test_a_dry_run_lists_the_files_and_removes_nothing(output: Path) -> None:
 def test_only_the_runs_of_a_sweep(output: Path) -> None:
     other = run_dir(output, "done").with_name("kd-s9-99999999")
     run_dir(output, "done").rename(other)
-    select.record_sweep(output, "grid", [str(run_dir(output, "new").relative_to(output / "runs"))])
+    record_sweep(output, "grid", [str(run_dir(output, "new").relative_to(output / "runs"))])
     cache(output, "vgg13", "0" * 64)  # of no teacher that is there
     assert removed(output, "grid")[0] == of(output, "new", ".checkpoint.pt.tmp")
     assert error(edkd("clean", "grid-2")).startswith("no sweep grid-2 in outputs; it has: digits-1, grid")

@@ -1,4 +1,4 @@
-"""What has become of runs, told from directories as every kind of end leaves them, and the commands that show it."""
+"""What has become of runs, by directories as every kind of end leaves them, and the commands that show it."""
 
 import dataclasses
 import io
@@ -22,7 +22,7 @@ from edkd.config.job import freeze
 from edkd.errors import EdkdError
 from edkd.rundir import lock
 from edkd.rundir.journal import Journal, Record
-from edkd.rundir.paths import find_runs
+from edkd.rundir.paths import find_runs, record_sweep
 from edkd.slurm.queue import Entry
 from edkd.status import select as selection
 from edkd.status import state as run_state
@@ -300,9 +300,7 @@ def test_a_run_belongs_to_every_sweep_that_asked_for_it(run_dir: Path) -> None:
     written(run_dir, START, END)
     other = run_dir.with_name("kd-s4-0123abcd")
     other.mkdir()
-    selection.record_sweep(
-        output, "digits-2", ["digits-8/vgg13-vgg8/kd-s3-0123abcd", "digits-8/vgg13-vgg8/kd-s4-0123abcd"]
-    )
+    record_sweep(output, "digits-2", ["digits-8/vgg13-vgg8/kd-s3-0123abcd", "digits-8/vgg13-vgg8/kd-s4-0123abcd"])
     assert [view.seed for view in selection.Selection(output, sweep="digits-1").look()] == [3]
     assert [view.seed for view in selection.Selection(output, sweep="digits-2").look()] == [3, 4]
     with pytest.raises(EdkdError, match="no sweep digits-9 in .*; it has: digits-1, digits-2$"):

@@ -131,7 +131,7 @@ def test_stages_are_told_apart(job: Any) -> None:
 
 
 @pytest.mark.parametrize("damage", ["", "no json\n{}\n", '{"event": "start", "config": {}}\n{"event": "epoch"}\n'])
-def test_damaged_and_foreign_journals_tell_nothing(job: Any, damage: str) -> None:
+def test_damaged_and_foreign_journals_are_passed_over(job: Any, damage: str) -> None:
     before = job("seed=1")
     before.directory.mkdir(parents=True)
     (before.directory / "journal.jsonl").write_text(damage)
@@ -153,7 +153,7 @@ def test_of_many_journals_the_latest_few_are_read(job: Any, monkeypatch: pytest.
     assert len(read) == progress.LATEST
 
 
-# ---- told
+# ---- shown
 
 
 @pytest.mark.parametrize(

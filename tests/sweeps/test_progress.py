@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from rich.progress import Progress
 
 from edkd.config.schema import Tracking
 from edkd.console import duration
@@ -22,7 +21,8 @@ from edkd.sweeps.plan import Sweep
 
 
 def epoch(number: int, train: float = 9.0, test: float = 1.0) -> dict[str, Any]:
-    return {"event": "epoch", "epoch": number, "seconds": {"train": train, "test": test}}
+    seconds, metrics = {"train": train, "test": test}, {"test/top1": 65.126}
+    return {"event": "epoch", "epoch": number, "seconds": seconds, "metrics": metrics, "images_per_second": 1234.5}
 
 
 END = {"event": "end", "last": {"top1": 70.126}, "best": {"top1": 71.0}, "seconds": 12.4}
@@ -114,15 +114,11 @@ def append(job: Any, *records: dict[str, Any]) -> None:
         book.append(record)
 
 
-def viewed(planned: Sweep, console: Console, parallel: int = 1) -> progress._View:
-    return progress._View(planned.jobs, parallel, Progress(console=console, disable=True))
-
-
 def test_each_run_that_ends_is_shown_once(planned: Sweep, screen: Any) -> None:
     console = screen(terminal=False)
     finished, failed, before, _ = planned.jobs
     append(before, {"event": "start"}, {"event": "failure", "error": "long ago"})
-    view = viewed(planned, console)
+    view = progress._View(planned.jobs, parallel=1)
     view.refresh()
     assert console.file.getvalue() == ""
     append(finished, {"event": "start"}, epoch(1), epoch(2), END)
@@ -130,27 +126,25 @@ def test_each_run_that_ends_is_shown_once(planned: Sweep, screen: Any) -> None:
     view.refresh()
     view.refresh()
     assert console.file.getvalue().splitlines() == [
-        f"{finished.name}: top-1 last 70.13 %, best 71.00 %, 12 s",
+        f"{finished.name}: top-1 last 70.13 %, best 71.00 %, 0:00:12",
         f"{failed.name}: failed: [red] diverged",
     ]
 
 
-def test_the_time_left(planned: Sweep, screen: Any) -> None:
-    view = viewed(planned, screen(terminal=False), parallel=2)
+def test_the_time_left(planned: Sweep) -> None:
+    view = progress._View(planned.jobs, parallel=2)
     teacher, first, second, _ = planned.jobs
     view.refresh()
-    assert view.seconds_left({job.run: 0 for job in planned.jobs}) is None  # nothing is known yet
+    assert view.seconds_left() is None  # nothing is known yet
     append(teacher, {"event": "start"}, epoch(1, 18.0, 2.0), epoch(2, 18.0, 2.0), END)
     view.refresh()
-    epochs = {job.run: 0 for job in planned.jobs} | {teacher.run: 2}
-    assert view.seconds_left(epochs) == 3 * 2 * 20 / 2  # the mean of all that is known; two at a time
+    assert view.seconds_left() == 3 * 2 * 20 / 2  # the mean of all that is known; two at a time
     append(first, {"event": "start"}, epoch(1, 9.0, 1.0))
     view.refresh()
-    epochs[first.run] = 1
-    assert view.seconds_left(epochs) == (1 + 2 + 2) * 10 / 2  # of its pair
+    assert view.seconds_left() == (1 + 2 + 2) * 10 / 2  # of its pair
     append(second, {"event": "start"}, {"event": "failure", "error": "diverged"})
     view.refresh()
-    assert view.seconds_left(epochs) == 2 * 10  # what failed takes no more time; one run takes this long
+    assert view.seconds_left() == 2 * 10  # what failed takes no more time; one run takes this long
 
 
 def test_the_time_left_counts_stages_and_what_waits(planned: Sweep) -> None:
@@ -175,7 +169,7 @@ def test_a_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_a_bar_on_a_terminal(planned: Sweep, screen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bars_on_a_terminal(planned: Sweep, screen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "POLL", 0.01)
     console = screen(terminal=True)
     job = planned.jobs[0]
@@ -187,12 +181,25 @@ def test_a_bar_on_a_terminal(planned: Sweep, screen: Any, monkeypatch: pytest.Mo
                 break
             shown.wait(0.01)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())
-    assert "runs 0/4 · epochs 1/8 " in text
-    assert "0:01:10 left resnet8 vanilla 1" in text
+    assert re.search(r"runs 0/4 · epochs 1/8 ━+╸ +0:00:0\d, 0:01:10 left", text)
+    assert re.search(r"  resnet8 vanilla-s0  epoch 1/2  65\.13 %  1,23[45] images/s  0:00:\d\d left", text)
 
 
-def test_a_damaged_journal_does_not_end_the_watch(planned: Sweep, screen: Any) -> None:
-    view = viewed(planned, screen(terminal=False))
+def test_a_narrow_terminal_cuts_names_and_many_runs_are_counted(planned: Sweep, screen: Any) -> None:
+    console = screen(terminal=False)
+    console.width = 60
+    view = progress._View(planned.jobs * 3, parallel=12)
+    for job in planned.jobs:
+        append(job, {"event": "start"}, epoch(1))
+        view.states[job.run] = replace(journal.state(job.directory), status="running")
+    console.print(view.screen())
+    _, *lines, last = console.file.getvalue().splitlines()
+    assert len(lines) == progress.LINES and last == "and 4 more runs"
+    assert all(re.search(r"… +epoch 1/2  65\.13 %  1,23[45] images/s  0:00:\d\d left$", line) for line in lines[1:])
+
+
+def test_a_damaged_journal_does_not_end_the_watch(planned: Sweep) -> None:
+    view = progress._View(planned.jobs, parallel=1)
     damaged, sound = planned.jobs[:2]
     damaged.directory.mkdir(parents=True)
     (damaged.directory / "journal.jsonl").write_text("damage\n{}\n")

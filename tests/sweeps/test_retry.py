@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from edkd.rundir import journal, lock
-from edkd.rundir.paths import find_runs
-from edkd.status import logs, select
+from edkd.rundir.paths import find_runs, runs_of_sweep
+from edkd.status import logs
 from edkd.status.state import look
 from tests.commandline import REPOSITORY, Ended, edkd, error, journals, launch, metrics, python
 
@@ -192,9 +192,9 @@ def test_a_student_whose_teacher_is_nowhere(sweep: Failed, here: Path) -> None:
 
 
 def test_a_retry_takes_what_is_chosen_and_does_not_shrink_the_sweep(sweep: Failed, here: Path) -> None:
-    before = select.runs_of_sweep(here / "outputs", sweep.id)
+    before = runs_of_sweep(here / "outputs", sweep.id)
     edkd("retry", "--seed", "1")
-    assert select.runs_of_sweep(here / "outputs", sweep.id) == before
+    assert runs_of_sweep(here / "outputs", sweep.id) == before
     assert len(before) == 5 and "/resnet8/vanilla-s0-" in before[0]
     records = journals(here / "outputs")
     assert events(records["resnet8-resnet8/raising-s1"]) == ["start", "epoch", "failure", "start", "failure"]

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from edkd import models, tracking
 from edkd.cli import launch as cli_launch
 from edkd.config.compose import quoted
 from edkd.errors import EdkdError
-from edkd.rundir import journal, lock
+from edkd.rundir import checkpoint, journal, lock
 from edkd.sweeps import plan, sweep
 from tests.commandline import REPOSITORY, Ended, error, files, journals, launch, metrics, python
 
@@ -215,7 +217,7 @@ def test_a_sweep_runs_to_its_end_and_is_not_run_again(tiny: list[str], here: Pat
     command = [*tiny[:-2], "tracking=sqlite", tiny[-1], "distiller=vanilla,kd,edkd"]
     first = swept(command)
     assert first.code == 0, first
-    assert first.out.splitlines()[-1].endswith(": 3 of 3 runs finished")
+    assert first.out.splitlines()[-2].endswith(": 3 of 3 runs finished")
     for name in ("resnet8/vanilla", "resnet8-resnet8/kd", "resnet8-resnet8/edkd"):
         assert f"{name}-s0-" in first.err  # a line for each run that ends
     assert "\x1b" not in first.err + first.out
@@ -235,13 +237,39 @@ def test_a_sweep_runs_to_its_end_and_is_not_run_again(tiny: list[str], here: Pat
     second = swept(command)
     assert second.code == 0, second
     assert {state for _, _, state in plan_of(second)} == {"finished"}
-    planned, teacher, ended = second.out.splitlines()[-3:]
+    planned, teacher, *table, ended, advice = second.out.splitlines()[-10:]
     assert planned.startswith(f"sweep {name}: 3 runs: 3 finished; teachers to train first: 0")
     assert teacher.startswith("teacher resnet8 of ")
+    kd = found["resnet8-resnet8/kd-s0"][-1]["last"]["top1"]
+    assert table[4].split() == ["KD", f"{kd:.2f}"]
     assert ended == f"sweep {name}: 3 of 3 runs finished"
+    assert advice.startswith("`make table ARGS='--uri sqlite:///")  # of another folder than outputs/
     assert journals(here / "outputs") == found
 
     check_mlflow(here / "outputs", name, found)
+    check_model(here / "outputs", found)
+
+
+def check_model(output: Path, found: dict[str, list[dict[str, Any]]]) -> None:
+    """The best distilled student is a model in MLflow, which predicts what the student does."""
+    import mlflow.pytorch
+
+    uri = f"sqlite:///{output}/mlflow.db"
+    runs = [run for run in tracking.load_runs(uri, "edkd") if run["tags"]["teacher"]]
+    (run,) = [run for run in runs if "model" in run["tags"]]
+    assert run["metrics"]["best/top1"] == max(each["metrics"]["best/top1"] for each in runs)
+    mlflow.set_tracking_uri(uri)
+    try:
+        loaded = mlflow.pytorch.load_model(run["tags"]["model"])
+        info = mlflow.models.get_model_info(run["tags"]["model"])
+    finally:
+        mlflow.set_tracking_uri(None)
+    assert info.signature is not None and info.saved_input_example_info is not None
+    network = models.resnet8(num_classes=10).eval()
+    checkpoint.load_into(network, checkpoint.load_weights(output / run["tags"]["weights"]), "best.pt")
+    size = found["resnet8/vanilla-s0"][0]["config"]["dataset"]["source"]["image_size"]
+    images = torch.randn(5, 3, size, size)
+    torch.testing.assert_close(loaded(images), network(images).logits)
 
 
 def check_mlflow(output: Path, name: str, found: dict[str, list[dict[str, Any]]]) -> None:
@@ -260,7 +288,7 @@ def check_mlflow(output: Path, name: str, found: dict[str, list[dict[str, Any]]]
     for run in children:
         records = next(each for each in found.values() if each[0]["run"] == run.data.tags["edkd.run"])
         assert run.info.status == "FINISHED"
-        assert run.data.metrics["test/top1"] == records[-1]["last"]["top1"] == run.data.metrics["last/top1"]
+        assert run.data.metrics["test/top1"] == round(records[-1]["last"]["top1"], 2) == run.data.metrics["last/top1"]
         assert run.data.params["schedule.epochs"] == "2"
         assert {"pair", "teacher", "student", "distiller", "dataset", "seed", "config_hash"} <= set(run.data.tags)
 
@@ -433,7 +461,7 @@ def test_several_processes_give_the_bits_of_one_and_survive_a_kill(tiny: list[st
     assert not (own / "marker").exists()  # one process did kill itself
     (stopped,) = [line for line in done.err.splitlines() if line.startswith("the launcher stopped")]
     assert "SIGKILL" in stopped and stopped.endswith("; looking at the journals")
-    assert done.out.splitlines()[-1].endswith(": 3 of 3 runs finished")
+    assert done.out.splitlines()[-2].endswith(": 3 of 3 runs finished")
     several = journals(here / "outputs")
     assert events(several["resnet8-resnet8/dying-s0"])[0] == "start"
     assert events(several["resnet8-resnet8/dying-s0"])[-4:] == ["start", "epoch", "epoch", "end"]
@@ -553,9 +581,3 @@ def test_jobs_side_by_side_share_the_cores(
     monkeypatch.setattr(sweep, "cores", lambda: 8)
     master = OmegaConf.create({"hydra": {"launcher": launcher}})
     assert sweep._shares(master, jobs) == (parallel, threads)
-
-
-def test_the_plugin_is_light() -> None:
-    # Every Hydra program of the environment imports it.
-    code = "import sys, hydra_plugins.edkd_sweeper.sweeper; print({'torch', 'mlflow', 'edkd.sweeps'} & {*sys.modules})"
-    assert python("-c", code, PYTHONPATH=str(REPOSITORY)) == Ended(0, "set()\n", "")

@@ -13,16 +13,21 @@ from edkd.training import cpu_kernels, hardware
 from edkd.training.cpu_kernels import Convolution
 
 
-def both(x: Tensor, *, half: bool = False, **options: Any) -> list[tuple[Tensor, Tensor, list[Tensor]]]:
-    """Output, gradient with respect to the input, and those to the parameters; PyTorch's first, then ours."""
+def pair(x: Tensor, *, in_fp32: bool, **options: Any) -> tuple[nn.Conv2d, nn.Conv2d]:
+    """PyTorch's convolution and ours, with the same weights."""
     torch.manual_seed(0)
     theirs = nn.Conv2d(x.shape[1], **options).to(x.dtype)
     ours = nn.Conv2d(x.shape[1], **options).to(x.dtype)
     ours.load_state_dict(theirs.state_dict())
-    cpu_kernels.use_products(ours, in_fp32=True)
+    cpu_kernels.use_products(ours, in_fp32=in_fp32)
     assert type(ours) is Convolution
+    return theirs, ours
+
+
+def both(x: Tensor, *, half: bool = False, **options: Any) -> list[tuple[Tensor, Tensor, list[Tensor]]]:
+    """Output, gradient with respect to the input, and those to the parameters; PyTorch's first, then ours."""
     results = []
-    for network in (theirs, ours):
+    for network in pair(x, in_fp32=True, **options):
         given = x.clone().requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16) if half else contextlib.nullcontext():
             made = network(given)
@@ -68,10 +73,7 @@ def test_same_values_and_gradients_in_double_precision(
 def test_where_products_are_slow_fp32_is_left_to_pytorch(channels: int, side: int, options: dict[str, Any]) -> None:
     torch.manual_seed(1)
     x = torch.randn(3, channels, side, side).to(memory_format=torch.channels_last)
-    theirs = nn.Conv2d(channels, **options)
-    ours = nn.Conv2d(channels, **options)
-    ours.load_state_dict(theirs.state_dict())
-    cpu_kernels.use_products(ours, in_fp32=False)
+    theirs, ours = pair(x, in_fp32=False, **options)
     made, expected = ours(x), theirs(x)
     assert made.grad_fn.name() == expected.grad_fn.name()
     assert torch.equal(made, expected)

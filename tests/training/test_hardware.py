@@ -28,26 +28,21 @@ def fresh() -> Iterator[None]:
     hardware._cpu.cache_clear()
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
+@pytest.mark.parametrize(
+    ("text", "model", "vendor"),
+    [
+        (LIST, "AMD EPYC 9554", "AuthenticAMD"),
+        *((text, platform.processor() or platform.machine(), "") for text in (None, "", "Processor : ARMv8\n")),
+    ],
+)
+def test_the_first_cpu_of_the_list(monkeypatch: pytest.MonkeyPatch, text: str | None, model: str, vendor: str) -> None:
     def read(path: Path, encoding: str) -> str:
         if text is None:
             raise FileNotFoundError(path)
         return text
 
     monkeypatch.setattr(Path, "read_text", read)
-
-
-def test_the_first_cpu_of_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, LIST)
-    assert hardware.cpu_model() == "AMD EPYC 9554"
-    assert hardware.cpu_vendor() == "AuthenticAMD"
-
-
-@pytest.mark.parametrize("text", [None, "", "Processor : ARMv8\n"])
-def test_where_there_is_no_such_list(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
-    pretend(monkeypatch, text)
-    assert hardware.cpu_model() == (platform.processor() or platform.machine())
-    assert hardware.cpu_vendor() == ""
+    assert (hardware.cpu_model(), hardware.cpu_vendor()) == (model, vendor)
 
 
 def test_the_cpu_in_journals() -> None:

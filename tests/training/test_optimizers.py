@@ -142,23 +142,6 @@ def test_a_parameter_that_no_loss_reaches_stays(make: Any) -> None:
     assert idle.tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("names", [["ce"], ["kd"], ["feat", "kd"]])
-def test_dot_refuses_losses_without_two_sides_in_one_line(names: list[str]) -> None:
-    model = network()
-    loss = losses_of(model, 0)["tckd"]
-    with pytest.raises(
-        EdkdError, match=f"a step has the losses {', '.join(names)}: optimizer=dot needs ce and at least one other"
-    ) as error:
-        DOT(model.parameters(), lr=0.05, delta=0.075, **VALUES).minimise(dict.fromkeys(names, loss))
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("delta", [-0.1, 0.2])
-def test_dot_refuses_momenta_beyond_their_limits(delta: float) -> None:
-    with pytest.raises(EdkdError, match=f"optimizer.delta is {delta}: both momenta"):
-        DOT(network().parameters(), lr=0.05, delta=delta, **VALUES)
-
-
 @pytest.mark.parametrize("own", [False, True])
 def test_deepkd_gives_the_task_the_momentum_of_tckd_or_its_own(own: bool) -> None:
     weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
@@ -168,20 +151,34 @@ def test_deepkd_gives_the_task_the_momentum_of_tckd_or_its_own(own: bool) -> Non
     assert optimizer.state[weight]["momentum_buffer"].item() == pytest.approx(2 * (0.975 if own else 0.825) + 2)
 
 
-@pytest.mark.parametrize("names", [["ce", "kd"], ["ce", "tckd"], ["ce", "kd", "nckd", "tckd"]])
-def test_deepkd_refuses_other_losses_in_one_line(names: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "names", "needed"),
+    [
+        *(("DOT", names, "dot needs ce and at least one other") for names in (["ce"], ["kd"], ["feat", "kd"])),
+        *(
+            ("DeepKD", names, "deepkd needs ce, tckd and nckd")
+            for names in (["ce", "kd"], ["ce", "tckd"], ["ce", "kd", "nckd", "tckd"])
+        ),
+    ],
+)
+def test_other_losses_are_refused_in_one_line(kind: str, names: list[str], needed: str) -> None:
     model = network()
     loss = losses_of(model, 0)["tckd"]
-    with pytest.raises(
-        EdkdError, match=f"the losses {', '.join(names)}: optimizer=deepkd needs ce, tckd and nckd"
-    ) as error:
-        MAKERS["DeepKD"](model.parameters(), 0.05).minimise(dict.fromkeys(names, loss))
+    with pytest.raises(EdkdError, match=f"a step has the losses {', '.join(names)}: optimizer={needed}") as error:
+        MAKERS[kind](model.parameters(), 0.05).minimise(dict.fromkeys(names, loss))
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "delta"), [("delta_task", 0.1), ("delta_tckd", -0.95), ("delta_nckd", 0.2)])
-def test_deepkd_refuses_momenta_beyond_their_limits(name: str, delta: float) -> None:
-    with pytest.raises(
-        EdkdError, match=rf"optimizer\.{name} is {delta}: 0\.9 \+ {name} must be at least 0 and below 1"
-    ):
-        DeepKD(network().parameters(), lr=0.05, **{**DEEPKD, name: delta}, **VALUES)
+@pytest.mark.parametrize(
+    ("kind", "given", "message"),
+    [
+        *((DOT, {"delta": delta}, f"delta is {delta}: both momenta") for delta in (-0.1, 0.2)),
+        *(
+            (DeepKD, DEEPKD | {name: delta}, f"{name} is {delta}: 0.9 \\+ {name} must be at least 0 and below 1")
+            for name, delta in (("delta_task", 0.1), ("delta_tckd", -0.95), ("delta_nckd", 0.2))
+        ),
+    ],
+)
+def test_momenta_beyond_their_limits_are_refused(kind: Any, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(EdkdError, match=rf"^optimizer\.{message}"):
+        kind(network().parameters(), lr=0.05, **given, **VALUES)

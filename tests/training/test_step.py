@@ -21,10 +21,9 @@ from edkd.distillers.vanilla import Vanilla
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 from edkd.teachers.source import OnlineTeacher, Precision
-from edkd.training.state import TrainState
-from edkd.training.step import Held, Step
-from edkd.training.trainer import Schedule, make_step, seeded, train_epoch
-from tests.training.test_trainer import make_state
+from edkd.training.step import Step
+from edkd.training.trainer import Schedule, TrainState, seeded, train_epoch
+from tests.training.test_trainer import make_state, stepping
 
 CPU = torch.device("cpu")
 CUDA = pytest.param(torch.device("cuda"), marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
@@ -53,7 +52,7 @@ def started(method: Distiller, device: torch.device, *, capture: bool, name: str
     method = method.to(device)
     progress = make_state(student, method, SCHEDULE, precision)
     teacher = OnlineTeacher(network, want_feats=False, precision=precision) if method.needs_teacher else None
-    return progress, make_step(progress, teacher, images(device), SCHEDULE, capture=capture)
+    return progress, stepping(progress, teacher, images(device), capture=capture)
 
 
 def train(progress: TrainState, step: Step, epochs: int) -> list[dict[str, float]]:
@@ -73,6 +72,8 @@ def addresses(progress: TrainState, step: Step) -> list[int]:
     inputs = [data.order, data.views, data.position, step.epoch, step.sound, step.sound_steps]
     rates = [group["lr"] for group in progress.optimizer.param_groups]
     tensors = [*progress.student.parameters(), *memory, *inputs, *rates, *step.meter.sums.values()]
+    assert step.class_meter.sums is not None
+    tensors += [step.class_meter.sums]
     return [tensor.data_ptr() for tensor in tensors]
 
 
@@ -95,11 +96,12 @@ def test_a_recorded_step_gives_the_bits_of_an_eager_one(method: str, precision: 
         progress, step = started(METHODS[method](), torch.device("cuda"), capture=capture, name=precision)
         told = train(progress, step, 5)
         assert sorted(step.graphs) == ([8, 16] if capture else [])
-        results.append((told, progress.state()))
-    (eager, weights), (recorded, same_weights) = results
+        results.append((told, step.class_meter.read(), progress.state()))
+    (eager, by_class, weights), (recorded, same_by_class, same_weights) = results
     assert recorded == eager
-    for name, value in weights["student"].items():
-        assert torch.equal(value, same_weights["student"][name]), name
+    assert same_by_class == by_class
+    for name, value in weights["model"].items():
+        assert torch.equal(value, same_weights["model"][name]), name
 
 
 class AllRight(Distiller):
@@ -201,19 +203,6 @@ def _record_by(step: Step, forward: Any, whole: Any, count: int) -> None:
         step._train = whole  # type: ignore[method-assign]
 
 
-def test_what_modules_hold_is_put_back() -> None:
-    method = Remembers(in_place=False)
-    held, center = Held(method), method.center
-    method.center.add_(1)
-    assert held.restore() == []
-    method.center = torch.ones(5) * 9
-    assert held.restore() == ["Remembers.center"]
-    assert method.center is center and "center" in method.state_dict()
-    method.center.data = torch.zeros(5)
-    assert held.restore() == ["Remembers.center"]
-    assert method.center.tolist() == [1.0] * 5
-
-
 def test_a_failed_recording_is_told_once_and_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -274,10 +263,7 @@ def test_the_meter_begins_again_in_the_same_tensors() -> None:
     first, second = train(progress, step, 2)
     alone, fresh = started(Vanilla(), CPU, capture=False)
     train_epoch(alone, fresh, SCHEDULE, seed=0)
-    alone.epoch, fresh = (
-        1,
-        make_step(alone, None, images(CPU), SCHEDULE, capture=False),
-    )
+    alone.epoch, fresh = 1, stepping(alone, None, images(CPU))
     assert train_epoch(alone, fresh, SCHEDULE, seed=0) == second
     assert first != second
 
@@ -296,7 +282,7 @@ def test_views_follow_the_order() -> None:
 
     progress, _ = started(METHODS["kd"](), CPU, capture=False)
     spy = Spy()
-    step = make_step(progress, spy, images(CPU), SCHEDULE, capture=False)
+    step = stepping(progress, spy, images(CPU))
     train_epoch(progress, step, SCHEDULE, seed=0)
     assert [seen[image] for image in range(88)] == spy.views.tolist()
 

@@ -1,8 +1,7 @@
 """The loop: exact means, exact repetition, and no knowledge of any method."""
 
-import contextlib
+import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,11 @@ from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 from edkd.rundir import checkpoint
 from edkd.teachers.source import OnlineTeacher, Precision
-from edkd.training import trainer
+from edkd.training import evaluation, trainer
+from edkd.training.evaluation import evaluate, measure
 from edkd.training.optimizers import SGD
-from edkd.training.state import Trainable, TrainState
-from edkd.training.step import Step
-from edkd.training.trainer import Schedule, Splits, evaluate, fit, make_step, measure, seeded, train_epoch
+from edkd.training.step import ClassMeter, Step, Trainable
+from edkd.training.trainer import Schedule, Splits, TrainState, fit, seeded, train_epoch
 
 CPU = torch.device("cpu")
 FP32, BF16 = Precision("fp32", CPU), Precision("bf16", CPU)
@@ -69,8 +68,8 @@ def make_state(student: nn.Module, distiller: Distiller, schedule: Schedule, pre
     return TrainState(trainable, optimizer)
 
 
-def eager(made: TrainState, data: ResidentData) -> Step:
-    return make_step(made, None, data, SCHEDULE, capture=False)
+def stepping(made: TrainState, source: Any, data: ResidentData, *, capture: bool = False) -> Step:
+    return Step(made.trainable, made.optimizer, source, data, batch_size=SCHEDULE.batch_size, capture=capture)
 
 
 def teacher(*, want_feats: bool = False, precision: Precision = FP32) -> OnlineTeacher:
@@ -91,14 +90,7 @@ def trained(made: TrainState, source: Any = None, **options: Any) -> list[tuple[
     told: list[tuple[dict[str, Any], bool]] = []
     arguments: dict[str, Any] = {"data": splits(), "schedule": SCHEDULE, "seed": 0, "capture": False, **options}
     made.trainable.precision = arguments.pop("precision", FP32)
-    fit(
-        made,
-        source,
-        arguments.pop("data"),
-        arguments.pop("schedule"),
-        on_epoch=lambda record, improved: told.append((record, improved)),
-        **arguments,
-    )
+    fit(made, source, on_epoch=lambda record, improved: told.append((record, improved)), **arguments)
     return told
 
 
@@ -160,7 +152,7 @@ class Recorder(Distiller):
 
 def test_metrics_are_means_over_images_with_the_smaller_last_batch() -> None:
     made = progress(Recorder())
-    metrics = train_epoch(made, eager(made, images(40)), SCHEDULE, seed=0)
+    metrics = train_epoch(made, stepping(made, None, images(40)), SCHEDULE, seed=0)
     values = made.distiller.values
     assert [count for count, _, _ in values] == [16, 16, 8]
     assert metrics["train/loss_ce"] == pytest.approx(sum(n * ce for n, ce, _ in values) / 40, rel=1e-12)
@@ -174,7 +166,7 @@ def test_an_epoch_visits_every_image_once_in_the_order_and_view_of_seed_and_epoc
     augmented = data.augmented
     data.augmented = lambda index, view: used.append(view.clone()) or augmented(index, view)  # type: ignore[assignment]
     made.epoch = 4
-    train_epoch(made, eager(made, data), SCHEDULE, seed=3)
+    train_epoch(made, stepping(made, None, data), SCHEDULE, seed=3)
     index = torch.cat([index for index, _, _ in made.distiller.seen])
     assert torch.equal(index, torch.from_numpy(epoch_order(3, 5, 40)))
     assert torch.equal(torch.cat(used), torch.from_numpy(epoch_views(3, 5, 40, n_views(1, False)))[index])
@@ -185,7 +177,7 @@ def test_an_epoch_visits_every_image_once_in_the_order_and_view_of_seed_and_epoc
 def test_steps_are_counted() -> None:
     told: list[tuple[int, int]] = []
     made = progress()
-    train_epoch(made, eager(made, images(40)), SCHEDULE, seed=0, on_step=lambda *step: told.append(step))
+    train_epoch(made, stepping(made, None, images(40)), SCHEDULE, seed=0, on_step=lambda *step: told.append(step))
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -201,6 +193,29 @@ def test_the_record_of_an_epoch() -> None:
         assert all(type(value) is float for value in record["metrics"].values())
         assert set(record["seconds"]) == {"train", "test"}
         assert record["images_per_second"] > 0
+
+
+def test_values_by_class_are_means_over_the_images_of_each_class() -> None:
+    told = trained(progress(edkd()), teacher())
+    for record, _ in told:
+        assert {name: len(values) for name, values in record["by_class"].items()} == {
+            "beta": CLASSES,
+            "confidence": CLASSES,
+        }
+        for name, values in record["by_class"].items():  # classes are equally many here
+            mean = record["metrics"][f"edkd/{name}_mean"]
+            assert sum(values) / CLASSES == pytest.approx(mean, abs=0.5 * 10**-ClassMeter.DECIMALS)
+    assert "by_class" not in trained(progress(dkd()), teacher())[0][0]
+
+
+def test_a_class_is_averaged_over_its_own_images() -> None:
+    meter = ClassMeter()
+    meter.add(torch.tensor([0, 2, 2]), 3, {"one": torch.tensor([1.0, 2.0, 3.0])})
+    meter.add(torch.tensor([0]), 3, {"one": torch.tensor([4.0])})
+    assert meter.read() == {"one": pytest.approx([2.5, math.nan, 2.5], nan_ok=True)}
+    meter.reset()
+    meter.add(torch.tensor([1]), 3, {"one": torch.tensor([7.0])})
+    assert meter.read() == {"one": pytest.approx([math.nan, 7.0, math.nan], nan_ok=True)}
 
 
 # --- evaluation ---
@@ -221,7 +236,7 @@ class Fixed(nn.Module):
 
 
 def test_evaluation_in_percent_over_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(trainer.EVALUATION_BATCH, "cpu", 4)
+    monkeypatch.setitem(evaluation.EVALUATION_BATCH, "cpu", 4)
     logits = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
     target = torch.arange(10) % 6
     logits[torch.arange(0, 10, 3), target[::3]] += 5
@@ -370,20 +385,6 @@ def test_training_leaves_the_random_state_outside_as_it_was() -> None:
 # --- the best epoch ---
 
 
-@contextlib.contextmanager
-def scripted(monkeypatch: pytest.MonkeyPatch, test: list[float], validation: list[float]) -> Iterator[Splits]:
-    """Splits on which `measure` finds these accuracies, epoch by epoch."""
-    data = splits(validation=bool(validation))
-    results = {id(data.test): iter(test), id(data.validation): iter(validation)}
-
-    def found(predict: Any, split: ResidentData, device: torch.device, taught: Any = None) -> dict[str, float]:
-        top1 = next(results[id(split)])
-        return {"top1": top1, "top5": top1 + 1, "loss": 1.0}
-
-    monkeypatch.setattr(trainer, "measure", found)
-    yield data
-
-
 @pytest.mark.parametrize(
     ("test", "validation", "best", "by", "improved"),
     [
@@ -401,9 +402,15 @@ def test_which_epoch_is_best(
     by: str,
     improved: list[bool],
 ) -> None:
-    made = progress()
-    with scripted(monkeypatch, test, validation) as data:
-        told = trained(made, data=data)
+    made, data = progress(), splits(validation=bool(validation))
+    results = {id(data.test): iter(test), id(data.validation): iter(validation)}
+
+    def found(predict: Any, split: ResidentData, device: torch.device, taught: Any = None) -> dict[str, float]:
+        top1 = next(results[id(split)])
+        return {"top1": top1, "top5": top1 + 1, "loss": 1.0}
+
+    monkeypatch.setattr(trainer, "measure", found)
+    told = trained(made, data=data)
     assert made.best is not None
     assert (made.best["epoch"], made.best["top1"], made.best["top5"]) == (*best, best[1] + 1)
     assert made.best["by"] == by
@@ -439,20 +446,12 @@ class Spoilt(Distiller):
     ],
 )
 def test_a_loss_that_is_not_finite_stops_the_run(values: dict[str, float], named: str) -> None:
-    told: list[dict[str, Any]] = []
+    made = progress(Spoilt(values))
     with pytest.raises(EdkdError) as caught:
-        fit(
-            progress(Spoilt(values)),
-            None,
-            splits(),
-            SCHEDULE,
-            seed=0,
-            capture=False,
-            on_epoch=lambda record, improved: told.append(record),
-        )
+        trained(made)
     assert str(caught.value).startswith(named)
     assert "schedule.lr (now 0.05)" in str(caught.value)
-    assert [record["epoch"] for record in told] == [1]
+    assert made.epoch == 1
 
 
 def test_losses_whose_sum_is_too_large() -> None:

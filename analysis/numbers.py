@@ -1,0 +1,107 @@
+"""Every number of the table as a frame, a row each, as the CSV has it."""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import pandas as pd
+
+from analysis import literature
+from analysis import statistics as st
+
+Kind = Literal["last", "best", "selected"]  # the protocols of `analysis.statistics`
+KINDS: tuple[Kind, ...] = ("last", "best", "selected")
+
+_OF_PAIR = ["chosen_on", "dataset", "recipe", "teacher", "student"]
+_KEY = ["pair", "method", "kind"]
+_STATISTICS = {"mean": "top1_mean", "difference": "top1_mean", "sd": "top1_sd"}
+_STATISTICS |= {"low": "top1_ci95_low", "high": "top1_ci95_high", "protocol": "kind"}
+_PUBLISHED = ["published", "published_by_authors", "published_protocol", "same_protocol"]
+_PUBLISHED += ["minus_published", "minus_authors"]
+_COLUMNS = ["quantity", "kind", *_OF_PAIR[:3], "pair", *_OF_PAIR[3:], "method", "n", *list(_STATISTICS.values())[1:5]]
+_COLUMNS += ["top1_values", "seeds", "p", "p_holm", "top5_mean", "top5_sd", "epoch_mean", "teacher_top1", *_PUBLISHED]
+_COLUMNS += ["cell", "git_commits", "run_ids"]
+
+
+def long_table(runs: pd.DataFrame, tidy: pd.DataFrame, compared: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """The accuracies of every method on every pair, and the paired differences of the methods that are `compared`.
+
+    The kinds are `last`, `best` (chosen on the test set) and `selected` (chosen on held-out training images). `runs`
+    holds one finished run per cell and seed, and `tidy` is of these (see `load.tidy`). Accuracies in percent; intervals
+    cover 95 %; p is of a paired t-test, and `p_holm` adjusted by Holm over the differences of its kind.
+    """
+    cells = _accuracies(runs)
+    differences = pd.concat([st.comparisons(tidy, kind, compared).assign(kind=kind) for kind in KINDS])
+    of_first = cells[[*_KEY, *_OF_PAIR]].rename(columns={"method": "first"})
+    differences = differences.rename(columns=_STATISTICS).merge(of_first, on=["pair", "first", "kind"])
+    differences = differences.assign(
+        quantity="paired difference",
+        method=[f"{first}-{second}" for first, second in zip(differences["first"], differences["second"])],
+        top1_values=[" ".join(f"{value:.4f}" for value in values) for values in differences["values"]],
+    )
+    rows = pd.concat([cells, differences]) if len(differences) else cells
+    rows = rows.sort_values(_KEY, key=lambda each: each.map(KINDS.index) if each.name == "kind" else each)
+    return rows[[name for name in _COLUMNS if name in rows]].reset_index(drop=True)
+
+
+def commits(runs: pd.DataFrame) -> pd.Series:
+    """The git commit of each run, shortened, `+dirty` where the working tree had changes; imported ones have none."""
+    dirty = runs["git_dirty"].map({True: "+dirty", False: ""})
+    shown = runs["git_commit"].str[:10].replace("", "unknown") + dirty
+    return shown.mask(runs["imported"] != "")
+
+
+def _accuracies(runs: pd.DataFrame) -> pd.DataFrame:
+    runs = runs.assign(commit=commits(runs)).sort_values("seed", kind="stable")
+    held_out = runs["best_by"] == "validation"
+    part = {"last": runs.assign(best_by=""), "best": runs[~held_out], "selected": runs[held_out]}
+    frame = pd.concat(
+        part[kind].assign(
+            kind=kind,
+            protocol=kind,
+            value=part[kind][f"{epoch}_top1"],
+            top5=part[kind][f"{epoch}_top5"],
+            epoch=part[kind][f"{epoch}_epoch"],
+        )
+        for kind, epoch in zip(KINDS, ("last", "best", "best"))
+    )
+    texts = frame.assign(
+        top1_values=frame["value"].map("{:.4f}".format),
+        seeds=frame["seed"].astype(str),
+        teacher_top1=frame["teacher_top1"].map("{:.4f}".format).where(frame["teacher_top1"].notna()),
+    )
+    cells = texts.groupby(_KEY, sort=False).agg(
+        chosen_on=("best_by", _each_once),
+        **{name: (name, "first") for name in _OF_PAIR[1:]},
+        top1_values=("top1_values", " ".join),
+        seeds=("seeds", " ".join),
+        top5_mean=("top5", "mean"),
+        top5_sd=("top5", "std"),
+        epoch_mean=("epoch", "mean"),
+        teacher_top1=("teacher_top1", _each_once),
+        cell=("cell", _each_once),
+        git_commits=("commit", _each_once),
+        run_ids=("run_id", " ".join),
+    )
+    cells = cells.reset_index().merge(st.cells(frame).rename(columns=_STATISTICS), on=_KEY)
+    if literature.comparable(runs):
+        known = [_beside(*row) for row in cells[[*_KEY, "top1_mean"]].itertuples(index=False)]
+        cells[_PUBLISHED] = pd.DataFrame(known, columns=_PUBLISHED, index=cells.index)
+    return cells.assign(quantity="accuracy")
+
+
+def _beside(pair: str, method: str, kind: Kind, ours: float) -> dict[str, float | str | None]:
+    """What is published beside one of our cells; the difference only where both are of one protocol."""
+    known = literature.number(pair, method)
+    if known is None:
+        return {}
+    same = known.protocol == kind
+    row: dict[str, float | str | None] = {"published": known.table, "published_by_authors": known.authors}
+    row |= {"published_protocol": known.protocol, "same_protocol": "yes" if same else "no"}
+    if same:
+        row |= {"minus_published": None if known.table is None else ours - known.table}
+        row |= {"minus_authors": None if known.authors is None else ours - known.authors}
+    return row
+
+
+def _each_once(values: Iterable[str]) -> str:
+    return " ".join(sorted({value for value in values if pd.notna(value)}))

@@ -1,0 +1,124 @@
+"""What pairs say together of two methods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats  # type: ignore[import-untyped]
+
+from analysis.statistics.paired import Floats, differences, moments
+
+TIE = 0.005  # points; half of what one image of a test set of 10,000 counts
+FEWEST_PAIRS = 5  # fewer give no interval: in simulations one of 95 % covered as little as 49 % (2 pairs) to 87 % (4)
+
+
+class Pooled(NamedTuple):
+    """What all pairs together say of `first − second`; NaN where there are too few pairs to say it."""
+
+    pairs: int
+    mean: float
+    low: float
+    high: float
+    improvement: float
+    wins: int
+    ties: int
+    losses: int
+    p_wilcoxon: float
+
+
+def over_pairs(
+    tidy: pd.DataFrame,
+    protocol: str,
+    contrasts: Sequence[tuple[str, str]],
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> list[Pooled]:
+    """The mean over pairs of the mean paired difference `first − second`, for each (first, second) of `contrasts`.
+
+    `low` and `high` come from a hierarchical bootstrap (pairs, then the runs of each drawn pair) with the expanded
+    percentiles of Hesterberg (2015, arXiv:1411.5279): plain percentiles are too narrow for few pairs.
+    In simulations of 5 to 13 pairs with 1 to 4 runs, 91 % (5 pairs, 1 run) to 99.7 % of the intervals of 95 % covered.
+    `improvement` is the probability of improvement: the mean over pairs of the share of paired runs in which `first`
+    is better, equal runs counted half.
+    A pair is a tie where the t interval of its difference includes 0, or, where it has none, if |difference| < 0.005;
+    otherwise the sign decides. `p_wilcoxon` is the exact two-sided p of the signed ranks of the pairs' differences.
+    """
+    gaps = differences(tidy, protocol, contrasts).gaps
+    n, mean, _, low, high = moments(gaps, level)
+    tie = np.where(np.isnan(low), np.abs(mean) < TIE, (low <= 0) & (high >= 0))
+    p = _wilcoxon(mean)
+    found = []
+    for c in range(len(contrasts)):
+        there = n[:, c] > 0
+        count = int(there.sum())
+        if not count:
+            found.append(Pooled(0, math.nan, math.nan, math.nan, math.nan, 0, 0, 0, math.nan))
+            continue
+        runs, means, tied = gaps[there, :, c], mean[there, c], tie[there, c]
+        interval = (math.nan, math.nan)
+        if count >= FEWEST_PAIRS:
+            weights = _bootstrap_weights(tuple(n[there, c].tolist()), resamples, seed)
+            tail = float(stats.norm.sf(stats.t.isf((1 - level) / 2, count - 1) * math.sqrt(count / (count - 1))))
+            drawn = np.quantile(weights @ runs[~np.isnan(runs)], [tail, 1 - tail])
+            interval = (float(drawn[0]), float(drawn[1]))
+        better = ((runs > 0) + 0.5 * (runs == 0)).sum(axis=1) / n[there, c]
+        found.append(
+            Pooled(
+                count,
+                float(means.mean()),
+                *interval,
+                improvement=float(better.mean()),
+                wins=int((~tied & (means > 0)).sum()),
+                ties=int(tied.sum()),
+                losses=int((~tied & (means < 0)).sum()),
+                p_wilcoxon=float(p[c]),
+            )
+        )
+    return found
+
+
+def pooled(
+    tidy: pd.DataFrame,
+    protocol: str,
+    first: str,
+    second: str,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Pooled:
+    """`over_pairs` of two methods."""
+    runs = tidy[tidy["method"].isin([first, second])]
+    return over_pairs(runs, protocol, [(first, second)], level, resamples, seed)[0]
+
+
+def _wilcoxon(mean: Floats) -> Floats:
+    """The p of each contrast's differences over pairs, [pairs, contrasts]; those that are missing or 0 do not count."""
+    rounded = mean.round(9)  # equal differences are equal to the last bit
+    counted = ~np.isnan(rounded) & (rounded != 0)
+    size, p = counted.sum(axis=0), np.full(mean.shape[1], np.nan)
+    for number in set(size.tolist()) - {0}:
+        alike = np.flatnonzero(size == number)
+        ranked = np.stack([rounded[counted[:, c], c] for c in alike])
+        # Without `exact`, SciPy permutes where ranks are tied, which takes seconds; `exact` rounds to the larger p.
+        p[alike] = stats.wilcoxon(ranked, method="exact", axis=1).pvalue
+    return p
+
+
+@lru_cache(maxsize=16)
+def _bootstrap_weights(runs: tuple[int, ...], resamples: int, seed: int) -> Floats:
+    """What each run counts in each resample's mean over pairs, [resamples, sum(runs)]; `runs` is their number by pair.
+
+    Each resample draws as many pairs as there are, and for each drawn pair its runs anew, both with replacement. That
+    is a multinomial number of draws of each pair, and of each of its runs.
+    """
+    draw = np.random.default_rng(seed)
+    pairs = len(runs)
+    drawn = draw.multinomial(pairs, np.full(pairs, 1 / pairs), size=resamples)
+    counts = [draw.multinomial(drawn[:, k] * n, np.full(n, 1 / n)) / (n * pairs) for k, n in enumerate(runs)]
+    return np.concatenate(counts, axis=1)

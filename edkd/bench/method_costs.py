@@ -1,0 +1,101 @@
+"""What a step of every method costs beside one of KD: `edkd bench --methods all`.
+
+All methods of a pair are made at once, each with the code of a real run, and take turns, so that whatever slows the
+machine down slows all of them: a cost is the median of the ratios to KD's step within a repetition.
+"""
+
+import csv
+import io
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from edkd.bench import measure, table
+from edkd.bench.modes import WAYS, Ours
+from edkd.bench.table import Timing
+from edkd.bench.workload import Workload
+from edkd.config import schema
+from edkd.config.schema import Settings
+from edkd.console import console
+from edkd.rundir import files
+
+EVERY = "all"  # of --methods
+PAIR = "vgg13-vgg8"
+BASE = "kd"
+FILE = "methods_cost.csv"
+LEAST = 3  # repetitions, whatever the time
+
+
+def options() -> list[str]:
+    """All methods of conf/distiller, KD first."""
+    names = sorted(path.stem for path in (schema.folder() / "distiller").glob("*.yaml"))
+    return [BASE, *(name for name in names if name != BASE)]
+
+
+def timings(cells: Sequence[Settings], work: Workload, most: int, seconds: float) -> list[Timing]:
+    """Each pair with all its methods, up to `most` repetitions in about so many seconds; `ratio` is the cost."""
+    found: list[Timing] = []
+    pairs = list(dict.fromkeys(map(_pair, cells)))
+    for pair in pairs:
+        with console.status(f"{pair}, all methods"):
+            found += _of_a_pair([cfg for cfg in cells if _pair(cfg) == pair], work, most, seconds / len(pairs))
+    return found
+
+
+def _pair(cfg: Settings) -> str:
+    """Both networks, also of a method that needs no teacher."""
+    return f"{cfg.teacher.name}-{cfg.student.name}"
+
+
+def _of_a_pair(cells: Sequence[Settings], work: Workload, most: int, seconds: float) -> list[Timing]:
+    until = time.monotonic() + seconds
+    _made(cells[0], work)  # what the first steps of a process take once is no method's
+    made = []
+    for cfg in cells:
+        method, peak = _made(cfg, work)
+        made.append((method, Timing(_pair(cfg), cfg.method, "warm", cfg.schedule.batch_size, peak_mb=peak)))
+    for repetition in range(most):
+        first = repetition % len(made)
+        for method, timing in made[first:] + made[:first]:
+            method.ready()
+            timing.seconds.append(measure.seconds(method.run, work.device) / work.steps)
+        if repetition + 1 >= LEAST and time.monotonic() > until:
+            break
+    base = made[0][1].seconds
+    for _, timing in made:
+        timing.ratio = statistics.median(own / others for own, others in zip(timing.seconds, base))
+    return [timing for _, timing in made]
+
+
+def _made(cfg: Settings, work: Workload) -> tuple[Ours, float | None]:
+    """A method, warmed up, and the MB that it takes at its most."""
+    memory = measure.Memory(work.device)
+    method = Ours(WAYS["warm"], cfg, work)
+    memory.restart()
+    method.ready()
+    method.run()
+    return method, memory.peak(children=False)
+
+
+def show(found: Sequence[Timing]) -> None:
+    """Print the costs, the cheapest first."""
+    grid = Table("pair", "method", "ms per step", "as much as KD", "peak MB")
+    for timing in sorted(found, key=lambda timing: (timing.pair, timing.ratio)):
+        numbers = (timing.ms, timing.ratio, timing.peak_mb)
+        grid.add_row(timing.pair, timing.method, *("" if each is None else f"{each:.4g}" for each in numbers))
+    console.print(grid)
+
+
+def write(folder: Path, found: Sequence[Timing], about: dict[str, Any]) -> list[Path]:
+    """Write `<folder>/methods_cost.csv`, which docs/methods.md is made of when it lies in docs/; returns it."""
+    text = io.StringIO()
+    rows = [{**table.row(timing), **about} for timing in found]
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_bytes(folder / FILE, text.getvalue().encode())
+    return [folder / FILE]

@@ -1,0 +1,46 @@
+"""What an importer finds: one trained student each, and the names of other code bases in ours."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edkd.config import schema
+from edkd.errors import EdkdError
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished run of another code base."""
+
+    origin: str  # the code base
+    source: Path
+    method: str
+    teacher: str  # empty of a student alone
+    student: str
+    epochs: Mapping[int, Mapping[str, float]]  # metrics by our names, of the epochs that are known; the last is
+    best: Mapping[str, float]  # epoch and top1 (percent), of the best epoch on the test set
+    given: Mapping[str, str] = field(default_factory=dict)  # what a name says of hyper-parameters
+    notes: tuple[str, ...] = ()  # what a reader should know of how the file was read
+
+
+_ALIASES = {
+    "mv2": "mobilenetv2",
+    "mobilehalf": "mobilenetv2",
+    "shuv1": "shufflenetv1",
+    "shuv2": "shufflenetv2",
+    "shufflev1": "shufflenetv1",
+    "shufflev2": "shufflenetv2",
+}
+
+
+def network(name: str) -> str:
+    """Our name of a network: `res32x4`, `ResNet32x4` -> `resnet32x4`; `wrn40_2` -> `wrn_40_2`. Raises EdkdError."""
+    plain = re.sub(r"[\W_]", "", name).lower()
+    plain = re.sub(r"^res(?=\d)", "resnet", plain)
+    plain = re.sub(r"^wrn(\d\d)(\d)$", r"wrn_\1_\2", plain)
+    plain = _ALIASES.get(plain, plain)
+    known = sorted(path.stem for path in (schema.folder() / "student").glob("*.yaml"))
+    if plain not in known:
+        raise EdkdError(f"{name!r} is no network known here ({', '.join(known)})")
+    return plain

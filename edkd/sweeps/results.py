@@ -1,0 +1,75 @@
+"""The small table at the end of a sweep, from the journals alone; `python -m analysis` makes the whole one."""
+
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from rich.table import Table
+
+from edkd.config.job import Job
+from edkd.console import print_lines, stdout
+from edkd.status.state import RunStatus
+
+TEACHER, ALONE = "teacher", "alone"  # columns: what teaches a pair's student, and that student without a teacher
+
+
+class _Result(NamedTuple):
+    row: str  # a pair, or a network that is in none
+    column: str
+    setting: str  # what the runs of a cell have in common, all but the seed
+    top1: float
+
+
+def show(jobs: Iterable[Job], outcome: Mapping[str, RunStatus]) -> None:
+    """Print the last top-1 accuracy of finished runs, by pair and method, the mean over seeds; nothing if none ended.
+
+    A cell whose runs differ in more than the seed says in how many ways.
+    """
+    cells: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for result in _results(jobs, outcome):
+        settings = cells.setdefault((result.row, result.column), {})
+        settings.setdefault(result.setting, []).append(result.top1)
+    if not cells:
+        return
+    counts = {len(runs) for key, settings in cells.items() if key[1] != TEACHER for runs in settings.values()}
+    same_count = len(counts) == 1
+    texts = {key: _text(settings, with_count=not same_count and key[1] != TEACHER) for key, settings in cells.items()}
+    columns = [
+        name for name in dict.fromkeys((TEACHER, ALONE, *(c for _, c in cells))) if name in {c for _, c in cells}
+    ]
+    rows = list(dict.fromkeys(row for row, _ in cells))
+    if len(columns) > len(rows):
+        rows, columns = columns, rows
+        texts = {(column, row): text for (row, column), text in texts.items()}
+    over = f"n = {min(counts)}" if same_count else "(n)"
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column()
+    for column in columns:
+        table.add_column(column, justify="right", overflow="fold")
+    for row in rows:
+        table.add_row(row, *(texts.get((row, column), "") for column in columns))
+    print_lines(stdout(), f"top-1 of the last epoch, %, {'' if counts == {1} else 'mean of '}{over}", table)
+
+
+def _results(jobs: Iterable[Job], outcome: Mapping[str, RunStatus]) -> Iterator[_Result]:
+    ended = [(job, known) for job in jobs if (known := outcome[job.run].known).end is not None]
+    pairs = {job.settings.pair: job.settings for job, _ in ended if job.settings.needs_teacher}
+    paired = {network.name for cfg in pairs.values() for network in (cfg.teacher, cfg.student)}
+    for job, known in ended:
+        assert known.start is not None and known.end is not None
+        cfg, tags, top1 = job.settings, job.tags, known.end["last"]["top1"]
+        if cfg.needs_teacher:
+            if known.start["teacher"]["top1"] is not None:
+                yield _Result(cfg.pair, TEACHER, str(job.teacher_id), known.start["teacher"]["top1"])
+            yield _Result(cfg.pair, tags.get("title", cfg.method), tags["cell"], top1)
+            continue
+        rows = [pair for pair, other in pairs.items() if other.student.name == cfg.student.name]
+        for row in rows or ([] if cfg.pair in paired else [cfg.pair]):
+            yield _Result(row, ALONE, tags["cell"], top1)
+
+
+def _text(settings: Mapping[str, list[float]], *, with_count: bool) -> str:
+    if len(settings) > 1:
+        return f"{len(settings)} settings"
+    (runs,) = settings.values()
+    return f"{statistics.fmean(runs):.2f}{f' ({len(runs)})' if with_count else ''}"

@@ -1,0 +1,85 @@
+"""What a network predicts for a whole split: accuracies, cross-entropy, nearness to its teacher, calibration."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edkd.data.base import EvaluationData
+from edkd.teachers.source import Precision
+from edkd.training.step import Meter
+
+EVALUATION_BATCH = {"cpu": 100, "cuda": 1000}  # images; on a CPU larger batches are slower and take gigabytes
+
+
+def evaluate(network: nn.Module, data: EvaluationData, precision: Precision) -> dict[str, float]:
+    """Accuracies and cross-entropy of a network over a whole split, see `measure`."""
+    network.eval()
+
+    def predict(images: Tensor) -> Tensor:
+        with precision.autocast():
+            logits: Tensor = network(images, want_feats=False).logits
+        return logits
+
+    return measure(predict, data, precision.device)
+
+
+@torch.inference_mode()
+def all_logits(network: nn.Module, data: EvaluationData, precision: Precision) -> Tensor:
+    """A network's logits of a whole split, float32 [N, K]."""
+    network.eval()
+    with precision.autocast():
+        batches = data.batches(EVALUATION_BATCH[precision.device.type])
+        return torch.cat([network(images, want_feats=False).logits.float() for images, _ in batches])
+
+
+@torch.inference_mode()
+def measure(
+    predict: Callable[[Tensor], Tensor], data: EvaluationData, device: torch.device, taught: Tensor | None = None
+) -> dict[str, float]:
+    """Accuracies in percent and cross-entropy of predicted logits over a whole split: {"loss", "top1", "top5"}.
+
+    With fewer than five classes, top5 counts all of them. With the teacher's logits of the split, `taught` [N, K], also
+    how near the student is to its teacher: "agreement", the percentage of images to which both give the same class, and
+    "kl_teacher", the mean KL(softmax teacher ‖ softmax student) in nats; and its calibration, "ece", see `Calibration`.
+    """
+    meter, done = Meter(device), 0
+    calibration = Calibration(device)
+    for images, target in data.batches(EVALUATION_BATCH[device.type]):
+        logits = predict(images).float()
+        top = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
+        means, hits = {"loss": F.cross_entropy(logits, target)}, {"top1": top[:, 0], "top5": top.any(1)}
+        if taught is not None:
+            teacher = taught[done : done + len(target)]
+            log_student, log_teacher = logits.log_softmax(1), teacher.log_softmax(1)
+            means["kl_teacher"] = F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
+            hits["agreement"] = logits.argmax(1) == teacher.argmax(1)
+            calibration.add(log_student.amax(1).exp(), top[:, 0])
+        meter.add(len(target), means, hits)
+        done += len(target)
+    return {**meter.read(len(data)), **({} if taught is None else {"ece": calibration.read()})}
+
+
+class Calibration:
+    """Expected calibration error: the mean distance of confidence and accuracy over bins of confidence, in percent.
+
+    Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, arXiv:1706.04599, equation
+    3, with 15 bins of equal width; confidence is the largest softmax output.
+    """
+
+    BINS = 15
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(self.BINS, dtype=torch.float64, device=device)
+        self.images = 0
+
+    def add(self, confidence: Tensor, hit: Tensor) -> None:
+        """Add images by their confidence in [0, 1] (float32 [B]) and whether they were classified right (bool [B])."""
+        bins = (confidence * self.BINS).ceil().long().sub(1).clamp(0, self.BINS - 1)
+        self.sums += F.one_hot(bins, self.BINS).double().T @ (confidence.double() - hit.double())  # in a fixed order
+        self.images += len(hit)
+
+    def read(self) -> float:
+        """The error of all images so far."""
+        return 100 * self.sums.abs().sum().item() / self.images
