@@ -85,9 +85,7 @@ def find_teacher(cfg: Settings, trained_by: str = "") -> store.Entry:
     if directory is None:
         raise store.missing(cfg.dataset.key, cfg.teacher.name, teacher_folder(cfg))
     state = journal.state(directory)
-    became = f"is {state.status} after epoch {state.epoch}"
-    if state.error is not None:
-        became = f"failed ({state.error.splitlines()[0]})"
+    became = "failed" if state.status == "failed" else f"is {state.status} after epoch {state.epoch}"
     raise EdkdError(
         f"teacher {cfg.teacher.name} is not in {teacher_folder(cfg)}: its run {directory} {became}; "
         "`edkd retry`, or the same command again, trains it first"

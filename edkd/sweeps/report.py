@@ -32,21 +32,22 @@ def show_summary(planned: Planned, outcome: Mapping[str, RunStatus]) -> int:
     print(f"sweep {planned.id}: {len(jobs) - len(lost)} of {len(jobs)} runs finished")
     failed_teachers = {f"run:{job.run}" for job in planned.teachers if job in lost}
     for job in lost:
-        status = outcome[job.run]
+        status, log = outcome[job.run], job.directory / "run.log"
+        if job.teacher_id in failed_teachers and status.state != "running":
+            began = "failed" if status.state == "failed" else "not started"
+            print(f"  {job.name} {began}: its teacher {job.settings.teacher.name} is not trained yet")
+            continue
         if status.state == "failed":
             what = f"failed: {status.why}"
         elif status.state == "running":
             holder = status.known.holder or {}
             what = f"is running in another process (pid {holder.get('pid')} on {holder.get('host')})"
-        elif job.teacher_id in failed_teachers:
-            what = f"not started: its teacher {job.settings.teacher.name} is not trained yet"
         elif status.state == "new":
             what = "not started"
         elif status.state == "interrupted":
             what = f"interrupted after epoch {status.epoch}"
         else:
             what = f"vanished after epoch {status.epoch}: {status.why_vanished}"
-        log = job.directory / "run.log"
         print(f"  {job.name} {what}" + (f"; see {log}" if log.exists() else ""))
     print("run the same command again to continue" if lost else next_steps(planned.students[0].settings))
     return len(lost)
