@@ -12,7 +12,7 @@ COMMANDS = {
     "sbatch": """
         [ -e {folder}/refuse ] && cat {folder}/refuse >&2 && exit 1
         n=$(( $(ls {folder}/jobs | wc -l) + 1 ))
-        cat >{folder}/jobs/$n.sh
+        cp "$1" {folder}/jobs/$n.sh
         [ -e {folder}/deaf ] && cat {folder}/deaf >&2 && exit 1
         echo "Submitted batch job $n"
         if [ -e {folder}/run ]; then {folder}/bin/run-job $n </dev/null >/dev/null 2>&1 & fi""",

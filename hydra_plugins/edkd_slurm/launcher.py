@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import subprocess
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -105,15 +106,19 @@ class EdkdSlurmLauncher(SlurmLauncher):
             script = self._script(jobs, folder, after, comment, f"{self.name}:{name}")
         except (RuntimeError, ValueError, AssertionError) as error:
             raise RefusedError(f"hydra.launcher: {_line(error)}") from error
+        path = folder / f"{uuid.uuid4().hex}_submission.sh"
+        path.write_text(script)
         with _environment():
-            done = subprocess.run(["sbatch"], input=script, capture_output=True, text=True, check=False)
+            done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True, check=False)
         number = re.search(r"job (\d+)", done.stdout)
         if number is None:
+            path.unlink()
             if made:
                 folder.rmdir()
             said = _reason(done.stderr or done.stdout)
             raise AwayError(said) if _AWAY.search(said) else RefusedError(f"{said}; see hydra.launcher")
         array = number[1]
+        path.rename(folder / f"{array}_submission.sh")
         return [array if tasks == 1 else f"{array}_{each // self.runs_per_job}" for each in range(len(jobs))]
 
     def log(self, job_id: str) -> str:
@@ -121,7 +126,7 @@ class EdkdSlurmLauncher(SlurmLauncher):
         return str(Path(self.params["submitit_folder"]).absolute() / f"{job_id}_0_log.err")
 
     def _folder(self) -> tuple[Path, bool]:
-        """The folder of SLURM's logs, which SLURM does not make, and whether this has made it.
+        """The folder of the scripts and of SLURM's logs, which SLURM does not make, and whether this has made it.
 
         Nobody else may write there, or put links there for SLURM to follow.
         """
@@ -142,7 +147,7 @@ class EdkdSlurmLauncher(SlurmLauncher):
         )
 
     def _script(self, jobs: Sequence["Job"], folder: Path, after: str | None, comment: str, name: str) -> str:
-        """What sbatch is given: submitit's script, and in it the runs of all tasks. SLURM keeps a copy of it."""
+        """What sbatch is given: submitit's script, and in it the runs of all tasks."""
         import submitit
 
         from edkd.rundir.paths import RunDir

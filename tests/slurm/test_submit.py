@@ -352,7 +352,7 @@ def test_a_folder_for_logs_is_its_owners_alone(
     folder.mkdir(parents=True)
     folder.chmod(0o777)
     assert slurm(tiny, "distiller=vanilla").code == 0
-    assert folder.stat().st_mode & 0o777 == 0o700 and list(folder.iterdir()) == []
+    assert folder.stat().st_mode & 0o777 == 0o700 and [path.name for path in folder.iterdir()] == ["1_submission.sh"]
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     assert f"edkd: {folder} is another user's" in slurm(tiny, "distiller=vanilla", "seed=1").err
     assert len(fake_slurm.scripts()) == 1
