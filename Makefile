@@ -24,8 +24,8 @@ demo: setup  ## 3 teachers, 12 students, table and report on real handwritten di
 	$(RUN) launch.py -m experiment=demo distiller=vanilla,kd,dkd,edkd hydra/launcher=local \
 		pair=vgg13-vgg8,resnet32x4-resnet8x4,wrn_40_2-wrn_16_2
 	$(RUN) -m analysis --dataset digits-8-100perclass --recipe $(DEMO)
-	$(RUN) -m analysis.html_report --dataset digits-8-100perclass --recipe $(DEMO)
 	@echo "It works. So few images and epochs rank no methods. Curves of every run: make ui"
+	$(RUN) -m analysis.html_report --dataset digits-8-100perclass --recipe $(DEMO)
 
 test: setup lint  ## lint, types and all tests
 	$(RUN) -m pytest -n 2 --dist loadfile -q
