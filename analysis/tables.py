@@ -63,7 +63,8 @@ class Grid:
 def columns(runs: pd.DataFrame, pairs: Sequence[str] | None) -> tuple[Pair, ...]:
     """`pairs` if given, else the seven of the published table, in its order, and then any other pair of the runs.
 
-    Of other data than CIFAR-100 only the pairs that have runs. A pair has a column for each of its settings where `settings.place` has set columns apart.
+    Of other data than CIFAR-100 only the pairs that have runs. A pair has a column for each of its settings where
+    `settings.place` has set columns apart.
     """
     distilled = runs[~runs["alone"]].drop_duplicates("pair")
     found: dict[str, list[tuple[tuple[Setting, ...], Pair]]] = {}
