@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
-SQLITE = sqlite:///outputs/mlflow.db
 DEMO = 12ep-b64-fp32-4b53a774
 # METRIC=last as --metric last; nothing where it is not set. Options' names are those of the variables.
 given = $(if $($(1)),--$(shell echo $(1) | tr A-Z a-z) $($(1)))
@@ -25,8 +24,8 @@ demo: setup  ## 3 teachers, 12 students, table and report on real handwritten di
 	$(RUN) launch.py -m experiment=demo distiller=vanilla,kd,dkd,edkd hydra/launcher=local \
 		pair=vgg13-vgg8,resnet32x4-resnet8x4,wrn_40_2-wrn_16_2
 	$(RUN) -m analysis --dataset digits-8-100perclass --recipe $(DEMO)
-	$(RUN) -m analysis.html_report --dataset digits-8-100perclass --recipe $(DEMO)
 	@echo "It works. So few images and epochs rank no methods. Curves of every run: make ui"
+	$(RUN) -m analysis.html_report --dataset digits-8-100perclass --recipe $(DEMO)
 
 test: setup lint  ## lint, types and all tests
 	$(RUN) -m pytest -n 2 --dist loadfile -q
@@ -52,8 +51,8 @@ report: setup  ## outputs/report.html alone, the table as one page with figures;
 bench: setup  ## time per step against the plain loop; DATA=dir holds cifar-100-python/; ARGS=--quick
 	$(VENV)/bin/edkd bench $(if $(DATA),dataset.root=$(DATA)) $(ARGS)
 
-ui: setup  ## the MLflow UI on http://127.0.0.1:5000
-	$(VENV)/bin/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri $(SQLITE)
+ui: setup  ## the MLflow UI on http://127.0.0.1:5000; prints the link to the runs; ARGS='--port 5001'
+	@$(VENV)/bin/edkd ui $(ARGS)
 
 clean:  ## remove caches and the virtual environment; outputs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,13 +4,14 @@ import argparse
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
 
-from analysis import formats, literature, load, numbers, report, tables
+from analysis import attach, formats, literature, load, numbers, report, tables
 from edkd.errors import EdkdError
 
 DEFAULT = ["markdown", "csv"]
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"analysis: {line}", file=sys.stderr)
         made = build(options)
         paths = formats.write(made, options.output, options.format)
+        with tempfile.TemporaryDirectory() as folder:
+            attach.to_sweeps(made.used, options, formats.write(made, Path(folder), [*DEFAULT, "html"]))
     except EdkdError as error:
         print(f"analysis: {error}", file=sys.stderr)
         return 1
@@ -66,6 +69,7 @@ def build(options: argparse.Namespace) -> report.Report:
         ),
         command=command("analysis", options, dataset, recipe),
         long=long,
+        used=used,
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis import figures, html_figures, literature, load, numbers, report, tables
+from analysis import attach, figures, html_figures, literature, load, numbers, report, tables
 from analysis import statistics as st
 from analysis.__main__ import chosen, command, facts, parser
 from analysis.figures.by_class import Values
@@ -50,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = options_of.parse_args(arguments)
     path = options.output / "report.html"
     try:
-        files.write_bytes(path, build(options).encode())
+        page, used = build(options)
+        files.write_bytes(path, page.encode())
+        drawn = [*options.figures.glob("*.png"), *options.figures.glob("*.svg")] if options.figures else []
+        attach.to_sweeps(used, options, [path, *drawn])
     except EdkdError as error:
         print(f"analysis.html_report: {error}", file=sys.stderr)
         return 1
@@ -58,9 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build(options: argparse.Namespace) -> str:
-    """The page of the runs that `options` ask for. Raises EdkdError."""
-    runs, used = chosen(options)
+def build(options: argparse.Namespace) -> tuple[str, pd.DataFrame]:
+    """The page of the runs that `options` ask for, and the runs in its numbers. Raises EdkdError."""
+    runs, in_numbers = chosen(options)
+    used = in_numbers
     dataset, recipe = used["dataset"].iloc[0], used["recipe"].iloc[0]
     titles = {row.method: row.title for row in tables.rows_of(used)}
     names = list(titles.values())
@@ -94,7 +98,7 @@ def build(options: argparse.Namespace) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     ).get_template("report.html")
-    return template.render(
+    page = template.render(
         title=report.title(dataset, used),
         verdict=st.verdict(tidy, protocol, ours, others)
         if others
@@ -117,6 +121,7 @@ def build(options: argparse.Namespace) -> str:
         provenance=_provenance(used),
         command=made_by + (f" --ours {shlex.quote(options.ours)}" if options.ours else ""),
     )
+    return page, in_numbers
 
 
 def _in_order(rows: pd.DataFrame, place: Mapping[str, int]) -> pd.DataFrame:

@@ -38,7 +38,7 @@ _SHOWN = 10  # runs that are left out, on the terminal; the file lists them all
 
 @dataclass(frozen=True)
 class Report:
-    """All that the table says: `facts` are one line each, `long` the CSV's rows."""
+    """All that the table says: `facts` are one line each, `long` the CSV's rows, `used` the runs in its numbers."""
 
     title: str
     facts: tuple[str, ...]
@@ -47,6 +47,7 @@ class Report:
     notes: tuple[str, ...]
     command: str
     long: pd.DataFrame
+    used: pd.DataFrame
 
     def student(self, pair: Pair) -> str:
         """The student of a column, with the column's setting; a footnote mark stands only where its note does."""

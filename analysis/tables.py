@@ -63,7 +63,8 @@ class Grid:
 def columns(runs: pd.DataFrame, pairs: Sequence[str] | None) -> tuple[Pair, ...]:
     """`pairs` if given, else the seven of the published table, in its order, and then any other pair of the runs.
 
-    A pair has a column for each of its settings where `settings.place` has set columns apart.
+    Of other data than CIFAR-100 only the pairs that have runs. A pair has a column for each of its settings where
+    `settings.place` has set columns apart.
     """
     distilled = runs[~runs["alone"]].drop_duplicates("pair")
     found: dict[str, list[tuple[tuple[Setting, ...], Pair]]] = {}
@@ -72,7 +73,9 @@ def columns(runs: pd.DataFrame, pairs: Sequence[str] | None) -> tuple[Pair, ...]
         name = f"{run['teacher']}-{run['student']}"
         found.setdefault(name, []).append((run["column"], Pair(run["pair"], run["teacher"], run["student"], setting)))
     names = pairs or [*literature.SEVEN, *sorted(set(found) - set(literature.SEVEN))]
-    if distilled["column"].any():
+    if distilled["column"].any() or literature.FULL_DATASET not in {
+        name.split("-")[0] for name in distilled["dataset"]
+    }:
         names = [name for name in names if name in found]
     return tuple(pair for name in names for _, pair in sorted(found.get(name, [((), Pair(name, *name.split("-", 1)))])))
 

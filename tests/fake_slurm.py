@@ -13,6 +13,7 @@ COMMANDS = {
         [ -e {folder}/refuse ] && cat {folder}/refuse >&2 && exit 1
         n=$(( $(ls {folder}/jobs | wc -l) + 1 ))
         cp "$1" {folder}/jobs/$n.sh
+        [ -e {folder}/deaf ] && cat {folder}/deaf >&2 && exit 1
         echo "Submitted batch job $n"
         if [ -e {folder}/run ]; then {folder}/bin/run-job $n </dev/null >/dev/null 2>&1 & fi""",
     "run-job": """
@@ -33,8 +34,14 @@ COMMANDS = {
         exec "$@" >>{folder}/srun.log 2>&1""",
     "squeue": """
         [ -e {folder}/away ] && echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2 && exit 1
-        cat {folder}/queue""",
+        case "$*" in
+            *%k*) grep -H -o -- '--comment=.*' {folder}/jobs/*.sh |
+                sed -E "s|.*/([0-9]+).sh:--comment='?([^']*)'?|\\1 \\2|" |
+                while read -r n comment; do sed -n -E "s/^($n(_[^|]*)?)\\|.*/\\1|$comment/p" {folder}/queue; done;;
+            *) cat {folder}/queue;;
+        esac""",
     "scontrol": """
+        [ $# = 0 ] && cat >>{folder}/asked && exit
         echo "$*" >>{folder}/asked
         [ -e {folder}/slow ] && exec sleep 60
         [ -e {folder}/away ] && echo 'Unable to contact slurm controller' >&2 && exit 1
@@ -74,7 +81,9 @@ class FakeSlurm:
         (self.folder / "queue").write_text("".join(lines))
 
     def set(self, name: str, text: str = "") -> None:
-        """`refuse` (with what sbatch says), `away`, `slow` (to scontrol), `run`, `no_requeue`, `max_array_size`."""
+        """`refuse` or, after it has taken a job, `deaf` (with what sbatch says), `away`, `slow` (to scontrol), `run`,
+        `no_requeue`, `max_array_size`.
+        """
         (self.folder / name).write_text(text)
 
     def clear(self, name: str) -> None:

@@ -62,9 +62,9 @@ def tracked(cfg: Settings, work: Workload) -> dict[str, float]:
     }
     tracking.create_store(**store)
     book = journal.Journal(folder)
-    book.append(
-        {"event": "start", "run": "0" * 16, "name": "bench", "config": {"distiller": cfg.distiller}, "tags": {}}
-    )
+    tags = {"distiller": cfg.method, "teacher": cfg.teacher.name, "student": cfg.student.name, "seed": 0}
+    start = {"run": "0" * 16, "name": "bench", "config": {"distiller": cfg.distiller}, "tags": tags}
+    book.append({"event": "start", **start})
     student = networks(cfg, work)[1].state_dict()
     state = {"student": student, "optimizer": student}
     metrics = {f"train/{number}": 71.23456789 for number in range(10)}  # as many as EDKD has

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -46,7 +47,7 @@ def main() -> None:
     except KeyboardInterrupt:
         console.print(INTERRUPTED)
         raise SystemExit(130) from None
-    except (EdkdError, HydraException, OmegaConfBaseException) as error:
+    except (EdkdError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         _fail(error)
     except ValueError as error:  # Hydra's own, such as for a group without an option
         if f"{os.sep}hydra{os.sep}" not in traceback.extract_tb(error.__traceback__)[-1].filename:
@@ -81,9 +82,12 @@ def task(composed: DictConfig) -> None:
     if "frozen" in composed:
         from edkd.config.job import thaw
         from edkd.runs.run import execute
+        from edkd.training.device import take_gpu
 
         _end_with_parent()
         job, sweep = thaw(Path(composed.frozen))
+        if multiprocessing.parent_process() is not None and job.settings.engine.device in ("auto", "cuda"):
+            take_gpu(multiprocessing.current_process().name)
         try:
             execute(job, sweep=sweep, show=False)
         except Exception as error:

@@ -12,10 +12,15 @@ from edkd.cli.teachers import add_dataset
 from edkd.console import fail
 from edkd.errors import EdkdError
 
+_OF_RUNS = ("status", "logs", "retry", "clean", "sync")
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `edkd` and `python -m edkd.cli.main`: exits with 0, or with 1 and one line after an error."""
     parser = _parser()
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] and arguments[0] in _OF_RUNS:  # as launch.py takes it
+        arguments = [f"--{word}" if word.startswith("output=") else word for word in arguments]
     # Overrides may stand anywhere among the options, which argparse alone does not allow below a subcommand.
     args, surplus = parser.parse_known_args(arguments)
     misplaced = [word for word in surplus if word.startswith("-") or "=" not in word or "overrides" not in args]

@@ -36,6 +36,12 @@ def add_to(commands: Any) -> None:
     sync.add_argument("--experiment", default="edkd")
     sync.set_defaults(act=_sync)
 
+    pages = commands.add_parser("ui", help="MLflow's pages of the runs, in a browser; prints the link")
+    add_output(pages)
+    pages.add_argument("--port", type=int, default=5000)
+    pages.add_argument("--experiment", default="edkd")
+    pages.set_defaults(act=_ui)
+
     results = commands.add_parser("results", help="results that a repository can hold")
     actions = results.add_subparsers(required=True, metavar="ACTION")
     packing = actions.add_parser(
@@ -93,6 +99,13 @@ def _sync(args: argparse.Namespace) -> None:
         print(f"sweep {sweep}: {ended}")
     if failed:
         raise EdkdError(f"{counted(failed, 'run')} could not be brought to {uri}")
+
+
+def _ui(args: argparse.Namespace) -> None:
+    from edkd import tracking
+
+    uri, artifacts = f"sqlite:///{args.output / 'mlflow.db'}", str(args.output / "mlartifacts")
+    tracking.serve(uri=uri, experiment=args.experiment, artifacts=artifacts, port=args.port)
 
 
 def _ended_sweeps(output: Path) -> dict[str, Counter[str]]:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
 
 
 def _status(args: argparse.Namespace) -> None:
-    from edkd.status import table
+    from edkd.status import table, wait
 
     chosen = _selection(args)
     try:
@@ -99,6 +100,9 @@ def _status(args: argparse.Namespace) -> None:
                 table.show(views)
     except EdkdError as error:
         fail(str(error), code=2)
+    if not args.json:
+        sys.stdout.flush()
+        wait.show_cures(views)
     raise SystemExit(table.exit_code(views))
 
 

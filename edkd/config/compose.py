@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from edkd.config import schema
 from edkd.errors import EdkdError
@@ -44,6 +45,14 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         return f"{group}={name}: no such option{_guess(name, error.options)}; allowed: {', '.join(error.options)}"
     text = _first_line(error)
+    if isinstance(error, yaml.YAMLError):
+        return " ".join(str(error).split())
+    if found := re.match("In '(.+?)': (?:Could not load '(.+)'|.* raised while composing config:)", text):
+        return _in_file(found[1], found[2], error.__context__)
+    if text == "Input config does not have a `_target_` field":
+        chosen = [each.partition("=")[2] for each in overrides if each.startswith("hydra/launcher=")]
+        file = _file(f"hydra/launcher/{chosen[-1]}") if chosen else "hydra.launcher"
+        return f"{file} does not say what it changes: it begins with `defaults: [slurm, _self_]`"
     if isinstance(error, ConfigCompositionException) and text.startswith("Could not override '"):
         return _unknown_key(text.split("'")[1], overrides)
     if isinstance(error, ConfigCompositionException) and text.startswith(("Ambiguous value", "Sweep parameters")):
@@ -56,6 +65,34 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
         text = f"{text}: {_first_line(error.__cause__)}"
     return text
+
+
+def _in_file(option: str, wanted: str | None, cause: BaseException | None) -> str:
+    """What is wrong in the file of an option: it names no other option that there is, or OmegaConf says it."""
+    if wanted is not None:
+        group, _, name = wanted.rpartition("/")
+        there = sorted(path.stem for folder in _folders() for path in (folder / group).glob("*.yaml"))
+        return f"{_file(option)}: defaults: no such option {name}{_guess(name, there)}; allowed: {', '.join(there)}"
+    package, key = option.rpartition("/")[0].replace("/", "."), getattr(cause, "key", None)
+    where = f"{_file(option)}: {package}.{key}" if key is not None else _file(option)
+    keys = getattr(getattr(cause, "object_type", None), "__dataclass_fields__", {})
+    if isinstance(cause, ConfigKeyError):
+        allowed = sorted(name for name in keys if name != "_target_")
+        return f"{where}: no such key{_guess(str(key), allowed)}; allowed: {', '.join(allowed)}"
+    text = _first_line(cause) if cause is not None else "cannot be read"
+    return f"{where}: must be a list, such as ['…']" if "is not a ListConfig" in text else f"{where}: {text}"
+
+
+def _file(option: str) -> str:
+    """The file of an option, as a user finds it."""
+    paths = [folder / f"{option}.yaml" for folder in _folders()]
+    return str(next((path for path in paths if path.exists()), option))
+
+
+def _folders() -> list[Path]:
+    """Where options lie: in the user's folder, and in conf/."""
+    own = _own_folder()
+    return [*([Path(own)] if own else []), schema.folder()]
 
 
 def _unknown_key(key: str, overrides: Sequence[str]) -> str:
@@ -91,11 +128,16 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     )
 
 
-def _own_options() -> list[str]:
-    """The override that lets composition find the user's options in the command line's --config-dir."""
+def _own_folder() -> str | None:
+    """The command line's --config-dir."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-dir", "-cd")
-    config_dir = parser.parse_known_args(sys.argv[1:])[0].config_dir
+    return parser.parse_known_args(sys.argv[1:])[0].config_dir
+
+
+def _own_options() -> list[str]:
+    """The override that lets composition find the user's options in the command line's --config-dir."""
+    config_dir = _own_folder()
     return [f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"] if config_dir else []
 
 

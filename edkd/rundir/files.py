@@ -2,8 +2,8 @@
 
 import contextlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,14 +11,12 @@ from edkd.errors import EdkdError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file that everybody may read, into a folder that is there.
+    """Write a small file into a folder that is there.
 
     Several processes may write the same path at once. Raises `OSError`, for the caller knows what would help.
     """
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    with _exchanged(Path(name), path, "w", text):
-        Path(name).chmod(0o644)
+    with _exchanged(path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp"), path, "x", text):
+        pass
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:

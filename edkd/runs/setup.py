@@ -5,7 +5,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -88,9 +88,7 @@ def find_teacher(cfg: Settings, trained_by: str = "") -> store.Entry:
     if directory is None:
         raise store.missing(cfg.dataset.key, cfg.teacher.name, teacher_folder(cfg))
     state = journal.state(directory)
-    became = f"is {state.status} after epoch {state.epoch}"
-    if state.error is not None:
-        became = f"failed ({state.error.splitlines()[0]})"
+    became = "failed" if state.status == "failed" else f"is {state.status} after epoch {state.epoch}"
     raise EdkdError(
         f"teacher {cfg.teacher.name} is not in {teacher_folder(cfg)}: its run {directory} {became}; "
         "`edkd retry`, or the same command again, trains it first"
@@ -117,16 +115,18 @@ def new_state(cfg: Settings, inputs: Inputs) -> TrainState:
     if cfg.engine.compile:
         compile_network(student, device)
     trainable = Trainable(student, distiller.to(device), precision)
-    schedule = cfg.schedule
-    optimizer = build(
+    return TrainState(trainable, _optimizer(cfg, trainable, device))
+
+
+def _optimizer(cfg: Settings, network: nn.Module, device: torch.device) -> Any:
+    return build(
         cfg.optimizer,
         "optimizer",
-        params=list(trainable.parameters()),
-        lr=torch.tensor(schedule.lr, dtype=torch.float32, device=device),
-        momentum=schedule.momentum,
-        weight_decay=schedule.weight_decay,
+        params=list(network.parameters()),
+        lr=torch.tensor(cfg.schedule.lr, dtype=torch.float32, device=device),
+        momentum=cfg.schedule.momentum,
+        weight_decay=cfg.schedule.weight_decay,
     )
-    return TrainState(trainable, optimizer)
 
 
 def make_method(cfg: Settings, student: nn.Module, teacher: nn.Module | None, arrays: Arrays | Streamed) -> Distiller:
@@ -184,10 +184,17 @@ def _seen(network: nn.Module, size: int) -> _Seen:
 def check_method(cfg: Settings) -> None:
     """Raise EdkdError for a method that refuses the networks of a run, before there are data or teacher.
 
-    The method's `setup` runs on PyTorch's meta device, where tensors have shapes and no memory. The number of classes
+    So does an optimiser that refuses its values, and a method that needs strong views of streamed images. The method's
+    `setup` runs on PyTorch's meta device, where tensors have shapes and no memory. The number of classes
     is not known yet and taken to be large, and so is the number of images where only the files have it.
     """
-    if target(cfg.distiller, "distiller").setup is Distiller.setup:
+    method = target(cfg.distiller, "distiller")
+    if method.needs_strong_view and get_type_hints(target(cfg.dataset.source, "dataset.source"))["return"] is Streamed:
+        raise EdkdError(
+            f"distiller={cfg.method} needs strong views, which only data in memory have, not {cfg.dataset.name}"
+        )
+    _optimizer(cfg, nn.Linear(1, 1), torch.device("cpu"))
+    if method.setup is Distiller.setup:
         return
     teacher = cfg.teacher.model if cfg.needs_teacher else None
     # Data sets of another size than CIFAR's say so.
@@ -257,8 +264,6 @@ def device_data(arrays: Arrays | Streamed, cfg: Settings, device: torch.device) 
     shown = {"mean": data.mean, "std": data.std, "device": device, "channels_last": cfg.engine.channels_last}
     strong_view = target(cfg.distiller, "distiller").needs_strong_view
     if isinstance(arrays, Streamed):
-        if strong_view:
-            raise EdkdError(f"distiller={cfg.method} needs strong views, which only data in memory have")
         train, test = (
             StreamedData(files, size=arrays.image_size, workers=arrays.workers, **shown)  # type: ignore[arg-type]
             for files in (arrays.train, arrays.test)

@@ -1,109 +1,184 @@
 """What runs in a SLURM job: one frozen run, which makes way when SLURM asks, and continues when it is started again.
 
+    python -m edkd.slurm.job --signal-delay 120 --timeout-min 240 --max-timeouts 1000 --folder DIR HASH:CONFIG
+
 SLURM warns all processes of a job with SIGUSR2: `signal_delay_s` seconds before the walltime ends, and before a
-preemption where the cluster is set up so. Submitit's handler for it rewrites files, asks SLURM to queue the job again
-and exits, wherever the process just is, and in forked children as well. Here the signal is noted, the run stops at the
-next safe point with its files closed and its directory free, and only then submitit's handler runs.
+preemption where the cluster is set up so. The signal is noted, the run stops at the next safe point with its files
+closed and its directory free, and only then SLURM is asked to queue the job again.
 """
 
-import contextlib
+import argparse
 import os
 import platform
 import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
+from edkd.console import counted
 from edkd.errors import EdkdError
 from edkd.rundir import journal, lock
 from edkd.rundir.paths import RunDir
 from edkd.runs.preemption import Stopped
+from edkd.slurm import pack, queue
+from edkd.slurm.warning import Warned, warnings_noted
 
-WARNING = signal.SIGUSR2
-FINISH_EPOCH = 0.5  # part of the time between the warning and the end in which an epoch may still be finished
-LAST_MOMENT = 0.75  # part of that time after which a run that has met no safe point is broken off where it is
+_OPTIONS = ("folder", "signal-delay", "timeout-min", "max-timeouts")
 _NO_GPU = ("", "-1", "NoDevFiles")  # CUDA_VISIBLE_DEVICES of a job without; the last is SLURM's
-PATIENCE = 2.0  # seconds between two looks at a run directory that another process holds
+EARLY = 90.0  # seconds by which SLURM may warn too early, and a job's set-up take
+PATIENCE = 2.0  # seconds between two looks at a run directory that another process holds, and two requests of SLURM
 
 
-class FrozenRun:
-    """Executes the run that a frozen configuration describes; submitit pickles this and calls it in the job."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run to the end, or until SLURM asks for the place: the job is then queued again.
 
-    def __init__(self, config: Path, *, signal_delay_s: float) -> None:
-        self.config = Path(config).absolute()
-        self.folder = Path.cwd()  # relative paths in the configuration begin here
-        self.signal_delay_s = signal_delay_s
+    A run that does not end well ends the process with a non-zero code, so that SLURM's tools show the job as failed.
+    """
+    args = _parser().parse_args(arguments)
+    os.chdir(args.folder)  # relative paths in the configuration begin here
+    # It announces SIGKILL, and is no request to stop: whether the job goes back into the queue SLURM has decided.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    if args.runs_per_job > 1 and not args.one_of_several:
+        raise SystemExit(run_several(args))
+    run, _, config = args.runs[0].partition(":")
+    run_dir = RunDir(Path(config).parent)
+    size = run_dir.journal_size
 
-    def __call__(self) -> None:
-        """Run to the end, or until SLURM asks for the place: the job is then queued again.
+    def note(error: str) -> None:  # unless the run itself could do so
+        if run_dir.journal_size == size:
+            journal.Journal(run_dir.path).append({"event": "failure", "error": error})
 
-        A run that fails ends the process with a non-zero code, so that SLURM's tools show the job as failed too.
-        """
-        os.chdir(self.folder)
-        run_dir = RunDir(self.config.parent)
-        size = run_dir.journal_size
-
-        def note(error: str) -> None:  # unless the run itself could do so
-            if run_dir.journal_size == size:
-                journal.Journal(run_dir.path).append({"event": "failure", "error": error})
-
-        with warnings_noted(self.signal_delay_s) as warned:
-            try:
-                self._execute(warned)
-                return
-            except Stopped:
-                print("stopped on SLURM's warning; asking SLURM to queue the job again", file=sys.stderr)
-            except EdkdError as error:
-                note(str(error))
-                print(f"edkd: {error}", file=sys.stderr)
-                raise SystemExit(1) from None
-            except Exception as error:
-                note(f"{type(error).__name__}: {error}")
-                raise
+    with warnings_noted(args.signal_delay) as warned:
+        try:
+            _execute(run_dir, run, warned, wait=not args.one_of_several)
+            return
+        except Stopped:
             warned.disarm()
-            try:
-                warned.pass_on()
-            except Exception as error:  # submitit's and scontrol's: the job will not be started again
-                reason = " ".join(str(error).split())
-                message = (
-                    f"stopped by SLURM and not queued again ({reason}); run the same command again to continue, "
-                    "with a larger hydra.launcher.timeout_min or max_num_timeout if it ran out of time"
-                )
-                journal.Journal(run_dir.path).append({"event": "failure", "error": message})
-                print(f"edkd: {message}", file=sys.stderr)
-                raise SystemExit(1) from None
+            if args.one_of_several:
+                raise SystemExit(pack.STOPPED) from None
+            print("stopped on SLURM's warning; asking SLURM to queue the job again", file=sys.stderr, flush=True)
+        except lock.HeldError:
+            raise SystemExit(pack.HELD) from None
+        except EdkdError as error:
+            note(str(error))
+            print(f"edkd: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+        except Exception as error:
+            note(f"{type(error).__name__}: {error}")
+            raise
+        refused = _timed_out_too_often(args, warned) or queue_again(warned.deadline)
+    if refused:
+        _note_refusal([run_dir.path], refused)
+    raise SystemExit(1)
 
-    def checkpoint(self) -> Any:
-        """Submitit's protocol: what the job that is queued again runs. All progress is in the run's directory."""
-        import submitit
 
-        return submitit.helpers.DelayedSubmission(self)
+def run_several(args: argparse.Namespace) -> int:
+    """Run several of the stage's runs at a time until none waits, or until SLURM asks for the place.
 
-    def _execute(self, warned: "Warned") -> None:
-        from edkd.config.job import thaw
-        from edkd.runs.run import execute
+    Returns the exit code: 1 if a run did not end well here, or is to be continued.
+    """
+    from edkd.training.hardware import slurm_job
 
-        job, sweep = thaw(self.config)
-        if job.settings.engine.device == "auto":
-            _check_gpu()
-        said = False
+    options = [f"--{name}={getattr(args, name.replace('-', '_'))}" for name in _OPTIONS]
+    several = pack.Pack(args.runs, first=args.first, size=args.runs_per_job, options=options, job=slurm_job() or "")
+    with warnings_noted(args.signal_delay) as warned:
         while True:
-            try:
-                execute(job, sweep=sweep, show=True, stop_asked=warned.stop_asked)
-                return
-            except lock.HeldError as error:
-                # SLURM starts a job a second time if it loses sight of a node on which the first one lives. The run
-                # needs but one of them; should that die after all, this one continues.
-                if not said:
-                    print(f"waiting: {error}", file=sys.stderr)
-                said = True
-            if warned.at is not None:
-                raise Stopped
-            time.sleep(PATIENCE)
+            if warned.at is None:
+                several.start_next()
+            else:
+                warned.disarm()  # each process has the warning itself
+            if not several.going and (warned.at is not None or several.over):
+                break
+            time.sleep(pack.PAUSE)
+            several.collect()
+        if warned.at is not None and (several.stopped or not several.over):
+            refused = _timed_out_too_often(args, warned) or queue_again(warned.deadline)
+            if refused:
+                _note_refusal([Path(run.partition(":")[2]).parent for run in several.stopped], refused)
+            return 1
+    return int(any(several.ended.values()))
+
+
+def _note_refusal(directories: Sequence[Path], refused: str) -> None:
+    message = (
+        f"stopped by SLURM and not queued again ({refused}); run the same command again to continue, "
+        "with a larger hydra.launcher.timeout_min or max_num_timeout if it ran out of time"
+    )
+    for directory in directories:
+        journal.Journal(directory).append({"event": "failure", "error": message})
+    print(f"edkd: {message}", file=sys.stderr)
+
+
+def queue_again(deadline: float) -> str:
+    """Ask SLURM to put this job back into its queue; returns why it does not, or nothing.
+
+    What is refused is checked against the queue: SLURM may have put the job there itself, as when it preempts one.
+    Where it cannot be asked, or refuses, it is asked again until `deadline`, by the clock of `time.monotonic`.
+    """
+    from edkd.training.hardware import slurm_job  # loads torch: not before the warning can be noted
+
+    job = slurm_job()
+    assert job is not None
+    while True:
+        done = queue.ask(["scontrol", "requeue", job], time.monotonic() + queue.PATIENCE)
+        if done is not None and done.returncode == 0:
+            return ""
+        known = queue.look_up([job])
+        if known is not None and (job not in known or known[job].state != "RUNNING"):
+            return ""  # it waits already, or is being ended
+        if time.monotonic() + PATIENCE > deadline:
+            said = " ".join(done.stderr.split()) if done is not None else ""
+            return said or "SLURM does not answer"
+        time.sleep(PATIENCE)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m edkd.slurm.job")
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--signal-delay", type=float, required=True)
+    parser.add_argument("--timeout-min", type=float, required=True)
+    parser.add_argument("--max-timeouts", type=int, required=True)
+    parser.add_argument("--runs-per-job", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0, help="where in the list the runs of this job begin")
+    parser.add_argument("--one-of-several", action="store_true", help="a process of a job with several runs")
+    parser.add_argument("runs", metavar="HASH:CONFIG", nargs="+")
+    return parser
+
+
+def _timed_out_too_often(args: argparse.Namespace, warned: Warned) -> str:
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    ran, walltime = warned.ran, 60 * args.timeout_min
+    if restarts < args.max_timeouts or ran + args.signal_delay + EARLY < walltime:
+        return ""
+    return f"out of walltime, after {counted(restarts, 'restart')}"
+
+
+def _execute(run_dir: RunDir, run: str, warned: Warned, *, wait: bool) -> None:
+    from edkd.config.job import thaw
+    from edkd.runs.run import execute
+
+    job, sweep = thaw(run_dir.config)
+    if job.run != run:  # its classes may be anybody's who can write there
+        raise EdkdError(f"{run_dir.config} is not what was submitted: it now describes run {job.run}, not {run}")
+    if job.settings.engine.device == "auto":
+        _check_gpu()
+    said = False
+    while True:
+        try:
+            execute(job, sweep=sweep, show=True, stop_asked=warned.stop_asked)
+            return
+        except lock.HeldError as error:
+            # SLURM starts a job a second time if it loses sight of a node on which the first one lives. The run
+            # needs but one of them; should that die after all, this one continues.
+            if not wait:
+                raise
+            if not said:
+                print(f"waiting: {error}", file=sys.stderr, flush=True)
+            said = True
+        if warned.at is not None:
+            raise Stopped
+        time.sleep(PATIENCE)
 
 
 def _check_gpu() -> None:
@@ -119,68 +194,5 @@ def _check_gpu() -> None:
         )
 
 
-class Warned:
-    """Whether and when SLURM's warning came."""
-
-    def __init__(self, delay: float, handler: Any) -> None:
-        self.delay, self.handler = delay, handler
-        self.at: float | None = None
-
-    def note(self) -> None:
-        """The warning has come; further ones change nothing."""
-        if self.at is None:
-            self.at = time.monotonic()
-            signal.setitimer(signal.ITIMER_REAL, max(0.001, LAST_MOMENT * self.delay))
-
-    def stop_asked(self, left: float) -> bool:
-        """At a safe point: whether to stop there, with `left` seconds to the end of the epoch."""
-        if self.at is None:
-            return False
-        return left <= 0 or time.monotonic() - self.at + left > FINISH_EPOCH * self.delay
-
-    def disarm(self) -> None:
-        """From here on nothing is broken off."""
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-    def pass_on(self) -> None:
-        """Call the handler that was there before: submitit's, which requeues the job and exits."""
-        if callable(self.handler):
-            self.handler(WARNING, None)
-
-
-@contextlib.contextmanager
-def warnings_noted(delay: float) -> Iterator[Warned]:
-    """Note SLURM's warning instead of acting on it; `delay` seconds later SLURM ends the job.
-
-    The signal is blocked rather than handled: children, forked or started, inherit that and are not disturbed, while
-    a thread waits for it. The handler is for threads that were there before, to which the kernel may give the signal.
-    """
-    before = signal.getsignal(WARNING), signal.getsignal(signal.SIGALRM)
-    warned = Warned(delay, before[0])
-    done = threading.Event()
-
-    def noted(number: int, frame: FrameType | None) -> None:
-        warned.note()
-
-    def break_off(number: int, frame: FrameType | None) -> None:
-        raise Stopped
-
-    def wait() -> None:
-        while signal.sigwait({WARNING}) and not done.is_set():
-            warned.note()
-
-    signal.signal(WARNING, noted)
-    signal.signal(signal.SIGALRM, break_off)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {WARNING})
-    waiting = threading.Thread(target=wait, name="edkd-warning", daemon=True)
-    waiting.start()
-    try:
-        yield warned
-    finally:
-        warned.disarm()
-        done.set()
-        signal.pthread_kill(waiting.ident or 0, WARNING)
-        waiting.join()
-        signal.signal(WARNING, before[0])
-        signal.signal(signal.SIGALRM, before[1])
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {WARNING})
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,24 @@ QUEUED = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEU
 STARTED = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"})
 """States of a job that has a node. One that is requeued is COMPLETING first, so this is no word of its end."""
 ALIVE = QUEUED | STARTED
+RETURNING = frozenset({"NODE_FAIL", "PREEMPTED"})
+"""States in which a job may be seen for a moment before SLURM queues it again."""
+
+_CURES = {  # how reasons begin that do not end by themselves, and what helps
+    "PartitionConfig PartitionNodeLimit PartitionTimeLimit BadConstraints MaxMemPerLimit": (
+        "no node of the partition can take it: smaller cpus_per_task, mem_gb, gpus_per_node or timeout_min, or another "
+        "partition or constraint (`sinfo -o '%P %c %m %G %l %f'`)"
+    ),
+    "JobHeld launch_failed_requeued_held job_requeued_in_held_state": (
+        "`scontrol release {job}` lets it start; `scontrol show job {job}` says why it was held"
+    ),
+    "QOS Assoc InvalidQOS InvalidAccount": (
+        "a limit of your account: smaller cpus_per_task, gpus_per_node, timeout_min or array_parallelism, or another "
+        "qos or account (`sacctmgr show assoc user=$USER`, `sacctmgr show qos`)"
+    ),
+    "ReqNodeNotAvail": "nodes are down or reserved (`sinfo -R`): another partition, or a wider constraint or exclude",
+    "DependencyNeverSatisfied": "the job that it waits for is lost: `scancel {job}`, then the same command",
+}
 
 _MANY = 2000  # job numbers: more do not go onto a command line
 _ARRAY = re.compile(r"(?P<array>\d+)_\[(?P<tasks>[\d,:-]+)(?:%\d+)?\]")
@@ -35,6 +53,13 @@ class Entry:
     """As SLURM calls it: PENDING, RUNNING, COMPLETED, TIMEOUT, ..."""
     where: str
     """Of a pending job the reason why it waits, of any other its nodes; empty where there are none."""
+
+
+def cure(reason: str, job: str) -> str:
+    """What helps a job that waits for a reason that does not end by itself; empty for one that does."""
+    said = reason.replace(" ", "_")
+    found = (text for begins, text in _CURES.items() if said.startswith(tuple(begins.split())))
+    return next(found, "").format(job=job)
 
 
 def look_up(job_ids: Iterable[str]) -> dict[str, Entry] | None:
@@ -56,6 +81,22 @@ def look_up(job_ids: Iterable[str]) -> dict[str, Entry] | None:
         ended = {job: entry for job, entry in _sacct(forgotten, deadline).items() if entry.state not in ALIVE}
         known = ended | known
     return {job: entry for job, entry in known.items() if job in wanted}
+
+
+def commented(comment: str, user: int) -> list[str] | None:
+    """The jobs of a user whose comment ends so; None where SLURM cannot be asked."""
+    command = ["squeue", "-h", "-r", "-a", "-t", "all", "-u", str(user), "-o", "%i|%k"]
+    done = ask(command, time.monotonic() + PATIENCE)
+    if done is None or done.returncode != 0:
+        return None
+    jobs = [line.partition("|")[::2] for line in done.stdout.splitlines()]
+    return [job for name, said in jobs if said.endswith(comment) for job in _expanded(name)]
+
+
+def name_jobs(names: Mapping[str, str]) -> None:
+    """Give jobs names for squeue to show; where SLURM does not want to, they keep those that they have."""
+    orders = "".join(f"update JobId={job} JobName={name}\n" for job, name in names.items())
+    ask(["scontrol"], time.monotonic() + PATIENCE, orders)
 
 
 def _squeue(wanted: set[str], deadline: float) -> dict[str, Entry] | None:
@@ -112,8 +153,8 @@ def _expanded(name: str) -> Iterator[str]:
             yield f"{array['array']}_{task}"
 
 
-def ask(command: list[str], deadline: float) -> subprocess.CompletedProcess[str] | None:
-    """Run a command of SLURM's; None if it is not there or does not answer in time."""
+def ask(command: list[str], deadline: float, given: str = "") -> subprocess.CompletedProcess[str] | None:
+    """Run a command of SLURM's, `given` as its standard input; None if it is not there or does not answer in time."""
     if shutil.which(command[0]) is None:
         return None
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SACCT_"))}
@@ -121,7 +162,7 @@ def ask(command: list[str], deadline: float) -> subprocess.CompletedProcess[str]
     try:
         process = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -133,7 +174,7 @@ def ask(command: list[str], deadline: float) -> subprocess.CompletedProcess[str]
         return None
     with process:
         try:
-            out, err = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
+            out, err = process.communicate(given, timeout=max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # a site's wrapper has children that hold the pipes
             process.communicate()

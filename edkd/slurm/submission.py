@@ -18,6 +18,7 @@ class Submission:
     sweep: str
     log: str
     journal_size: int = 0  # bytes in the journal at submission: what is written after them is this job's
+    several: bool = False  # whether the job has other runs too, and goes on when this one has failed
 
     @classmethod
     def read(cls, run_dir: Path) -> "Submission | None":

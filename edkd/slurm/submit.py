@@ -7,9 +7,13 @@ command finds the jobs that wait or run, and submits only the others.
 """
 
 import contextlib
+import json
+import os
 import re
 import shutil
+import signal
 import time
+import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -19,10 +23,14 @@ from filelock import FileLock
 from edkd.config.job import Job, absent, freeze, unmake
 from edkd.console import LOG, counted
 from edkd.errors import EdkdError
-from edkd.rundir import provenance
+from edkd.rundir import files, provenance
 from edkd.rundir.paths import RunDir
 from edkd.slurm import queue
 from edkd.slurm.submission import Submission
+
+NO_ANSWER = "SLURM does not answer"
+SQUEUE_SAYS = "`squeue` says why; the same command continues when it is back"
+_UNDER_WAY = ".submitting"  # how a file is called that names jobs while they are submitted
 
 
 class Planned(Protocol):
@@ -43,15 +51,43 @@ class Queue(Protocol):
     detached: bool
     poll_s: float
     threads: int | None
+    runs_per_job: int
+    parallel: int  # how many runs of one array go at a time, at most
+
+    @property
+    def name(self) -> str:
+        """What the jobs' names begin with."""
 
     def check(self) -> None:
         """Raise EdkdError for parameters that make no sense."""
 
-    def submit(self, configs: Sequence[Path], after: str | None) -> Sequence[tuple[str, str]]:
-        """Submit the runs of some frozen configurations, to begin when job `after` has ended, however it did.
+    def submit(self, jobs: Sequence[Job], after: str | None, comment: str) -> Sequence[str]:
+        """Submit the frozen runs of some jobs, to begin when SLURM's job `after` has ended, however it did.
 
-        Returns the id and the log file of each job. Raises EdkdError if the queue refuses them.
+        `runs_per_job` of them share one. Returns the id of each run's job. Raises `RefusedError`, or `AwayError` where
+        SLURM may have them or not.
         """
+
+    def log(self, job_id: str) -> str:
+        """The file of a job's log."""
+
+
+class RefusedError(EdkdError):
+    """SLURM does not take the jobs."""
+
+
+class AwayError(EdkdError):
+    """SLURM does not answer; it may have the jobs all the same."""
+
+
+def label(job: Job) -> str:
+    """A run as squeue is to show it."""
+    return f"{job.settings.pair}/{job.settings.method}-s{job.settings.seed}"
+
+
+def several(labels: Sequence[str]) -> str:
+    """The name of a job with these runs."""
+    return labels[0] if len(labels) == 1 else f"{labels[0]}+{len(labels) - 1}"
 
 
 def require_sbatch() -> None:
@@ -64,58 +100,136 @@ def require_sbatch() -> None:
 
 
 def submit(
-    planned: Planned, todo: Collection[str], queued: Mapping[str, Submission], launcher: Queue
+    planned: Planned, todo: Collection[str], queued: Mapping[str, Submission], launcher: Queue, folder: Path
 ) -> dict[str, Submission]:
     """Submit those jobs of a sweep whose runs are `todo`; `queued` has what is in the queue already, by run.
 
     A student whose teacher another process trains is left out. Returns the submissions by run. Raises EdkdError if the
     queue refuses jobs: those that it has by then stay, and of those that it refused nothing stays that was not there.
+    `folder` keeps what is being submitted, for `adopt`.
     """
     code, limit = provenance.read(), array_limit()
     submitted: dict[str, Submission] = {}
 
     def send(jobs: Sequence[Job], after: str | None) -> None:
-        for first in range(0, len(jobs), limit):
-            part = jobs[first : first + limit]
+        for first in range(0, len(jobs), limit * launcher.runs_per_job):
+            part = jobs[first : first + limit * launcher.runs_per_job]
             made = [folder for job in part for folder in absent(job)]
             try:
-                frozen = [
-                    freeze(job, sweep=planned.id, threads=launcher.threads, planned_with=code).absolute()
-                    for job in part
-                ]
-                sizes = [RunDir(job.directory).journal_size for job in part]
-                accepted = launcher.submit(frozen, after)
-            except EdkdError:
-                unmake(made)
+                for job in part:
+                    freeze(job, sweep=planned.id, threads=launcher.threads, planned_with=code)
+                submitted.update(_hand_over(part, after, planned.id, launcher, folder))
+            except EdkdError as error:
+                if not isinstance(error, AwayError):
+                    unmake(made)
                 raise
-            for job, size, (job_id, log) in zip(part, sizes, accepted, strict=True):
-                submitted[job.run] = Submission(job_id, time.time(), planned.id, log, size)
-                submitted[job.run].write(job.directory)
 
-    send([job for job in planned.teachers if job.run in todo], None)
-    trained_by = {f"run:{job.run}": (submitted | {**queued}).get(job.run) for job in planned.teachers}
-    students: dict[str | None, list[Job]] = {}
-    for job in planned.students:
-        teacher = trained_by.get(job.teacher_id or "")
-        if job.run in todo and (job.teacher_id not in trained_by or teacher is not None):
-            students.setdefault(teacher.job_id if teacher else None, []).append(job)
-    for after, jobs in sorted(students.items(), key=lambda item: item[0] is not None):
-        send(jobs, after)
+    try:
+        send([job for job in planned.teachers if job.run in todo], None)
+        trained_by = {f"run:{job.run}": (submitted | {**queued}).get(job.run) for job in planned.teachers}
+        students: dict[str | None, list[Job]] = {}
+        for job in planned.students:
+            teacher = trained_by.get(job.teacher_id or "")
+            if job.run in todo and (job.teacher_id not in trained_by or teacher is not None):
+                students.setdefault(teacher.job_id if teacher else None, []).append(job)
+        for after, jobs in sorted(students.items(), key=lambda item: item[0] is not None):
+            send(jobs, after)
+    except (AwayError, RefusedError) as error:
+        why = (
+            f"the controller is away ({error})" if isinstance(error, AwayError) else f"SLURM refused the jobs: {error}"
+        )
+        if not submitted and isinstance(error, RefusedError):
+            raise EdkdError(why) from error
+        count = f"{_counted(submitted)} submitted{_numbers(submitted)}"
+        raise EdkdError(f"{count}; {len(todo) - len(submitted)} not: {why}; the same command continues") from error
     return submitted
+
+
+def _hand_over(
+    jobs: Sequence[Job], after: str | None, sweep: str, launcher: Queue, folder: Path
+) -> dict[str, Submission]:
+    """Submit jobs at once, and write down that they are submitted; what is written before that is for `adopt`."""
+    comment = f"{sweep} {uuid.uuid4().hex[:8]}"
+    sizes = [RunDir(job.directory).journal_size for job in jobs]
+    under_way = folder / f".{comment.split()[1]}{_UNDER_WAY}"
+    about = {"comment": comment, "user": os.geteuid(), "submitted": time.time(), "sweep": sweep}
+    about["runs_per_job"] = launcher.runs_per_job
+    about["runs"] = [(str(job.directory.absolute()), size) for job, size in zip(jobs, sizes)]
+    with signals_held():
+        files.write_text(under_way, json.dumps(about) + "\n")
+        try:
+            ids = launcher.submit(jobs, after, comment)
+        except AwayError:
+            raise
+        except EdkdError:
+            under_way.unlink()
+            raise
+        made = {}
+        for job, job_id, size in zip(jobs, ids, sizes, strict=True):
+            made[job.run] = Submission(job_id, time.time(), sweep, launcher.log(job_id), size)
+            made[job.run].write(job.directory)
+        under_way.unlink()
+    names: dict[str, list[str]] = {}
+    for job in jobs:
+        names.setdefault(made[job.run].job_id, []).append(label(job))
+    if len(names) > 1:  # sbatch gives all tasks of an array one name
+        queue.name_jobs({job_id: f"{launcher.name}:{several(each)}" for job_id, each in names.items()})
+    return made
+
+
+def adopt(folder: Path, launcher: Queue) -> None:
+    """Write down the jobs that SLURM took from a command that ended, or lost sight of SLURM, before it could do so."""
+    for under_way in folder.glob(f".*{_UNDER_WAY}"):
+        about = json.loads(under_way.read_bytes())
+        found = queue.commented(about["comment"], about["user"])
+        if found is None:
+            raise EdkdError(f"{NO_ANSWER}, and may have jobs of a command that was broken off: {SQUEUE_SAYS}")
+        for job_id in found:
+            first = about["runs_per_job"] * int(job_id.partition("_")[2] or 0)
+            for run, size in about["runs"][first : first + about["runs_per_job"]]:
+                Submission(job_id, about["submitted"], about["sweep"], launcher.log(job_id), size).write(Path(run))
+        under_way.unlink()
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Keep Ctrl-C, SIGTERM and SIGHUP from this process and from those that it starts, until the block has ended."""
+    noted: list[int] = []
+    held = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # Other threads take a signal that this one blocks; its handler runs here all the same.
+    handlers = {each: signal.signal(each, lambda number, frame: noted.append(number)) for each in held}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number in noted[:1]:
+            signal.raise_signal(number)
 
 
 def show_submitted(submitted: Mapping[str, Submission], queued: Mapping[str, Submission], *, detached: bool) -> None:
     """Print how many jobs there are in the queue, and their numbers."""
-    arrays = sorted({each.job_id.partition("_")[0] for each in [*submitted.values(), *queued.values()]}, key=int)
-    line = f"{counted(len(submitted), 'job')} submitted to SLURM"
+    line = f"{_counted(submitted)} submitted to SLURM"
     if queued:
         line += f", {len(queued)} {'was' if len(queued) == 1 else 'were'} in its queue already"
-    print(f"{line}{': ' + ', '.join(arrays) if arrays else ''}", flush=True)
+    print(f"{line}{_numbers({**submitted, **queued})}", flush=True)
     if detached:
         print(
             "not waiting for them; `edkd status` shows how they are; "
             "the same command with hydra.launcher.detached=false waits, and ends with the summary"
         )
+
+
+def _counted(submissions: Mapping[str, Submission]) -> str:
+    jobs = len({each.job_id for each in submissions.values()})
+    return counted(jobs, "job") + (f" of {counted(len(submissions), 'run')}" if jobs < len(submissions) else "")
+
+
+def _numbers(submissions: Mapping[str, Submission]) -> str:
+    arrays = sorted({each.job_id.partition("_")[0] for each in submissions.values()}, key=int)
+    return f": {', '.join(arrays)}" if arrays else ""
 
 
 def array_limit() -> int:
@@ -125,7 +239,7 @@ def array_limit() -> int:
     """
     asked = queue.ask(["scontrol", "show", "config"], time.monotonic() + queue.PATIENCE)
     if asked is None or asked.returncode != 0:
-        LOG.warning("SLURM does not answer; trying to submit all the same")
+        LOG.warning(f"{NO_ANSWER}; trying to submit all the same")
         return 1001
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", asked.stdout, re.MULTILINE)
     return max(1, int(found[1])) if found else 1001

@@ -1,6 +1,7 @@
 """The end of a run's log, and of its SLURM job's where that may say more."""
 
 import itertools
+import os
 import sys
 import time
 from pathlib import Path
@@ -58,7 +59,7 @@ def _goes_on(run_dir: Path) -> bool:
 
 def _of_job(view: RunStatus) -> list[Path]:
     """The output and the errors of the run's last SLURM job, where they may say more than its own log."""
-    if view.log is None or view.state == "done":
+    if view.log is None or view.state == "done" or not os.access(view.log.parent, os.X_OK):  # it may be another user's
         return []
     try:
         written = RunDir(view.directory).log.stat().st_mtime

@@ -2,6 +2,7 @@
 
     the journal says end                   -> done
     a process holds the run's directory    -> running
+    it failed in a job of several runs     -> failed
     its SLURM job is alive                 -> waiting (running, where the lock cannot be seen from here)
     the journal says failure               -> failed
     it was stopped as one stops it, by Ctrl-C or SIGTERM, outside SLURM -> interrupted
@@ -80,7 +81,8 @@ class RunStatus:
     @property
     def why_vanished(self) -> str:
         """Why, and which job it was."""
-        return f"{self.why} (SLURM job {self.job}, {self.log})" if self.job is not None else self.why
+        log = f", {self.log}" if self.log is not None and os.access(self.log, os.R_OK) else ""
+        return f"{self.why} (SLURM job {self.job}{log})" if self.job is not None else self.why
 
     def document(self) -> dict[str, Any]:
         """What `edkd status --json` shows of the run."""
@@ -198,6 +200,8 @@ def _judge(facts: _Facts, entry: Entry | None, *, reached: bool) -> tuple[State,
         return "running", ""
     if facts.damage is not None:
         return "failed", facts.damage
+    if known.status == "failed" and facts.grown and facts.submission is not None and facts.submission.several:
+        return "failed", known.error or "without a word"
     if entry is not None and entry.state in queue.ALIVE:
         if entry.state in queue.STARTED and facts.grown and known.interruption is None:
             return "running", ""
@@ -217,8 +221,14 @@ def _judge(facts: _Facts, entry: Entry | None, *, reached: bool) -> tuple[State,
 
 
 def _why_vanished(facts: _Facts, entry: Entry | None) -> str:
-    last = queue.last_line(Path(facts.submission.log)) if facts.submission is not None and not facts.grown else ""
-    said = f": {last}" if last else ""
+    said = ""
+    if facts.submission is not None and not facts.grown:
+        log = Path(facts.submission.log)
+        said = queue.last_line(log)
+        began = entry is not None and entry.state != "CANCELLED"
+        if began and os.access(log.parent, os.X_OK) and not log.exists():
+            said = f"its log was never written: do the compute nodes see {log.parent}?"
+        said = f": {said}" if said else ""
     if entry is not None and entry.state != "COMPLETED":
         return entry.state + said
     if facts.state.interruption is not None:

@@ -11,6 +11,7 @@ from edkd.slurm.queue import Entry
 from edkd.status.state import RunStatus, look
 
 SILENCE = 20.0  # seconds that a run must have been seen as vanished until it counts as that
+_FEW = 8  # jobs in a line
 NEWS = 90.0  # the same for a job that SLURM says has ended well: a network file system shows new files that late
 
 
@@ -52,10 +53,33 @@ def wait(run_dirs: Iterable[Path], poll_s: float) -> dict[Path, RunStatus]:
 
 def show_reasons(statuses: Iterable[RunStatus], shown: set[str]) -> set[str]:
     """Print why runs wait if one of the reasons is not among those `shown` before; returns the reasons."""
-    entries = [status.entry for status in statuses if status.state == "waiting" and status.entry is not None]
-    reasons = Counter(entry.where for entry in entries if entry.state in queue.QUEUED and entry.where)
+    jobs = _by_reason(statuses)
+    reasons = Counter({reason: len(each) for reason, each in jobs.items()})
     if not reasons.keys() <= shown:
         each = ", ".join(f"{why} ({count})" if len(reasons) > 1 else why for why, count in reasons.most_common())
         verb = "waits" if reasons.total() == 1 else "wait"
         console.print(f"SLURM: {counted(reasons.total(), 'run')} {verb}: {each}", markup=False, soft_wrap=True)
+        _show_cures({reason: each for reason, each in jobs.items() if reason not in shown})
     return set(reasons)
+
+
+def show_cures(statuses: Iterable[RunStatus]) -> None:
+    """Print what helps runs that wait for what does not end by itself, once for each reason."""
+    _show_cures(_by_reason(statuses))
+
+
+def _show_cures(jobs: Mapping[str, list[str]]) -> None:
+    for reason, (first, *more) in jobs.items():
+        helps = queue.cure(reason, ",".join([first, *more[: _FEW - 1]]) + (",…" if len(more) >= _FEW else ""))
+        if helps:
+            console.print(f"SLURM: {reason} does not end by itself: {helps}", markup=False, soft_wrap=True)
+
+
+def _by_reason(statuses: Iterable[RunStatus]) -> dict[str, list[str]]:
+    """The jobs in the queue that do not run, by the reason that SLURM gives."""
+    found: dict[str, list[str]] = {}
+    for status in statuses:
+        entry = status.entry
+        if status.state == "waiting" and entry is not None and entry.state in queue.QUEUED and entry.where:
+            found.setdefault(entry.where, []).append(str(status.job))
+    return found

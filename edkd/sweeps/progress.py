@@ -167,6 +167,7 @@ class _View:
         self.seen = {job.run: _changed(job) for job in jobs}
         self.states = {job.run: journal.state(job.directory) for job in jobs}
         self.ended: dict[str, str] = {}  # what became of the runs that ended since the watch began
+        self.most = 0  # how many of them were seen to run at a time
         self.total = sum(job.settings.schedule.epochs for job in jobs)
 
     def follow(self, stop: threading.Event, live: Live | None) -> None:
@@ -228,12 +229,28 @@ class _View:
                     known.setdefault(key, []).append(sum(last["seconds"].values()))
         if not known:
             return None
-        left = 0.0
+        left: dict[str, float] = {}
         for job in self.jobs:
             if job.run not in self.ended:
                 costs = known.get(job.run) or known.get(job.settings.pair) or known[""]
-                left += (job.settings.schedule.epochs - self.states[job.run].epoch) * sum(costs) / len(costs)
-        return left / self.parallel
+                left[job.run] = (job.settings.schedule.epochs - self.states[job.run].epoch) * sum(costs) / len(costs)
+        running = sum(self.states[run].status == "running" for run in left)
+        self.most = max(self.most, running)
+        return wall_time(self.jobs, left, self.parallel, self.most, waiting=running < len(left))
+
+
+def wall_time(jobs: Sequence[Job], left: Mapping[str, float], parallel: int, most: int, *, waiting: bool) -> float:
+    """The seconds until all runs have ended of which some have so many `left`: first what can begin, then its students.
+
+    parallel: how many may run at a time. most: how many ever did; while some wait, no more are expected to.
+    """
+    at_once = min(parallel, most) if waiting and most else parallel
+    teachers = {f"run:{run}" for run in left}
+    stages: dict[bool, list[float]] = {}
+    for job in jobs:
+        if job.run in left:
+            stages.setdefault(job.teacher_id in teachers, []).append(left[job.run])
+    return sum(max(sum(each) / (parallel if later else at_once), *each) for later, each in stages.items())
 
 
 def _line(job: Job, state: RunState) -> Iterator[Text]:

@@ -3,11 +3,19 @@
 import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
 
 from edkd import tracking
+from edkd.config.instantiate import build
+from edkd.config.job import Job
 from edkd.config.schema import Settings, Tracking
 from edkd.console import LOG
 from edkd.errors import EdkdError
+from edkd.rundir import checkpoint
+from edkd.rundir.paths import RunDir
 from edkd.slurm.submit import Planned
 from edkd.status.state import RunStatus
 from edkd.sweeps import results
@@ -24,21 +32,22 @@ def show_summary(planned: Planned, outcome: Mapping[str, RunStatus]) -> int:
     print(f"sweep {planned.id}: {len(jobs) - len(lost)} of {len(jobs)} runs finished")
     failed_teachers = {f"run:{job.run}" for job in planned.teachers if job in lost}
     for job in lost:
-        status = outcome[job.run]
+        status, log = outcome[job.run], job.directory / "run.log"
+        if job.teacher_id in failed_teachers and status.state != "running":
+            began = "failed" if status.state == "failed" else "not started"
+            print(f"  {job.name} {began}: its teacher {job.settings.teacher.name} is not trained yet")
+            continue
         if status.state == "failed":
             what = f"failed: {status.why}"
         elif status.state == "running":
             holder = status.known.holder or {}
             what = f"is running in another process (pid {holder.get('pid')} on {holder.get('host')})"
-        elif job.teacher_id in failed_teachers:
-            what = f"not started: its teacher {job.settings.teacher.name} is not trained yet"
         elif status.state == "new":
             what = "not started"
         elif status.state == "interrupted":
             what = f"interrupted after epoch {status.epoch}"
         else:
             what = f"vanished after epoch {status.epoch}: {status.why_vanished}"
-        log = job.directory / "run.log"
         print(f"  {job.name} {what}" + (f"; see {log}" if log.exists() else ""))
     print("run the same command again to continue" if lost else next_steps(planned.students[0].settings))
     return len(lost)
@@ -84,9 +93,48 @@ def track_end(sweep: str, where: Tracking, outcome: Iterable[RunStatus]) -> None
             tracking.settle_sweeps({sweep: counts}, **vars(where))
 
 
+class _Logits(nn.Module):
+    """A network that returns its logits alone."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W], normalised as in training, to [B, K]."""
+        logits: Tensor = self.network(images).logits
+        return logits
+
+
+def log_best_student(planned: Planned, outcome: Mapping[str, RunStatus]) -> None:
+    """Log the most accurate student of a sweep as a model in MLflow. What goes wrong changes nothing.
+
+    One of a sweep, for each is as large as its weights and takes seconds. A student that ends in modules of its
+    method is none, nor one whose weights were removed.
+    """
+    done = [job for job in planned.students if outcome[job.run].state == "done" and job.settings.needs_teacher]
+    done.sort(key=lambda job: outcome[job.run].best or 0.0, reverse=True)
+    for job in done:
+        weights = RunDir(job.directory).best
+        if weights.exists() and not checkpoint.ends_in_method(weights):
+            with _tolerant("the same command logs the best student again"):
+                _log_model(planned.id, job, weights, outcome[job.run])
+            return
+
+
+def _log_model(sweep: str, job: Job, weights: Path, status: RunStatus) -> None:
+    cfg, end = job.settings, status.known.end
+    assert end is not None  # it is done
+    network = build(cfg.student.model, "student.model", num_classes=end["num_classes"])
+    checkpoint.load_into(network, checkpoint.load_weights(weights), str(weights))
+    size = int(cfg.dataset.source.get("image_size", 32))
+    example = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    tracking.log_model(_Logits(network).eval(), example, run=job.run, sweep=sweep, **vars(cfg.tracking))
+
+
 @contextlib.contextmanager
-def _tolerant() -> Iterator[None]:
+def _tolerant(later: str = "`edkd sync` brings MLflow up to date later") -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever MLflow raises
-        LOG.warning("%s; `edkd sync` brings MLflow up to date later", error)
+        LOG.warning("%s; %s", error, later)

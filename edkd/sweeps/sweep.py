@@ -6,6 +6,8 @@ Jobs are launched by Hydra's launcher (in this process, in several local ones, o
 from their journals alone, for a launcher may lose a job, and a lost job must not take the others with it.
 """
 
+import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,13 +26,16 @@ from edkd.rundir import journal, provenance
 from edkd.rundir.paths import forget_sweep, record_sweep, recorded_sweeps
 from edkd.runs.setup import find_teacher, load_arrays
 from edkd.slurm import submit
+from edkd.slurm.queue import RETURNING
 from edkd.slurm.submission import Submission
 from edkd.status.state import UNSEEN, RunStatus, look
 from edkd.status.wait import wait
 from edkd.sweeps import progress, report
 from edkd.sweeps.plan import Sweep, expand, is_dry, make_plan, pair_lists, show_plan, show_unreached, warn_outdated
 from edkd.sweeps.retry import Retry
-from edkd.training.device import cores, pick_device
+from edkd.training.device import cores, name_gpus, pick_device
+
+MOMENT = 3.0  # seconds in which SLURM queues a job again that was preempted or lost its node
 
 
 def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, launcher: Launcher) -> list[Any]:
@@ -76,6 +81,9 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
         if job.settings.needs_teacher and job.settings.teacher.weights is not None:
             find_teacher(job.settings)  # here, for a compute node may have no network to download from
     where, output = planned.students[0].settings.tracking, Path(planned.students[0].settings.output)
+    if all(status.state == "done" for status in statuses.values()) and not os.access(output, os.W_OK):
+        report.show_summary(planned, statuses)  # of somebody else's sweep
+        return
     if where.uri is not None:
         report.open_tracking(where)
     retried = isinstance(planned, Retry)  # the sweep has more runs than these
@@ -89,6 +97,8 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
         if queue and not recorded and not any(each is not None and each.sweep == planned.id for each in submissions):
             forget_sweep(output, planned.id)  # nothing of it was submitted
         raise
+    if outcome and where.uri is not None:
+        report.log_best_student(planned, outcome)
     if outcome and report.show_summary(planned, outcome):
         raise SystemExit(1)
 
@@ -118,18 +128,23 @@ def _todo(planned: Sweep, statuses: Mapping[str, RunStatus]) -> list[Job]:
 def _queue(planned: Sweep, statuses: Mapping[str, RunStatus], launcher: submit.Queue) -> dict[str, RunStatus] | None:
     """Submit what is neither done nor in the queue, and wait for all that is, unless the launcher is detached."""
     submit.require_sbatch()
-    with progress.watch(planned.jobs, parallel=len(planned.jobs)):
-        with submit.alone(Path(planned.jobs[0].settings.output) / "sweeps"):
-            if any(Submission.read(job.directory) != statuses[job.run].submission for job in planned.jobs):
-                statuses = _look(planned, ask=True)  # others have submitted some since
+    with progress.watch(planned.jobs, parallel=launcher.parallel):
+        folder = Path(planned.jobs[0].settings.output) / "sweeps"
+        with submit.alone(folder):
+            submit.adopt(folder, launcher)
+            returning = any(each.entry is not None and each.entry.state in RETURNING for each in statuses.values())
+            if returning:
+                time.sleep(MOMENT)
+            if returning or any(Submission.read(job.directory) != statuses[job.run].submission for job in planned.jobs):
+                statuses = _look(planned, ask=True)  # others have submitted some since, or SLURM has
             unseen = sum(status.why == UNSEEN for status in statuses.values())
             if unseen:
                 raise EdkdError(
-                    f"SLURM does not answer, and may still have {unseen} of these runs in its queue: "
-                    "`squeue` says why; the same command continues when it is back"
+                    f"{submit.NO_ANSWER}, and may still have {unseen} of these runs in its queue: {submit.SQUEUE_SAYS}"
                 )
             queued = {run: each.submission for run, each in statuses.items() if each.in_queue and each.submission}
-            submitted = submit.submit(planned, {job.run for job in _todo(planned, statuses)}, queued, launcher)
+            todo = {job.run for job in _todo(planned, statuses)}
+            submitted = submit.submit(planned, todo, queued, launcher, folder)
         submit.show_submitted(submitted, queued, detached=launcher.detached)
         if launcher.detached:
             return None
@@ -153,6 +168,8 @@ def _run(
     """Launch what is not done, stage by stage, in this process or in several on this machine."""
     todo = _todo(planned, statuses)
     parallel, threads = _shares(master, len(todo))
+    if parallel is not None and parallel > 1:
+        name_gpus()
     known = provenance.read()
     files = {job.run: freeze(job, sweep=planned.id, threads=threads, planned_with=known) for job in todo}
     where = planned.jobs[0].settings.tracking

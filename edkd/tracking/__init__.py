@@ -9,27 +9,35 @@ already is read from MLflow, so that doing it twice, or from several processes a
   be trained several times
 - ``edkd.synced``  the last epoch that was logged, and a digest of all values up to it
 - ``edkd.state``   the status that was logged, and since when the run has it
+- ``edkd.journal`` the digest of the journal's file, of a run that has finished or failed
+- ``edkd.name``    its name, as its directory has it; MLflow shows a shorter one
+- ``edkd.exact``   of accuracies, which MLflow shows with two decimals, all digits
+- ``model``       the URI of the student as an MLflow model; on a sweep ``best_student``, its file of weights
+- ``directory``, ``weights``  the run's directory and its best weights, below the output folder, on a server absolute
 - ``edkd.sweep``   on the parent run of a sweep: which sweep
 
-`story` turns a journal into plain data and `store` opens the MLflow store; `sync`, `sweeps` and `live` write,
-`load` reads. `saved` writes a network as a folder in MLflow's model format.
+`recorded` turns a journal into plain data and `store` opens the MLflow store; `sync`, `sweeps` and `live` write,
+`load` reads. `models` has what saves a network as an MLflow model.
 """
 
 from edkd.tracking.live import LiveTracker
 from edkd.tracking.load import load_packed, load_runs
-from edkd.tracking.saved import predict_saved, save_model
-from edkd.tracking.store import create_store
-from edkd.tracking.sweeps import settle_sweeps, start_sweep
+from edkd.tracking.models import log_model, predict_saved, save_model
+from edkd.tracking.store import create_store, serve
+from edkd.tracking.sweeps import attach, settle_sweeps, start_sweep
 from edkd.tracking.sync import SyncReport, sync_all, sync_run
 
 __all__ = [
     "LiveTracker",
     "SyncReport",
+    "attach",
     "create_store",
     "load_packed",
     "load_runs",
+    "log_model",
     "predict_saved",
     "save_model",
+    "serve",
     "settle_sweeps",
     "start_sweep",
     "sync_all",

@@ -1,12 +1,13 @@
 """Reading what was logged, in MLflow or in packed journals: what the analysis needs, as plain data."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from edkd.errors import EdkdError
 from edkd.rundir import results
+from edkd.tracking.recorded import comparable, summarise
 from edkd.tracking.store import one_line, open_existing, redacted, search
-from edkd.tracking.story import tell
 
 
 def load_runs(uri: str, experiment: str) -> list[dict[str, Any]]:
@@ -26,11 +27,11 @@ def load_runs(uri: str, experiment: str) -> list[dict[str, Any]]:
     return [
         {
             "run_id": run.info.run_id,
-            "name": run.info.run_name,
+            "name": run.data.tags.get("edkd.name", run.info.run_name),
             "status": run.info.status,
             "tags": dict(run.data.tags),
-            "params": dict(run.data.params),
-            "metrics": dict(run.data.metrics),
+            "params": comparable(run.data.params),
+            "metrics": {**run.data.metrics, **json.loads(run.data.tags.get("edkd.exact", "{}"))},
             "start_time": run.info.start_time,
             "end_time": None if run.info.status == "RUNNING" else run.info.end_time,
         }
@@ -39,25 +40,25 @@ def load_runs(uri: str, experiment: str) -> list[dict[str, Any]]:
 
 
 def load_packed(folder: Path) -> list[dict[str, Any]]:
-    """All packed runs below a folder (`edkd.rundir.results`), told as `load_runs` tells those of MLflow; oldest first.
+    """All packed runs below a folder (`edkd.rundir.results`), as `load_runs` gives those of MLflow; oldest first.
 
     The `run_id` is the path in the folder, without its ending. Raises `EdkdError` for a file that is damaged.
     """
     runs = []
     for path in results.find(folder):
-        story = tell(results.read(path, every_epoch=False), path, held=False)
-        assert story is not None  # every packed run has a start
-        latest = story.epochs[-1].metrics if story.epochs else {}
+        recorded = summarise(results.read(path, every_epoch=False), path, held=False)
+        assert recorded is not None  # every packed run has a start
+        latest = recorded.epochs[-1].metrics if recorded.epochs else {}
         runs.append(
             {
                 "run_id": path.relative_to(folder).as_posix().removesuffix(results.SUFFIX),
-                "name": story.name,
-                "status": story.status,
-                "tags": {**story.tags, "edkd.run": story.run},
-                "params": story.params,
-                "metrics": {**latest, **story.final},
-                "start_time": story.started,
-                "end_time": story.since,
+                "name": recorded.name,
+                "status": recorded.status,
+                "tags": {**recorded.tags, "edkd.run": recorded.run},
+                "params": recorded.params,
+                "metrics": {**latest, **recorded.final},
+                "start_time": recorded.started,
+                "end_time": recorded.since,
             }
         )
     return sorted(runs, key=lambda run: (run["start_time"], run["run_id"]))

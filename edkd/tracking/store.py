@@ -2,22 +2,25 @@
 
 import contextlib
 import functools
+import getpass
 import hashlib
 import logging
 import os
 import re
+import socket
 import sqlite3
+import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 from urllib.parse import quote, unquote
 
 from filelock import FileLock, Timeout
 
 from edkd.errors import EdkdError
-from edkd.tracking import sqlite_file
+from edkd.tracking import sqlite_file, view
 from edkd.tracking.mounts import network_filesystem
 
 if TYPE_CHECKING:
@@ -85,6 +88,14 @@ def open_existing(uri: str) -> "MlflowClient":
     return _connect(uri) if path is None else _reader(path)
 
 
+def open_writable(uri: str) -> "MlflowClient | None":
+    """A client that writes to a store that exists; None for a SQLite file that cannot be written."""
+    uri = _resolve(uri)
+    path = _sqlite_path(uri)
+    writable = path is None or all(os.access(each, os.W_OK) for each in (path, path.parent))
+    return _connect(uri) if writable else None
+
+
 @contextlib.contextmanager
 def one_line(uri: str) -> Iterator[None]:
     """Turn whatever goes wrong with the store into an `EdkdError` of one line, without the password in the URI."""
@@ -135,6 +146,19 @@ def find_one(store: Store, condition: str) -> "Run | None":
     return only(store, search(store.client, store.experiment_id, condition))
 
 
+def serve(*, uri: str, experiment: str, artifacts: str | None, port: int) -> NoReturn:
+    """Become MLflow's server of pages for a store, which is made where absent, after saying where to look at it."""
+    create_store(uri=uri, experiment=experiment, artifacts=artifacts)
+    store = open_store(uri, experiment, artifacts)
+    here = f"http://127.0.0.1:{port}"
+    print(f"Runs by accuracy: {view.link(here, store.experiment_id)}")
+    print(f"from another machine, first: ssh -N -L {port}:127.0.0.1:{port} {getpass.getuser()}@{socket.gethostname()}")
+    print("Ctrl-C ends it", flush=True)
+    # One process: four, as is usual, take a gigabyte, and on a busy machine longer to start than they are given.
+    command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
+    os.execv(sys.executable, [*command, "--backend-store-uri", store.uri])
+
+
 def redacted(text: str) -> str:
     """The text without the user and password of URIs in it."""
     return re.sub(r"(?<=://)[^/@\s]+@", "", text)
@@ -155,7 +179,10 @@ def _experiment_id(client: "MlflowClient", uri: str, experiment: str, artifacts:
     with lock(uri):
         found = client.get_experiment_by_name(experiment)
         if found is None:
-            return client.create_experiment(experiment, artifact_location=artifacts, tags=_KIND)
+            return client.create_experiment(experiment, artifact_location=artifacts, tags=_KIND | view.tags())
+        for key, value in view.tags().items():
+            if found.tags.get(key) != value and found.lifecycle_stage == "active":
+                client.set_experiment_tag(found.experiment_id, key, value)
     if found.lifecycle_stage != "active":
         raise EdkdError(
             f"experiment {experiment!r} of the MLflow store {redacted(uri)} was deleted: restore it "

@@ -1,10 +1,12 @@
 """The parent run of a sweep, under which MLflow shows the runs that the sweep trained."""
 
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
-from edkd.tracking.store import Store, find_one, lock, one_line, open_store, search
-from edkd.tracking.story import Status
+from edkd.tracking.recorded import Status
+from edkd.tracking.store import Store, find_one, lock, one_line, open_store, open_writable, search
 
 _COUNT = "runs."  # before a state: the tag with the number of runs in it
 
@@ -47,6 +49,27 @@ def settle_sweeps(
             store.client.log_batch(run_id, tags=tags)
             store.client.set_terminated(run_id, status=status)
     return settled
+
+
+def attach(
+    uri: str, run_ids: Iterable[str], *, paths: Iterable[Path], sentence: str, metrics: Mapping[str, float]
+) -> None:
+    """Give the parent runs of sweeps files, a description and metrics, in place of earlier ones.
+
+    A SQLite store that may only be read stays as it is. Raises `EdkdError` if the store cannot be used.
+    """
+    from mlflow.entities import Metric, RunTag
+
+    with one_line(uri):
+        client = open_writable(uri)
+        if client is None:
+            return
+        now = int(time.time() * 1000)
+        values = [Metric(re.sub(r"[^\w.\- /]", "_", key), value, now, 0) for key, value in metrics.items()]
+        for run_id in run_ids:
+            for path in paths:
+                client.log_artifact(run_id, str(path))
+            client.log_batch(run_id, metrics=values, tags=[RunTag("mlflow.note.content", sentence)])
 
 
 def _status(counts: Mapping[str, int]) -> Status:

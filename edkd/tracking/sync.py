@@ -1,8 +1,14 @@
 """Bringing MLflow up to date with journals: every write about a run is here."""
 
+import contextlib
 import hashlib
+import itertools
+import json
 import os
-from collections.abc import Mapping
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,8 +18,9 @@ from edkd.console import counting
 from edkd.errors import EdkdError
 from edkd.rundir import journal, lock
 from edkd.rundir.paths import JOURNAL, RunDir
+from edkd.tracking import bulk
+from edkd.tracking.recorded import RecordedRun, shown, summarise
 from edkd.tracking.store import PATIENCE, Store, create_store, is_server, one_line, only, open_store, search
-from edkd.tracking.story import Story, tell
 from edkd.tracking.sweeps import parent
 
 if TYPE_CHECKING:
@@ -22,7 +29,7 @@ if TYPE_CHECKING:
 _METRICS = 800  # in one call: MLflow takes 1000 entries, of which ...
 _OTHERS = 100  # ... parameters and tags may be so many each
 
-Known = Mapping[str, "list[Run]"]  # runs of MLflow by `edkd.run`
+_TOGETHER = 200  # new runs in one transaction
 
 
 class SyncReport(NamedTuple):
@@ -33,6 +40,9 @@ class SyncReport(NamedTuple):
     ended: bool
 
 
+_NOTHING = SyncReport(created=False, epochs_logged=0, ended=False)
+
+
 def sync_run(run_dir: Path, *, uri: str, experiment: str, artifacts: str | None) -> SyncReport:
     """Bring MLflow up to date with the journal of one run directory.
 
@@ -41,7 +51,7 @@ def sync_run(run_dir: Path, *, uri: str, experiment: str, artifacts: str | None)
     logged until then stays and is not repeated.
     """
     with one_line(uri):
-        return _sync(open_store(uri, experiment, artifacts), run_dir, known={}, parents={})
+        return _sync(open_store(uri, experiment, artifacts), run_dir, parents={})
 
 
 def sync_all(
@@ -52,74 +62,181 @@ def sync_all(
     What is wrong with one run stops no other. Raises `EdkdError` if the store cannot be used.
     """
     create_store(uri=uri, experiment=experiment, artifacts=artifacts)
-    paths = sorted(runs_root.rglob(JOURNAL))
-    known: dict[str, list[Run]] = {}
+    folders = sorted(path.parent for path in runs_root.rglob(JOURNAL))
     parents: dict[str, str] = {}
-    results: list[tuple[Path, SyncReport | EdkdError]] = []
-    with counting("runs brought to MLflow", len(paths)) as update:
+    results: dict[Path, SyncReport | EdkdError] = {}
+    with counting("runs brought to MLflow", len(folders)) as update:
+        done = itertools.count(1)
+
+        def step() -> None:
+            update(next(done))
+
         with one_line(uri):
             store = open_store(uri, experiment, artifacts)
-            for run in search(store.client, store.experiment_id, "tags.`edkd.run` != ''"):
-                known.setdefault(run.data.tags["edkd.run"], []).append(run)
-        for path in paths:
+            known = search(store.client, store.experiment_id, "tags.`edkd.run` != ''")
+        for first in range(0, len(folders), _TOGETHER):
+            some = folders[first : first + _TOGETHER]
+            results |= _sync_together(store, some, known, parents, step)
+            for run_dir in some:
+                if run_dir not in results:
+                    try:
+                        with one_line(uri):
+                            results[run_dir] = _sync(store, run_dir, parents=parents)
+                    except EdkdError as error:
+                        results[run_dir] = error
+                    step()
+    return [(run_dir, results[run_dir]) for run_dir in folders]
+
+
+def _sync_together(
+    store: Store, run_dirs: Sequence[Path], known: "Sequence[Run]", parents: dict[str, str], step: Callable[[], None]
+) -> dict[Path, SyncReport | EdkdError]:
+    """Sync those of some runs that MLflow is `known` to have whole, and in a SQLite file those that it has not at all.
+
+    The result has none of the others, which are to be synced one by one. `step` is called for each that it has.
+    """
+    journals = {run.data.tags.get("edkd.path"): run.data.tags.get("edkd.journal") for run in known}
+    hashes = {run.data.tags["edkd.run"] for run in known}
+    results: dict[Path, SyncReport | EdkdError] = {}
+    new: dict[Path, tuple[RecordedRun, str]] = {}
+    with contextlib.ExitStack() as locks:
+        for run_dir in run_dirs:
+            path = _path(store, run_dir)
             try:
-                with one_line(uri):
-                    results.append((path.parent, _sync(store, path.parent, known=known, parents=parents)))
-            except EdkdError as error:
-                results.append((path.parent, error))
-            update(len(results))
+                with one_line(store.uri):
+                    if path in journals and journals[path] == _digest(run_dir):
+                        results[run_dir] = _NOTHING
+                        step()
+                        continue
+                    locks.enter_context(_alone(run_dir))
+                    recorded, digest = _read(run_dir)
+            except EdkdError:
+                continue
+            if recorded is not None and recorded.run not in hashes and not is_server(store.uri):
+                new[run_dir] = recorded, digest
+        if new:
+            with contextlib.suppress(EdkdError), one_line(store.uri):  # one by one they say what is wrong
+                results |= _write_new(store, new, parents, step)
     return results
 
 
-def _sync(store: Store, run_dir: Path, *, known: Known, parents: dict[str, str]) -> SyncReport:
-    """Sync one run. One that is `known` to have all is not asked for again; `parents` fills with sweeps' runs."""
-    with FileLock(RunDir(run_dir).mlflow_lock, timeout=PATIENCE):
-        # Asked before and after: a run that ends while its journal is read is not one that was killed.
-        held = lock.is_held(run_dir)
-        records = journal.read(run_dir)
-        story = tell(records, RunDir(run_dir).journal, held=(held or lock.is_held(run_dir)) is not None)
-        path = _path(store, run_dir)
-        if story is None or any(_has_all(run, path, story) for run in known.get(story.run, ())):
-            return SyncReport(created=False, epochs_logged=0, ended=False)
-        return _bring(store, run_dir, path, story, parents)
+def _write_new(
+    store: Store, new: Mapping[Path, tuple[RecordedRun, str]], parents: dict[str, str], step: Callable[[], None]
+) -> dict[Path, SyncReport]:
+    """Write runs that MLflow had not when the sync began; what has come there since is left out."""
+    writer = bulk.Writer(store)
+    there = writer.known({recorded.run for recorded, _ in new.values()})
+    runs: dict[Path, bulk.NewRun] = {}
+    for run_dir, (recorded, digest) in new.items():
+        if recorded.run not in there:
+            mark = {"edkd.synced": recorded.epochs[-1].mark} if recorded.epochs else {}
+            tags = {**_first_tags(store, run_dir, recorded, parents), **mark, **_last_tags(recorded, digest)}
+            runs[run_dir] = bulk.NewRun(recorded, tags)
+            if recorded.status != "RUNNING":
+                with _files(run_dir, recorded) as folder:
+                    writer.add_files(runs[run_dir], folder)
+    writer.write(runs.values(), step)
+    return {
+        run_dir: SyncReport(
+            created=True, epochs_logged=len(run.recorded.epochs), ended=run.recorded.status != "RUNNING"
+        )
+        for run_dir, run in runs.items()
+    }
 
 
-def _has_all(run: "Run", path: str, story: Story) -> bool:
-    tags = run.data.tags
-    synced = story.epochs[-1].mark if story.epochs else None
-    return (tags.get("edkd.path"), tags.get("edkd.synced"), tags.get("edkd.state")) == (path, synced, story.state)
+def _sync(store: Store, run_dir: Path, *, parents: dict[str, str]) -> SyncReport:
+    """Sync one run; `parents` fills with sweeps' runs."""
+    with _alone(run_dir):
+        recorded, digest = _read(run_dir)
+        if recorded is None:
+            return _NOTHING
+        return _bring(store, run_dir, recorded, digest, parents)
 
 
-def _bring(store: Store, run_dir: Path, path: str, story: Story, parents: dict[str, str]) -> SyncReport:
+def _alone(run_dir: Path) -> FileLock:
+    """One process at a time brings a run to MLflow."""
+    return FileLock(RunDir(run_dir).mlflow_lock, timeout=PATIENCE)
+
+
+def _read(run_dir: Path) -> tuple[RecordedRun | None, str]:
+    """What the journal holds, and the digest of its file."""
+    # Asked before and after: a run that ends while its journal is read is not one that was killed.
+    held = lock.is_held(run_dir)
+    digest = _digest(run_dir)
+    records = journal.read(run_dir)
+    return summarise(records, RunDir(run_dir).journal, held=(held or lock.is_held(run_dir)) is not None), digest
+
+
+def _digest(run_dir: Path) -> str:
+    """By which a journal is known that has not changed since it was logged: read faster than understood."""
+    content = RunDir(run_dir).journal.read_bytes()
+    return f"{len(content)}:{zlib.crc32(content):08x}"
+
+
+def _bring(store: Store, run_dir: Path, recorded: RecordedRun, digest: str, parents: dict[str, str]) -> SyncReport:
+    from mlflow.entities import RunTag
+
     client = store.client
-    run = _find(store, run_dir, path, story)
+    run = _find(store, run_dir, _path(store, run_dir), recorded)
     mark = None if run is None else run.data.tags.get("edkd.synced")
-    if run is not None and mark is not None and all(epoch.mark != mark for epoch in story.epochs):
+    if run is not None and mark is not None and all(epoch.mark != mark for epoch in recorded.epochs):
         client.delete_run(run.info.run_id)  # it has other values than the journal
         run = None
-    changed = run is None or run.data.tags.get("edkd.state") != story.state
-    tags = dict(story.tags) if changed else {}
-    if changed and story.sweep is not None:
-        if story.sweep not in parents:
-            parents[story.sweep] = parent(store, story.sweep, started=story.started)
-        tags["mlflow.parentRunId"] = parents[story.sweep]
-    if changed and story.error is not None:
-        tags["error"] = story.error
     created = run is None
+    changed = run is None or run.data.tags.get("edkd.state") != recorded.state
+    tags = _first_tags(store, run_dir, recorded, parents) if changed else {}
     if run is None:
-        run = client.create_run(
-            store.experiment_id,
-            start_time=story.started,
-            run_name=story.name,
-            tags={**tags, "edkd.run": story.run, "edkd.path": path},
-        )
+        run = client.create_run(store.experiment_id, start_time=recorded.started, run_name=recorded.label, tags=tags)
         tags = {}
-    elif story.error is None and "error" in run.data.tags:
+    elif recorded.error is None and "error" in run.data.tags:
         client.delete_tag(run.info.run_id, "error")
-    epochs_logged = _log_values(store, run, story, tags, changed=changed)
+    epochs_logged = _log_values(store, run, recorded, tags, changed=changed)
     if changed:
-        _log_state(store, run, story, run_dir)
-    return SyncReport(created, epochs_logged, ended=changed and story.status != "RUNNING")
+        _log_status(store, run, recorded, run_dir)
+    last = _last_tags(recorded, digest)
+    if changed or any(run.data.tags.get(key) != value for key, value in last.items()):
+        client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in last.items()])
+    return SyncReport(created, epochs_logged, ended=changed and recorded.status != "RUNNING")
+
+
+def _first_tags(store: Store, run_dir: Path, recorded: RecordedRun, parents: dict[str, str]) -> dict[str, str]:
+    """What a run is made with, and is told anew when its state has changed."""
+    path = _path(store, run_dir)
+    tags = {**recorded.tags, "edkd.run": recorded.run, "edkd.name": recorded.name, "edkd.path": path}
+    exact = {key: value for key, value in recorded.final.items() if shown({key: value})[key] != value}
+    if exact:
+        tags["edkd.exact"] = json.dumps(exact)
+    files = RunDir(run_dir if is_server(store.uri) else Path("runs") / path)
+    tags["directory"] = str(files.path)
+    if RunDir(run_dir).best.exists():
+        tags["weights"] = str(files.best)
+    if recorded.sweep is not None:
+        if recorded.sweep not in parents:
+            parents[recorded.sweep] = parent(store, recorded.sweep, started=recorded.started)
+        tags["mlflow.parentRunId"] = parents[recorded.sweep]
+    if recorded.error is not None:
+        tags["error"] = recorded.error
+    return tags
+
+
+def _last_tags(recorded: RecordedRun, digest: str) -> dict[str, str]:
+    """That a run has been logged, and how it stands."""
+    # Of other runs it depends on who holds the directory.
+    ended = {"edkd.journal": digest} if recorded.status in ("FINISHED", "FAILED") else {}
+    return {**ended, "edkd.state": recorded.state}
+
+
+@contextlib.contextmanager
+def _files(run_dir: Path, recorded: RecordedRun) -> Iterator[Path]:
+    """A folder with the files that MLflow gets of a run that has ended."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = RunDir(run_dir).config
+        if config.exists():
+            shutil.copyfile(config, folder / config.name)
+        if recorded.summary is not None:
+            (folder / "summary.json").write_text(json.dumps(recorded.summary, indent=2))
+        yield folder
 
 
 def _path(store: Store, run_dir: Path) -> str:
@@ -132,18 +249,18 @@ def _path(store: Store, run_dir: Path) -> str:
     return f"{os.environ.get('USER', os.getuid())}:{below}" if is_server(store.uri) else below
 
 
-def _find(store: Store, run_dir: Path, path: str, story: Story) -> "Run | None":
+def _find(store: Store, run_dir: Path, path: str, recorded: RecordedRun) -> "Run | None":
     """The MLflow run of a run directory, None where there is none.
 
     One that an earlier version logged carries a hash of the directory's absolute path instead, which holds until
     it is moved: then it is known by the values that it has. It is given its path.
     """
-    runs = search(store.client, store.experiment_id, f"tags.`edkd.run` = '{story.run}'")
+    runs = search(store.client, store.experiment_id, f"tags.`edkd.run` = '{recorded.run}'")
     run = only(store, [run for run in runs if run.data.tags.get("edkd.path") == path])
     if run is not None:
         return run
     here = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
-    marks: set[str | None] = {epoch.mark for epoch in story.epochs} or {None}
+    marks: set[str | None] = {epoch.mark for epoch in recorded.epochs} or {None}
     earlier = [run for run in runs if "edkd.path" not in run.data.tags]
     ours = [run for run in earlier if run.data.tags.get("edkd.directory") == here]
     ours += [run for run in earlier if run.data.tags.get("edkd.synced") in marks]
@@ -153,7 +270,7 @@ def _find(store: Store, run_dir: Path, path: str, story: Story) -> "Run | None":
     return ours[0]
 
 
-def _log_values(store: Store, run: "Run", story: Story, tags: dict[str, str], *, changed: bool) -> int:
+def _log_values(store: Store, run: "Run", recorded: RecordedRun, tags: dict[str, str], *, changed: bool) -> int:
     """Log the epochs that are missing, in few calls, and return their number.
 
     Of a run whose state has changed its other values go along.
@@ -161,17 +278,18 @@ def _log_values(store: Store, run: "Run", story: Story, tags: dict[str, str], *,
     from mlflow.entities import Metric, Param, RunTag
 
     synced = int(run.data.tags.get("edkd.synced", "0").partition(":")[0])
-    missing = [epoch for epoch in story.epochs if epoch.number > synced]
+    missing = [epoch for epoch in recorded.epochs if epoch.number > synced]
     metrics = [
-        Metric(key, value, epoch.time, epoch.number) for epoch in missing for key, value in epoch.metrics.items()
+        Metric(key, value, time, step)
+        for step, time, values in recorded.steps(after=synced)
+        if step or changed
+        for key, value in values.items()
+        if step or run.data.metrics.get(key) != value
     ]
     params: list[Param] = []
     if changed:
-        step = story.epochs[-1].number if story.epochs else 0
-        final = {key: value for key, value in story.final.items() if run.data.metrics.get(key) != value}
-        metrics += [Metric(key, value, story.since, step) for key, value in final.items()]
         # MLflow lets no parameter change: what differs in a resumed run (a path, the device) keeps its first value.
-        params = [Param(key, value) for key, value in story.params.items() if key not in run.data.params]
+        params = [Param(key, value) for key, value in recorded.params.items() if key not in run.data.params]
     # The last tag is stored after all metrics. A crash before that repeats them, and equal ones are stored once.
     marks = [RunTag(key, value) for key, value in tags.items()]
     marks += [RunTag("edkd.synced", missing[-1].mark)] if missing else []
@@ -183,16 +301,12 @@ def _log_values(store: Store, run: "Run", story: Story, tags: dict[str, str], *,
     return len(missing)
 
 
-def _log_state(store: Store, run: "Run", story: Story, run_dir: Path) -> None:
-    """Log how the run stands, with the files of one that has ended. The tag that says so is set last."""
+def _log_status(store: Store, run: "Run", recorded: RecordedRun, run_dir: Path) -> None:
+    """Log the status of a run, with the files of one that has ended."""
     client, run_id = store.client, run.info.run_id
-    if story.status != "RUNNING":
-        config = RunDir(run_dir).config
-        if config.exists():
-            client.log_artifact(run_id, str(config))
-        if story.summary is not None:
-            client.log_dict(run_id, story.summary, "summary.json")
-        client.set_terminated(run_id, status=story.status, end_time=story.since)
+    if recorded.status != "RUNNING":
+        with _files(run_dir, recorded) as folder:
+            client.log_artifacts(run_id, str(folder))
+        client.set_terminated(run_id, status=recorded.status, end_time=recorded.since)
     elif run.info.status != "RUNNING":
         client.update_run(run_id, status="RUNNING")
-    client.set_tag(run_id, "edkd.state", story.state)

@@ -11,6 +11,8 @@ from edkd.config.schema import Engine
 from edkd.errors import EdkdError
 from edkd.training import cpu_kernels, hardware
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
 
 def set_up(engine: Engine, threads: int) -> None:
     """Make this process compute as the engine asks; called before anything touches a GPU.
@@ -48,6 +50,19 @@ def pick_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise EdkdError(f"engine.device={name}: {reason}; allowed: auto, cpu, cuda, cuda:N") from error
     return device
+
+
+def name_gpus() -> None:
+    """Name the GPUs that this process sees in its environment, from which those that it starts will take theirs."""
+    if not os.environ.get(VISIBLE) and torch.cuda.device_count() > 1:
+        os.environ[VISIBLE] = ",".join(str(number) for number in range(torch.cuda.device_count()))
+
+
+def take_gpu(process: str) -> None:
+    """In a process whose name ends in its number: see one of the GPUs alone, in turn, before CUDA starts."""
+    gpus, number = os.environ.get(VISIBLE, "").split(","), process.rpartition("-")[2]
+    if len(gpus) > 1 and number.isdigit():
+        os.environ[VISIBLE] = gpus[(int(number) - 1) % len(gpus)]
 
 
 def compile_network(network: nn.Module, device: torch.device) -> None:

@@ -14,6 +14,7 @@ class EdkdSlurmConf(SlurmQueueConf):
     detached: bool = False
     poll_s: float = 10.0
     python: str | None = None
+    runs_per_job: int = 1
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="edkd_slurm", node=EdkdSlurmConf, provider="edkd")

@@ -4,18 +4,23 @@ What it submits is not Hydra's composition, repeated on the node, but the config
 """
 
 import contextlib
-import io
 import os
 import re
+import shlex
+import subprocess
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 
 from hydra_plugins.edkd_slurm import EdkdSlurmConf
+
+if TYPE_CHECKING:
+    from edkd.config.job import Job
 
 ROOT = Path(__file__).parents[2]
 _LEAST = {
@@ -27,7 +32,10 @@ _LEAST = {
     "cpus_per_task": 1,
     "gpus_per_node": 0,
     "mem_gb": 1,
+    "runs_per_job": 1,
 }
+# What sbatch says if it may have been heard all the same; any other word of it is a refusal.
+_AWAY = re.compile("contact slurm controller|timed out|connection (refused|failure)|zero bytes", re.IGNORECASE)
 
 
 class EdkdSlurmLauncher(SlurmLauncher):
@@ -36,16 +44,19 @@ class EdkdSlurmLauncher(SlurmLauncher):
     `python` is the command that starts Python in a job, by default the interpreter that runs here.
     """
 
-    def __init__(self, *, detached: bool, poll_s: float, python: str | None, **params: Any) -> None:
+    def __init__(self, *, detached: bool, poll_s: float, python: str | None, runs_per_job: int, **params: Any) -> None:
         super().__init__(**params)
         self.detached, self.poll_s, self.python = detached, poll_s, python
+        self.runs_per_job = runs_per_job
+        self.parallel: int = (params["array_parallelism"] or 256) * runs_per_job  # submitit's default
 
     def check(self) -> None:
         """Raise EdkdError for a key that there is not or a value that makes no sense, before anything is submitted."""
+        from edkd.console import LOG
         from edkd.errors import EdkdError
 
         known = {field.name for field in fields(EdkdSlurmConf)} - {"_target_"}
-        params = {**self.params, "poll_s": self.poll_s}
+        params = {**self.params, "poll_s": self.poll_s, "runs_per_job": self.runs_per_job}
         for name in params:
             if name not in known:
                 raise EdkdError(f"hydra.launcher.{name}: no such key; allowed: {', '.join(sorted(known))}")
@@ -56,7 +67,16 @@ class EdkdSlurmLauncher(SlurmLauncher):
         if not params["name"]:
             raise EdkdError("hydra.launcher.name is empty: a job needs a name, such as edkd")
         if params["nodes"] * params["tasks_per_node"] != 1:
-            raise EdkdError("hydra.launcher: a run is one process: nodes and tasks_per_node must be 1")
+            raise EdkdError(
+                "hydra.launcher: a run is one process: nodes and tasks_per_node must be 1; "
+                "hydra.launcher.runs_per_job=N gives a job several runs"
+            )
+        gpus, runs = params["gpus_per_node"] or 0, self.runs_per_job
+        if gpus > runs:
+            LOG.warning(
+                "hydra.launcher.gpus_per_node=%d: a run uses one GPU; idle: %d; runs_per_job=%d uses all",
+                gpus, gpus - runs, gpus,
+            )  # fmt: skip
         delay, walltime = params["signal_delay_s"], 60 * params["timeout_min"]
         if delay >= walltime:
             raise EdkdError(
@@ -66,48 +86,98 @@ class EdkdSlurmLauncher(SlurmLauncher):
 
     @property
     def threads(self) -> int | None:
-        """CPU threads of a job, as far as the launcher's parameters say."""
+        """CPU threads of a run, as far as the launcher's parameters say."""
         count = self.params.get("cpus_per_task")
-        return int(count) if count else None
+        return max(1, int(count) // max(1, self.runs_per_job)) if count else None
 
-    def submit(self, configs: Sequence[Path], after: str | None) -> Sequence[tuple[str, str]]:
+    @property
+    def name(self) -> str:
+        """What the jobs' names begin with."""
+        return "_".join(str(self.params["name"]).split())
+
+    def submit(self, jobs: Sequence["Job"], after: str | None, comment: str) -> list[str]:
         """See `edkd.slurm.submit.Queue.submit`."""
-        import submitit
+        from edkd.slurm.submit import AwayError, RefusedError, label, several
 
+        folder, made = self._folder()
+        tasks = -(-len(jobs) // self.runs_per_job)
+        name = several([label(job) for job in jobs]) if tasks == 1 else comment.split()[0]
+        try:
+            script = self._script(jobs, folder, after, comment, f"{self.name}:{name}")
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise RefusedError(f"hydra.launcher: {_line(error)}") from error
+        path = folder / f"{uuid.uuid4().hex}_submission.sh"
+        path.write_text(script)
+        with _environment():
+            done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True, check=False)
+        number = re.search(r"job (\d+)", done.stdout)
+        if number is None:
+            path.unlink()
+            if made:
+                folder.rmdir()
+            said = _reason(done.stderr or done.stdout)
+            raise AwayError(said) if _AWAY.search(said) else RefusedError(f"{said}; see hydra.launcher")
+        array = number[1]
+        path.rename(folder / f"{array}_submission.sh")
+        return [array if tasks == 1 else f"{array}_{each // self.runs_per_job}" for each in range(len(jobs))]
+
+    def log(self, job_id: str) -> str:
+        """See `edkd.slurm.submit.Queue.log`."""
+        return str(Path(self.params["submitit_folder"]).absolute() / f"{job_id}_0_log.err")
+
+    def _folder(self) -> tuple[Path, bool]:
+        """The folder of the scripts and of SLURM's logs, which SLURM does not make, and whether this has made it.
+
+        Nobody else may write there, or put links there for SLURM to follow.
+        """
         from edkd.errors import EdkdError
-        from edkd.slurm.job import FrozenRun
 
-        runs = [FrozenRun(config, signal_delay_s=self.params["signal_delay_s"]) for config in configs]
-        # What sbatch says on stderr is in submitit's exception too.
-        with _environment(), contextlib.redirect_stderr(io.StringIO()):
-            try:
-                executor = self._executor(after)
-                with executor.batch():
-                    jobs = [executor.submit(run) for run in runs]
-            except submitit.core.utils.FailedJobError as error:
-                raise EdkdError(f"SLURM refused the jobs: {_reason(error)}; see hydra.launcher") from error
-            except (RuntimeError, ValueError, AssertionError, OSError) as error:
-                raise EdkdError(f"hydra.launcher: {_line(error)}") from error
-        return [(job.job_id, str(job.paths.stderr)) for job in jobs]
+        folder = Path(self.params["submitit_folder"]).absolute()
+        made = not folder.exists()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if folder.stat().st_uid == os.geteuid():
+                folder.chmod(0o700)
+                return folder, made
+        except OSError as error:
+            raise EdkdError(f"cannot write {folder}: {error.strerror}") from error
+        raise EdkdError(
+            f"{folder} is another user's, who could write into your jobs' logs: "
+            "hydra.launcher.submitit_folder=DIR names one of your own"
+        )
 
-    def _executor(self, after: str | None) -> Any:
+    def _script(self, jobs: Sequence["Job"], folder: Path, after: str | None, comment: str, name: str) -> str:
+        """What sbatch is given: submitit's script, and in it the runs of all tasks."""
         import submitit
+
+        from edkd.rundir.paths import RunDir
 
         params = {name: value for name, value in self.params.items() if value is not None}
-        params["additional_parameters"] = _options(params.get("additional_parameters") or {})
-        executor = submitit.AutoExecutor(
-            cluster="slurm",
-            folder=Path(params.pop("submitit_folder")).absolute(),
-            slurm_max_num_timeout=params.pop("max_num_timeout"),
-            **({"slurm_python": self.python} if self.python else {}),
-        )
-        if self.threads:  # since SLURM 22.05 srun does not take this over from sbatch
-            params["srun_args"] = [f"--cpus-per-task={self.threads}"]
+        del params["submitit_folder"]
+        options = _options(params.get("additional_parameters") or {})
+        options["comment"] = " ".join(filter(None, [options.get("comment"), comment]))
+        values = {"signal-delay": params["signal_delay_s"], "timeout-min": params["timeout_min"]}
+        values |= {"max-timeouts": params.pop("max_num_timeout"), "folder": shlex.quote(str(Path.cwd()))}
+        runs = [shlex.quote(f"{job.run}:{RunDir(job.directory).config.absolute()}") for job in jobs]
+        params |= {"name": name, "additional_parameters": options}
+        params["setup"] = [*params.get("setup", []), "runs=(", *runs, ")"]
+        if params.get("cpus_per_task"):  # since SLURM 22.05 srun does not take this over from sbatch
+            params["srun_args"] = [f"--cpus-per-task={params['cpus_per_task']}"]
         if after is not None:
             params["dependency"] = f"afterany:{after}"
+        executor = submitit.AutoExecutor(cluster="slurm", folder=folder)
         common = BaseQueueConf.__dataclass_fields__
         executor.update_parameters(**{n if n in common else f"slurm_{n}": value for n, value in params.items()})
-        return executor
+        slurm: Any = executor._executor
+        if len(jobs) > self.runs_per_job:
+            slurm.parameters["map_count"] = -(-len(jobs) // self.runs_per_job)
+        task, of_job = "${SLURM_ARRAY_TASK_ID:-0}", '"${runs[${SLURM_ARRAY_TASK_ID:-0}]}"'
+        if self.runs_per_job > 1:
+            values |= {"runs-per-job": self.runs_per_job, "first": f"$(({self.runs_per_job} * {task}))"}
+            of_job = '"${runs[@]}"'
+        given = " ".join(f"--{name} {value}" for name, value in values.items())
+        command = f"{self.python or slurm.python} -u -m edkd.slurm.job {given} {of_job}"
+        return str(slurm._make_submission_file_text(command, ""))
 
 
 def _options(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,11 +201,11 @@ def _environment() -> Iterator[None]:
         os.environ.update(before)
 
 
-def _reason(error: Exception) -> str:
-    """What sbatch said, out of submitit's report of it."""
-    said = re.findall(r"^sbatch: error: (.*)$", str(error), re.MULTILINE)
-    return "; ".join(line.removeprefix("Batch job submission failed: ") for line in said) or _line(error)
+def _reason(said: str) -> str:
+    """What sbatch said, without its own name."""
+    found = re.findall(r"^sbatch: error: (.*)$", said, re.MULTILINE)
+    return "; ".join(line.removeprefix("Batch job submission failed: ") for line in found) or _line(said)
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]
+def _line(said: object) -> str:
+    return " ".join(str(said).split())[:500]

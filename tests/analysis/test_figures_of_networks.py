@@ -48,7 +48,8 @@ DRAWN = {
 def test_nothing_is_cut_off(name):
     figure = DRAWN[name]()
     box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
-    assert box.x0 > -0.01 and box.y0 > -0.01 and box.x1 < width + 0.01 and box.y1 < height + 0.01
+    edge = 0.03  # inches: less than a letter
+    assert box.x0 > -edge and box.y0 > -edge and box.x1 < width + edge and box.y1 < height + edge
 
 
 def test_values_by_class():

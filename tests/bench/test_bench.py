@@ -15,6 +15,7 @@ from edkd.bench import costs, main, method_costs, modes, plain, table, workload
 from edkd.bench.modes import WAYS, Ours, Plain
 from edkd.bench.table import Timing
 from edkd.bench.workload import Workload
+from edkd.config import schema
 from edkd.config.instantiate import build
 from edkd.config.schema import Network, Settings
 from edkd.data.views import epoch_order, epoch_views, n_views

@@ -13,9 +13,8 @@ from edkd.config.schema import Settings
 from edkd.runs.setup import Inputs, device_data, load_arrays, new_state
 from edkd.runs.teacher_source import teacher_source
 from edkd.teachers.source import Precision
-from edkd.training.state import TrainState
 from edkd.training.step import Step
-from edkd.training.trainer import make_step, seeded, train_epoch
+from edkd.training.trainer import TrainState, seeded, train_epoch
 
 CPU = torch.device("cpu")
 EPOCHS = 4
@@ -35,7 +34,9 @@ def begun(cfg: Settings) -> tuple[TrainState, Step]:
     state, data = new_state(cfg, inputs), device_data(arrays, cfg, CPU).train
     needs_feats = state.distiller.needs_feats
     source = teacher_source(cfg, inputs, data, Precision("fp32", CPU), needs_feats) if cfg.needs_teacher else None
-    return state, make_step(state, source, data, cfg.schedule, capture=False)
+    return state, Step(
+        state.trainable, state.optimizer, source, data, batch_size=cfg.schedule.batch_size, capture=False
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -54,10 +54,15 @@ KillWait=2
 InactiveLimit=0
 MinJobAge=3600
 JobRequeue=1
+# a job of the partition `urgent` takes the place of others, without any time of grace
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
 MaxArraySize={array}
 {accounting}
 {nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=urgent Nodes=ALL PriorityTier=10 MaxTime=INFINITE State=UP
 """
 NODE = "NodeName={name} NodeAddr=127.0.0.1 NodeHostname={host} Port={port} CPUs={cpus} RealMemory=8000 Gres=gpu:{gpus}"
 ACCOUNTING = """AccountingStorageType=accounting_storage/slurmdbd

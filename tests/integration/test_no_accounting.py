@@ -1,4 +1,4 @@
-"""A cluster without accounting: the queue forgets, and the journals' silence has to tell."""
+"""A cluster without accounting: the queue forgets, and only the journals show that a run ended."""
 
 import os
 import signal

@@ -15,12 +15,16 @@ def full(*_: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_a_text_is_written_whole_and_readable_by_others(tmp_path: Path) -> None:
-    path = tmp_path / "file.yaml"
-    files.write_text(path, "old\n")
-    files.write_text(path, "new ü\n")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_a_text_is_written_whole_and_as_readable_as_the_umask_says(tmp_path: Path, umask: int, mode: int) -> None:
+    path, before = tmp_path / "file.yaml", os.umask(umask)
+    try:
+        files.write_text(path, "old\n")
+        files.write_text(path, "new ü\n")
+    finally:
+        os.umask(before)
     assert path.read_text() == "new ü\n"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert stat.S_IMODE(path.stat().st_mode) == mode
     assert list(tmp_path.iterdir()) == [path]
 
 

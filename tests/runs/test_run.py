@@ -365,7 +365,7 @@ def own_images(tmp_path: Path) -> Iterator[list[str]]:
     [
         ([], "is new after epoch 0"),
         ([{"event": "start"}, {"event": "epoch", "epoch": 1}], "is interrupted after epoch 1"),
-        ([{"event": "failure", "error": "loss_ce is nan\nat once"}], "failed (loss_ce is nan)"),
+        ([{"event": "failure", "error": "loss_ce is nan\nat once"}], "failed"),
     ],
 )
 def test_a_student_names_what_became_of_its_teacher(make_job: Any, records: list[dict[str, Any]], became: str) -> None:

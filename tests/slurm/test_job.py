@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from submitit.core.utils import DelayedSubmission
 
 from edkd.config.job import Job, freeze
 from edkd.rundir import journal, lock
 from edkd.runs import preemption, run
 from edkd.runs.preemption import SafePoints, Stopped
-from edkd.slurm.job import FrozenRun, Warned
+from edkd.slurm import job as slurm_job
+from edkd.slurm import pack
+from edkd.slurm.submission import Submission
+from edkd.slurm.warning import Warned
 from edkd.training import hardware
 from edkd.training.device import cores
 from tests.commandline import metrics
@@ -37,17 +39,25 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def start(fake_slurm: FakeSlurm, here: Path) -> Iterator[Start]:
-    """`start(config)`: job 1 of the queue, in a process group of its own, as sbatch would start it."""
+    """`start(job)`: job 1 of the queue, in a process group of its own, as sbatch would start it."""
     processes: list[subprocess.Popen[str]] = []
 
-    def started(config: Path | None = None, *, delay: float = 60.0, timeout_min: int = 600, timeouts: int = 3) -> Any:
-        if config is not None:
-            submission = DelayedSubmission(FrozenRun(config, signal_delay_s=delay))
-            submission.set_timeout(timeout_min, timeouts)
-            submission.dump(here / "1_submitted.pkl")
-        given = {**os.environ, "SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "1", "OMP_NUM_THREADS": "1"}
+    def started(
+        *jobs: Job, delay: float = 60.0, timeout_min: int = 600, timeouts: int = 3, restarts: int = 0,
+        several: int = 1, first: int = 0, gpus: str = "",
+    ) -> Any:  # fmt: skip
+        for job in jobs:
+            freeze(job, sweep="grid-1", threads=None)
+        options = {"signal-delay": delay, "timeout-min": timeout_min, "max-timeouts": timeouts, "folder": here}
+        given = {**os.environ, "SLURM_JOB_ID": "1", "SLURM_RESTART_COUNT": str(restarts), "OMP_NUM_THREADS": "1"}
+        given["CUDA_VISIBLE_DEVICES"] = gpus
+        options |= {"runs-per-job": several, "first": first}
         process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "submitit.core._submit", str(here)],
+            [
+                *(sys.executable, "-u", "-m", "edkd.slurm.job"),
+                *(f"--{name}={value}" for name, value in options.items()),
+                *(f"{job.run}:{job.directory / 'config.yaml'}" for job in jobs),
+            ],
             **{"env": given, "text": True, "start_new_session": True},  # type: ignore[arg-type]
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -60,10 +70,6 @@ def start(fake_slurm: FakeSlurm, here: Path) -> Iterator[Start]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-
-
-def frozen(job: Job) -> Path:
-    return freeze(job, sweep="grid-1", threads=None)
 
 
 def until(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
@@ -88,7 +94,7 @@ def test_a_warned_job_goes_back_into_the_queue_and_ends_with_the_same_numbers(
     make_job: Any, start: Start, fake_slurm: FakeSlurm, here: Path
 ) -> None:
     job = make_job("vanilla", f"schedule.epochs={EPOCHS}")
-    process = start(frozen(job))
+    process = start(job)
     for attempt in (1, 2):
         reached = journal.state(job.directory).epoch + 2
         until(lambda wanted=reached: journal.state(job.directory).epoch >= wanted, process)  # type: ignore[misc]
@@ -96,10 +102,10 @@ def test_a_warned_job_goes_back_into_the_queue_and_ends_with_the_same_numbers(
         warn(process)
         _, said = process.communicate(timeout=120)
         assert "Traceback" not in said and "stopped on SLURM's warning" in said
-        assert process.returncode == 255  # submitit's; SLURM has the job in the queue by now
+        assert process.returncode == 1  # SLURM has the job in the queue by now
         assert fake_slurm.requeued() == ["1"] * attempt
         assert (events(job)[-1], lock.is_held(job.directory)) == ("interrupted", None)
-        process = start()  # from what submitit wrote down
+        process = start(job, restarts=attempt)
     process.communicate(timeout=200)
     assert process.returncode == 0
     assert events(job) == ["start", "interrupted", "start", "interrupted", "start", "end"]
@@ -112,27 +118,56 @@ def test_a_warned_job_goes_back_into_the_queue_and_ends_with_the_same_numbers(
 
 @pytest.mark.parametrize(
     ("options", "disabled", "reason"),
-    [({"timeout_min": 0, "timeouts": 0}, False, "timed-out too many times"), ({}, True, "returned non-zero")],
+    [
+        ({"timeout_min": 0, "timeouts": 2, "restarts": 2}, False, "out of walltime, after 2 restarts"),
+        ({"delay": 3.0}, True, "Requested operation is disabled"),
+    ],
 )
 def test_a_job_that_is_not_queued_again_has_failed(
-    options: dict[str, int], disabled: bool, reason: str, make_job: Any, start: Start, fake_slurm: FakeSlurm
+    options: dict[str, Any], disabled: bool, reason: str, make_job: Any, start: Start, fake_slurm: FakeSlurm
 ) -> None:
+    fake_slurm.queue(j1="RUNNING")
     if disabled:
         fake_slurm.set("no_requeue")
     job = make_job("vanilla", f"schedule.epochs={10 * EPOCHS}")
-    process = start(frozen(job), **options)
+    process = start(job, **options)
     until(lambda: journal.state(job.directory).epoch > 0, process)
     warn(process)
     process.communicate(timeout=120)
     assert process.returncode == 1
     error = journal.state(job.directory).error
-    assert error is not None and error.startswith("stopped by SLURM and not queued again (") and reason in error
+    assert error is not None and error.startswith(f"stopped by SLURM and not queued again ({reason})")
     assert "hydra.launcher.timeout_min or max_num_timeout" in error
+
+
+def test_a_job_that_slurm_has_queued_itself_has_not_failed(make_job: Any, start: Start, fake_slurm: FakeSlurm) -> None:
+    """As it does with a job that it preempts: to be queued again is then refused."""
+    fake_slurm.set("no_requeue")
+    job = make_job("vanilla", f"schedule.epochs={10 * EPOCHS}")
+    process = start(job)
+    until(lambda: journal.state(job.directory).epoch > 0, process)
+    fake_slurm.queue(j1="PENDING BeginTime")
+    warn(process)
+    process.communicate(timeout=50)
+    assert (process.returncode, events(job)) == (1, ["start", "interrupted"])
+
+
+def test_a_controller_that_is_away_is_asked_again(make_job: Any, start: Start, fake_slurm: FakeSlurm) -> None:
+    fake_slurm.queue(j1="RUNNING")
+    fake_slurm.set("away")
+    job = make_job("vanilla", f"schedule.epochs={10 * EPOCHS}")
+    process = start(job)
+    until(lambda: journal.state(job.directory).epoch > 0, process)
+    warn(process)
+    until(lambda: len(fake_slurm.requeued()) == 1, process)
+    fake_slurm.clear("away")
+    process.communicate(timeout=50)
+    assert (fake_slurm.requeued(), events(job)) == (["1", "1"], ["start", "interrupted"])
 
 
 NOTED = """
 import os, signal, subprocess, sys, time
-from edkd.slurm.job import warnings_noted
+from edkd.slurm.warning import warnings_noted
 from edkd.runs.preemption import Stopped
 signal.signal(signal.SIGUSR2, lambda number, frame: print("the old handler"))
 with warnings_noted(float(sys.argv[1])) as warned:
@@ -155,7 +190,6 @@ with warnings_noted(float(sys.argv[1])) as warned:
     started.kill()
     started.wait()
     warned.disarm()
-    warned.pass_on()
 os.kill(os.getpid(), signal.SIGUSR2)
 """
 
@@ -170,15 +204,15 @@ def test_the_warning_is_noted_and_children_are_left_alone(arguments: list[str], 
     warn(process)
     warn(process)
     said = process.communicate(timeout=60)[0].splitlines()
-    # The old handler once when it is asked for, and once for a signal after the block.
-    assert said == [word, "children None 0", "the old handler", "the old handler"]
+    # The old handler for a signal after the block.
+    assert said == [word, "children None 0", "the old handler"]
 
 
 @pytest.mark.parametrize(
     ("ago", "left", "stop"), [(0, 0.0, True), (0, 20.0, False), (0, 40.0, True), (25, 4.0, False), (25, 6.0, True)]
 )
 def test_an_epoch_is_finished_if_that_is_near(ago: float, left: float, stop: bool) -> None:
-    warned = Warned(60.0, None)
+    warned = Warned(60.0)
     assert not warned.stop_asked(0.0)
     warned.at = time.monotonic() - ago
     assert warned.stop_asked(left) is stop
@@ -231,7 +265,7 @@ def test_a_run_that_is_as_good_as_finished_is_finished(make_job: Any) -> None:
 
 def test_a_run_that_fails_fails_its_job(make_job: Any, start: Start) -> None:
     job = make_job("kd", teacher_id="run:aaaa")
-    process = start(frozen(job))
+    process = start(job)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1
     assert events(job) == ["failure"]
@@ -240,17 +274,20 @@ def test_a_run_that_fails_fails_its_job(make_job: Any, start: Start) -> None:
     assert "Traceback" not in said
 
 
-def test_a_job_that_cannot_begin_tells_its_journal(make_job: Any, start: Start) -> None:
-    job = make_job("vanilla")
-    earlier = journal.Journal(job.directory)
-    config = frozen(job)
-    earlier.append({"event": "failure", "error": "earlier"})
-    config.write_text(config.read_text().replace("epochs: 2", "epochs: 3"))
-    process = start(config)
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_job_that_cannot_begin_tells_its_journal(make_job: Any, start: Start, whole: bool) -> None:
+    job, other = make_job("vanilla"), make_job("vanilla", "schedule.epochs=3")
+    process = start(job)  # SLURM gives its configuration time to change, as Python does
+    config = job.directory / "config.yaml"
+    freeze(other, sweep=None, threads=None)
+    changed = (other.directory / "config.yaml").read_text() if whole else config.read_text().replace(": 2", ": 3")
+    journal.Journal(job.directory).append({"event": "failure", "error": "earlier"})
+    config.write_text(changed)
     process.communicate(timeout=120)
     assert process.returncode == 1
     assert next(record["error"] for record in journal.read(job.directory)) == "earlier"
-    assert "was changed after planning" in str(journal.state(job.directory).error)
+    error = str(journal.state(job.directory).error)
+    assert ("is not what was submitted" if whole else "was changed after planning") in error
 
 
 @pytest.mark.parametrize(
@@ -263,17 +300,103 @@ def test_a_gpu_that_torch_does_not_find_fails_a_job_unless_the_cpu_is_asked_for(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     job = make_job("vanilla", f"engine.device={device}")
-    frozen_run = FrozenRun(frozen(job), signal_delay_s=60.0)
+    config = freeze(job, sweep=None, threads=None)
+    arguments = ["--signal-delay=60", "--timeout-min=9", "--max-timeouts=1", f"--folder={here}", f"{job.run}:{config}"]
     if not failed:
-        frozen_run()
+        slurm_job.main(arguments)
         assert journal.state(job.directory).status == "finished"
         return
     with pytest.raises(SystemExit) as ended:
-        frozen_run()
+        slurm_job.main(arguments)
     assert ended.value.code == 1
     error = str(journal.state(job.directory).error)
     assert error.startswith("SLURM gave this job a GPU (CUDA_VISIBLE_DEVICES=0), but torch ")
     assert "hydra.launcher.gpus_per_node=0 engine.device=cpu" in error and "\n" not in error
+
+
+# ---- several runs in a job
+
+
+def handed_in(job: Job, job_id: str, logs: Path) -> None:
+    freeze(job, sweep="grid-1", threads=None)
+    Submission(job_id, time.time(), "grid-1", str(logs / f"{job_id}_0_log.err")).write(job.directory)
+
+
+def test_a_job_with_several_runs_takes_the_next_as_one_ends(make_job: Any, start: Start, here: Path) -> None:
+    """Two at a time on two pretended GPUs, of which one fails and one is killed; the last was another job's."""
+    bad, killed, *good = (make_job("vanilla", f"seed={seed}", f"schedule.epochs={EPOCHS // 2}") for seed in range(5))
+    for job in (bad, killed, *good):
+        handed_in(job, "2" if job is good[-1] else "1", here)
+    process = start(bad, killed, *good, several=2, gpus="3,5")
+    bad.directory.joinpath("config.yaml").write_text("nonsense")
+    until(lambda: lock.is_held(killed.directory) is not None, process)
+    os.kill(lock.is_held(killed.directory)["pid"], signal.SIGKILL)  # type: ignore[index]
+    assert process.communicate(timeout=250) and process.returncode == 1
+    assert "is not a frozen configuration" in str(journal.state(bad.directory).error)
+    assert journal.state(killed.directory).error == "its process was killed by signal 9"
+    gpus = set()
+    for job in good:
+        assert events(job) == ["start", "end"]
+        (first, *_) = journal.read(job.directory)
+        gpus.add(first["slurm"]["cuda_visible_devices"])
+        submission = Submission.read(job.directory)
+        assert submission is not None and submission.job_id == "1"
+        assert Path(submission.log) == here / f"1_{job.run[:8]}_log.err"
+        assert job.name in Path(submission.log).read_text()
+    assert gpus == {"3", "5"}
+
+
+def test_a_warned_job_with_several_runs_continues_them_all(
+    make_job: Any, start: Start, fake_slurm: FakeSlurm, here: Path
+) -> None:
+    jobs = [make_job("vanilla", f"seed={seed}", f"schedule.epochs={EPOCHS // 2}") for seed in range(2)]
+    for job in jobs:
+        handed_in(job, "1", here)
+    process = start(*jobs, several=2)
+    until(lambda: all(journal.state(job.directory).epoch > 1 for job in jobs), process)
+    warn(process)
+    process.communicate(timeout=250)
+    assert (process.returncode, fake_slurm.requeued()) == (1, ["1"])
+    assert "interrupted" in [events(job)[-1] for job in jobs]  # one may have been done
+    process = start(*jobs, several=2, restarts=1)
+    process.communicate(timeout=250)
+    assert (process.returncode, fake_slurm.requeued()) == (0, ["1"])
+    for job in jobs:
+        epochs = [record["epoch"] for record in journal.read(job.directory) if record["event"] == "epoch"]
+        assert (events(job)[-1], epochs) == ("end", list(range(1, EPOCHS // 2 + 1)))
+
+
+def test_a_job_whose_runs_another_one_has_ends_with_them(make_job: Any, start: Start, here: Path) -> None:
+    mine, other = make_job("vanilla"), make_job("vanilla", "seed=1")
+    for job in (mine, other):
+        handed_in(job, "1", here)
+    with lock.hold(mine.directory):
+        process = start(mine, other, several=2)
+        until(lambda: journal.state(other.directory).status == "finished", process)
+    assert process.communicate(timeout=250) and process.returncode == 0
+    assert journal.state(mine.directory).status == "finished"
+
+
+def test_of_two_jobs_that_take_a_run_at_once_the_slower_one_leaves_it(
+    make_job: Any, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job("vanilla")
+    handed_in(job, "2", here)
+    before = Submission.read(job.directory)
+    python = here / "python"
+    python.write_text(f"#!/bin/sh\nexit {pack.HELD}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    taking = pack.Pack(
+        ["x:y/config.yaml", f"{job.run}:{job.directory}/config.yaml"], first=0, size=1, options=[], job="1"
+    )
+    taking.ended["x:y/config.yaml"] = 0
+    taking.start_next()
+    during = Submission.read(job.directory)
+    assert during is not None and during.job_id == "1"
+    taking.going[0].process.wait()
+    taking.collect()
+    assert Submission.read(job.directory) == before and not taking.ended.get(f"{job.run}:{job.directory}/config.yaml")
 
 
 # ---- twins
@@ -282,7 +405,7 @@ def test_a_gpu_that_torch_does_not_find_fails_a_job_unless_the_cpu_is_asked_for(
 def test_a_twin_waits_for_the_one_that_has_the_directory(make_job: Any, start: Start) -> None:
     job = make_job("vanilla")
     with lock.hold(job.directory):
-        process = start(frozen(job))
+        process = start(job)
         assert process.stderr is not None
         line = next(line for line in process.stderr if not line.startswith("submitit"))
         assert line.startswith(f"waiting: run directory {job.directory} is in use by pid {os.getpid()}")
@@ -294,7 +417,7 @@ def test_a_twin_waits_for_the_one_that_has_the_directory(make_job: Any, start: S
 def test_a_twin_that_waits_makes_way_too(make_job: Any, start: Start, fake_slurm: FakeSlurm) -> None:
     job = make_job("vanilla")
     with lock.hold(job.directory):
-        process = start(frozen(job))
+        process = start(job)
         assert process.stderr is not None
         next(line for line in process.stderr if line.startswith("waiting"))
         warn(process)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from edkd.slurm import queue, submit
 from edkd.slurm.submission import Submission
 from edkd.status import wait
 from edkd.status.state import look
+from edkd.sweeps import sweep
 from tests.commandline import Ended, edkd, error, journals, launch, metrics
 from tests.fake_slurm import FakeSlurm, fake_slurm
 
@@ -73,23 +75,26 @@ def test_both_stages_are_submitted_at_once_and_students_wait_for_their_own_teach
         assert script["dependency"] == waits[given[f"{teacher}/vanilla-s0"]["job_id"]]
 
 
-def test_what_the_launcher_is_given_reaches_sbatch(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
+def test_what_the_launcher_is_given_reaches_sbatch(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     options = [
         *("partition=gpu", "account=lab", "qos=short", "constraint=a100", "gpus_per_node=2", "cpus_per_task=3"),
         *("mem_gb=5", "timeout_min=30", "signal_delay_s=77", "setup=['module load x']", "python='container python'"),
     ]
     tiny = [each for each in tiny if not each.startswith("engine.threads")]
     assert slurm(tiny, "distiller=vanilla", *(f"++hydra.launcher.{each}" for each in options)).code == 0
+    assert "gpus_per_node=2: a run uses one GPU; idle: 1" in caplog.text
     (script,) = fake_slurm.scripts()
     found = flags(script)
     expected = {
         **{"partition": "gpu", "account": "lab", "qos": "short", "constraint": "a100", "gpus-per-node": "2"},
-        **{"cpus-per-task": "3", "mem": "5GB", "time": "30", "signal": "USR2@77", "requeue": "", "job-name": "edkd"},
+        **{"cpus-per-task": "3", "mem": "5GB", "time": "30", "signal": "USR2@77", "requeue": ""},
     }
     assert {name: found.get(name) for name in expected} == expected
     assert "array" not in found
     assert "\nmodule load x\n" in script
-    assert " --cpus-per-task=3 container python -u -m submitit" in script
+    assert " --cpus-per-task=3 container python -u -m edkd.slurm.job --" in script
     (config,) = (here / "outputs").rglob("config.yaml")
     assert yaml.safe_load(config.read_text())["engine"]["threads"] == 3
 
@@ -106,7 +111,7 @@ def test_arrays_are_no_larger_than_the_cluster_allows_and_a_submission_names_its
     assert began < last.pop("submitted") < time.time()
     (sweep,) = (here / "outputs" / "sweeps").glob("*.json")
     log = str(here / "outputs" / "sweeps" / "slurm" / "3_0_log.err")
-    assert last == {"job_id": "3", "sweep": sweep.stem, "log": log, "journal_size": 0}
+    assert last == {"job_id": "3", "sweep": sweep.stem, "log": log, "journal_size": 0, "several": False}
 
 
 def test_jobs_inherit_nothing_of_a_job_that_submits_them(
@@ -132,7 +137,11 @@ def test_jobs_inherit_nothing_of_a_job_that_submits_them(
         ("max_num_timeout=-1", "hydra.launcher.max_num_timeout=-1: must be at least 0"),
         ("gpus_per_node=-1", "hydra.launcher.gpus_per_node=-1: must be at least 0"),
         ("name=''", "hydra.launcher.name is empty"),
-        ("nodes=2", "hydra.launcher: a run is one process: nodes and tasks_per_node must be 1"),
+        (
+            "nodes=2",
+            "hydra.launcher: a run is one process: nodes and tasks_per_node must be 1; hydra.launcher.runs_per",
+        ),
+        ("runs_per_job=0", "hydra.launcher.runs_per_job=0: must be at least 1"),
     ],
 )
 @pytest.mark.parametrize("dry_run", [(), ("+dry_run=true",)])
@@ -170,9 +179,34 @@ def test_a_launcher_file_of_ones_own(tiny: list[str], fake_slurm: FakeSlurm, her
     assert (done.code, done.err) == (0, "")
     (script,) = fake_slurm.scripts()
     assert flags(script)["partition"] == "gpu" and "module load x" in script
-    (folder / "bad.yaml").write_text("defaults: [slurm, _self_]\npartitoin: gpu\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "defaults: [slurm, _self_]\npartitoin: gpu\n",
+            ": hydra.launcher.partitoin: no such key, did you mean partition?;",
+        ),
+        ("defaults: [slurm, _self_]\nsetup: module load x\n", ": hydra.launcher.setup: must be a list, such as ['…']"),
+        (
+            "defaults: [slurm, _self_]\nmem_gb: much\n",
+            ": hydra.launcher.mem_gb: Value 'much' of type 'str' could not be",
+        ),
+        (
+            "defaults: [slrum, _self_]\n",
+            ": defaults: no such option slrum, did you mean slurm?; allowed: bad, local, slurm",
+        ),
+        ("partition: gpu\n", " does not say what it changes: it begins with `defaults: [slurm, _self_]`"),
+        ("defaults: [slurm, _self_\n", '", line 2, column 1'),
+    ],
+)
+def test_what_is_wrong_in_a_launcher_file_is_one_line(tiny: list[str], here: Path, text: str, said: str) -> None:
+    file = here / "myconf" / "hydra" / "launcher" / "bad.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
     told = error(launch("-m", *tiny, "distiller=vanilla", "--config-dir=myconf", "hydra/launcher=bad"))
-    assert "'hydra/launcher/bad'" in told and "partitoin" in told
+    assert f"myconf/hydra/launcher/bad.yaml{said}" in told
 
 
 @pytest.mark.parametrize(
@@ -181,7 +215,7 @@ def test_a_launcher_file_of_ones_own(tiny: list[str], fake_slurm: FakeSlurm, her
         (".mail-user=ann@example.org", {"mail-user": "ann@example.org"}, {"no-requeue"}),
         (".requeue=false", {"no-requeue": ""}, {"requeue"}),
         (".requeue=null", {}, {"requeue", "no-requeue"}),
-        ("={comment: hi}", {"comment": "hi"}, set()),
+        ("={wckey: hi}", {"wckey": "hi"}, set()),
     ],
 )
 def test_any_other_option_of_sbatch(
@@ -194,12 +228,8 @@ def test_any_other_option_of_sbatch(
 
 
 def contents(folder: Path) -> set[Path]:
-    """All that is there, but for what submitit and MLflow keep, and locks."""
-    return {
-        path
-        for path in folder.rglob("*")
-        if not path.is_relative_to(folder / "sweeps" / "slurm") and path.suffix not in (".lock", ".db")
-    }
+    """All that is there, but for what MLflow keeps, and locks."""
+    return {path for path in folder.rglob("*") if path.suffix not in (".lock", ".db")}
 
 
 def test_of_what_slurm_refuses_nothing_stays(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
@@ -234,10 +264,98 @@ def test_what_was_there_before_stays_though_slurm_refuses_it(
 def test_what_slurm_took_before_it_refused_the_rest_stays(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
     sbatch = fake_slurm.folder / "bin" / "sbatch"
     sbatch.write_text(sbatch.read_text() + f"\necho 'sbatch: error: enough' >{fake_slurm.folder}/refuse\n")
-    assert slurm(tiny, "distiller=kd,dkd").code == 1
+    done = slurm(tiny, "distiller=kd,dkd")
+    assert (done.code, done.err) == (
+        1,
+        "edkd: 1 job submitted: 1; 2 not: SLURM refused the jobs: enough; see hydra.launcher; "
+        "the same command continues\n",
+    )
     assert set(submissions(here / "outputs")) == {"resnet8/vanilla-s0"}
     assert [path.parent.parent.name for path in (here / "outputs").rglob("config.yaml")] == ["resnet8"]
     assert len(list((here / "outputs" / "sweeps").glob("*.json"))) == 1
+
+
+def test_a_controller_that_goes_away_has_refused_nothing_and_its_jobs_are_found_again(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path
+) -> None:
+    sbatch, said = fake_slurm.folder / "bin" / "sbatch", "Socket timed out on send/recv operation"
+    whole = sbatch.read_text()
+    sbatch.write_text(f"{whole}\necho 'sbatch: error: {said}' >{fake_slurm.folder}/deaf\n")
+    done = slurm(tiny, "distiller=kd,dkd")
+    assert (done.code, done.err) == (
+        1,
+        f"edkd: 1 job submitted: 1; 2 not: the controller is away ({said}); the same command continues\n",
+    )
+    assert set(submissions(here / "outputs")) == {"resnet8/vanilla-s0"}
+    sbatch.write_text(whole)
+    fake_slurm.clear("deaf")
+    fake_slurm.queue(j1="RUNNING", j2_0="PENDING", j2_1="PENDING")  # it had heard all the same
+    fake_slurm.set("away")
+    assert "`squeue` says why" in slurm(tiny, "distiller=kd,dkd").err
+    fake_slurm.clear("away")
+    assert "0 jobs submitted to SLURM, 3 were in its queue already: 1, 2\n" in slurm(tiny, "distiller=kd,dkd").out
+    assert submissions(here / "outputs")["resnet8-resnet8/dkd-s0"]["job_id"] == "2_1"
+    fake_slurm.queue(j1="RUNNING")
+    assert "2 jobs submitted to SLURM, 1 was in its queue already: 1, 3\n" in slurm(tiny, "distiller=kd,dkd").out
+
+
+def test_ctrl_c_waits_until_what_was_submitted_is_written_down(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path
+) -> None:
+    sbatch = fake_slurm.folder / "bin" / "sbatch"
+    whole = sbatch.read_text()
+    sbatch.write_text(whole.replace("echo", "kill -INT $PPID $$; sleep 0.3; echo", 1))
+    assert slurm(tiny, "distiller=kd").code == 130
+    assert [each["job_id"] for each in submissions(here / "outputs").values()] == ["1"]
+    sbatch.write_text(whole)
+    fake_slurm.queue(j1="PENDING")
+    assert "1 job submitted to SLURM, 1 was in its queue already: 1, 2\n" in slurm(tiny, "distiller=kd").out
+
+
+def test_a_job_is_given_several_runs(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
+    tiny = [each for each in tiny if not each.startswith("engine.threads")]
+    several = ("hydra.launcher.runs_per_job=2", "hydra.launcher.cpus_per_task=7", "hydra.launcher.gpus_per_node=2")
+    fake_slurm.set("max_array_size", "2")
+    done = slurm(tiny, "distiller=vanilla", "seed=0,1,2,3,4", *several)
+    assert (done.code, done.err) == (0, "") and "3 jobs of 5 runs submitted to SLURM: 1, 2\n" in done.out
+    assert [each["job_id"] for each in submissions(here / "outputs").values()] == ["1_0", "1_0", "1_1", "1_1", "2"]
+    array, single = fake_slurm.scripts()
+    assert flags(array)["array"] == "0-1%2" and flags(single)["job-name"] == "edkd:resnet8/vanilla-s4"
+    assert " --cpus-per-task=7 " in array and '--first $((2 * ${SLURM_ARRAY_TASK_ID:-0})) "${runs[@]}"' in array
+    assert "update JobId=1_1 JobName=edkd:resnet8/vanilla-s2+1\n" in (fake_slurm.folder / "asked").read_text()
+    configs = [yaml.safe_load(path.read_text()) for path in (here / "outputs").rglob("config.yaml")]
+    assert {config["engine"]["threads"] for config in configs} == {3}
+
+
+def test_a_sweep_with_several_runs_a_job(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
+    fake_slurm.set("run")
+    fake_slurm.queue(j1_0="RUNNING", j1_1="PENDING")
+    done = slurm(tiny, "distiller=vanilla", "seed=0,1,2", "hydra.launcher.runs_per_job=2", launcher="slurm")
+    assert done.code == 0 and ": 3 of 3 runs finished\n" in done.out, done
+    starts = [record for records in journals(here / "outputs").values() for record in records if "slurm" in record]
+    assert {record["slurm"]["job_id"] for record in starts} == {"1_0"}  # one job after another: the first takes all
+
+
+def test_jobs_are_named_after_their_runs(tiny: list[str], fake_slurm: FakeSlurm) -> None:
+    assert slurm(tiny, "distiller=kd,dkd", "hydra.launcher.name='my jobs'").code == 0
+    teacher, students = map(flags, fake_slurm.scripts())
+    assert teacher["job-name"] == "my_jobs:resnet8/vanilla-s0"
+    (sweep,) = {each["comment"].strip("'").split()[0] for each in (teacher, students)}
+    assert students["job-name"] == f"my_jobs:{sweep}"
+    assert "update JobId=2_1 JobName=my_jobs:resnet8-resnet8/dkd-s0\n" in (fake_slurm.folder / "asked").read_text()
+
+
+def test_a_folder_for_logs_is_its_owners_alone(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = here / "outputs" / "sweeps" / "slurm"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    assert slurm(tiny, "distiller=vanilla").code == 0
+    assert folder.stat().st_mode & 0o777 == 0o700 and [path.name for path in folder.iterdir()] == ["1_submission.sh"]
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert f"edkd: {folder} is another user's" in slurm(tiny, "distiller=vanilla", "seed=1").err
+    assert len(fake_slurm.scripts()) == 1
 
 
 def test_a_directory_that_somebody_else_uses_by_now_is_not_removed(make_job: Any) -> None:
@@ -293,6 +411,16 @@ def test_jobs_in_the_queue_are_found_again_and_not_submitted_twice(
     assert after.pop("resnet8-resnet8/kd-s2")["job_id"] == "3_1"
     assert after.pop("resnet8-resnet8/kd-s1")["job_id"] == "3_0"
     assert after == {name: before[name] for name in after}
+
+
+@pytest.mark.parametrize("state", ["NODE_FAIL", "PREEMPTED"])
+def test_a_job_that_slurm_is_about_to_queue_again_gets_no_twin(
+    tiny: list[str], fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    assert slurm(tiny, "distiller=vanilla").code == 0
+    fake_slurm.queue(j1=state)
+    monkeypatch.setattr(sweep.time, "sleep", lambda seconds: fake_slurm.queue(j1="PENDING"))
+    assert "0 jobs submitted to SLURM, 1 was in its queue already: 1\n" in slurm(tiny, "distiller=vanilla").out
 
 
 def test_the_plan_says_what_is_in_the_queue_and_slurm_is_asked_once(
@@ -375,6 +503,18 @@ def test_students_of_a_teacher_that_trains_elsewhere_are_not_submitted(
     assert "is running in another process" in done.out and "its teacher resnet8 is not trained yet" in done.out
 
 
+@pytest.mark.parametrize("launcher", ["basic", "slurm"])
+def test_who_repeats_a_finished_sweep_of_somebody_elses_is_told_so(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path, monkeypatch: pytest.MonkeyPatch, launcher: str
+) -> None:
+    assert launch("-m", *tiny, "distiller=vanilla", "schedule.epochs=1").code == 0
+    before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    done = launch("-m", *tiny, "distiller=vanilla", "schedule.epochs=1", f"hydra/launcher={launcher}")
+    assert (done.code, done.err) == (0, "") and ": 1 of 1 runs finished\n" in done.out
+    assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before
+
+
 # ---- waiting
 
 
@@ -401,10 +541,12 @@ def test_a_student_in_the_queue_outlives_its_teacher_and_says_why_it_failed(
     done = slurm(tiny, "distiller=kd", "schedule.lr=1e30", "hydra.launcher.cpus_per_task=1", launcher="slurm")
     assert done.code == 1, done
     (teacher,) = (here / "outputs").glob("runs/*/resnet8/vanilla-*")
-    failed = next(line for line in done.out.splitlines() if " failed: teacher resnet8 is not in " in line)
-    assert f": its run {teacher} failed (" in failed and "training diverged; lower schedule.lr" in failed
-    assert "`edkd retry`, or the same command again, trains it first; see " in failed
-    assert " -m" not in failed and done.err.count("SLURM: 1 run waits: Dependency") == 1
+    failed = next(line for line in done.err.splitlines() if " failed: teacher resnet8 is not in " in line)
+    assert failed.endswith(f": its run {teacher} failed; `edkd retry`, or the same command again, trains it first")
+    assert done.err.count("SLURM: 1 run waits: Dependency") == 1
+    first, second = (line for line in done.out.splitlines() if " failed: " in line)
+    assert "training diverged; lower schedule.lr" in first
+    assert second.endswith(" failed: its teacher resnet8 is not trained yet")
 
 
 def test_a_job_that_left_the_queue_without_a_word_has_vanished(
@@ -418,7 +560,7 @@ def test_a_job_that_left_the_queue_without_a_word_has_vanished(
     assert done.code == 1
     first, second = (line for line in done.out.splitlines() if " vanished after epoch 0: " in line)
     why = f": FAILED: execve(): /nonexistent/python: No such file or directory (SLURM job 1_0, {log})"
-    assert first.endswith(why) and "job gone from SLURM's queue (SLURM job 1_1, " in second
+    assert first.endswith(why) and "job gone from SLURM's queue (SLURM job 1_1)" in second
     assert f": vanished{why}\n" in done.err
     assert "  FAILED: execve(): /nonexistent/python: No such file or directory\n" in edkd("status").out
 
@@ -530,9 +672,30 @@ def test_why_jobs_wait_is_shown_when_it_is_news(
             shown |= wait.show_reasons(look(runs), shown)
     assert capsys.readouterr().err.splitlines() == [
         "SLURM: 3 runs wait: PartitionConfig",
+        f"SLURM: PartitionConfig does not end by itself: {queue.cure('PartitionConfig', '')}",
         "SLURM: 3 runs wait: Priority (2), Resources (1)",
         "SLURM: 1 run waits: ReqNodeNotAvail",
+        f"SLURM: ReqNodeNotAvail does not end by itself: {queue.cure('ReqNodeNotAvail', '')}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("PartitionConfig", "smaller cpus_per_task"),
+        ("JobHeldUser", "`scontrol release 7`"),
+        ("launch failed requeued held", "`scontrol release 7`"),
+        ("QOSMaxCpuPerUserLimit", "sacctmgr show qos"),
+        ("AssocGrpGRES", "sacctmgr show assoc"),
+        ("ReqNodeNotAvail, UnavailableNodes:n[1-3]", "sinfo -R"),
+        ("DependencyNeverSatisfied", "`scancel 7`"),
+        ("Dependency", ""),
+        ("Priority", ""),
+    ],
+)
+def test_what_helps_a_job_that_cannot_begin(reason: str, said: str) -> None:
+    helps = queue.cure(reason, "7")
+    assert said in helps and bool(said) == bool(helps)
 
 
 @pytest.mark.parametrize("how", ["slow", "away"])

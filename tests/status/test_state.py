@@ -29,7 +29,10 @@ from edkd.status import state as run_state
 from edkd.status import table
 from edkd.status.state import RunStatus
 from tests.commandline import REPOSITORY, Ended, edkd
+from tests.fake_slurm import FakeSlurm, fake_slurm
 from tests.status.many_runs import KINDS, SWEEP, make_runs
+
+__all__ = ["fake_slurm"]  # a fixture
 
 METRICS = {"test/top1": 61.25, "test/top5": 88.0, "test/loss": 1.5}
 START = {"event": "start", "run": "a" * 16, "name": "x", "sweep": "digits-1", "config": {"schedule": {"epochs": 4}}}
@@ -73,11 +76,12 @@ def written(run_dir: Path, *records: Record) -> None:
 
 def submitted(run_dir: Path, job: str = "12_3", **values: Any) -> None:
     size = (run_dir / "journal.jsonl").stat().st_size if (run_dir / "journal.jsonl").exists() else 0
+    (run_dir / "job.err").touch()
     values = {
         "job_id": job,
         "submitted": time.time(),
         "sweep": "digits-1",
-        "log": "job.out",
+        "log": str(run_dir / "job.err"),
         "journal_size": size,
     } | values
     (run_dir / "slurm.json").write_text(json.dumps(values))
@@ -213,9 +217,26 @@ def test_a_run_of_slurms(
         slurm.entries = None
     view = seen(run_dir, slurm)
     assert (view.state, view.why) == expected
-    assert (view.job, view.log) == ("12_3", Path("job.out"))
+    assert (view.job, view.log) == ("12_3", run_dir / "job.err")
     assert {job for jobs in slurm.asked for job in jobs} == (set() if view.state == "done" else {"12_3"})
     assert view.node == (entry.where if view.state == "running" else None)
+
+
+def test_a_run_that_failed_in_a_job_of_several_has_failed_while_that_goes_on(run_dir: Path) -> None:
+    submitted(run_dir, several=True)
+    written(run_dir, START, FAILURE)
+    assert verdict(run_dir, Slurm(job12_3=Entry("RUNNING", "n1"))) == ("failed", "loss_kd is nan")
+
+
+@pytest.mark.parametrize(
+    ("state", "said"), [("FAILED", ": its log was never written: do the compute nodes see {}?"), ("CANCELLED", "")]
+)
+def test_a_job_without_a_log_ran_where_the_folder_is_not_seen(run_dir: Path, state: str, said: str) -> None:
+    submitted(run_dir, log=str(run_dir / "absent" / "job.err"))
+    (run_dir / "absent").mkdir()
+    view = seen(run_dir, Slurm(job12_3=Entry(state, "n1")))
+    assert (view.state, view.why) == ("vanished", state + said.format(run_dir / "absent"))
+    assert view.why_vanished == f"{view.why} (SLURM job 12_3)"
 
 
 def test_a_job_from_before_does_not_count_once_a_local_process_took_over(run_dir: Path) -> None:
@@ -331,6 +352,10 @@ def test_the_table_ends_with_what_needs_attention(many: Path) -> None:
     first = rows(done)[0]
     assert first[:5] == ["done", "8/8", "71.23", "71.20", "0:08:00"] and first[5].startswith("resnet32x4-")
     assert done.out.splitlines()[-2].endswith("  loss_kd is nan in epoch 121: a lower learning rate may help")
+
+
+def test_the_output_folder_is_understood_as_launch_py_takes_it(run_dir: Path) -> None:
+    assert shown(f"output={run_dir.parents[3]}") == shown("--output", str(run_dir.parents[3]))
 
 
 def test_a_running_row(run_dir: Path) -> None:
@@ -475,6 +500,22 @@ def test_a_column_is_shown_if_the_names_leave_room_for_it(crowd: list[RunStatus]
     header, *rows = drawn(crowd, width)
     assert header.split() == [*columns.split(), "run"]
     assert rows[-1].endswith(f"  {ERROR}") == (width == 300)
+
+
+def test_why_a_job_cannot_begin_is_told_with_its_cure(run_dir: Path, fake_slurm: FakeSlurm) -> None:
+    others = [run_dir.with_name(f"kd-s{seed}-0123abcd") for seed in (4, 5)]
+    for number, directory in enumerate([run_dir, *others]):
+        directory.mkdir(exist_ok=True)
+        submitted(directory, job=f"12_{number}")
+    (fake_slurm.folder / "queue").write_text(
+        "12_0|PENDING|Priority|\n12_1|PENDING|launch failed requeued held|\n12_2|PENDING|launch failed requeued held|\n"
+    )
+    done = shown("--output", str(run_dir.parents[3]))
+    assert (done.code, done.err) == (
+        3,
+        "SLURM: launch failed requeued held does not end by itself: `scontrol release 12_1,12_2` lets it start; "
+        "`scontrol show job 12_1,12_2` says why it was held\n",
+    )
 
 
 # ---- edkd status --watch

@@ -195,6 +195,11 @@ def test_an_optimiser_of_distillation_losses_trains_no_teacher(planner: Planner,
         ),
         ("distiller=crd dataset=digits distiller.negatives=1500", r"there are 1437 training images"),
         ("distiller=crd dataset.validation=0.8", r"there are 10000 training images"),
+        (
+            "distiller=mlkd dataset=imagefolder dataset.name=birds dataset.root=birds",
+            r"^distiller=mlkd needs strong views, which only data in memory have, not birds",
+        ),
+        ("distiller=kd optimizer=dot optimizer.delta=0.5", r"^optimizer.delta is 0.5: both momenta"),
     ],
 )
 def test_a_method_that_cannot_work_is_refused_when_planning(

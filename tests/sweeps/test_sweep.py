@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from edkd import models, tracking
 from edkd.cli import launch as cli_launch
 from edkd.config.compose import quoted
 from edkd.errors import EdkdError
-from edkd.rundir import journal, lock
+from edkd.rundir import checkpoint, journal, lock
 from edkd.sweeps import plan, sweep
 from tests.commandline import REPOSITORY, Ended, error, files, journals, launch, metrics, python
 
@@ -245,6 +247,29 @@ def test_a_sweep_runs_to_its_end_and_is_not_run_again(tiny: list[str], here: Pat
     assert journals(here / "outputs") == found
 
     check_mlflow(here / "outputs", name, found)
+    check_model(here / "outputs", found)
+
+
+def check_model(output: Path, found: dict[str, list[dict[str, Any]]]) -> None:
+    """The best distilled student is a model in MLflow, which predicts what the student does."""
+    import mlflow.pytorch
+
+    uri = f"sqlite:///{output}/mlflow.db"
+    runs = [run for run in tracking.load_runs(uri, "edkd") if run["tags"]["teacher"]]
+    (run,) = [run for run in runs if "model" in run["tags"]]
+    assert run["metrics"]["best/top1"] == max(each["metrics"]["best/top1"] for each in runs)
+    mlflow.set_tracking_uri(uri)
+    try:
+        loaded = mlflow.pytorch.load_model(run["tags"]["model"])
+        info = mlflow.models.get_model_info(run["tags"]["model"])
+    finally:
+        mlflow.set_tracking_uri(None)
+    assert info.signature is not None and info.saved_input_example_info is not None
+    network = models.resnet8(num_classes=10).eval()
+    checkpoint.load_into(network, checkpoint.load_weights(output / run["tags"]["weights"]), "best.pt")
+    size = found["resnet8/vanilla-s0"][0]["config"]["dataset"]["source"]["image_size"]
+    images = torch.randn(5, 3, size, size)
+    torch.testing.assert_close(loaded(images), network(images).logits)
 
 
 def check_mlflow(output: Path, name: str, found: dict[str, list[dict[str, Any]]]) -> None:
@@ -263,7 +288,7 @@ def check_mlflow(output: Path, name: str, found: dict[str, list[dict[str, Any]]]
     for run in children:
         records = next(each for each in found.values() if each[0]["run"] == run.data.tags["edkd.run"])
         assert run.info.status == "FINISHED"
-        assert run.data.metrics["test/top1"] == records[-1]["last"]["top1"] == run.data.metrics["last/top1"]
+        assert run.data.metrics["test/top1"] == round(records[-1]["last"]["top1"], 2) == run.data.metrics["last/top1"]
         assert run.data.params["schedule.epochs"] == "2"
         assert {"pair", "teacher", "student", "distiller", "dataset", "seed", "config_hash"} <= set(run.data.tags)
 

@@ -31,6 +31,7 @@ END = {
     "last": {"epoch": 3, "top1": 30.0, "top5": 80.0, "loss": 1.5},
     "best": {"epoch": 2, "top1": 31.0, "top5": 81.0, "loss": 1.4, "by": "test"},
     "seconds": 12.5,
+    "peak_memory_mb": 512.0,
 }
 FAILURE = {"event": "failure", "time": 1500.0, "error": "ValueError: loss is not finite", "epoch": 3}
 
@@ -142,7 +143,6 @@ def test_a_finished_run_comes_to_mlflow_whole(where, run_dir):
     assert (run["start_time"], run["end_time"]) == (1_000_000, 2_000_000)
     assert run["params"] == {
         "seed": "0",
-        "distiller._target_": "edkd.distillers.KD",
         "distiller.temperature": "4.0",
         "milestones": "[1, 2]",
     }
@@ -155,9 +155,12 @@ def test_a_finished_run_comes_to_mlflow_whole(where, run_dir):
         "seconds/train": 3.0, "seconds/test": 0.5, "images_per_second": 400.0,
         "last/epoch": 3.0, "last/top1": 30.0, "last/top5": 80.0, "last/loss": 1.5,
         "best/epoch": 2.0, "best/top1": 31.0, "best/top5": 81.0, "best/loss": 1.4,
-        "seconds": 12.5,
+        "seconds": 12.5, "peak_memory_mb": 512.0, "teacher/top1": 74.64,
     }  # fmt: skip
     assert history(where, "train/loss") == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert history(where, "best/top1") == [(0, 31.0)]  # one step, of which MLflow draws bars
+    assert client(where).get_run(run["run_id"]).info.run_name == "kd vgg13→vgg8 s0"
+    assert {"directory": "runs/kd-s0"}.items() <= run["tags"].items()
     (point, *_) = client(where).get_metric_history(run["run_id"], "lr")
     assert (point.step, point.timestamp) == (1, 1_001_000)
     (folder,) = Path(where["artifacts"]).glob("*/artifacts")
@@ -166,6 +169,17 @@ def test_a_finished_run_comes_to_mlflow_whole(where, run_dir):
     before = rows(where)
     assert sync_run(run_dir, **where) == NOTHING
     assert rows(where) == before
+
+
+def test_accuracies_have_two_decimals_in_mlflow_and_all_for_the_analysis(where, run_dir):
+    last = END["last"] | {"top1": 45.682451253481894}
+    write(run_dir, start(), *epochs(3), END | {"last": last})
+    (run_dir / "best.pt").touch()
+    sync_run(run_dir, **where)
+    run = only_run(where)
+    assert history(where, "last/top1") == [(0, 45.68)]
+    assert run["metrics"]["last/top1"] == 45.682451253481894
+    assert run["tags"]["weights"] == "runs/kd-s0/best.pt"
 
 
 def test_live_epochs_cost_one_batch_each_and_end_up_as_if_synced_late(where, run_dir, tmp_path, calls):
@@ -197,14 +211,14 @@ def test_a_failed_run_is_resumed_and_finishes_without_duplicates(where, run_dir)
     assert (failed["status"], failed["end_time"]) == ("FAILED", 1_500_000)
     assert failed["tags"]["error"] == FAILURE["error"]
     with lock.hold(run_dir):
-        resumed = start(at=1600.0, host="node8", config={"seed": 0, "output": "elsewhere"}, resumed_from=2)
+        resumed = start(at=1600.0, host="node8", config={"seed": 0, "batch": 64}, resumed_from=2)
         write(run_dir, resumed, epoch(3, at=1610.0), epoch(4, at=1620.0))
         assert sync_run(run_dir, **where) == SyncReport(created=False, epochs_logged=1, ended=False)
         running = only_run(where)
         assert running["status"] == "RUNNING"
         assert "error" not in running["tags"]
         assert (running["tags"]["host"], running["tags"]["attempts"]) == ("node8", "2")
-        assert running["params"]["output"] == "elsewhere"
+        assert running["params"]["batch"] == "64"
     write(run_dir, END)
     sync_run(run_dir, **where)
     finished = only_run(where)
@@ -220,7 +234,7 @@ def test_a_run_that_ends_once_more_repeats_no_value(where, run_dir):
     assert sync_run(run_dir, **where) == SyncReport(created=False, epochs_logged=0, ended=True)
     run = only_run(where)
     assert (run["end_time"], run["tags"]["attempts"]) == (2_200_000, "2")
-    assert history(where, "last/top1") == [(3, 30.0)]
+    assert history(where, "last/top1") == [(0, 30.0)]
 
 
 def test_a_run_without_a_last_word_runs_where_held_and_was_killed_where_not(where, run_dir):
@@ -560,10 +574,39 @@ def test_many_runs_take_few_calls(where, tmp_path, monkeypatch):
     for number in range(5):
         write(tmp_path / "runs" / str(number), start(run=f"{number:016x}"), *epochs(5), END)
     sync_all(tmp_path / "runs", **where)
-    assert counts == {"search_runs": 1 + 5 + 2, "create_run": 5 + 1, "log_batch": 5}  # and of their sweep
+    assert counts == {"search_runs": 1 + 2, "create_run": 1, "log_batch": 0}  # of their sweep
     counts.update(dict.fromkeys(counts, 0))
     sync_all(tmp_path / "runs", **where)
     assert counts == {"search_runs": 1, "create_run": 0, "log_batch": 0}
+
+
+def without_ids(where):
+    """What MLflow stores about runs, and their files, with names in place of the ids that it gives them."""
+    names = {run["run_id"]: run["name"] for run in load_runs(where["uri"], where["experiment"])}
+    texts = {table: "\n".join(found) for table, found in rows(where).items()}
+    files = [f"{run_id} {each.path}" for run_id in names for each in client(where).list_artifacts(run_id)]
+    texts["files"] = "\n".join(files)
+    for run_id, name in names.items():
+        texts = {table: text.replace(run_id, name) for table, text in texts.items()}
+    return {table: sorted(text.split("\n")) for table, text in texts.items()}
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_many_new_runs_are_stored_as_mlflow_stores_one(where, tmp_path, monkeypatch, broken):
+    for letter, last in (("a", [END]), ("b", [FAILURE]), ("c", [])):
+        write(tmp_path / "runs" / letter, start(run=letter * 16, name=letter * 9, sweep=None), *epochs(3), *last)
+        (tmp_path / "runs" / letter / "config.yaml").write_text("seed: 0\n")
+    if broken:
+        monkeypatch.setattr(sync.bulk.Writer, "write", lambda *_: (_ for _ in ()).throw(sqlite3.OperationalError()))
+    results = sync_all(tmp_path / "runs", **where)
+    assert [found for _, found in results] == [SyncReport(created=True, epochs_logged=3, ended=True)] * 3
+    together = without_ids(where)
+    with contextlib.closing(sqlite3.connect(where["uri"].removeprefix("sqlite:///"))) as database, database:
+        for table in ("metrics", "latest_metrics", "params", "tags", "runs"):
+            database.execute(f"DELETE FROM {table}")
+    for letter in "abc":
+        sync_run(tmp_path / "runs" / letter, **where)
+    assert without_ids(where) == together
 
 
 def test_reading_what_is_not_there_is_an_error_and_creates_nothing(where, tmp_path):

@@ -1,13 +1,15 @@
 """The names of a machine."""
 
+import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
-from edkd.training import hardware
+from edkd.training import device, hardware
 
 LIST = """\
 processor\t: 0
@@ -45,3 +47,23 @@ def test_the_first_cpu_of_the_list(monkeypatch: pytest.MonkeyPatch, text: str | 
 
 def test_the_cpu_in_journals() -> None:
     assert hardware.device_name(torch.device("cpu")) == f"cpu ({platform.machine()})"
+
+
+@pytest.mark.parametrize(("count", "given", "named"), [(3, None, "0,1,2"), (3, "5,7", "5,7"), (1, None, None)])
+def test_processes_take_the_visible_gpus_in_turn(
+    monkeypatch: pytest.MonkeyPatch, count: int, given: str | None, named: str | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv(device.VISIBLE, raising=False)
+    if given is not None:
+        monkeypatch.setenv(device.VISIBLE, given)
+    device.name_gpus()
+    assert os.environ.get(device.VISIBLE) == named
+    taken = []
+    for number in range(1, 5):
+        with mock.patch.dict(os.environ):
+            for _ in range(2):  # a process is given several runs
+                device.take_gpu(f"LokyProcess-{number}")
+            taken.append(os.environ.get(device.VISIBLE))
+    gpus = named.split(",") if named is not None else [None]
+    assert taken == [gpus[number % len(gpus)] for number in range(4)]

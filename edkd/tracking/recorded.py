@@ -1,4 +1,4 @@
-"""What a journal has to tell MLflow, as plain data: parameters, tags, metrics, status. Knows nothing of MLflow."""
+"""What a journal holds for MLflow, as plain data: parameters, tags, metrics, status. Knows nothing of MLflow."""
 
 import hashlib
 import json
@@ -16,6 +16,15 @@ Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]  # MLflow's words
 PARAM_LENGTH = 6000  # characters, MLflow's limit for the value of a parameter
 TAG_LENGTH = 5000  # characters: the limit of MLflow's older servers, newer ones take 8000
 
+# Parameters that no reader compares: where a run was stored, what its data set and its method bring along.
+_CONSTANT = (
+    *("output", "tracking.", "allow_weak_teacher", "teacher_recipe", "dataset.mean", "dataset.std", "dataset.name"),
+    *("distiller._target_", "distiller.title", "distiller.family", "distiller.year", "teacher.name", "student.name"),
+    *("engine.channels_last", "engine.capture", "engine.cpu_kernels", "engine.teacher_cache", "engine.compile"),
+)
+
+_encode = json.JSONEncoder(sort_keys=True).encode  # made once: json.dumps would make one for each epoch
+
 _VERDICTS: dict[str, Status] = {"end": "FINISHED", "failure": "FAILED", "interrupted": "KILLED"}
 
 
@@ -30,11 +39,12 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Story:
-    """A run as its journal tells it. All times are unix milliseconds."""
+class RecordedRun:
+    """A run as its journal has it. All times are unix milliseconds."""
 
     run: str  # the hash of its configuration
     name: str
+    label: str  # short, with the method first, for long names are cut
     sweep: str | None
     started: int
     params: dict[str, str]
@@ -42,7 +52,7 @@ class Story:
     epochs: list[Epoch]  # in order, each once
     status: Status
     since: int  # when the run reached this status
-    final: dict[str, float]  # last/… and best/… of a finished run
+    final: dict[str, float]  # last/…, best/… and what else a finished run has once
     summary: Record | None  # the end record of a finished run
     error: str | None
 
@@ -51,39 +61,48 @@ class Story:
         """The status and since when: differs whenever the run was started, ended, failed or stopped once more."""
         return f"{self.status}@{self.since}"
 
+    def steps(self, *, after: int) -> Iterator[tuple[int, int, dict[str, float]]]:
+        """Step, time and metrics of each epoch after that one, and as step 0 what a finished run has once.
 
-def tell(records: list[Record], source: Path, *, held: bool) -> Story | None:
+        MLflow draws bars of what has no other step.
+        """
+        yield from ((epoch.number, epoch.time, shown(epoch.metrics)) for epoch in self.epochs if epoch.number > after)
+        yield 0, self.since, shown(self.final)
+
+
+def summarise(records: list[Record], source: Path, *, held: bool) -> RecordedRun | None:
     """Sum up the records of one journal; ``held`` says whether a process holds the run's directory now.
 
     A run without a last word is running where it is held and was killed where it is not. Of an epoch that was
-    written more than once the last record counts. None if no start was recorded: there is nothing to tell yet.
+    written more than once the last record counts. None if no start was recorded: nothing is known yet.
     Raises `EdkdError` for a record of another shape.
     """
     try:
-        return _tell(records, held)
+        return _summarise(records, held)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         lacks = f"a record of {source} lacks what it needs ({type(error).__name__}: {error})"
         raise EdkdError(f"{lacks}; restore or remove it") from error
 
 
-def _tell(records: list[Record], held: bool) -> Story | None:
+def _summarise(records: list[Record], held: bool) -> RecordedRun | None:
     starts = [record for record in records if record["event"] == "start"]
     if not starts:
         return None
     start, last = starts[-1], records[-1]
     status: Status = _VERDICTS.get(last["event"], "RUNNING" if held else "KILLED")
     sweeps = [record["sweep"] for record in starts if record.get("sweep")]
-    return Story(
+    return RecordedRun(
         run=start["run"],
         name=start["name"],
+        label=_label(start["tags"]),
         sweep=sweeps[-1] if sweeps else None,
         started=_milliseconds(starts[0]),
-        params=flatten(start["config"]),
+        params=comparable(flatten(start["config"])),
         tags=_tags(start, last, attempts=len(starts)),
         epochs=_epochs(records),
         status=status,
         since=_milliseconds(start if status == "RUNNING" else last),
-        final=_final(last),
+        final=_final(start, last),
         summary=last if status == "FINISHED" else None,
         error=str(last.get("error"))[:TAG_LENGTH] if status == "FAILED" else None,
     )
@@ -96,6 +115,22 @@ def flatten(config: dict[str, Any]) -> dict[str, str]:
     {'distiller.temperature': '4.0', 'seed': '0'}
     """
     return {re.sub(r"[^\w.\- /]", "_", key): str(value)[:PARAM_LENGTH] for key, value in _leaves(config, "")}
+
+
+def comparable(params: dict[str, str]) -> dict[str, str]:
+    """The parameters without those that no reader compares."""
+    return {key: value for key, value in params.items() if not key.startswith(_CONSTANT)}
+
+
+def shown(metrics: dict[str, float]) -> dict[str, float]:
+    """Metrics as MLflow shows them: accuracies, in percent, with two decimals."""
+    return {key: round(value, 2) if key.endswith(("/top1", "/top5")) else value for key, value in metrics.items()}
+
+
+def _label(tags: dict[str, Any]) -> str:
+    method = tags.get("title") or tags["distiller"]
+    networks = f"{tags['teacher']}→{tags['student']}" if tags["teacher"] else f"{tags['student']} alone"
+    return f"{method if tags['teacher'] else ''} {networks} s{tags['seed']}".strip()
 
 
 def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -111,7 +146,7 @@ def _epochs(records: list[Record]) -> list[Epoch]:
     epochs = []
     digest = ""
     for number, record in sorted(latest.items()):
-        values = json.dumps([number, record["metrics"]], sort_keys=True)
+        values = _encode([number, record["metrics"]])
         digest = hashlib.sha256(f"{digest}{values}".encode()).hexdigest()[:16]
         measured = {
             **record["metrics"],
@@ -139,11 +174,12 @@ def _tags(start: Record, last: Record, *, attempts: int) -> dict[str, str]:
     return {key: str(value)[:TAG_LENGTH] for key, value in tags.items() if value is not None}
 
 
-def _final(last: Record) -> dict[str, float]:
+def _final(start: Record, last: Record) -> dict[str, float]:
     if last["event"] != "end":
         return {}
     named = {f"{which}/{key}": value for which in ("last", "best") for key, value in last[which].items()}
-    return _numbers({**named, "seconds": last.get("seconds")})
+    once = {key: last.get(key) for key in ("seconds", "peak_memory_mb")}
+    return _numbers({**named, **once, "teacher/top1": (start.get("teacher") or {}).get("top1")})
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, float]:

@@ -1,0 +1,41 @@
+"""What was made of a sweep's runs, given to the sweep's own run in MLflow, where people look first."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from analysis import tables
+from edkd import tracking
+from edkd.console import counted
+from edkd.errors import EdkdError
+
+
+def to_sweeps(used: pd.DataFrame, options: argparse.Namespace, paths: Sequence[Path]) -> None:
+    """Give files, a sentence and each method's mean accuracies to the sweeps that trained the `used` runs.
+
+    A store that cannot be written is left as it is; what else goes wrong is said in a line.
+    """
+    sweeps = sorted({tags["mlflow.parentRunId"] for tags in used["tags"] if "mlflow.parentRunId" in tags})
+    if not sweeps:
+        return
+    titles = {row.method: row.title for row in tables.rows_of(used)}
+    distilled = used[~used["alone"]]
+    means = distilled.groupby(distilled["method"].map(titles), sort=False)[["last_top1", "best_top1"]].mean()
+    shown = ", ".join(f"{method} {top1:.2f}" for method, top1 in means["last_top1"].items())
+    pairs = distilled["pair"].nunique()
+    sentence = (
+        f"{counted(len(distilled), 'distilled student')} of {distilled['dataset'].iloc[0]}, "
+        f"{counted(pairs, 'pair')}: mean top-1 after the last epoch, in percent: {shown}."
+    )
+    metrics = {
+        f"{which}/top1 {method}": top1
+        for which in ("last", "best")
+        for method, top1 in means[f"{which}_top1"].round(2).items()
+    }
+    try:
+        tracking.attach(options.uri, sweeps, paths=paths, sentence=sentence, metrics=metrics)
+    except EdkdError as error:
+        print(f"analysis: the sweep's run in MLflow did not get the table: {error}", file=sys.stderr)
