@@ -80,6 +80,8 @@ def identity(cfg: Settings, teacher_id: str | None) -> dict[str, Any]:
     """
     dataset = asdict(cfg.dataset)
     dataset["source"] = {k: v for k, v in cfg.dataset.source.items() if k not in ("root", "download", "workers")}
+    if dataset["source"].get("broken") == "stop":  # a run that ends has read every image
+        del dataset["source"]["broken"]
     teacher = None
     if cfg.needs_teacher:
         teacher = {"name": cfg.teacher.name, "model": cfg.teacher.model, "id": teacher_id}

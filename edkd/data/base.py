@@ -41,6 +41,8 @@ class TrainData(Protocol):
 
     on_device: bool
     """Whether `next` neither reads from the host nor makes tensors of host data: a CUDA graph can then capture it."""
+    skipped: int
+    """How many images of this epoch were left out so far, for they could not be read; their batches are smaller."""
 
     def __len__(self) -> int:
         """The number of images."""

@@ -29,6 +29,7 @@ class ResidentData:
     # The images are stored in the memory format that leaves, so nothing is transposed.
 
     on_device = True
+    skipped = 0
 
     def __init__(
         self,

@@ -256,7 +256,14 @@ def device_data(arrays: Arrays | Streamed, cfg: Settings, device: torch.device) 
     strong_view = target(cfg.distiller, "distiller").needs_strong_view
     if isinstance(arrays, Streamed):
         train, test = (
-            StreamedData(files, size=arrays.image_size, workers=arrays.workers, **shown)  # type: ignore[arg-type]
+            StreamedData(
+                files,
+                size=arrays.image_size,
+                workers=arrays.workers,
+                augmentation=arrays.augmentation,
+                broken=arrays.broken,
+                **shown,  # type: ignore[arg-type]
+            )
             for files in (arrays.train, arrays.test)
         )
         return Splits(train, None, test)

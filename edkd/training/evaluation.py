@@ -58,7 +58,7 @@ def measure(
             calibration.add(log_student.amax(1).exp(), top[:, 0])
         meter.add(len(target), means, hits)
         done += len(target)
-    return {**meter.read(len(data)), **({} if taught is None else {"ece": calibration.read()})}
+    return {**meter.read(done), **({} if taught is None else {"ece": calibration.read()})}
 
 
 class Calibration:

@@ -107,7 +107,7 @@ def train_epoch(
             step(count)
             if on_step is not None:
                 on_step(number, steps)
-    metrics = step.meter.read(len(step.data))
+    metrics = step.meter.read(len(step.data) - step.data.skipped)
     if not math.isfinite(metrics["train/loss"]):
         # Once the weights are spoilt, every loss is: the first one tells. None, if only their sum is too large.
         first, guilty = step.first_unsound(steps)
@@ -176,4 +176,6 @@ def fit(
         }
         if by_class := step.class_meter.read():
             record["by_class"] = by_class
+        if data.train.skipped:
+            record["skipped"] = data.train.skipped
         on_epoch(record, improved)
