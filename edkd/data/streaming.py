@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from edkd.data import _torchvision, views
-from edkd.data.base import Epoch, ImageBatch
+from edkd.data.base import Epoch, ImageBatch, share
 from edkd.data.files import Augmentation, Broken, Files, read_image
 from edkd.data.views import epoch_order
 from edkd.errors import EdkdError
@@ -93,15 +93,15 @@ class StreamedData:
     def __len__(self) -> int:
         return len(self.files)
 
-    def begin(self, seed: int, epoch: int, batch_size: int) -> Epoch:
+    def begin(self, seed: int, epoch: int, batch_size: int, rank: int = 0, size: int = 1) -> Epoch:
         """Begin an epoch, from its first batch: order and crops depend on (seed, epoch) only."""
         self.skipped = 0
         draws = views.draw(len(self), seed=seed, stream=views.TRANSFORMS, counter=epoch)
         order = epoch_order(seed, epoch, len(self)).tolist()
-        keys = [(index, int(draws[index])) for index in order]
-        batches = [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
+        places, whole = share(len(self), batch_size, rank, size)
+        batches = [[(order[place], int(draws[order[place]])) for place in each] for each in places]
         self._epoch = self._load(self._transform(training=True), batches)
-        return Epoch([len(batch) for batch in batches], None)
+        return Epoch([len(batch) for batch in batches], None, whole)
 
     def next(self, count: int) -> ImageBatch:
         """The next batch of the epoch."""

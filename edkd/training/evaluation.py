@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from edkd.data.base import EvaluationData
 from edkd.teachers.source import Precision
+from edkd.training import distributed
 from edkd.training.step import Meter
 
 EVALUATION_BATCH = {"cpu": 100, "cuda": 1000}  # images; on a CPU larger batches are slower and take gigabytes
@@ -58,7 +59,7 @@ def measure(
             calibration.add(log_student.amax(1).exp(), top[:, 0])
         meter.add(len(target), means, hits)
         done += len(target)
-    return {**meter.read(done), **({} if taught is None else {"ece": calibration.read()})}
+    return {**meter.read(_total(done, device)), **({} if taught is None else {"ece": calibration.read()})}
 
 
 class Calibration:
@@ -82,4 +83,10 @@ class Calibration:
 
     def read(self) -> float:
         """The error of all images so far."""
-        return 100 * self.sums.abs().sum().item() / self.images
+        summed = distributed.add(self.sums.clone())
+        return 100 * summed.abs().sum().item() / _total(self.images, summed.device)
+
+
+def _total(images: int, device: torch.device) -> int:
+    """The images of all processes together."""
+    return images if distributed.size() == 1 else int(distributed.add(torch.tensor(images, device=device)))

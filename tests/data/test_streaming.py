@@ -66,6 +66,19 @@ def test_an_epoch_is_a_function_of_seed_and_epoch(root: Path) -> None:
     assert torch.equal(torch.random.get_rng_state(), before), "torch's own random numbers are left alone"
 
 
+def test_the_parts_of_three_processes_make_up_each_batch(root: Path) -> None:
+    made = data(root, workers=0)
+    whole, parts = epoch(made, 0, 1), []
+    for rank in range(3):
+        planned = made.begin(0, 1, 10, rank, 3)
+        assert planned.whole == [10, 10, 4]
+        parts.append([made.next(count) for count in planned.counts])
+    for number, batch in enumerate(whole):
+        for name in ("images", "target", "index"):
+            joined = torch.cat([getattr(part[number], name) for part in parts])
+            assert torch.equal(joined, getattr(batch, name))
+
+
 def test_the_number_of_workers_changes_nothing(root: Path) -> None:
     assert same(epoch(data(root, workers=0), 0, 1), epoch(data(root, workers=2), 0, 1))
 
@@ -143,10 +156,10 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     elsewhere = [*streamed, *command, f"output={tmp_path / 'stopped'}"]
     begin = StreamedData.begin
 
-    def interrupted(self: StreamedData, seed: int, epoch: int, batch_size: int) -> Any:
+    def interrupted(self: StreamedData, seed: int, epoch: int, *others: int) -> Any:
         if epoch == 2:
             raise KeyboardInterrupt
-        return begin(self, seed, epoch, batch_size)
+        return begin(self, seed, epoch, *others)
 
     with monkeypatch.context() as patch:
         patch.setattr(StreamedData, "begin", interrupted)
