@@ -80,10 +80,12 @@ def identity(cfg: Settings, teacher_id: str | None) -> dict[str, Any]:
     """
     dataset = asdict(cfg.dataset)
     dataset["source"] = {k: v for k, v in cfg.dataset.source.items() if k not in ("root", "download", "workers")}
+    if dataset["source"].get("broken") == "stop":  # a run that ends has read every image
+        del dataset["source"]["broken"]
     teacher = None
     if cfg.needs_teacher:
         teacher = {"name": cfg.teacher.name, "model": cfg.teacher.model, "id": teacher_id}
-    identified = {
+    identified: dict[str, Any] = {
         "seed": cfg.seed,
         "dataset": dataset,
         "teacher": teacher,
@@ -92,6 +94,8 @@ def identity(cfg: Settings, teacher_id: str | None) -> dict[str, Any]:
         "schedule": asdict(cfg.schedule),
         "precision": cfg.engine.precision,
     }
+    if cfg.engine.devices > 1:  # batch norms, and losses that relate images, see a process's part of a batch
+        identified["devices"] = {"count": cfg.engine.devices, "sync_batch_norm": cfg.engine.sync_batch_norm}
     return identified if cfg.optimizer == SGD else {**identified, "optimizer": cfg.optimizer}
 
 

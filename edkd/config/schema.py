@@ -121,7 +121,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Engine:
-    """How a run computes. Only the precision belongs to its identity."""
+    """How a run computes. Only the precision belongs to its identity, and several devices (`config.job.identity`)."""
 
     device: str
     precision: Literal["fp32", "bf16"]
@@ -133,6 +133,9 @@ class Engine:
     threads: Annotated[int, Field(gt=0, le=1024)] | None
     teacher_cache: bool
     teacher_cache_gb: NaturalFloat
+    # Their defaults are for configurations that were frozen before there was a choice.
+    devices: PositiveInt = 1
+    sync_batch_norm: bool = False
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,11 @@ def settings(config: Mapping[str, Any], method: str) -> Settings:
     trained = target(values["distiller"], "distiller")
     if (reason := misfit_of(values["optimizer"], trained)) is not None:
         raise EdkdError(f"distiller={method} has the losses {', '.join(trained.loss_names)}: {reason}")
+    if values["engine"].devices > 1 and not getattr(target(values["optimizer"], "optimizer"), "adds_gradients", False):
+        raise EdkdError(
+            f"engine.devices={values['engine'].devices}: the optimiser {values['optimizer']['_target_']} does not add "
+            "the gradients of several processes (adds_gradients in edkd/training/optimizers.py); use engine.devices=1"
+        )
     check_call(values["dataset"].source, "dataset.source", {})
     for role in ("teacher", "student"):
         check_call(values[role].model, f"{role}.model", {"num_classes": 2})

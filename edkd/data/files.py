@@ -3,9 +3,12 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edkd.errors import EdkdError
+
+Augmentation = Literal["resized_crop", "rotation"]
+Broken = Literal["stop", "skip"]
 
 
 def read_image(path: str) -> Any:
@@ -32,13 +35,19 @@ class Files:
 
 @dataclass(frozen=True)
 class Streamed:
-    """A whole data set in files; `workers` processes read it."""
+    """A whole data set in files; `workers` processes read it.
+
+    augmentation: what training does to an image, see `edkd.data.streaming`. broken: what becomes of an image that
+    cannot be read: `stop` ends the run, `skip` leaves it out of its batch.
+    """
 
     train: Files
     test: Files
     classes: tuple[str, ...]
     image_size: int
     workers: int
+    augmentation: Augmentation
+    broken: Broken
     validation: None = None
 
     @property

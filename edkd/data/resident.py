@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edkd.data import strong, views
 from edkd.data.arrays import Split
-from edkd.data.base import Epoch, ImageBatch
+from edkd.data.base import Epoch, ImageBatch, share
 
 
 class ResidentData:
@@ -29,6 +29,7 @@ class ResidentData:
     # The images are stored in the memory format that leaves, so nothing is transposed.
 
     on_device = True
+    skipped = 0
 
     def __init__(
         self,
@@ -86,21 +87,24 @@ class ResidentData:
     def __len__(self) -> int:
         return len(self._labels)
 
-    def begin(self, seed: int, epoch: int, batch_size: int) -> Epoch:
+    def begin(self, seed: int, epoch: int, batch_size: int, rank: int = 0, size: int = 1) -> Epoch:
         """Begin an epoch: its permutation and every image's view depend on (seed, epoch) only."""
         count, device = len(self), self.order.device
         by_image = views.epoch_views(seed, epoch, count, views.n_views(self.padding, self.flip))
         order = torch.from_numpy(views.epoch_order(seed, epoch, count)).to(device)
+        places, whole = share(count, batch_size, rank, size)
+        if size > 1:
+            order = order[torch.tensor([place for each in places for place in each], device=device)]
         seen = torch.from_numpy(by_image).to(device)
-        self.order.copy_(order)
-        self.views.copy_(seen[order])
+        self.order[: len(order)].copy_(order)
+        self.views[: len(order)].copy_(seen[order])
         if len(self.strong_draws):
             draws = torch.from_numpy(strong.epoch_draws(seed, epoch, count))
-            self.strong_draws.copy_(draws.to(device)[order])
+            self.strong_draws[: len(order)].copy_(draws.to(device)[order])
         self.position.zero_()
         if len(self._offsets) != batch_size:
             self._offsets = torch.arange(batch_size, device=device)
-        return Epoch([min(batch_size, count - first) for first in range(0, count, batch_size)], seen)
+        return Epoch([len(each) for each in places], seen, whole)
 
     def next(self, count: int) -> ImageBatch:
         """The next batch of the epoch; the last, smaller one is kept."""

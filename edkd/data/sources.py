@@ -9,21 +9,26 @@ import socket
 import ssl
 import urllib.error
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
 
 from edkd.data import _torchvision
 from edkd.data.arrays import Arrays, Split, hold_out
-from edkd.data.files import Files, Streamed, read_image
+from edkd.data.files import Augmentation, Broken, Files, Streamed, read_image
 from edkd.errors import EdkdError
 
-TRAIN_IMAGES = {"cifar100": (50_000, 100), "digits": (1_437, 10)}
+TRAIN_IMAGES = {
+    "cifar100": (50_000, 100),
+    "digits": (1_437, 10),
+    "imagenet": (1_281_167, 1000),
+    "tiny_imagenet": (100_000, 200),
+}
 """Training images and classes of the sources that hold the same ones wherever they are read, by function."""
 NETWORK_TIMEOUT = 30.0  # seconds without an answer; a node whose packets are dropped would otherwise wait for ever
 DIGITS_TEST_FRACTION = 0.2
@@ -145,31 +150,101 @@ def folder(*, root: str, image_size: int) -> Arrays:
     return Arrays(train=splits[0], validation=None, test=splits[1], classes=tuple(train.classes))
 
 
-def imagefolder(*, root: str, image_size: int, workers: int) -> Streamed:
-    """Your own images as `folder`, but left in their files and read anew in every epoch by `workers` processes."""
-    if workers < 0:
-        raise EdkdError(f"workers of imagefolder is {workers}; allowed: 0 (this process reads) or more")
-    found = _find_splits(root, image_size)
-    train, test = (Files(Path(split.root), tuple(split.samples)) for split in found)
-    return Streamed(train, test, tuple(found[0].classes), image_size, workers)
+def imagefolder(*, root: str, image_size: int, workers: int, broken: Broken = "stop") -> Streamed:
+    """Your own images as `folder`, but left in their files and read anew in every epoch by `workers` processes.
+
+    broken: see `Streamed`. Its default is here for configurations that were frozen before there was a choice.
+    """
+    return _streamed(*_find_splits(root, image_size), image_size, workers, "resized_crop", broken)
 
 
-def _find_splits(root: str, image_size: int) -> tuple[Any, Any]:
-    """What torchvision finds below root/train and root/test: the same classes in both."""
+def imagenet(*, root: str, image_size: int, workers: int, broken: Broken) -> Streamed:
+    """ImageNet (Russakovsky et al., IJCV 2015) as its archives unpack: root/train/<wnid>/*, root/val/<wnid>/*.
+
+    1,281,167 and 50,000 photographs of 1000 classes. The validation images are the test set.
+    """
+    return _streamed(*_find_splits(root, image_size, "val"), image_size, workers, "resized_crop", broken)
+
+
+def tiny_imagenet(*, root: str, image_size: int, workers: int, broken: Broken) -> Streamed:
+    """Tiny-ImageNet (Le and Yang 2015) as its archive unpacks: 100,000 and 10,000 images of 64x64, 200 classes.
+
+    Training images are root/train/<wnid>/images/*. The validation images, root/val/images/* with their classes in
+    root/val/val_annotations.txt, are the test set, for those of the test folder have no published classes.
+    image_size: 64; with another number images are resized.
+    """
+    layout = "dataset.root=DIR names the folder that tiny-imagenet-200.zip unpacks to, with train/ and val/"
+    train = _find_images(Path(root).expanduser() / "train", layout)
+    val = _annotated(Path(train.root).parent / "val", train.class_to_idx, layout)
+    return _streamed(train, val, image_size, workers, "rotation", broken)
+
+
+class _Found(NamedTuple):
+    """A split, with the attributes of torchvision's ImageFolder that are used here."""
+
+    root: str
+    samples: list[tuple[str, int]]
+
+
+def _annotated(val: Path, labels: Mapping[str, int], layout: str) -> _Found:
+    """Tiny-ImageNet's validation images: each line of val_annotations.txt begins with a file's name and its class."""
+    path = val / "val_annotations.txt"
+    again = "is the archive unpacked whole?"
+    try:
+        lines = path.read_text().splitlines()
+        there = {each.name for each in (val / "images").iterdir()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise EdkdError(f"cannot read {path} and {val / 'images'}: {error}; {layout}") from None
+    samples = []
+    for number, line in enumerate(lines, 1):
+        name, wnid, *_ = [*line.split("\t"), ""]
+        if name not in there or wnid not in labels:
+            what = f"no image {name!r} in {val / 'images'}" if name not in there else f"no class {wnid!r} in train"
+            raise EdkdError(f"{path}, line {number}: {what}; {again}")
+        samples.append((str(val / "images" / name), labels[wnid]))
+    if len(samples) < len(there):
+        raise EdkdError(f"{path} names {len(samples)} of the {len(there)} images in {val / 'images'}; {again}")
+    seen = {label for _, label in samples}
+    if absent := sorted(wnid for wnid, label in labels.items() if label not in seen):
+        raise EdkdError(f"{path} has no image of {_few(absent)}; {again}")
+    return _Found(str(val), samples)
+
+
+def _streamed(
+    train: Any, test: Any, image_size: int, workers: int, augmentation: Augmentation, broken: Broken
+) -> Streamed:
     if image_size < 1:
         raise EdkdError(f"dataset.image_size is {image_size}; allowed: 1 or more pixels")
-    train, test = (_find_images(Path(root).expanduser() / name) for name in ("train", "test"))
+    if workers < 0:
+        raise EdkdError(f"dataset.workers is {workers}; allowed: 0 (this process reads) or more")
+    files = [Files(Path(split.root), tuple(split.samples)) for split in (train, test)]
+    return Streamed(files[0], files[1], tuple(train.classes), image_size, workers, augmentation, broken)
+
+
+def _find_splits(root: str, image_size: int, second: str = "test") -> tuple[Any, Any]:
+    """What torchvision finds below root/train and root/<second>: the same classes in both."""
+    if image_size < 1:
+        raise EdkdError(f"dataset.image_size is {image_size}; allowed: 1 or more pixels")
+    layout = f"dataset.root=DIR names a folder with train/<class>/* and {second}/<class>/* images"
+    train, test = (_find_images(Path(root).expanduser() / name, layout) for name in ("train", second))
     if train.classes != test.classes:
         only_train, only_test = sorted({*train.classes} - {*test.classes}), sorted({*test.classes} - {*train.classes})
         raise EdkdError(
-            f"the classes of {train.root} and {test.root} differ: only in train: {', '.join(only_train) or 'none'}; "
-            f"only in test: {', '.join(only_test) or 'none'}; both need a folder, with images, for every class"
+            f"the classes of {train.root} and {test.root} differ: only in train: {_few(only_train)}; "
+            f"only in {second}: {_few(only_test)}; both need a folder, with images, for every class"
         )
     return train, test
 
 
-def _find_images(path: Path) -> Any:
-    layout = "dataset.root=DIR names a folder with train/<class>/* and test/<class>/* images"
+def _few(names: list[str]) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return (", ".join(names[:5]) or "none") + more
+
+
+def _find_images(path: Path, layout: str) -> Any:
+    if path.parent.is_file():
+        raise EdkdError(f"{path.parent} is a file: unpack it; {layout}")
     if not path.is_dir():
         raise EdkdError(f"no folder {path}; {layout}")
     try:

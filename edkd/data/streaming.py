@@ -4,44 +4,71 @@ What happens to an image is a pure function of (seed, epoch, image): the transfo
 image from a number that these three determine, in whichever worker it is read. The number of workers changes nothing.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from edkd.data import _torchvision, views
-from edkd.data.base import Epoch, ImageBatch
-from edkd.data.files import Files, read_image
+from edkd.data.base import Epoch, ImageBatch, share
+from edkd.data.files import Augmentation, Broken, Files, read_image
 from edkd.data.views import epoch_order
 from edkd.errors import EdkdError
 
+LOG = logging.getLogger("edkd")
 RESIZE = 256 / 224  # evaluation: the shorter side is this much longer than the central square that is cropped
+ROTATION = 20  # degrees
+_Item = tuple[Tensor, int, int]
 
 
-class _Images(Dataset[tuple[Tensor, int, int]]):
-    """(image uint8 [3, H, W], label, index) by (index, seed of its transform)."""
+class _Images(Dataset[_Item | str]):
+    """(image uint8 [3, H, W], label, index) by (index, seed of its transform).
 
-    def __init__(self, files: Files, transform: Any) -> None:
-        self.files, self.transform = files, transform
+    With `skip`, an image that cannot be read is the line that says why.
+    """
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
+    def __init__(self, files: Files, transform: Any, skip: bool) -> None:
+        self.files, self.transform, self.skip = files, transform, skip
+
+    def __getitem__(self, key: tuple[int, int]) -> _Item | str:
         index, seed = key
         path, label = self.files.samples[index]
+        try:
+            image = read_image(path)
+        except EdkdError as error:
+            if not self.skip:
+                raise
+            return str(error)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self.transform(read_image(path)), label, index
+            return self.transform(image), label, index
+
+
+def _collate(items: list[_Item | str]) -> tuple[Any, list[str]]:
+    """The images that were read as a batch, and the lines about the others."""
+    read, broken = (
+        [each for each in items if not isinstance(each, str)],
+        [each for each in items if isinstance(each, str)],
+    )
+    if not read:
+        raise EdkdError(f"none of the {len(items)} images of a batch can be read; the first: {broken[0]}")
+    return default_collate(read), broken
 
 
 class StreamedData:
     """One split of streamed images, as `TrainData` and `EvaluationData`.
 
-    mean, std: per channel, for pixels scaled to [0, 1]. Training images are cropped at random to between 8 and 100 % of
-    their area, resized to `size` and flipped with probability one half; others are resized and cropped at the centre.
+    mean, std: per channel, for pixels scaled to [0, 1]. Training images are flipped with probability one half, after
+    what `augmentation` says. `resized_crop`: cropped at random to between 8 and 100 % of their area and resized to
+    `size`; images are evaluated resized and cropped at the centre. `rotation`: resized, where
+    their size is another, and rotated by up to 20 degrees, black outside; evaluated without the rotation.
     """
 
     on_device = False
+    skipped = 0
 
     def __init__(
         self,
@@ -51,9 +78,13 @@ class StreamedData:
         std: Sequence[float],
         size: int,
         workers: int,
+        augmentation: Augmentation,
+        broken: Broken,
         device: torch.device,
         channels_last: bool,
     ) -> None:
+        self.augmentation, self.skip = augmentation, broken == "skip"
+        self._named: set[str] = set()  # broken images that the log has
         self.files, self.size, self.workers, self.device = files, size, workers, device
         self._mean, self._std = (torch.tensor(each, device=device)[:, None, None] for each in (mean, std))
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -62,16 +93,15 @@ class StreamedData:
     def __len__(self) -> int:
         return len(self.files)
 
-    def begin(self, seed: int, epoch: int, batch_size: int) -> Epoch:
+    def begin(self, seed: int, epoch: int, batch_size: int, rank: int = 0, size: int = 1) -> Epoch:
         """Begin an epoch, from its first batch: order and crops depend on (seed, epoch) only."""
-        v2 = _torchvision.transforms_v2()
-        transform = [v2.PILToTensor(), v2.RandomResizedCrop(self.size, antialias=True), v2.RandomHorizontalFlip()]
+        self.skipped = 0
         draws = views.draw(len(self), seed=seed, stream=views.TRANSFORMS, counter=epoch)
         order = epoch_order(seed, epoch, len(self)).tolist()
-        keys = [(index, int(draws[index])) for index in order]
-        batches = [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
-        self._epoch = self._load(v2.Compose(transform), batches)
-        return Epoch([len(batch) for batch in batches], None)
+        places, whole = share(len(self), batch_size, rank, size)
+        batches = [[(order[place], int(draws[order[place]])) for place in each] for each in places]
+        self._epoch = self._load(self._transform(training=True), batches)
+        return Epoch([len(batch) for batch in batches], None, whole)
 
     def next(self, count: int) -> ImageBatch:
         """The next batch of the epoch."""
@@ -79,27 +109,48 @@ class StreamedData:
         return ImageBatch(images, target, index, None)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images in their order, resized and cropped at the centre, with their labels; at most `size` at a time."""
+        """All images in their order, as they are evaluated, with their labels; at most `size` at a time."""
+        keys = [[(index, 0) for index in range(i, min(i + size, len(self)))] for i in range(0, len(self), size)]
+        for images, target, _ in self._load(self._transform(training=False), keys):
+            yield images, target
+
+    def _transform(self, *, training: bool) -> Any:
+        """From Pillow's image to uint8 [3, size, size]."""
         v2 = _torchvision.transforms_v2()
         shorter = round(self.size * RESIZE)
-        transform = [v2.PILToTensor(), v2.Resize(shorter, antialias=True), v2.CenterCrop(self.size)]
-        keys = [[(index, 0) for index in range(i, min(i + size, len(self)))] for i in range(0, len(self), size)]
-        for images, target, _ in self._load(v2.Compose(transform), keys):
-            yield images, target
+        steps = [v2.PILToTensor()]
+        if self.augmentation == "rotation":
+            steps.append(v2.Resize((self.size, self.size), antialias=True))
+            steps += [v2.RandomRotation(ROTATION)] if training else []
+        elif training:
+            steps.append(v2.RandomResizedCrop(self.size, antialias=True))
+        else:
+            steps += [v2.Resize(shorter, antialias=True), v2.CenterCrop(self.size)]
+        return v2.Compose([*steps, v2.RandomHorizontalFlip()] if training else steps)
 
     def _load(self, transform: Any, batches: list[list[tuple[int, int]]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batches on the device, read by workers, in the order given."""
         loader = DataLoader(
-            _Images(self.files, transform),
+            _Images(self.files, transform, self.skip),
+            collate_fn=_collate,
             batch_sampler=batches,
             num_workers=self.workers,
             generator=torch.Generator(),  # else the loader draws from the generator that networks draw from
             pin_memory=self.device.type == "cuda",
         )
         try:
-            for images, target, index in loader:
+            for (images, target, index), broken in loader:
+                self._note(broken)
                 pixels = images.to(self.device, non_blocking=True).to(memory_format=self._layout)
                 normalised = (pixels.float() / 255 - self._mean) / self._std
                 yield normalised, target.to(self.device), index.to(self.device)
         except EdkdError as error:  # a worker's error comes with its traceback as text
             raise EdkdError(str(error).rpartition("EdkdError: ")[2].strip()) from None
+
+    def _note(self, broken: list[str]) -> None:
+        """Count images that were left out, and log each of them once."""
+        self.skipped += len(broken)
+        for line in broken:
+            if line not in self._named:
+                self._named.add(line)
+                LOG.warning("skipped: %s", line)

@@ -16,7 +16,7 @@ def closest(state: Mapping[str, Tensor]) -> str:
     classes = [tensor.shape[0] for tensor in state.values() if tensor.ndim == 2][-1:]
     held = {key: tensor.shape for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
     best, shared, entries = "", 0, 1
-    for name in models.names():
+    for name in (*models.names(), *models.IMAGENET):
         with torch.device("meta"):
             network = getattr(models, name)(num_classes=classes[0] if classes else 1)
         own = {k: tensor.shape for k, tensor in network.state_dict().items() if not k.endswith("num_batches_tracked")}

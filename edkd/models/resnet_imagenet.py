@@ -1,8 +1,9 @@
-"""ImageNet's ResNets with a stem for small images: He et al., Deep Residual Learning, CVPR 2016, table 1.
+"""ImageNet's ResNets, with their stem or one for small images: He et al., Deep Residual Learning, CVPR 2016, table 1.
 
-The stem is one 3x3 convolution without pooling, so a 32x32 image reaches the last stage as 4x4. The stride of a
-bottleneck sits in its 3x3 convolution. Parameter names and initial weights (`init_convolutions`; the classifier as
-torch draws it) are those of the CRD benchmark (Tian et al., ICLR 2020).
+The stem for small images is one 3x3 convolution without pooling, so a 32x32 image reaches the last stage as 4x4.
+ImageNet's is a 7x7 convolution and a max pooling, each of stride 2: a 224x224 image reaches the last stage as 7x7. The
+stride of a bottleneck sits in its 3x3 convolution, as in torchvision. Parameter names and initial weights
+(`init_convolutions`; the classifier as torch draws it) are those of the CRD benchmark (Tian et al., ICLR 2020).
 """
 
 from torch import Tensor, nn
@@ -58,13 +59,23 @@ class Bottleneck(nn.Module):
 
 
 class ResNetImageNet(nn.Module):
-    """Four stages of `blocks` basic or bottleneck blocks, 64 to 512 channels wide."""
+    """Four stages of `blocks` basic or bottleneck blocks, 64 to 512 channels wide.
+
+    large_stem: ImageNet's stem, which divides the side of an image by four.
+    """
 
     def __init__(
-        self, *, block: type[BasicBlock] | type[Bottleneck], blocks: tuple[int, int, int, int], num_classes: int
+        self,
+        *,
+        block: type[BasicBlock] | type[Bottleneck],
+        blocks: tuple[int, int, int, int],
+        num_classes: int,
+        large_stem: bool,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        self.large_stem = large_stem
+        kernel, stride = (7, 2) if large_stem else (3, 1)
+        self.conv1 = nn.Conv2d(3, 64, kernel, stride=stride, padding=kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.layer1 = _stage(block, 64, 64, blocks[0], stride=1)
         self.layer2 = _stage(block, 64 * block.expansion, 128, blocks[1], stride=2)
@@ -81,6 +92,8 @@ class ResNetImageNet(nn.Module):
     def forward(self, x: Tensor, want_feats: bool = True) -> Prediction:
         """Classify images [B, 3, H, W]; feats are the stem and four stages."""
         stem = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        if self.large_stem:
+            stem = F.max_pool2d(stem, 3, stride=2, padding=1)
         stages = (self.layer1, self.layer2, self.layer3, self.layer4)
         passed = through_stages(stem, stages, want_feats)
         return classify(passed.last, self.linear, passed if want_feats else None)
@@ -100,10 +113,25 @@ def _stage(
 
 
 def resnet18(num_classes: int = 100) -> ResNetImageNet:
-    """ResNet-18, 11.2 M parameters at 100 classes."""
-    return ResNetImageNet(block=BasicBlock, blocks=(2, 2, 2, 2), num_classes=num_classes)
+    """ResNet-18 for small images, 11.2 M parameters at 100 classes."""
+    return ResNetImageNet(block=BasicBlock, blocks=(2, 2, 2, 2), num_classes=num_classes, large_stem=False)
 
 
 def resnet50(num_classes: int = 100) -> ResNetImageNet:
-    """ResNet-50, 23.7 M parameters at 100 classes."""
-    return ResNetImageNet(block=Bottleneck, blocks=(3, 4, 6, 3), num_classes=num_classes)
+    """ResNet-50 for small images, 23.7 M parameters at 100 classes."""
+    return ResNetImageNet(block=Bottleneck, blocks=(3, 4, 6, 3), num_classes=num_classes, large_stem=False)
+
+
+def imagenet_resnet18(num_classes: int = 1000) -> ResNetImageNet:
+    """ResNet-18, 11.7 M parameters at 1000 classes."""
+    return ResNetImageNet(block=BasicBlock, blocks=(2, 2, 2, 2), num_classes=num_classes, large_stem=True)
+
+
+def imagenet_resnet34(num_classes: int = 1000) -> ResNetImageNet:
+    """ResNet-34, 21.8 M parameters at 1000 classes."""
+    return ResNetImageNet(block=BasicBlock, blocks=(3, 4, 6, 3), num_classes=num_classes, large_stem=True)
+
+
+def imagenet_resnet50(num_classes: int = 1000) -> ResNetImageNet:
+    """ResNet-50, 25.6 M parameters at 1000 classes."""
+    return ResNetImageNet(block=Bottleneck, blocks=(3, 4, 6, 3), num_classes=num_classes, large_stem=True)

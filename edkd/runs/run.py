@@ -5,6 +5,8 @@ import logging
 import os
 import platform
 import socket
+import sys
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,14 @@ from edkd.errors import EdkdError
 from edkd.rundir import checkpoint, journal, lock, provenance
 from edkd.rundir.paths import RunDir, checkpoints
 from edkd.runs.preemption import Asked, SafePoints, Stopped
+from edkd.runs.processes import check_devices, run_together
 from edkd.runs.setup import Inputs, device_data, gather, new_state
 from edkd.runs.teacher_source import teacher_source
 from edkd.runs.teaching import is_lost, publish
 from edkd.teachers.source import Precision
 from edkd.tracking import LiveTracker
-from edkd.training import hardware
-from edkd.training.device import cores, set_up
+from edkd.training import distributed, hardware
+from edkd.training.device import cores, pick_device, set_up
 from edkd.training.evaluation import all_logits
 from edkd.training.trainer import TrainState, fit
 
@@ -81,13 +84,22 @@ class _Run:
         self.paths = RunDir(self.directory)
         self.book = journal.Journal(self.directory)
         self.tracker: LiveTracker | None = None
-        if where.uri is not None:
+        self.writes = distributed.rank() == 0
+        if where.uri is not None and self.writes:
             self.tracker = LiveTracker(self.directory, **vars(where))
 
     def journalled(self, inputs: Inputs | None) -> None:
         """Train, and leave word of whatever ends the run."""
         try:
-            self.train(inputs or gather(self.job.settings, self.job.teacher_id))
+            cfg = self.job.settings
+            inputs = inputs or gather(cfg, self.job.teacher_id)
+            if cfg.engine.devices == 1:
+                self.train(inputs)
+            else:
+                check_devices(cfg.engine, inputs.device)
+                with tempfile.TemporaryDirectory() as folder:
+                    about = (self.job, self.before, self.sweep, self.threads, self.show, f"{folder}/meeting")
+                    run_together(_train_part, cfg.engine.devices, *about, stop_asked=self.stop_asked)
         except (KeyboardInterrupt, Stopped):
             self.book.append({"event": "interrupted"})
             raise
@@ -111,9 +123,10 @@ class _Run:
         state = new_state(cfg, inputs)
         if self.before.start is not None:
             self.resume(state)
-        self.book.append(self.start_record(inputs, resumed_from=state.epoch))
-        LOG.info("%s%s", job.name, f", resumed after epoch {state.epoch}" if state.epoch else "")
-        if self.threads > cores():
+        if self.writes:
+            self.book.append(self.start_record(inputs, resumed_from=state.epoch))
+            LOG.info("%s%s", job.name, f", resumed after epoch {state.epoch}" if state.epoch else "")
+        if self.writes and self.threads > cores():
             LOG.warning(
                 "%d threads share %d CPU cores, which may be very slow: see engine.threads", self.threads, cores()
             )
@@ -128,6 +141,8 @@ class _Run:
         with console.step_bar(self.show, cfg.schedule.epochs) as bar:
 
             def on_epoch(record: dict[str, Any], improved: bool) -> None:
+                if not self.writes:
+                    return
                 if improved:
                     self.save_student(state, self.paths.best, record["epoch"])
                 self.book.append(record)
@@ -159,7 +174,8 @@ class _Run:
                 on_epoch=on_epoch,
                 on_step=on_step if bar is not None or safe is not None else None,
             )
-        self.finish(state, inputs)
+        if self.writes:
+            self.finish(state, inputs)
 
     def check_unchanged(self, inputs: Inputs) -> None:
         """A run continues only with the data and the teacher's weights that its first start names."""
@@ -256,6 +272,37 @@ class _Run:
         if state.trainable.ends_in_method:
             about["distiller"] = checkpoint.portable(state.distiller.state_dict())
         checkpoint.save_weights(state.student.state_dict(), file, **about)
+
+
+def _train_part(
+    rank: int,
+    job: Job,
+    before: journal.RunState,
+    sweep: str | None,
+    threads: int,
+    show: bool,
+    meeting: str,
+    errors: Any,
+) -> None:
+    """Train as one of `engine.devices` processes, from which `run_together` calls this; the first writes."""
+    engine = job.settings.engine
+    set_up(engine, max(1, threads // engine.devices))
+    if pick_device(engine.device).type == "cuda":
+        job = replace(job, settings=replace(job.settings, engine=replace(engine, device=f"cuda:{rank}")))
+    with console.logging_to(job.directory / "run.log", show=show and rank == 0):
+        try:
+            inputs = gather(job.settings, job.teacher_id)
+            distributed.join(rank, engine.devices, meeting, inputs.device)
+            run = _Run(job, before, sweep, threads, show and rank == 0, None)
+            try:
+                run.train(inputs)
+            finally:
+                if run.tracker is not None:
+                    run.tracker.close()
+        except EdkdError as error:
+            errors.put(str(error))
+            sys.exit(1)
+        distributed.leave()
 
 
 def _remove_checkpoints(directory: Path) -> None:

@@ -3,7 +3,7 @@
 import functools
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from edkd.config.instantiate import build, target
 from edkd.config.job import digest, directory_of, training_run
 from edkd.config.schema import Settings
-from edkd.data.arrays import Arrays, prepare
+from edkd.data.arrays import Arrays, Split, prepare
 from edkd.data.files import Streamed
 from edkd.data.resident import ResidentData
 from edkd.data.sources import TRAIN_IMAGES
@@ -25,7 +25,9 @@ from edkd.rundir import journal
 from edkd.runs.pretrained import publish_weights
 from edkd.teachers import store
 from edkd.teachers.source import Precision
+from edkd.training import distributed
 from edkd.training.device import compile_network, pick_device, to_device
+from edkd.training.distributed import part
 from edkd.training.evaluation import evaluate
 from edkd.training.step import Trainable
 from edkd.training.trainer import Splits, TrainState, seeded
@@ -115,6 +117,8 @@ def new_state(cfg: Settings, inputs: Inputs) -> TrainState:
     if cfg.engine.compile:
         compile_network(student, device)
     trainable = Trainable(student, distiller.to(device), precision)
+    if distributed.size() > 1 and cfg.engine.sync_batch_norm:
+        nn.SyncBatchNorm.convert_sync_batchnorm(trainable)
     return TrainState(trainable, _optimizer(cfg, trainable, device))
 
 
@@ -259,22 +263,36 @@ def _load_arrays(asked: str) -> tuple[Arrays | Streamed, str]:
 
 
 def device_data(arrays: Arrays | Streamed, cfg: Settings, device: torch.device) -> Splits:
-    """The splits, resident on the device or streamed to it; only training images are augmented."""
+    """The splits, resident on the device or streamed to it; only training images are augmented.
+
+    Of several processes each has all training images, of which an epoch gives it its part, and its part of the others.
+    """
     data = cfg.dataset
     shown = {"mean": data.mean, "std": data.std, "device": device, "channels_last": cfg.engine.channels_last}
     strong_view = target(cfg.distiller, "distiller").needs_strong_view
     if isinstance(arrays, Streamed):
         train, test = (
-            StreamedData(files, size=arrays.image_size, workers=arrays.workers, **shown)  # type: ignore[arg-type]
-            for files in (arrays.train, arrays.test)
+            StreamedData(
+                files,
+                size=arrays.image_size,
+                workers=arrays.workers,
+                augmentation=arrays.augmentation,
+                broken=arrays.broken,
+                **shown,  # type: ignore[arg-type]
+            )
+            for files in (arrays.train, replace(arrays.test, samples=arrays.test.samples[part(len(arrays.test))]))
         )
         return Splits(train, None, test)
 
     def make(split: Any, padding: int, flip: bool, strong_view: bool = False) -> ResidentData:
         return ResidentData(split, padding=padding, flip=flip, strong_view=strong_view, **shown)  # type: ignore[arg-type]
 
+    def evaluated(split: Split) -> ResidentData:
+        own = part(len(split))
+        return make(Split(split.images[own], split.labels[own]), 0, False)
+
     return Splits(
         train=make(arrays.train, data.padding, data.flip, strong_view),
-        validation=make(arrays.validation, 0, False) if arrays.validation is not None else None,
-        test=make(arrays.test, 0, False),
+        validation=evaluated(arrays.validation) if arrays.validation is not None else None,
+        test=evaluated(arrays.test),
     )

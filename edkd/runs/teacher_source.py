@@ -97,7 +97,9 @@ def table_key(cfg: Settings, teacher_sha256: str, data_sha256: str, device: torc
     }
 
 
-_NEUTRAL = ("device", "threads", "teacher_cache", "teacher_cache_gb", "compile", "capture")  # they change no logit
+_NEUTRAL = (  # they change no logit
+    "device", "devices", "sync_batch_norm", "threads", "teacher_cache", "teacher_cache_gb", "compile", "capture",
+)  # fmt: skip
 
 
 def _stored(online: OnlineTeacher, data: ResidentData) -> torch.dtype:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from edkd.data.base import EvaluationData
 from edkd.teachers.source import Precision
+from edkd.training import distributed
 from edkd.training.step import Meter
 
 OnBatch = Callable[[Tensor, Tensor], None]  # is given the logits, float32 [B, K], and the labels of a batch
@@ -90,7 +91,7 @@ def measure(
             on_batch(logits, target)
         meter.add(len(target), means, hits)
         done += len(target)
-    return {**meter.read(len(data)), **({} if taught is None else {"ece": calibration.read()})}
+    return {**meter.read(_total(done, device)), **({} if taught is None else {"ece": calibration.read()})}
 
 
 class Calibration:
@@ -114,4 +115,10 @@ class Calibration:
 
     def read(self) -> float:
         """The error of all images so far."""
-        return 100 * self.sums.abs().sum().item() / self.images
+        summed = distributed.add(self.sums.clone())
+        return 100 * summed.abs().sum().item() / _total(self.images, summed.device)
+
+
+def _total(images: int, device: torch.device) -> int:
+    """The images of all processes together."""
+    return images if distributed.size() == 1 else int(distributed.add(torch.tensor(images, device=device)))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from edkd.distillers.base import Distiller
 from edkd.errors import EdkdError
+from edkd.training.distributed import add_gradients
 
 _APART = "they need a momentum each, which optimizer=deepkd gives ce, tckd and nckd"
 _DOT = "optimizer=dot needs ce and at least one other, as every method has but vanilla, simkd, deepkd and deepkd_dkd"
@@ -15,7 +16,13 @@ _DEEPKD = "optimizer=deepkd needs ce, tckd and nckd, as distiller=deepkd and dee
 
 
 class SGD(torch.optim.SGD):
-    """Stochastic gradient descent with momentum on the sum of all losses."""
+    """Stochastic gradient descent with momentum on the sum of all losses.
+
+    adds_gradients: `minimise` adds the gradients of all processes (`distributed.add_gradients`), without which an
+    optimiser serves one process only.
+    """
+
+    adds_gradients = True
 
     def __init__(
         self, params: Iterable[nn.Parameter], *, lr: float | Tensor, momentum: float, weight_decay: float
@@ -32,6 +39,7 @@ class SGD(torch.optim.SGD):
         self.zero_grad(set_to_none=True)
         total = torch.stack(list(losses.values())).sum()
         total.backward()
+        add_gradients(parameter.grad for group in self.param_groups for parameter in group["params"])
         self.step()
         return total
 
@@ -46,6 +54,8 @@ class DOT(torch.optim.Optimizer):
     As in the published code, a parameter that only one of the two reaches has the momentum itself, and where that one
     is g_k, weight decay begins with the second step.
     """
+
+    adds_gradients = True
 
     def __init__(
         self,
@@ -78,6 +88,7 @@ class DOT(torch.optim.Optimizer):
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         task = torch.autograd.grad(losses["ce"], parameters, retain_graph=True, allow_unused=True)
         kd = torch.autograd.grad(torch.stack(others).sum(), parameters, allow_unused=True)
+        add_gradients([*task, *kd])
         gradients = dict(zip(parameters, zip(task, kd)))
         for group in self.param_groups:
             self._update(group, {parameter: gradients[parameter] for parameter in group["params"]})
@@ -108,6 +119,8 @@ class DeepKD(torch.optim.Optimizer):
     own_task_momentum: whether `ce` has momentum + delta_task, as the paper says. The published code gives it the
     momentum of `tckd`.
     """
+
+    adds_gradients = True
 
     def __init__(
         self,
@@ -147,6 +160,7 @@ class DeepKD(torch.optim.Optimizer):
         gradients = {}
         for name, again in {"ce": True, "tckd": True, "nckd": False}.items():
             found = torch.autograd.grad(losses[name], parameters, retain_graph=again, allow_unused=True)
+            add_gradients(found)
             gradients[name] = dict(zip(parameters, found))
         for group in self.param_groups:
             for name, buffer in _DEEPKD_BUFFERS.items():

@@ -18,6 +18,7 @@ from edkd.distillers.base import Batch, Distiller, Outcome, StrongView
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 from edkd.teachers.source import Precision, TeacherSource, in_fp32
+from edkd.training import distributed
 from edkd.training.demands import Held, Unsaved, check_outcome
 
 LOG = logging.getLogger("edkd")
@@ -48,7 +49,7 @@ class Meter:
 
     def read(self, images: int) -> dict[str, float]:
         """Means and percentages over so many images; the only synchronisation with the device."""
-        stacked = torch.stack(list(self.sums.values())) / images
+        stacked = distributed.add(torch.stack(list(self.sums.values()))) / images
         return dict(zip(self.sums, stacked.tolist(), strict=True))
 
     def reset(self) -> None:
@@ -78,7 +79,8 @@ class ClassMeter:
         """The mean of each class; NaN for a class without images."""
         if self.sums is None:
             return {}
-        means = (self.sums[:, :-1] / self.sums[:, -1:]).T.tolist()
+        sums = distributed.add(self.sums.clone())
+        means = (sums[:, :-1] / sums[:, -1:]).T.tolist()
         return {name: [round(each, self.DECIMALS) for each in row] for name, row in zip(self.names, means, strict=True)}
 
     def reset(self) -> None:
@@ -153,6 +155,8 @@ class Step:
         self.class_meter = ClassMeter()
         self.loss_names: list[str] = []
         self.epoch = torch.zeros((), device=device)
+        self.skipped = 0  # images of the last epoch that were left out, in all processes together
+        self.share = 1.0  # of the images of a batch: what this process's gradient counts in the sum of all
         self.sound: Tensor | None = None  # [losses]: whether each was finite so far
         self.sound_steps: Tensor | None = None  # [losses]: for how many steps
         self.eager_steps: dict[int, int] = {}
@@ -168,12 +172,15 @@ class Step:
             self.sound.fill_(True)
             self.sound_steps.zero_()
 
-    def __call__(self, count: int) -> None:
-        """Train on the next `count` images of the epoch."""
+    def __call__(self, count: int, whole: int | None = None) -> None:
+        """Train on the next `count` images of the epoch, of a batch that has `whole` in all processes together."""
+        self.share = 1.0 if whole is None else count / whole
         if self.sound is None:
             unsaved = Unsaved(self.trainable)
             self._run(count)
             unsaved.check()
+            if distributed.size() > 1:
+                distributed.check_memory(self.trainable.distiller)
         else:
             self._run(count)
 
@@ -220,6 +227,7 @@ class Step:
 
     def _train(self, count: int) -> None:
         given = self.data.next(count)
+        count = len(given.target)  # fewer, where images could not be read
         taught = self.teacher(given.images, given.index, given.view) if self.teacher is not None else None
         try:
             batch = Batch(index=given.index, target=given.target, epoch=self.epoch)
@@ -238,7 +246,7 @@ class Step:
         if self.sound is None:
             check_outcome(outcome, self.trainable.distiller)
         losses = torch.stack([loss.detach() for loss in outcome.losses.values()])
-        loss = self.optimizer.minimise(outcome.losses)
+        loss = self._minimise(outcome.losses)
         hits = logits.argmax(1) == given.target
         if self.sound is None or self.sound_steps is None:
             self.loss_names = list(outcome.losses)
@@ -251,10 +259,18 @@ class Step:
         if outcome.by_class is not None:
             self.class_meter.add(given.target, logits.shape[1], outcome.by_class)
 
+    def _minimise(self, named: dict[str, Tensor]) -> Tensor:
+        """Take one step down the losses; returns their sum."""
+        if self.share == 1.0:
+            return self.optimizer.minimise(named)
+        # Losses are means over a process's part: so weighted, the sum of gradients is that of the whole batch.
+        summed: Tensor = self.optimizer.minimise({name: self.share * loss for name, loss in named.items()})
+        return summed / self.share
+
     def first_unsound(self, steps: int) -> tuple[int, list[str]]:
         """The first step of the epoch at which a loss was not finite, from 1, and which losses; (0, []) for none."""
         assert self.sound_steps is not None
-        counts = self.sound_steps.tolist()
+        counts = distributed.least(self.sound_steps).tolist()
         first = min(counts)
         guilty = [name for name, n in zip(self.loss_names, counts, strict=True) if n == first < steps]
         return (first + 1, guilty) if guilty else (0, [])

@@ -20,18 +20,21 @@ from edkd.data.base import EvaluationData, TrainData
 from edkd.distillers.base import Distiller
 from edkd.errors import EdkdError
 from edkd.teachers.source import TeacherSource
+from edkd.training import distributed
 from edkd.training.evaluation import measure
 from edkd.training.step import Step, Trainable
 
+_BETWEEN_RANKS = 1 << 53  # beyond what any seed and epoch make
+
 
 @contextlib.contextmanager
-def seeded(seed: int, epoch: int, device: torch.device) -> Any:
-    """Torch's random numbers inside depend on (seed, epoch) alone; the state outside is left as it was.
+def seeded(seed: int, epoch: int, device: torch.device, rank: int = 0) -> Any:
+    """Torch's random numbers inside depend on (seed, epoch, rank) alone; the state outside is left as it was.
 
     From them networks and methods draw by themselves in an epoch; epoch 0 has the initial weights.
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed * 1_000_003 + epoch)
+        torch.manual_seed(seed * 1_000_003 + epoch + rank * _BETWEEN_RANKS)
         yield
 
 
@@ -94,7 +97,7 @@ def train_epoch(
     `on_step(steps done, steps)` is called after each step. Raises EdkdError if a loss is not finite.
     """
     epoch = state.epoch + 1
-    planned = step.data.begin(seed, epoch, schedule.batch_size)
+    planned = step.data.begin(seed, epoch, schedule.batch_size, distributed.rank(), distributed.size())
     if step.teacher is not None:
         step.teacher.begin_epoch(planned.views)
     step.begin(epoch)
@@ -102,12 +105,15 @@ def train_epoch(
         group["lr"].fill_(schedule.rate(epoch))
     state.trainable.train()
     steps = len(planned.counts)
-    with seeded(seed, epoch, step.device):
-        for number, count in enumerate(planned.counts, 1):
-            step(count)
+    with seeded(seed, epoch, step.device, distributed.rank()):
+        for number, (count, whole) in enumerate(zip(planned.counts, planned.whole, strict=True), 1):
+            step(count, whole)
             if on_step is not None:
                 on_step(number, steps)
-    metrics = step.meter.read(len(step.data))
+    step.skipped = step.data.skipped
+    if distributed.size() > 1:
+        step.skipped = int(distributed.add(torch.tensor(step.skipped, device=step.device)))
+    metrics = step.meter.read(len(step.data) - step.skipped)
     if not math.isfinite(metrics["train/loss"]):
         # Once the weights are spoilt, every loss is: the first one tells. None, if only their sum is too large.
         first, guilty = step.first_unsound(steps)
@@ -146,6 +152,7 @@ def fit(
     After each epoch `on_epoch(record, improved)` gets the journal's epoch record and whether this is the best epoch so
     far (by validation accuracy where a part is held out, by test accuracy otherwise; the first of equals).
     """
+    capture = capture and distributed.size() == 1  # what processes send each other is part of no graph
     step = Step(state.trainable, state.optimizer, teacher, data.train, batch_size=schedule.batch_size, capture=capture)
     device = state.trainable.precision.device
     while state.epoch < schedule.epochs:
@@ -153,6 +160,7 @@ def fit(
         metrics = train_epoch(state, step, schedule, seed=seed, on_step=on_step)
         trained = time.monotonic()
         state.trainable.eval()
+        distributed.share_buffers(state.trainable)
         test = measure(state.trainable.predict, data.test, device, data.taught)
         if not math.isfinite(test["loss"]):
             raise EdkdError(f"epoch {state.epoch + 1}: test/loss is {test['loss']}: training diverged")
@@ -176,4 +184,6 @@ def fit(
         }
         if by_class := step.class_meter.read():
             record["by_class"] = by_class
+        if step.skipped:
+            record["skipped"] = step.skipped
         on_epoch(record, improved)

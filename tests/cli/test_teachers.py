@@ -118,7 +118,7 @@ def test_what_cannot_be_evaluated(output: Path) -> None:
         f"no teacher vgg8 of {KEY} in outputs/teachers; -c FILE names a checkpoint"
     )
     assert error(edkd("evaluate", "-m", "vgg9", "-d", "digits")).startswith(
-        "student=vgg9: no such option, did you mean vgg19?; allowed: mobilenetv2, "
+        "student=vgg9: no such option, did you mean vgg19?; allowed: imagenet_resnet18, "
     )
     assert error(edkd("evaluate", "-m", "vgg8", "-d", "digit")).startswith(
         "dataset=digit: no such option, did you mean digits?; allowed: cifar100, digits, folder"

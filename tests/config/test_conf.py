@@ -47,7 +47,7 @@ def options(group: str) -> list[str]:
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_every_network_can_be_either(role: str) -> None:
     assert len(models.names()) == 23
-    assert options(role) == sorted([*models.names(), "timm", "torchvision"])
+    assert options(role) == sorted([*models.names(), *models.IMAGENET, "timm", "torchvision"])
 
 
 @pytest.mark.parametrize("name", models.names())
@@ -111,7 +111,7 @@ def test_every_tweak_names_a_method_and_two_networks_or_a_data_set() -> None:
         assert (teacher in options("teacher") and student in options("student")) or path.stem in options("dataset")
         assert path.read_text().startswith(f"# @package {'optimizer' if optimizer else 'distiller'}\n")
         assert yaml.safe_load(path.read_text())
-    assert {path.stem for path in (folder / "dkd").iterdir()} == set(BETAS)
+    assert {path.stem for path in (folder / "dkd").iterdir()} == {*BETAS, "imagenet"}
 
 
 @pytest.mark.parametrize("pair", [*TABLE, *BESIDE])
@@ -195,6 +195,29 @@ def test_the_recipe(compose: Any) -> None:
     assert given.engine.precision == "fp32"
 
 
+LARGE = {  # networks, epochs, batch, weight decay and milestones
+    "imagenet_resnet34_resnet18": ("imagenet_resnet34", "imagenet_resnet18", 100, 512, 1e-4, [30, 60, 90]),
+    "imagenet_resnet50_mobilenetv1": ("imagenet_resnet50", "mobilenetv1", 100, 512, 1e-4, [30, 60, 90]),
+    "tiny_resnet18_mobilenetv2": ("resnet18", "mobilenetv2", 200, 256, 5e-4, [60, 120, 160]),
+    "tiny_resnet18_shufflenetv2": ("resnet18", "shufflenetv2", 200, 256, 5e-4, [60, 120, 160]),
+}
+
+
+@pytest.mark.parametrize("experiment", LARGE)
+def test_the_experiments_on_streamed_images(compose: Any, experiment: str) -> None:
+    given = schema.settings(compose(f"experiment={experiment}"), "edkd")
+    recipe = given.schedule
+    found = (recipe.epochs, recipe.batch_size, recipe.weight_decay, recipe.milestones)
+    assert (given.teacher.name, given.student.name, *found) == LARGE[experiment]
+    assert (recipe.lr, recipe.gamma, recipe.momentum) == (0.2, 0.1, 0.9)
+    assert given.engine.precision == "bf16" and given.engine.channels_last
+    kd, dkd = (compose(f"experiment={experiment}", f"distiller={name}")["distiller"] for name in ("kd", "dkd"))
+    on_imagenet = experiment.startswith("imagenet")
+    expected = [(0.5, 0.5, 1.0), (0.5, 1.0, 1)] if on_imagenet else [(0.1, 0.9, 4.0), (8.0, 4.0, 20)]
+    assert (kd["ce_weight"], kd["kd_weight"], kd["temperature"]) == expected[0]
+    assert (dkd["beta"], dkd["temperature"], dkd["warmup_epochs"]) == expected[1]
+
+
 @pytest.mark.parametrize(
     ("choice", "key"),
     [
@@ -207,6 +230,8 @@ def test_the_recipe(compose: Any) -> None:
         ("tracking=journal", "cifar100"),
         ("tracking=server", "cifar100"),
         ("tracking=sqlite", "cifar100"),
+        ("dataset=imagenet", "imagenet-224"),
+        ("dataset=tiny_imagenet", "tiny_imagenet-64"),
         ("experiment=demo", "digits-8-100perclass"),
         ("experiment=demo_methods", "digits-8-100perclass"),
         ("experiment=cifar100_short", "cifar100"),
@@ -224,12 +249,12 @@ def test_the_demo_makes_its_table_of_its_recipe(compose: Any) -> None:
 
 def test_no_other_option_was_forgotten() -> None:
     assert options("distiller") == sorted(EXPECTED)
-    assert options("dataset") == ["cifar100", "digits", "folder", "imagefolder"]
-    assert options("schedule") == ["cifar240", "short"]
+    assert options("dataset") == ["cifar100", "digits", "folder", "imagefolder", "imagenet", "tiny_imagenet"]
+    assert options("schedule") == ["cifar240", "imagenet100", "short", "tiny200"]
     assert options("engine") == ["default"]
     assert options("optimizer") == ["deepkd", "dot", "sgd"]
     assert options("tracking") == ["journal", "server", "sqlite"]
-    assert options("experiment") == ["cifar100_short", "cifar100_small", "demo", "demo_methods"]
+    assert options("experiment") == sorted(["cifar100_short", "cifar100_small", "demo", "demo_methods", *LARGE])
     assert options("hydra/launcher") == ["local", "slurm", "slurm_detached"]
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from edkd.config.schema import settings
 from edkd.data.base import ImageBatch
+from edkd.data.files import Broken
 from edkd.data.sources import imagefolder
 from edkd.data.streaming import StreamedData
 from edkd.errors import EdkdError
@@ -33,10 +34,11 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def data(root: Path, *, workers: int) -> StreamedData:
-    found = imagefolder(root=str(root), image_size=8, workers=workers)
+def data(root: Path, *, workers: int, broken: Broken = "stop") -> StreamedData:
+    found = imagefolder(root=str(root), image_size=8, workers=workers, broken=broken)
+    read: dict[str, Any] = {"workers": workers, "augmentation": found.augmentation, "broken": broken}
     options: dict[str, Any] = {"mean": [0.5] * 3, "std": [0.25] * 3, "size": 8, "device": CPU, "channels_last": False}
-    return StreamedData(found.train, workers=workers, **options)
+    return StreamedData(found.train, **read, **options)
 
 
 def epoch(made: StreamedData, seed: int, number: int) -> list[ImageBatch]:
@@ -64,6 +66,19 @@ def test_an_epoch_is_a_function_of_seed_and_epoch(root: Path) -> None:
     assert torch.equal(torch.random.get_rng_state(), before), "torch's own random numbers are left alone"
 
 
+def test_the_parts_of_three_processes_make_up_each_batch(root: Path) -> None:
+    made = data(root, workers=0)
+    whole, parts = epoch(made, 0, 1), []
+    for rank in range(3):
+        planned = made.begin(0, 1, 10, rank, 3)
+        assert planned.whole == [10, 10, 4]
+        parts.append([made.next(count) for count in planned.counts])
+    for number, batch in enumerate(whole):
+        for name in ("images", "target", "index"):
+            joined = torch.cat([getattr(part[number], name) for part in parts])
+            assert torch.equal(joined, getattr(batch, name))
+
+
 def test_the_number_of_workers_changes_nothing(root: Path) -> None:
     assert same(epoch(data(root, workers=0), 0, 1), epoch(data(root, workers=2), 0, 1))
 
@@ -74,6 +89,26 @@ def test_a_broken_image_is_named(root: Path, workers: int) -> None:
     broken.write_bytes(b"no image")
     with pytest.raises(EdkdError, match=rf"^cannot read the image {broken}: .*; repair or remove it$"):
         epoch(data(root, workers=workers), 0, 1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_is_skipped_counted_and_named(
+    root: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = root / "train" / "dog" / "03.png"
+    broken.write_bytes(b"no image")
+    made = data(root, workers=workers, broken="skip")
+    for number in (1, 2):
+        index = torch.cat([batch.index for batch in epoch(made, 0, number)])
+        assert sorted(index.tolist()) == [i for i in range(24) if i != 15]
+        assert made.skipped == 1
+    assert [record.getMessage().partition(f"{broken}:")[0] for record in caplog.records] == [
+        "skipped: cannot read the image "
+    ]
+    for path in (root / "train").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(EdkdError, match="^none of the 10 images of a batch can be read; the first: cannot read "):
+        epoch(made, 0, 3)
 
 
 def test_evaluation_sees_every_image_once_in_order(root: Path) -> None:
@@ -99,6 +134,19 @@ def test_a_teacher_and_its_student_train_on_streamed_images(streamed: list[str],
     assert error(launch(*streamed, "distiller=vanilla", "dataset.validation=0.1")).startswith("train_per_class, ")
 
 
+def test_a_run_counts_what_it_skips(streamed: list[str], root: Path, tmp_path: Path) -> None:
+    (root / "train" / "cat" / "00.png").write_bytes(b"")
+    (root / "test" / "dog" / "00.png").write_bytes(b"")
+    words = [*streamed, "distiller=vanilla", "student=resnet14"]
+    stopped = launch(*words)
+    assert stopped.code == 1 and "cat/00.png" in stopped.err.splitlines()[-1]
+    assert launch(*words, "dataset.broken=skip", f"output={tmp_path / 'skipping'}").code == 0
+    (records,) = journals(tmp_path / "skipping").values()
+    epochs = [record for record in records if record["event"] == "epoch"]
+    assert [record["skipped"] for record in epochs] == [1, 1]
+    assert all((record["metrics"]["test/top1"] * 7 / 100) % 1 < 1e-9 for record in epochs), "of seven images"
+
+
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     streamed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,10 +156,10 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     elsewhere = [*streamed, *command, f"output={tmp_path / 'stopped'}"]
     begin = StreamedData.begin
 
-    def interrupted(self: StreamedData, seed: int, epoch: int, batch_size: int) -> Any:
+    def interrupted(self: StreamedData, seed: int, epoch: int, *others: int) -> Any:
         if epoch == 2:
             raise KeyboardInterrupt
-        return begin(self, seed, epoch, batch_size)
+        return begin(self, seed, epoch, *others)
 
     with monkeypatch.context() as patch:
         patch.setattr(StreamedData, "begin", interrupted)
@@ -121,9 +169,12 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     assert [metrics(records) for records in stopped.values()] == [metrics(records) for records in whole.values()]
 
 
-def test_workers_are_no_part_of_an_identity(compose: Any) -> None:
+def test_what_changes_no_result_is_no_part_of_an_identity(compose: Any) -> None:
     words = ["dataset=imagefolder", "dataset.name=pets", "dataset.root=/x"]
     from edkd.config.job import identity
 
     runs = [identity(settings(compose(*words, f"dataset.workers={n}"), "edkd"), None) for n in (0, 8)]
     assert runs[0] == runs[1]
+    assert "broken" not in runs[0]["dataset"]["source"], "runs from before there was a choice keep their hash"
+    skipping = identity(settings(compose(*words, "dataset.broken=skip"), "edkd"), None)
+    assert skipping["dataset"]["source"]["broken"] == "skip"

@@ -228,3 +228,39 @@ def test_initial_classifier_is_small(name: str) -> None:
     classifier = next(module for module in make(name).modules() if isinstance(module, nn.Linear))
     assert classifier.weight.std().item() == pytest.approx(0.01, rel=0.05)
     assert not classifier.bias.any()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+def test_imagenets_resnets_give_torchvisions_logits_from_its_weights(name: str) -> None:
+    from edkd.data import _torchvision
+
+    torch.manual_seed(0)
+    theirs = getattr(_torchvision.load().models, name)(num_classes=7).eval()
+    for norm in norms(theirs):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    ours = getattr(models, f"imagenet_{name}")(num_classes=7).eval()
+    renamed = {
+        key.replace("downsample", "shortcut").replace("fc.", "linear."): v for key, v in theirs.state_dict().items()
+    }
+    ours.load_state_dict(renamed, strict=True)
+    x = images(2, 64).float()
+    with torch.no_grad():
+        made, expected = ours(x), theirs(x)
+    assert torch.equal(made.logits, expected) or (made.logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert [tuple(feat.shape[1:]) for feat in made.feats[1:]] == [
+        (width * (4 if name == "resnet50" else 1), side, side)
+        for width, side in ((64, 16), (128, 8), (256, 4), (512, 2))
+    ]
+
+
+@pytest.mark.parametrize("name", models.IMAGENET)
+def test_networks_of_imagenet_end_in_maps_of_7x7(name: str) -> None:
+    millions = {"imagenet_resnet18": 11.69, "imagenet_resnet34": 21.80, "imagenet_resnet50": 25.56, "mobilenetv1": 4.23}
+    with torch.device("meta"):
+        network = getattr(models, name)().train()
+        made = network(torch.empty(2, 3, 224, 224))
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions[name], abs=5e-3)
+    assert made.logits.shape == (2, 1000) and made.last_map.shape[2:] == (7, 7)
+    assert len(made.feats) == len(made.preact_feats) == 5
+    assert [norm.num_features for norm in network.stage_norms] == [feat.shape[1] for feat in made.feats[1:]]

@@ -1,0 +1,112 @@
+"""One run in several processes: each trains on its part of every batch, and their gradients are added.
+
+Gradients are added explicitly where an optimiser takes its step, not by the hooks of DistributedDataParallel: those run
+in `backward` alone, and optimisers that treat losses apart differentiate each by `torch.autograd.grad`. It also leaves
+a step's losses, weights and state_dict as they are in one process. Without a process group every function here does
+nothing, so the step of one process is what it was.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+
+import torch
+from torch import Tensor, distributed, nn
+
+from edkd.errors import EdkdError
+
+_BUCKET = 1 << 23  # values that are added in one call
+_PATIENCE = timedelta(hours=2)  # for the slowest process, while the first writes or others fill a teacher cache
+
+
+def join(rank: int, size: int, meeting: str, device: torch.device) -> None:
+    """Make this process one of `size` on this machine, which meet through the file `meeting`."""
+    if device.type == "cpu":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    distributed.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        init_method=f"file://{meeting}",
+        rank=rank,
+        world_size=size,
+        timeout=_PATIENCE,
+    )
+
+
+def leave() -> None:
+    """End what `join` began, when all processes are done."""
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def rank() -> int:
+    """Which process this is, from 0; the first writes everything that a run leaves."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def size() -> int:
+    """How many processes train together."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def part(count: int) -> slice:
+    """This process's part of `count` things: parts follow each other, and differ by one thing at most."""
+    return slice(count * rank() // size(), count * (rank() + 1) // size())
+
+
+def add(values: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, in place."""
+    if size() > 1:
+        distributed.all_reduce(values)
+    return values
+
+
+def least(values: Tensor) -> Tensor:
+    """The least of each value of a tensor over all processes, in place."""
+    if size() > 1:
+        distributed.all_reduce(values, distributed.ReduceOp.MIN)
+    return values
+
+
+@torch.no_grad()
+def add_gradients(gradients: Iterable[Tensor | None]) -> None:
+    """Make each gradient the sum of those of all processes, in place; an optimiser calls it before it uses them."""
+    if size() == 1:
+        return
+    for bucket in _buckets([each for each in gradients if each is not None]):
+        flat = torch.cat([each.reshape(-1) for each in bucket])
+        distributed.all_reduce(flat)
+        for gradient, summed in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
+            gradient.copy_(summed.view(gradient.shape))
+
+
+def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(each.numel() for each in bucket) + tensor.numel() > _BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+@torch.no_grad()
+def share_buffers(network: nn.Module) -> None:
+    """Give every process the first one's buffers: batch norms' running statistics, of which a checkpoint has those."""
+    if size() > 1:
+        for buffer in network.buffers():
+            distributed.broadcast(buffer, 0)
+
+
+def check_memory(method: nn.Module) -> None:
+    """Raise EdkdError where a step has made a method's buffers, but batch norms', differ between the processes."""
+    for place, module in method.named_modules():
+        for name, buffer in (
+            [] if isinstance(module, nn.modules.batchnorm._BatchNorm) else module.named_buffers("", False)
+        ):
+            values = buffer.double().flatten()
+            if not torch.equal(least(values.clone()), -least(-values)):
+                raise EdkdError(
+                    f"the method keeps {f'{place}.{name}'.lstrip('.')} of the images it sees, and each process sees "
+                    "others: this method needs engine.devices=1"
+                )
