@@ -237,7 +237,10 @@ def test_a_wrong_configuration(tiny: list[str], teacher: Path, here: Path, argum
         ("+dry_run=perhaps", "dry_run=perhaps: must be true or false"),
         ("hydra/launcher=local hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs is 0; allowed: 1 or more runs"),
         ("hydra/launcher=lokal", "hydra/launcher=lokal: no such option, did you mean local?; allowed: basic, "),
-        ("student=resnet8,resnet9", "student=resnet9: no such option, did you mean resnet8?; allowed: imagenet_resnet18, "),
+        (
+            "student=resnet8,resnet9",
+            "student=resnet9: no such option, did you mean resnet8?; allowed: imagenet_resnet18, ",
+        ),
     ],
 )
 def test_a_wrong_sweep(tiny: list[str], here: Path, arguments: str, message: str) -> None:
