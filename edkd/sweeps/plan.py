@@ -9,7 +9,7 @@ import contextlib
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from edkd.config.compose import Composer
-from edkd.config.job import Job, digest, directory_of, make_job, thaw, training_run
+from edkd.config.job import Job, digest, directory_of, labels, make_job, thaw, training_run
 from edkd.config.schema import Settings, misfit_of
 from edkd.console import console, counted
 from edkd.distillers.vanilla import Vanilla
@@ -27,6 +27,7 @@ from edkd.errors import EdkdError
 from edkd.rundir import journal, provenance
 from edkd.rundir.journal import RunState
 from edkd.rundir.paths import RunDir
+from edkd.rundir.settings import leaves
 from edkd.runs.setup import check_method, teacher_folder
 from edkd.status.state import RunStatus
 from edkd.teachers import store
@@ -187,19 +188,11 @@ def differences(entry: store.Entry, wanted: Job) -> list[str]:
     source = directory_of(run, wanted.settings) if run else None
     if source is not None:
         with contextlib.suppress(EdkdError):  # changed since
-            known, now = (dict(_leaves(job.identity)) for job in (thaw(RunDir(source).config)[0], wanted))
+            known, now = (dict(leaves(job.identity)) for job in (thaw(RunDir(source).config)[0], wanted))
             keys = [key for key in {**known, **now} if key != "seed" and known.get(key) != now.get(key)]
             return [f"{key} {known.get(key)}, here {now.get(key)}" for key in keys]
     recipe = wanted.tags["recipe"]
     return [f"recipe {entry.recipe}, here {recipe}"] if entry.recipe not in (None, recipe) else []
-
-
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _described(entry: store.Entry, others: Sequence[str]) -> str:
@@ -215,13 +208,15 @@ def show_plan(planned: Sweep, statuses: Mapping[str, RunStatus]) -> None:
     """Print what the sweep will do: every run with its status, then the numbers."""
     stages = [("1 teacher", job) for job in planned.teachers] + [("2 student", job) for job in planned.students]
     if len(stages) <= LONG_PLAN:
-        width = max(len(job.name) for _, job in stages)
+        varied = labels(planned.jobs)
+        names = {job.run: f"{job.name} {varied[job.run]}".rstrip() for job in planned.jobs}
+        width = max(map(len, names.values()))
         print(f"{'stage':<9}  {'run':<{width}}  state")
         for stage, job in stages:
             status = statuses[job.run]
             done = f", after epoch {status.epoch}" if status.state != "done" and status.epoch else ""
             which = f" (job {status.job})" if _active_in_slurm(status) else ""
-            print(f"{stage}  {job.name:<{width}}  {_planned_as(status)}{which}{done}")
+            print(f"{stage}  {names[job.run]:<{width}}  {_planned_as(status)}{which}{done}")
     counts = Counter(_planned_as(statuses[job.run]) for job in planned.students)
     numbers = ", ".join(f"{count} {name}" for name, count in counts.items())
     missing = len(planned.teachers)

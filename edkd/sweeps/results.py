@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from edkd.config.job import Job
+from edkd.config.job import Job, labels
 from edkd.console import print_lines, stdout
 from edkd.status.state import RunStatus
 
@@ -24,7 +24,8 @@ class _Result(NamedTuple):
 def show(jobs: Iterable[Job], outcome: Mapping[str, RunStatus]) -> None:
     """Print the last top-1 accuracy of finished runs, by pair and method, the mean over seeds; nothing if none ended.
 
-    A cell whose runs differ in more than the seed says in how many ways.
+    Settings of one method that the sweep varies are apart. A cell whose runs still differ in more than the seed says
+    in how many ways.
     """
     cells: dict[tuple[str, str], dict[tuple[str, str], list[float]]] = {}
     for result in _results(jobs, outcome):
@@ -53,21 +54,24 @@ def show(jobs: Iterable[Job], outcome: Mapping[str, RunStatus]) -> None:
 
 
 def _results(jobs: Iterable[Job], outcome: Mapping[str, RunStatus]) -> Iterator[_Result]:
+    jobs = list(jobs)
+    varied = labels(jobs)
     ended = [(job, known) for job in jobs if (known := outcome[job.run].known).end is not None]
     pairs = {job.settings.pair: job.settings for job, _ in ended if job.settings.needs_teacher}
     paired = {network.name for cfg in pairs.values() for network in (cfg.teacher, cfg.student)}
     for job, known in ended:
         assert known.start is not None and known.end is not None
         cfg, tags, top1 = job.settings, job.tags, known.end["last"]["top1"]
+        label = f" {varied[job.run]}" if varied[job.run] else ""
         ways = tags["cell"], known.start["tags"]["cell"]
         if cfg.needs_teacher:
             if known.start["teacher"]["top1"] is not None:
                 yield _Result(cfg.pair, TEACHER, job.teacher_id or "", "", known.start["teacher"]["top1"])
-            yield _Result(cfg.pair, tags.get("title", cfg.method), *ways, top1)
+            yield _Result(cfg.pair, f"{tags.get('title', cfg.method)}{label}", *ways, top1)
             continue
         rows = [pair for pair, other in pairs.items() if other.student.name == cfg.student.name]
         for row in rows or ([] if cfg.pair in paired else [cfg.pair]):
-            yield _Result(row, ALONE, *ways, top1)
+            yield _Result(row, f"{ALONE}{label}", *ways, top1)
 
 
 def _text(ways: Mapping[tuple[str, str], list[float]], *, with_count: bool) -> str:

@@ -57,15 +57,16 @@ def test_more_pairs_than_columns_over_seeds(make_job: Any, capsys: pytest.Captur
     ]
 
 
-def test_cells_of_several_counts_and_of_several_settings(make_job: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cells_of_several_counts_and_a_row_for_each_setting(make_job: Any, capsys: pytest.CaptureFixture[str]) -> None:
     seeds = [make_job("kd", f"seed={seed}", teacher_id=TEACHER) for seed in (0, 1)]
     settings = [make_job("dkd", f"distiller.temperature={t}", teacher_id=TEACHER) for t in (2, 3)]
     assert shown(capsys, *((job, 70.0) for job in (*seeds, *settings))) == [
         "top-1 of the last epoch, %, mean of (n)",
-        "         resnet8-resnet8",
-        "teacher            80.00",
-        "KD             70.00 (2)",
-        "DKD           2 settings",
+        "                   resnet8-resnet8",
+        "teacher                      80.00",
+        "KD                       70.00 (2)",
+        "DKD temperature=2        70.00 (1)",
+        "DKD temperature=3        70.00 (1)",
     ]
 
 
