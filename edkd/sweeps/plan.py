@@ -226,7 +226,8 @@ def show_plan(planned: Sweep, statuses: Mapping[str, RunStatus]) -> None:
 
 
 def show_unreached(jobs: Iterable[Job]) -> None:
-    """Print the milestones at which no run of a schedule arrives, a line a schedule."""
+    """Print the milestones at which no run of a schedule arrives, a line a schedule, and warm-ups that do not end."""
+    jobs = list(jobs)
     schedules = [job.settings.schedule for job in jobs]
     late = {(s.epochs, tuple(m for m in s.milestones if m >= s.epochs)) for s in schedules}
     for epochs, milestones in sorted(late):
@@ -234,6 +235,15 @@ def show_unreached(jobs: Iterable[Job]) -> None:
             console.print(
                 f"schedule.milestones {', '.join(map(str, milestones))}: never reached in {counted(epochs, 'epoch')}; "
                 "fractions, such as 0.625, follow schedule.epochs",
+                markup=False,
+                soft_wrap=True,
+            )
+    given = [(job.settings.method, job.config["distiller"].get("warmup_epochs") or 0, job.settings) for job in jobs]
+    for method, warmup, epochs in sorted({(method, warmup, cfg.schedule.epochs) for method, warmup, cfg in given}):
+        if warmup > epochs:
+            console.print(
+                f"WARNING: distiller.warmup_epochs {warmup} of {method}: in {counted(epochs, 'epoch')} the weight of "
+                f"distillation never rises above {epochs / warmup:.0%} of its value; schedule.warmup_epochs sets it",
                 markup=False,
                 soft_wrap=True,
             )
