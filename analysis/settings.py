@@ -1,31 +1,14 @@
 """Which row and column of the table a run belongs to, where the runs of one method have several configurations."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import pandas as pd
 
 from edkd.errors import EdkdError
+from edkd.rundir.settings import INCIDENTAL, Setting, setting, without_swapped
 
 METHOD, PAIR = "method", "pair"  # what rows and columns are without any parameter
-# Parameters that no configuration of a cell depends on: where and how a run was made, and what its method is called.
-_INCIDENTAL = (
-    *("engine.", "tracking.", "output", "seed", "dataset.root", "dataset.download", "dataset.source."),
-    *("distiller.title", "distiller.family", "distiller.year"),
-)
 _HYPER_PARAMETERS = ("distiller.", "optimizer.", "schedule.")
-_TARGET = "._target_"
-
-
-class Setting(NamedTuple):
-    """A parameter and its value: `temperature`, `2`. In order: numbers by size, then texts."""
-
-    name: str
-    size: float
-    value: str
-
-    def __str__(self) -> str:
-        return f"{self.name}={self.value}"
 
 
 def place(runs: pd.DataFrame, *, rows: Sequence[str] | None, columns: Sequence[str]) -> pd.DataFrame:
@@ -60,39 +43,20 @@ def place(runs: pd.DataFrame, *, rows: Sequence[str] | None, columns: Sequence[s
 def differing(group: pd.DataFrame) -> list[str]:
     """Names of the parameters that differ between the cells of a group, and not within one of them."""
     by_cell = [list(params) for _, params in group.groupby("cell", sort=False)["params"]]
-    names = sorted({n for cell in by_cell for params in cell for n in params if not n.startswith(_INCIDENTAL)})
+    names = sorted({n for cell in by_cell for params in cell for n in params if not n.startswith(INCIDENTAL)})
     values = {name: [{params.get(name) for params in cell} for cell in by_cell] for name in names}
     return [name for name, v in values.items() if all(len(s) == 1 for s in v) and len(set.union(*v)) > 1]
 
 
 def _is_hyper_parameter(name: str) -> bool:
-    return name.startswith(_HYPER_PARAMETERS) and not name.startswith(_INCIDENTAL)
+    return name.startswith(_HYPER_PARAMETERS) and not name.startswith(INCIDENTAL)
 
 
 def _varied(runs: pd.DataFrame) -> list[str]:
-    """The hyper-parameters in which the runs of one method differ on any pair.
-
-    Those of another class (another optimizer, say) that some runs lack say no more than its name does.
-    """
+    """The hyper-parameters in which the runs of one method differ on any pair."""
     names = sorted({name for _, group in runs.groupby("pair") for name in differing(group)})
-    names = [name for name in names if _is_hyper_parameter(name)]
-    swapped = tuple(name.removesuffix(_TARGET) for name in names if name.endswith(_TARGET))
-    return [
-        name
-        for name in names
-        if not (name.startswith(swapped) and any(name not in params for params in runs["params"]))
-    ]
+    return without_swapped([name for name in names if _is_hyper_parameter(name)], list(runs["params"]))
 
 
 def _settings(params: Mapping[str, str], names: Sequence[str]) -> tuple[Setting, ...]:
-    return tuple(_setting(name, params[name]) for name in names if name in params)
-
-
-def _setting(name: str, value: str) -> Setting:
-    if name.endswith(_TARGET):
-        return Setting(name.removesuffix(_TARGET).split(".")[-1], float("inf"), value.split(".")[-1])
-    short = name.split(".")[-1]
-    try:
-        return Setting(short, float(value), f"{float(value):g}")
-    except ValueError:
-        return Setting(short, float("inf"), value)
+    return tuple(setting(name, params[name]) for name in names if name in params)

@@ -11,9 +11,9 @@ import pandas as pd
 from analysis import literature
 from analysis.load import VANILLA
 from analysis.numbers import KINDS, Kind
-from analysis.settings import Setting
 from analysis.statistics import comparisons
 from edkd.console import number
+from edkd.rundir.settings import Setting
 
 OURS = "edkd"  # the last row
 EARLIER = {"kd": ("KD", "2015"), "dkd": ("DKD", "2022"), "edkd": ("EDKD", "")}  # runs without the tags title and year

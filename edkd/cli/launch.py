@@ -4,6 +4,7 @@ import argparse
 import functools
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -32,6 +33,7 @@ def main() -> None:
     """Entry point of `launch.py`: exits with 0 if all that was asked for is done, 1 after an error, 130 interrupted."""
     # Hydra then raises instead of printing, so that every error is reported here and in the same way.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends runs as Ctrl-C does, and the journals say so
     sys.argv[1:] = _sorted(sys.argv[1:])
     command: Callable[[], None] = hydra.main(
         version_base="1.3", config_path=str(schema.folder()), config_name="config"

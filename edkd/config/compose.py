@@ -12,6 +12,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -58,6 +60,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     if isinstance(error, ConfigCompositionException) and text.startswith(("Ambiguous value", "Sweep parameters")):
         override = text.split("'")[1]
         return f"{override}: several values are a sweep: add -m"
+    if text.startswith("Config group override must be a string"):
+        return _unnamed_option(overrides) or text
     if isinstance(error, OverrideParseException):
         key, equals, value = error.override.partition("=")
         quotes = f"; if that is the value, it needs quotes of its own: \"{key}='{value}'\"" if equals and value else ""
@@ -65,6 +69,18 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
         text = f"{text}: {_first_line(error.__cause__)}"
     return text
+
+
+def _unnamed_option(overrides: Sequence[str]) -> str | None:
+    """Name the first override that chooses an option by a number, null or the like; None if none does."""
+    parsed = OverridesParser.create().parse_overrides([text for text in overrides if "=" in text])
+    for override in parsed:
+        group, value = override.key_or_group, override.value()
+        options = {path.stem for folder in _folders() for path in (folder / group).glob("*.yaml")}
+        values = value.list if isinstance(value, ChoiceSweep) else [value]
+        if options and not all(isinstance(each, str | list | QuotedString) for each in values):
+            return f"{override.input_line}: an option's name is a text; allowed: {', '.join(sorted(options))}"
+    return None
 
 
 def _in_file(option: str, wanted: str | None, cause: BaseException | None) -> str:

@@ -14,6 +14,7 @@ import yaml
 from edkd.config.schema import LABELS, SGD, Settings, settings
 from edkd.errors import EdkdError
 from edkd.rundir import files, provenance
+from edkd.rundir import settings as rundir_settings
 from edkd.rundir.paths import CONFIG, RunDir
 
 # PyYAML's bindings to libyaml take a tenth of the time, but are not in every build of it.
@@ -124,6 +125,12 @@ def make_job(resolved: Mapping[str, Any], method: str, teacher_id: str | None) -
     return Job(
         config={**resolved, "schedule": schedule}, settings=cfg, teacher_id=teacher_id if cfg.needs_teacher else None
     )
+
+
+def labels(jobs: Iterable[Job]) -> dict[str, str]:
+    """Of each run, by its hash: in what it differs from the others of its data, pair and method, but for the seed."""
+    given = {job.run: ((job.settings.dataset.key, job.settings.pair, job.settings.method), job.config) for job in jobs}
+    return rundir_settings.labels(given)
 
 
 def freeze(job: Job, *, sweep: str | None, threads: int | None, planned_with: provenance.Code | None = None) -> Path:

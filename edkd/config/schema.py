@@ -37,7 +37,7 @@ def _check_name(key: str, name: str) -> None:
     """Raise ValueError for a name that names no file, or one elsewhere."""
     if not NAME.fullmatch(name):
         raise ValueError(
-            f"{key}={name}: a name has letters, digits, '_', '-' and '.', and begins with none of '-', '.'"
+            f"{key}={name}: a name has up to 100 letters, digits, '_', '-' and '.', and begins with none of '-', '.'"
         )
 
 

@@ -19,8 +19,11 @@ CONFIG = "config.yaml"
 JOURNAL = "journal.jsonl"
 DIRECTORY_NAME = re.compile(r"(?P<distiller>.+)-s(?P<seed>-?\d+)-(?P<hash>[0-9a-f]{8})")
 
-NAME = re.compile(r"\w[\w.-]*", re.ASCII)
-"""What data sets, networks and methods may be called, of which names of folders and files are made."""
+NAME = re.compile(r"\w[\w.-]{0,99}", re.ASCII)
+"""What data sets, networks and methods may be called, of which names of folders and files are made.
+
+A pair's folder has two of them, and file systems take 255 bytes.
+"""
 
 
 class RunDir:

@@ -124,6 +124,15 @@ def about(run_dir: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
+def frozen(run_dir: Path) -> dict[str, Any]:
+    """A frozen configuration, all of it, which takes milliseconds; empty where there is none."""
+    try:
+        values = yaml.load(RunDir(run_dir).config.read_bytes(), Loader=_LOADER)
+    except (OSError, yaml.YAMLError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
 class _Facts:
     """What a run's directory holds."""
 

@@ -5,6 +5,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -13,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from edkd.console import counted, duration, number, print_lines, stdout
-from edkd.status.state import STATES, RunStatus
+from edkd.rundir.settings import labels
+from edkd.status.state import STATES, RunStatus, frozen
 
 STYLES = {
     "done": "green",
@@ -91,7 +93,8 @@ def _screen(views: Sequence[RunStatus], console: Console) -> Group:
 
 def _table(views: Sequence[RunStatus], width: int) -> Table:
     """A line a run, without the columns that no run fills or that the width does not take; why it is so by its name."""
-    rows = [_row(view, same_dataset=len({view.dataset for view in views}) < 2) for view in views]
+    same_dataset, varied = len({view.dataset for view in views}) < 2, _labels(views)
+    rows = [_row(view, varied.get(view.directory, ""), same_dataset=same_dataset) for view in views]
     widths = {
         column: max(len(column), *(len(row[column]) for row in rows)) + _GAP
         for column in (rows[0] if rows else ())
@@ -115,7 +118,22 @@ def _table(views: Sequence[RunStatus], width: int) -> Table:
     return table
 
 
-def _row(view: RunStatus, *, same_dataset: bool) -> dict[str, str]:
+def _labels(views: Sequence[RunStatus]) -> dict[Path, str]:
+    """In what runs differ that have the same data, pair, method and seed: else their hashes alone tell them apart."""
+    groups: dict[tuple[Any, ...], list[RunStatus]] = {}
+    for view in views:
+        groups.setdefault((view.dataset, view.pair, view.distiller), []).append(view)
+    return labels(
+        {
+            view.directory: (group, (view.known.first_start or {}).get("config") or frozen(view.directory))
+            for group, members in groups.items()
+            if len({view.seed for view in members}) < len(members)
+            for view in members
+        }
+    )
+
+
+def _row(view: RunStatus, label: str, *, same_dataset: bool) -> dict[str, str]:
     begun = view.epoch > 0 or view.state == "running"
     took = duration(view.seconds) if view.seconds is not None else ""
     return {
@@ -127,5 +145,5 @@ def _row(view: RunStatus, *, same_dataset: bool) -> dict[str, str]:
         "time": took if view.seconds_left is None else f"{duration(view.seconds_left)} left",
         "node": view.node or "",
         "job": (view.job or "") if view.state != "done" else "",
-        "run": view.name.partition("/")[2] if same_dataset else view.name,
+        "run": f"{view.name.partition('/')[2] if same_dataset else view.name} {label}".rstrip(),
     }

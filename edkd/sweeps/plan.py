@@ -9,7 +9,7 @@ import contextlib
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from edkd.config.compose import Composer
-from edkd.config.job import Job, digest, directory_of, make_job, thaw, training_run
+from edkd.config.job import Job, digest, directory_of, labels, make_job, thaw, training_run
 from edkd.config.schema import Settings, misfit_of
 from edkd.console import console, counted
 from edkd.distillers.vanilla import Vanilla
@@ -27,6 +27,7 @@ from edkd.errors import EdkdError
 from edkd.rundir import journal, provenance
 from edkd.rundir.journal import RunState
 from edkd.rundir.paths import RunDir
+from edkd.rundir.settings import leaves
 from edkd.runs.pretrained import weights_id
 from edkd.runs.setup import check_method, teacher_folder
 from edkd.status.state import RunStatus
@@ -196,19 +197,11 @@ def differences(entry: store.Entry, wanted: Job) -> list[str]:
     source = directory_of(run, wanted.settings) if run else None
     if source is not None:
         with contextlib.suppress(EdkdError):  # changed since
-            known, now = (dict(_leaves(job.identity)) for job in (thaw(RunDir(source).config)[0], wanted))
+            known, now = (dict(leaves(job.identity)) for job in (thaw(RunDir(source).config)[0], wanted))
             keys = [key for key in {**known, **now} if key != "seed" and known.get(key) != now.get(key)]
             return [f"{key} {known.get(key)}, here {now.get(key)}" for key in keys]
     recipe = wanted.tags["recipe"]
     return [f"recipe {entry.recipe}, here {recipe}"] if entry.recipe not in (None, recipe) else []
-
-
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _described(entry: store.Entry, others: Sequence[str]) -> str:
@@ -224,13 +217,15 @@ def show_plan(planned: Sweep, statuses: Mapping[str, RunStatus]) -> None:
     """Print what the sweep will do: every run with its status, then the numbers."""
     stages = [("1 teacher", job) for job in planned.teachers] + [("2 student", job) for job in planned.students]
     if len(stages) <= LONG_PLAN:
-        width = max(len(job.name) for _, job in stages)
+        varied = labels(planned.jobs)
+        names = {job.run: f"{job.name} {varied[job.run]}".rstrip() for job in planned.jobs}
+        width = max(map(len, names.values()))
         print(f"{'stage':<9}  {'run':<{width}}  state")
         for stage, job in stages:
             status = statuses[job.run]
             done = f", after epoch {status.epoch}" if status.state != "done" and status.epoch else ""
             which = f" (job {status.job})" if _active_in_slurm(status) else ""
-            print(f"{stage}  {job.name:<{width}}  {_planned_as(status)}{which}{done}")
+            print(f"{stage}  {names[job.run]:<{width}}  {_planned_as(status)}{which}{done}")
     counts = Counter(_planned_as(statuses[job.run]) for job in planned.students)
     numbers = ", ".join(f"{count} {name}" for name, count in counts.items())
     missing = len(planned.teachers)
@@ -240,7 +235,8 @@ def show_plan(planned: Sweep, statuses: Mapping[str, RunStatus]) -> None:
 
 
 def show_unreached(jobs: Iterable[Job]) -> None:
-    """Print the milestones at which no run of a schedule arrives, a line a schedule."""
+    """Print the milestones at which no run of a schedule arrives, a line a schedule, and warm-ups that do not end."""
+    jobs = list(jobs)
     schedules = [job.settings.schedule for job in jobs]
     late = {(s.epochs, tuple(m for m in s.milestones if m >= s.epochs)) for s in schedules}
     for epochs, milestones in sorted(late):
@@ -248,6 +244,15 @@ def show_unreached(jobs: Iterable[Job]) -> None:
             console.print(
                 f"schedule.milestones {', '.join(map(str, milestones))}: never reached in {counted(epochs, 'epoch')}; "
                 "fractions, such as 0.625, follow schedule.epochs",
+                markup=False,
+                soft_wrap=True,
+            )
+    given = [(job.settings.method, job.config["distiller"].get("warmup_epochs") or 0, job.settings) for job in jobs]
+    for method, warmup, epochs in sorted({(method, warmup, cfg.schedule.epochs) for method, warmup, cfg in given}):
+        if warmup > epochs:
+            console.print(
+                f"WARNING: distiller.warmup_epochs {warmup} of {method}: in {counted(epochs, 'epoch')} the weight of "
+                f"distillation never rises above {epochs / warmup:.0%} of its value; schedule.warmup_epochs sets it",
                 markup=False,
                 soft_wrap=True,
             )

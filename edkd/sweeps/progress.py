@@ -21,7 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from edkd.config.job import Job
+from edkd.config.job import Job, labels
 from edkd.config.schema import target
 from edkd.console import console, counted, duration
 from edkd.errors import EdkdError
@@ -162,6 +162,7 @@ class _View:
 
     def __init__(self, jobs: Sequence[Job], parallel: int) -> None:
         self.jobs, self.parallel = list(jobs), parallel
+        self.labels = {run: f" {label}" if label else "" for run, label in labels(jobs).items()}
         self.began = time.monotonic()
         # The time before the state: what is written in between is then shown, not missed.
         self.seen = {job.run: _changed(job) for job in jobs}
@@ -205,7 +206,7 @@ class _View:
         for _ in range(4):
             runs.add_column(justify="right", no_wrap=True)
         for job in running[:LINES]:
-            runs.add_row(*_line(job, self.states[job.run]))
+            runs.add_row(*_line(job, self.labels[job.run], self.states[job.run]))
         more = [f"and {len(running) - LINES} more runs"] if len(running) > LINES else []
         return Group(whole, runs, *more)
 
@@ -217,7 +218,7 @@ class _View:
         if state.end is not None:
             last, best = state.end["last"]["top1"], state.end["best"]["top1"]
             said = f"top-1 last {last:.2f} %, best {best:.2f} %, {duration(state.end['seconds'])}"
-        console.print(f"{job.name}: {said}", markup=False, soft_wrap=True)
+        console.print(f"{job.name}{self.labels[job.run]}: {said}", markup=False, soft_wrap=True)
 
     def seconds_left(self) -> float | None:
         """From the seconds that epochs took: the run's own, else those of its pair, else the mean of all."""
@@ -253,10 +254,10 @@ def wall_time(jobs: Sequence[Job], left: Mapping[str, float], parallel: int, mos
     return sum(max(sum(each) / (parallel if later else at_once), *each) for later, each in stages.items())
 
 
-def _line(job: Job, state: RunState) -> Iterator[Text]:
-    """Of a run: its name and epoch and, after the first, accuracy, images per second and the time left."""
+def _line(job: Job, label: str, state: RunState) -> Iterator[Text]:
+    """Of a run: its name, label and epoch and, after the first, accuracy, images per second and the time left."""
     cfg, last = job.settings, state.last_epoch
-    yield Text(f"  {cfg.pair} {cfg.method}-s{cfg.seed}", no_wrap=True)
+    yield Text(f"  {cfg.pair} {cfg.method}-s{cfg.seed}{label}", no_wrap=True)
     yield Text(f"epoch {state.epoch}/{cfg.schedule.epochs}")
     if last is not None:
         left = (cfg.schedule.epochs - state.epoch) * sum(last["seconds"].values()) - (time.time() - last["time"])

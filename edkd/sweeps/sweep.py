@@ -180,6 +180,13 @@ def _run(
             for stage in (planned.teachers, planned.students):
                 ready = [job for job in stage if job.run in files and not _lacks_teacher(job, planned)]
                 _launch(ready, files, launcher)
+    except KeyboardInterrupt:
+        for job in todo:  # the processes of a launcher that were not asked themselves ended without a record
+            state = journal.state(job.directory)
+            began = state.start != statuses[job.run].known.start
+            if began and state.status == "interrupted" and state.interruption is None:
+                journal.Journal(job.directory).append({"event": "interrupted"})
+        raise
     finally:
         outcome = _look(planned, ask=False)
         report.track_end(planned.id, where, outcome.values())

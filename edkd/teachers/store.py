@@ -219,7 +219,7 @@ def missing(dataset: str, name: str, store: Path) -> EdkdError:
 def _path(store: Path, dataset: str, name: str) -> Path:
     for value, kind in ((dataset, "data set key"), (name, "teacher name")):
         if not NAME.fullmatch(value):
-            raise EdkdError(f"{value!r} is no {kind}; allowed are letters, digits, '_', '-' and '.'")
+            raise EdkdError(f"{value!r} is no {kind}; allowed are up to 100 letters, digits, '_', '-' and '.'")
     return Path(store) / dataset / f"{name}.pt"
 
 

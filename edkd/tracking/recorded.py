@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from edkd.errors import EdkdError
 from edkd.rundir.journal import Record
+from edkd.rundir.settings import leaves
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]  # MLflow's words
 
@@ -114,7 +115,7 @@ def flatten(config: dict[str, Any]) -> dict[str, str]:
     >>> flatten({"distiller": {"temperature": 4.0}, "seed": 0})
     {'distiller.temperature': '4.0', 'seed': '0'}
     """
-    return {re.sub(r"[^\w.\- /]", "_", key): str(value)[:PARAM_LENGTH] for key, value in _leaves(config, "")}
+    return {re.sub(r"[^\w.\- /]", "_", key): str(value)[:PARAM_LENGTH] for key, value in leaves(config)}
 
 
 def comparable(params: dict[str, str]) -> dict[str, str]:
@@ -131,14 +132,6 @@ def _label(tags: dict[str, Any]) -> str:
     method = tags.get("title") or tags["distiller"]
     networks = f"{tags['teacher']}→{tags['student']}" if tags["teacher"] else f"{tags['student']} alone"
     return f"{method if tags['teacher'] else ''} {networks} s{tags['seed']}".strip()
-
-
-def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _epochs(records: list[Record]) -> list[Epoch]:

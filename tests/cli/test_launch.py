@@ -188,7 +188,8 @@ def test_help_lists_groups_and_values() -> None:
         ("pair=vgg13-vgg9", "pair=vgg13-vgg9: no such option, did you mean vgg13-vgg8?"),
         ("foo=1", "foo: no such group or key; allowed: "),
         ("output=a?b tracking=sqlite", "tracking.uri=sqlite:///a?b/mlflow.db: a SQLite file's path may hold no '?'"),
-        ("schedule=null", "Config group override must be a string or a list. Got NoneType"),
+        ("schedule=null", "schedule=null: an option's name is a text; allowed: cifar240, "),
+        (f"distiller=vanilla student.name={'x' * 101}", f"student.name={'x' * 101}: a name has up to 100 letters, "),
         ("+foo=1", "foo: no such value; allowed: seed, "),
         (
             "distiller.temprature=2",
@@ -233,6 +234,7 @@ def test_a_wrong_configuration(tiny: list[str], teacher: Path, here: Path, argum
             "distiller.beta: no such key in distiller=kd; allowed: _target_, ce_weight, family, kd_weight, ",
         ),
         ("distiller=kd,dkd distiller.temperature=4,0", "distiller.temperature is 0.0: it must be greater than 0"),
+        ("distiller=kd,nan", "distiller=kd,nan: an option's name is a text; allowed: "),
         ("schedule.lr=interval(0,1)", "schedule.lr=interval(0,1): only lists of values can be swept, such as "),
         ("+dry_run=perhaps", "dry_run=perhaps: must be true or false"),
         ("hydra/launcher=local hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs is 0; allowed: 1 or more runs"),
@@ -246,6 +248,15 @@ def test_a_wrong_configuration(tiny: list[str], teacher: Path, here: Path, argum
 def test_a_wrong_sweep(tiny: list[str], here: Path, arguments: str, message: str) -> None:
     assert error(launch("-m", *tiny, *arguments.split())).startswith(message)
     assert files(here) == set()
+
+
+@pytest.mark.parametrize("multirun", [[], ["-m"]])
+def test_a_file_that_is_no_yaml(here: Path, multirun: list[str]) -> None:
+    file = here / "own" / "distiller" / "bad.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("weight: 0.1\n  bad yaml: [\n")
+    message = error(launch("--config-dir", "own", *multirun, "distiller=bad"))
+    assert message == f'mapping values are not allowed here in "{file}", line 2, column 11'
 
 
 # ---- data

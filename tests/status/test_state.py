@@ -502,6 +502,16 @@ def test_a_column_is_shown_if_the_names_leave_room_for_it(crowd: list[RunStatus]
     assert rows[-1].endswith(f"  {ERROR}") == (width == 300)
 
 
+def test_runs_that_their_hash_alone_tells_apart_show_their_settings(make_job: Any) -> None:
+    jobs = [make_job("kd", f"distiller.temperature={t}", f"seed={s}", teacher_id="x") for t in (1, 2) for s in (0, 1)]
+    for job in jobs:
+        freeze(job, sweep="digits-1", threads=1)
+    written(jobs[0].directory, {**START, "config": jobs[0].used}, END)
+    lines = drawn([seen(job.directory) for job in jobs], 200)[1:]
+    expected = [f"{job.name.partition('/')[2]} temperature={t}" for job, t in zip(jobs, (1, 1, 2, 2))]
+    assert [line.endswith(name) for line, name in zip(lines, expected)] == [True] * 4
+
+
 def test_why_a_job_cannot_begin_is_told_with_its_cure(run_dir: Path, fake_slurm: FakeSlurm) -> None:
     others = [run_dir.with_name(f"kd-s{seed}-0123abcd") for seed in (4, 5)]
     for number, directory in enumerate([run_dir, *others]):

@@ -66,6 +66,31 @@ def test_the_plan(planned: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+def test_the_plan_and_the_lines_show_what_a_sweep_varies(
+    make_job: Any, capsys: pytest.CaptureFixture[str], screen: Any
+) -> None:
+    jobs = [make_job("kd", f"distiller.temperature={t}", f"seed={s}", teacher_id="x") for t in (1, 2) for s in (0, 1)]
+    given = {job.run: status("new", journal="new") for job in jobs}
+    plan.show_plan(Sweep(students=jobs, asked=set(given)), given)
+    expected = [f"{job.name} temperature={t}" for job, t in zip(jobs, (1, 1, 2, 2))]
+    assert [line[11:].removesuffix("  new") for line in capsys.readouterr().out.splitlines()[1:5]] == expected
+    console = screen(terminal=False)
+    view = progress._View(jobs, parallel=1)
+    append(jobs[2], {"event": "start"}, epoch(1), END)
+    view.refresh()
+    assert console.file.getvalue().startswith(f"{expected[2]}: top-1")
+
+
+def test_a_warm_up_longer_than_the_run(make_job: Any, screen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    console = screen(terminal=False)
+    monkeypatch.setattr(plan, "console", console)
+    plan.show_unreached([make_job("dkd", f"distiller.warmup_epochs={n}", teacher_id="x") for n in (2, 8)])
+    assert console.file.getvalue() == (
+        "WARNING: distiller.warmup_epochs 8 of dkd: in 2 epochs the weight of distillation never rises above 25% of "
+        "its value; schedule.warmup_epochs sets it\n"
+    )
+
+
 def test_a_summary_names_each_run_that_is_not_done(planned: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     teacher, *students = planned.jobs
     (teacher.directory).mkdir(parents=True)

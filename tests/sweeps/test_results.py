@@ -1,5 +1,6 @@
 """The small table at the end of a sweep, from hand-made ends of its runs."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -11,11 +12,15 @@ from edkd.sweeps import results
 TEACHER = "run:0123"
 
 
-def shown(capsys: pytest.CaptureFixture[str], *runs: tuple[Any, float | None]) -> list[str]:
-    """The table of these jobs, each with its accuracy, None for one that did not end; every teacher has 80 %."""
+def shown(capsys: pytest.CaptureFixture[str], *runs: tuple[Any, float | None], code: tuple[str, ...] = ()) -> list[str]:
+    """The table of these jobs, each with its accuracy, None for one that did not end; every teacher has 80 %.
+
+    `code` names the version of the code of each run, where the journals have one.
+    """
     outcome = {}
-    for job, top1 in runs:
-        known = RunState("finished", start={"teacher": {"top1": 80.0}}, end={"last": {"top1": top1}})
+    for (job, top1), version in itertools.zip_longest(runs, code):
+        start = {"teacher": {"top1": 80.0}, "tags": {"cell": version or job.tags["cell"]}}
+        known = RunState("finished", start=start, end={"last": {"top1": top1}})
         known = known if top1 is not None else RunState("failed")
         outcome[job.run] = RunStatus(job.directory, job.name, "", "", "", "", 0, "done", known=known)
     results.show([job for job, _ in runs], outcome)
@@ -52,16 +57,23 @@ def test_more_pairs_than_columns_over_seeds(make_job: Any, capsys: pytest.Captur
     ]
 
 
-def test_cells_of_several_counts_and_of_several_settings(make_job: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cells_of_several_counts_and_a_row_for_each_setting(make_job: Any, capsys: pytest.CaptureFixture[str]) -> None:
     seeds = [make_job("kd", f"seed={seed}", teacher_id=TEACHER) for seed in (0, 1)]
     settings = [make_job("dkd", f"distiller.temperature={t}", teacher_id=TEACHER) for t in (2, 3)]
     assert shown(capsys, *((job, 70.0) for job in (*seeds, *settings))) == [
         "top-1 of the last epoch, %, mean of (n)",
-        "         resnet8-resnet8",
-        "teacher            80.00",
-        "KD             70.00 (2)",
-        "DKD           2 settings",
+        "                   resnet8-resnet8",
+        "teacher                      80.00",
+        "KD                       70.00 (2)",
+        "DKD temperature=2        70.00 (1)",
+        "DKD temperature=3        70.00 (1)",
     ]
+
+
+def test_seeds_of_two_versions_of_the_code_have_no_mean(make_job: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    seeds = [make_job("kd", f"seed={seed}", teacher_id=TEACHER) for seed in (0, 1)]
+    lines = shown(capsys, *((job, 70.0) for job in seeds), code=("before", "after"))
+    assert lines[-1].split() == ["KD", "2", "versions", "of", "its", "code"]
 
 
 def test_networks_alone_and_nothing_at_all(make_job: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -495,6 +495,24 @@ def test_workers_end_with_a_sweep_that_is_killed(tiny: list[str], here: Path) ->
                 os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.parametrize(("launcher", "how", "runs"), [("local", signal.SIGINT, 2), ("basic", signal.SIGTERM, 1)])
+def test_a_sweep_whose_main_process_alone_is_asked_to_stop_records_it(
+    tiny: list[str], here: Path, launcher: str, how: signal.Signals, runs: int
+) -> None:
+    endless = [*tiny, "schedule.epochs=9999", "distiller=vanilla", "seed=0,1", f"hydra/launcher={launcher}"]
+    command = [sys.executable, str(REPOSITORY / "launch.py"), "-m", *endless]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for(lambda: list(map(bool, map(metrics, journals(here / "outputs").values()))) == [True] * runs)
+            process.send_signal(how)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert said.endswith("interrupted; the same command continues where this one stopped\n")
+    assert [events(records)[-1] for records in journals(here / "outputs").values()] == ["interrupted"] * runs
+
+
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     until = time.monotonic() + seconds
     while not condition():

@@ -1,0 +1,72 @@
+"""In what the configurations of runs differ, in the form in which tables and lists show it: `temperature=2`."""
+
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+# Parameters that change no result: where and how a run was made, and what its method is called.
+INCIDENTAL = (
+    *("engine.", "tracking.", "output", "seed", "dataset.root", "dataset.download", "dataset.source."),
+    *("distiller.title", "distiller.family", "distiller.year"),
+)
+_SHOWN = ("distiller.", "optimizer.", "schedule.", "dataset.", "student.model.", "engine.precision")
+_TARGET = "._target_"
+_Run = TypeVar("_Run", bound=Hashable)
+
+
+class Setting(NamedTuple):
+    """A parameter and its value: `temperature`, `2`. In order: numbers by size, then texts."""
+
+    name: str
+    size: float
+    value: str
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.value}"
+
+
+def setting(name: str, value: str) -> Setting:
+    """The parameter of a dotted name, by the last part of that; a class by the name of the part it makes."""
+    if name.endswith(_TARGET):
+        return Setting(name.removesuffix(_TARGET).split(".")[-1], float("inf"), value.split(".")[-1])
+    short = name.split(".")[-1]
+    try:
+        return Setting(short, float(value), f"{float(value):g}")
+    except ValueError:
+        return Setting(short, float("inf"), value)
+
+
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a nested configuration by their dotted names."""
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def without_swapped(names: list[str], params: list[Mapping[str, str]]) -> list[str]:
+    """Names of parameters, without those of another class that some runs lack: they say no more than its name does."""
+    swapped = tuple(name.removesuffix(_TARGET) for name in names if name.endswith(_TARGET))
+    return [name for name in names if not (name.startswith(swapped) and any(name not in each for each in params))]
+
+
+def labels(runs: Mapping[_Run, tuple[Hashable, Mapping[str, Any]]]) -> dict[_Run, str]:
+    """Of each run the settings that tell it from others of its group, such as "temperature=2"; empty if none does.
+
+    A run is given by its group, such as its pair and method, and its configuration.
+    """
+    groups: dict[Hashable, dict[_Run, Mapping[str, str]]] = {}
+    for run, (group, config) in runs.items():
+        groups.setdefault(group, {})[run] = {name: str(value) for name, value in leaves(config) if _is_shown(name)}
+    found = {}
+    for members in groups.values():
+        params = list(members.values())
+        names = sorted({name for each in params for name in each})
+        varied = without_swapped([name for name in names if len({each.get(name) for each in params}) > 1], params)
+        for run, each in members.items():
+            found[run] = " ".join(str(setting(name, each[name])) for name in varied if name in each)
+    return found
+
+
+def _is_shown(name: str) -> bool:
+    return name.startswith(_SHOWN) and (not name.startswith(INCIDENTAL) or name == "engine.precision")
