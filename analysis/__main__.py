@@ -162,7 +162,7 @@ def _formats(text: str) -> list[str]:
 def parser(module: str, description: str | None, writes: str) -> argparse.ArgumentParser:
     """The options that say which runs are read, and where `module` puts what it `writes`."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
-    parser.add_argument("--uri", default="sqlite:///outputs/mlflow.db", help="MLflow store (default: %(default)s)")
+    parser.add_argument("--uri", default=load.URI, help="MLflow store (default: %(default)s)")
     parser.add_argument("--experiment", default="edkd", help="MLflow experiment (default: %(default)s)")
     parser.add_argument(
         "--results",

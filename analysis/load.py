@@ -15,6 +15,7 @@ from edkd.rundir.paths import find_runs
 from edkd.tracking import load_packed, load_runs
 
 VANILLA = "vanilla"
+URI = "sqlite:///outputs/mlflow.db"
 RESULTS = Path(__file__).parent / "results"  # packed journals, as `edkd results pack` makes them
 HOW_TO_RUN = (
     "make some with: python launch.py -m distiller=kd,dkd,edkd pair=all; `edkd sync` reads in those of tracking=journal"
@@ -43,12 +44,16 @@ def read(uri: str, experiment: str, results: Path) -> pd.DataFrame:
 
     Accuracies are in percent, NaN where a run has none (yet); `alone` says that a run has no teacher. A run that is in
     both counts once; a sweep's parent run trains nothing and is left out. Raises EdkdError if the store is not there
-    (it is never created) and nothing is packed, if both hold no runs, or if a packed file is damaged.
+    (it is never created) and what is packed makes no table or was not asked for, if `results` is not there, if both
+    hold no runs, or if a packed file is damaged.
     """
+    if results != RESULTS and not results.is_dir():
+        raise EdkdError(f"--results {results}: there is no such folder")
     packed = load_packed(results)
     path = Path(uri.removeprefix("sqlite:///").split("?")[0])
     there = not uri.startswith("sqlite:///") or path.is_file()
-    if not there and not packed:
+    makes_table = any(run["tags"].get("teacher") and run["status"] == "FINISHED" for run in packed)
+    if not there and (not makes_table or (uri != URI and results == RESULTS)):
         raise EdkdError(f"no runs yet: there is no MLflow store at {path} (see --uri); {HOW_TO_RUN}")
     stored = load_runs(uri, experiment) if there else []
     rows = [_row(run) for run in _united(stored, packed) if run["tags"].get("distiller")]

@@ -473,6 +473,23 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_was_named_and_is_not_there_is_an_error(tmp_path, capsys, monkeypatch):
+    """Whatever results came with the code."""
+    runs = [make("vanilla", "vgg8")]
+    monkeypatch.setattr(load, "load_packed", lambda folder: runs)
+    store, folder = tmp_path / "absent" / "x.db", tmp_path / "absent"
+    for options, expected in (
+        (["--uri", f"sqlite:///{store}"], f"no MLflow store at {store} (see --uri)"),
+        (["--results", str(folder)], f"--results {folder}: there is no such folder"),
+    ):
+        for packed in (make("vanilla", "vgg8"), make()):
+            runs[:] = [packed]
+            assert main([*options, "--output", str(tmp_path)]) == 1
+            (line,) = capsys.readouterr().err.splitlines()
+            assert expected in line
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_older_table_survives_a_full_disk(analyse, tmp_path, monkeypatch, capsys):
     assert analyse([make()])[0] == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
