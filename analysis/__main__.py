@@ -25,8 +25,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Make the table; returns the exit code. What the user can mend is said on standard error, without a traceback."""
     options = parser("analysis", __doc__, "table.md, table.csv and others").parse_args(arguments)
     try:
-        for line in load.damaged(options.uri):
-            print(f"analysis: {line}", file=sys.stderr)
         made = build(options)
         paths = formats.write(made, options.output, options.format)
         with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +73,10 @@ def build(options: argparse.Namespace) -> report.Report:
 
 def chosen(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The runs of the table's data set, recipe and pairs, and those of them that are in its numbers."""
-    runs = load.read(options.uri, options.experiment, options.results)
+    damaged = load.damaged(options.uri)
+    for line in damaged.values():
+        print(f"analysis: {line}", file=sys.stderr)
+    runs = load.read(options.uri, options.experiment, options.results, damaged)
     runs = load.choose(runs, dataset=options.dataset, recipe=options.recipe)
     runs = load.of_columns(runs, pairs=options.pairs)
     runs = load.limited(runs, seeds=options.seeds, methods=options.methods)
@@ -162,7 +163,7 @@ def _formats(text: str) -> list[str]:
 def parser(module: str, description: str | None, writes: str) -> argparse.ArgumentParser:
     """The options that say which runs are read, and where `module` puts what it `writes`."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
-    parser.add_argument("--uri", default="sqlite:///outputs/mlflow.db", help="MLflow store (default: %(default)s)")
+    parser.add_argument("--uri", default=load.URI, help="MLflow store (default: %(default)s)")
     parser.add_argument("--experiment", default="edkd", help="MLflow experiment (default: %(default)s)")
     parser.add_argument(
         "--results",

@@ -15,6 +15,7 @@ from edkd.rundir.paths import find_runs
 from edkd.tracking import load_packed, load_runs
 
 VANILLA = "vanilla"
+URI = "sqlite:///outputs/mlflow.db"
 RESULTS = Path(__file__).parent / "results"  # packed journals, as `edkd results pack` makes them
 HOW_TO_RUN = (
     "make some with: python launch.py -m distiller=kd,dkd,edkd pair=all; `edkd sync` reads in those of tracking=journal"
@@ -38,19 +39,28 @@ _TAGS = (
 _METRICS = [(which, key) for which in ("last", "best") for key in ("top1", "top5", "epoch")]
 
 
-def read(uri: str, experiment: str, results: Path) -> pd.DataFrame:
+def read(uri: str, experiment: str, results: Path, damaged: Mapping[str, str]) -> pd.DataFrame:
     """Every training run of `experiment` in the MLflow store at `uri`, and every one packed in `results`, a row each.
 
     Accuracies are in percent, NaN where a run has none (yet); `alone` says that a run has no teacher. A run that is in
-    both counts once; a sweep's parent run trains nothing and is left out. Raises EdkdError if the store is not there
-    (it is never created) and nothing is packed, if both hold no runs, or if a packed file is damaged.
+    both counts once; a sweep's parent run trains nothing and is left out. What MLflow says of runs whose journals are
+    `damaged` (see there) cannot be checked any more: they get the status DAMAGED, and the reason.
+
+    Raises EdkdError if the store is not there (it is never created) and what is packed makes no table or was not asked
+    for, if `results` is not there, if both hold no runs, or if a packed file is damaged.
     """
+    if results != RESULTS and not results.is_dir():
+        raise EdkdError(f"--results {results}: there is no such folder")
     packed = load_packed(results)
     path = Path(uri.removeprefix("sqlite:///").split("?")[0])
     there = not uri.startswith("sqlite:///") or path.is_file()
-    if not there and not packed:
+    makes_table = any(run["tags"].get("teacher") and run["status"] == "FINISHED" for run in packed)
+    if not there and (not makes_table or (uri != URI and results == RESULTS)):
         raise EdkdError(f"no runs yet: there is no MLflow store at {path} (see --uri); {HOW_TO_RUN}")
     stored = load_runs(uri, experiment) if there else []
+    for run in stored:
+        if reason := damaged.get(run["tags"].get("edkd.path", "")):
+            run |= {"status": "DAMAGED", "damage": reason}
     rows = [_row(run) for run in _united(stored, packed) if run["tags"].get("distiller")]
     if not rows:
         raise EdkdError(f"no runs in experiment {experiment!r} of the MLflow store; {HOW_TO_RUN}")
@@ -88,18 +98,19 @@ def _row(run: Mapping[str, Any]) -> dict[str, Any]:
         "tags": tags,
         "metrics": metrics,
         "packed": "packed" in run,
+        "damage": run.get("damage", ""),
     }
 
 
-def damaged(uri: str) -> list[str]:
-    """One line for each journal that is damaged, of the runs beside a store that is a file."""
+def damaged(uri: str) -> dict[str, str]:
+    """A line for each journal that is damaged, of the runs beside a store that is a file, by the path below `runs`."""
     output = Path(uri.removeprefix("sqlite:///").split("?")[0]).parent
-    lines = []
+    lines = {}
     for run_dir in find_runs(output) if uri.startswith("sqlite:///") and (output / "runs").is_dir() else ():
         try:
             journal.read(run_dir, every_epoch=False)
         except EdkdError as error:
-            lines.append(str(error))
+            lines[run_dir.relative_to(output / "runs").as_posix()] = str(error)
     return lines
 
 
@@ -270,7 +281,9 @@ def left_out(runs: pd.DataFrame, used: pd.DataFrame) -> list[str]:
     lines = []
     for run in runs[~runs["run_id"].isin(used["run_id"])].to_dict("records"):
         again = tuple(run[key] for key in ("teacher", "student", "distiller", "cell", "seed")) in covered
-        if run["status"] != "FINISHED":
+        if run["damage"]:
+            why = run["damage"]
+        elif run["status"] != "FINISHED":
             why = run["status"].lower() + (", a later run of the same configuration is in the table" if again else "")
         elif again:
             why = "an older run of a configuration and seed that is in the table"

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from edkd import tracking
 from edkd.bench.measure import seconds
@@ -55,7 +56,7 @@ def tracked(cfg: Settings, work: Workload) -> dict[str, float]:
     """Seconds an epoch: {"journal": the step waits, "sync": a thread beside it works, "checkpoint": the step waits}."""
     folder = work.folder / "tracked"
     folder.mkdir()
-    store = {
+    store: dict[str, Any] = {
         "uri": f"sqlite:///{work.folder}/mlflow.db",
         "experiment": "bench",
         "artifacts": f"{work.folder}/artifacts",

@@ -75,7 +75,7 @@ def open_tracking(where: Tracking) -> None:
         tracking.create_store(**vars(where))
     except EdkdError as error:
         if not str(where.uri).startswith(("http://", "https://")):
-            raise EdkdError(f"{error}; or run with tracking=journal") from error
+            raise EdkdError(f"{error}; or run with tracking=journal, and `edkd sync` later") from error
         LOG.warning("%s; training goes on, `edkd sync` brings MLflow up to date later", error)
 
 

@@ -28,17 +28,20 @@ def make(path: Path) -> None:
     unfinished.replace(path)
 
 
-def set_aside_broken(path: Path) -> None:
-    """Rename a damaged or half-made file and say so; to be called with the store's lock."""
+def set_aside_broken(path: Path, *, filling: bool) -> None:
+    """Rename a damaged or half-made file and say so; to be called with the store's lock.
+
+    `filling` says that the journals of all runs are about to be read in.
+    """
     if not is_broken(path):
         return
     aside = path.with_name(f"{path.name}.broken-{time.strftime('%Y%m%d-%H%M%S')}")
     for suffix in ("", *_BESIDE):
         with contextlib.suppress(FileNotFoundError):
             path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+    begun = "filled anew from the journals" if filling else "begun anew; `edkd sync` fills it from the journals"
     console.print(
-        f"MLflow store {path} was damaged or half made: it is now {aside.name}, and begun anew; "
-        "`edkd sync` fills it from the journals",
+        f"MLflow store {path} was damaged or half made: it is now {aside.name}, and {begun}",
         markup=False,
         soft_wrap=True,
     )
@@ -47,7 +50,8 @@ def set_aside_broken(path: Path) -> None:
 def is_broken(path: Path) -> bool:
     """Whether the file is a damaged SQLite file, or was left by an MLflow that was killed while it made the schema.
 
-    An absent or empty file is neither, nor is one that somebody else holds, or that was never an SQLite file.
+    An absent or empty file is neither, nor is one that somebody else holds. A file without SQLite's first bytes is
+    damaged if its name ends in .db, and otherwise something else that was named by mistake.
     """
     if not path.is_file() or not path.stat().st_size:
         return False
@@ -64,7 +68,7 @@ def is_broken(path: Path) -> bool:
         return False
     except sqlite3.DatabaseError:
         with path.open("rb") as file:
-            return file.read(15) == b"SQLite format 3"
+            return path.suffix == ".db" or file.read(15) == b"SQLite format 3"
 
 
 def move_artifacts(path: Path, experiment_id: str, old: str, new: str) -> None:

@@ -55,18 +55,19 @@ class Store(NamedTuple):
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI then shows training runs, not language models
 
 
-def create_store(*, uri: str, experiment: str, artifacts: str | None) -> None:
+def create_store(*, uri: str, experiment: str, artifacts: str | None, filling: bool = False) -> None:
     """Make sure that the MLflow store and the experiment exist.
 
     To be called once before jobs start. ``artifacts`` is the folder or URI for the experiment's files, used when the
     experiment is made; None leaves it to the server. Raises `EdkdError` for a store that cannot be reached, created
-    or written. A SQLite file that is damaged or half made is set aside, which is said, and made anew.
+    or written. A SQLite file that is damaged or half made is set aside, which is said, and made anew; with `filling`
+    the caller reads in all journals.
     """
     with one_line(uri):
         path = _sqlite_path(_resolve(uri))
         if path is not None and sqlite_file.is_broken(path):
             with lock(uri):
-                sqlite_file.set_aside_broken(path)
+                sqlite_file.set_aside_broken(path, filling=filling)
             _open.cache_clear()
         open_store(uri, experiment, artifacts)
 
@@ -111,6 +112,10 @@ def one_line(uri: str) -> Iterator[None]:
         root: BaseException = error  # of the layers of a request, each of which repeats the ones below
         while (inner := root.__cause__ or root.__context__) is not None:
             root = inner
+        path = _sqlite_path(uri)
+        if path is not None and type(root) is sqlite3.DatabaseError and sqlite_file.is_broken(path.resolve()):
+            cure = "`edkd sync` sets it aside and fills another from the journals"
+            raise EdkdError(f"MLflow store {redacted(uri)} is damaged ({root}): {cure}") from error
         reason = (isinstance(root, OSError) and root.strerror) or str(error) or type(error).__name__
         reason = textwrap.shorten(reason, _LONGEST, placeholder="…")
         raise EdkdError(f"MLflow store {redacted(uri)} failed: {redacted(reason)}") from error
@@ -252,7 +257,7 @@ def _resolve(uri: str) -> str:
     if unquote(str(resolved)) != str(resolved):
         raise EdkdError(
             f"MLflow store {resolved}: the path holds a % and two digits, which MLflow reads as one character; "
-            "output=DIR or tracking.uri names another place, tracking=journal does without"
+            "output=DIR, tracking.uri or --uri names another place"
         )
     return f"{_SQLITE}{resolved}{question}{query}"
 
@@ -284,8 +289,7 @@ def _probe(path: Path) -> None:
     if network is not None:
         raise EdkdError(
             f"MLflow store {path} would be a SQLite file on a network file system ({network}), where it gets damaged: "
-            "tracking=server (see docs/tracking-server.md), tracking.uri=sqlite:////LOCAL/PATH, or tracking=journal "
-            "and `edkd sync` later"
+            "tracking=server (see docs/tracking-server.md) or tracking.uri=sqlite:////LOCAL/PATH avoids that"
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -298,7 +302,7 @@ def _probe(path: Path) -> None:
         reason = getattr(error, "strerror", None) or str(error)
         raise EdkdError(
             f"MLflow store {path} cannot be used ({reason}): it has to be a writable SQLite file in a writable folder; "
-            "tracking.uri names another, tracking=journal does without"
+            "tracking.uri or --uri names another"
         ) from error
 
 

@@ -61,7 +61,7 @@ def sync_all(
 
     What is wrong with one run stops no other. Raises `EdkdError` if the store cannot be used.
     """
-    create_store(uri=uri, experiment=experiment, artifacts=artifacts)
+    create_store(uri=uri, experiment=experiment, artifacts=artifacts, filling=True)
     folders = sorted(path.parent for path in runs_root.rglob(JOURNAL))
     parents: dict[str, str] = {}
     results: dict[Path, SyncReport | EdkdError] = {}

@@ -82,9 +82,10 @@ def test_damaged_journals_are_named(tmp_path):
     run_dir.mkdir(parents=True)
     epoch = '{"event": "epoch", "epoch": 1}\n'
     (run_dir / "journal.jsonl").write_text('{"event": "start"}\n' + epoch[:-9] + "\n" + epoch + '{"event": "end"}\n')
-    (line,) = load.damaged(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    ((path, line),) = load.damaged(f"sqlite:///{tmp_path / 'mlflow.db'}").items()
+    assert path == "digits/vgg13-vgg8/kd-s0-0123abcd"
     assert line.startswith(f"line 2 of {run_dir / 'journal.jsonl'} is not a journal record")
-    assert load.damaged("http://127.0.0.1:1") == []
+    assert load.damaged("http://127.0.0.1:1") == {}
 
 
 def test_published_numbers_are_complete():
@@ -148,7 +149,7 @@ def test_the_tidy_frame_says_how_the_epoch_was_chosen(monkeypatch, tmp_path):
     runs = [make("kd", top1=70.0), make("dkd", seed=2, top1=71.0, best_by="validation", teacher_id="t2")]
     runs += [make("kd", seed=9, status="FAILED"), make("vanilla", "vgg8")]
     monkeypatch.setattr(load, "load_runs", lambda uri, experiment: runs)
-    frame = load.tidy(load.read("http://127.0.0.1:1", "edkd", tmp_path))
+    frame = load.tidy(load.read("http://127.0.0.1:1", "edkd", tmp_path, {}))
     assert frame.columns.tolist() == ["pair", "method", "seed", "teacher", "protocol", "value"]
     assert frame.sort_values(["seed", "value"]).to_numpy().tolist() == [
         [PAIR, "kd", 1, "t1", "last", 70.0],
@@ -347,6 +348,18 @@ def test_the_newest_of_a_seed_counts_and_the_unfinished_are_told(analyse):
     ]
 
 
+def test_a_run_whose_journal_is_damaged_is_left_out_unless_it_is_packed(analyse, monkeypatch):
+    runs = [make(seed=1), make(seed=2, top1=99.0, **{"edkd.path": "cifar100/vgg13-vgg8/kd-s2"})]
+    reason = "line 2 of outputs/runs/cifar100/vgg13-vgg8/kd-s2/journal.jsonl is not a journal record"
+    monkeypatch.setattr(load, "damaged", lambda uri: {"cifar100/vgg13-vgg8/kd-s2": reason})
+    code, text, csv, error = analyse(runs)
+    assert code == 0 and csv["seeds"].astype(str).tolist() == ["1", "1"]
+    assert f"## Not in the table\n\n- {PAIR}/kd-s2: {reason}\n" in text and error == f"analysis: {reason}\n"
+    assert "here (1 damaged)" in analyse(runs[1:])[3]
+    monkeypatch.setattr(load, "load_packed", lambda folder: [make(seed=2, top1=80.0)])
+    assert analyse(runs)[2]["seeds"].tolist() == ["1 2", "1 2"]
+
+
 def test_sweep_parents_and_the_unfinished_make_no_table(analyse):
     parent = make(name="the-parent")
     parent["tags"] = {"edkd.sweep": "1"}
@@ -470,6 +483,23 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path, capsys, monkeypatch):
     assert main([]) == 1
     error = capsys.readouterr().err
     assert "no MLflow store at outputs/mlflow.db" in error and "launch.py" in error and len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_named_and_is_not_there_is_an_error(tmp_path, capsys, monkeypatch):
+    """Whatever results came with the code."""
+    runs = [make("vanilla", "vgg8")]
+    monkeypatch.setattr(load, "load_packed", lambda folder: runs)
+    store, folder = tmp_path / "absent" / "x.db", tmp_path / "absent"
+    for options, expected in (
+        (["--uri", f"sqlite:///{store}"], f"no MLflow store at {store} (see --uri)"),
+        (["--results", str(folder)], f"--results {folder}: there is no such folder"),
+    ):
+        for packed in (make("vanilla", "vgg8"), make()):
+            runs[:] = [packed]
+            assert main([*options, "--output", str(tmp_path)]) == 1
+            (line,) = capsys.readouterr().err.splitlines()
+            assert expected in line
     assert not list(tmp_path.iterdir())
 
 

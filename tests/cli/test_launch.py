@@ -384,18 +384,12 @@ def test_a_teacher_that_cannot_be_used(tiny: list[str], teacher: Path, here: Pat
 
 
 @pytest.mark.parametrize("sweep", [(), ("-m",)], ids=["run", "sweep"])
-@pytest.mark.parametrize("kind", ["folder", "text"])
-def test_a_database_that_cannot_be_written(
-    tiny: list[str], teacher: Path, here: Path, kind: str, sweep: tuple[str, ...]
-) -> None:
+def test_a_database_that_cannot_be_written(tiny: list[str], teacher: Path, here: Path, sweep: tuple[str, ...]) -> None:
     database = here / "outputs" / "mlflow.db"
-    if kind == "folder":
-        database.mkdir()
-    else:
-        database.write_text("not a database, but a text that is long enough to look like one\n" * 10)
+    database.mkdir()
     done = launch(*sweep, *tiny, "distiller=kd", "tracking=sqlite")
     message = error_after_plan(done) if sweep else error(done)
-    assert message.startswith(f"MLflow store {database} cannot be used (") and "tracking=journal" in message
+    assert message.startswith(f"MLflow store {database} cannot be used (") and message.count("tracking=journal") == 1
     assert not (here / "outputs" / "runs").exists()
     assert not (here / "outputs" / "mlartifacts").exists()
 

@@ -38,6 +38,8 @@ def test_the_file_system_of_a_path(tmp_path: Path, path: str, expected: str | No
 
 def test_sqlite_on_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "network_filesystem", lambda path: "nfs4")
-    with pytest.raises(EdkdError, match=r"SQLite file on a network file system \(nfs4\).*tracking=server.*journal"):
+    with pytest.raises(
+        EdkdError, match=r"SQLite file on a network file system \(nfs4\).*tracking=server.*sqlite:////LOCAL"
+    ):
         create_store(uri=f"sqlite:///{tmp_path / 'mlflow.db'}", experiment="e", artifacts=None)
     assert list(tmp_path.iterdir()) == []

@@ -699,7 +699,11 @@ def damaged(path):
     path.write_bytes(content[:20000] + b"x" * 20000 + content[40000:])
 
 
-@pytest.mark.parametrize("breaking", [half_made, damaged])
+def no_database(path):
+    path.write_bytes(bytes(range(255, -1, -1)) * 20)
+
+
+@pytest.mark.parametrize("breaking", [half_made, damaged, no_database])
 def test_a_broken_store_is_set_aside_and_filled_again(where, run_dir, breaking, capsys):
     path = Path(where["uri"].removeprefix("sqlite:///"))
     breaking(path)
@@ -712,6 +716,20 @@ def test_a_broken_store_is_set_aside_and_filled_again(where, run_dir, breaking, 
     sync_all(run_dir.parent, **where)
     assert only_run(where)["status"] == "FINISHED"
     assert len(list(path.parent.glob("mlflow.db.broken-*"))) == 1
+
+
+def test_reading_a_broken_store_says_what_mends_it_and_the_sync_does_not_advise_itself(where, run_dir, capsys):
+    path = Path(where["uri"].removeprefix("sqlite:///"))
+    no_database(path)
+    with pytest.raises(EdkdError) as refusal:
+        load_runs(where["uri"], "edkd")
+    cure = "`edkd sync` sets it aside and fills another from the journals"
+    assert str(refusal.value) == f"MLflow store {where['uri']} is damaged (file is not a database): {cure}"
+    write(run_dir, start(), *epochs(1), END)
+    sync_all(run_dir.parent, **where)
+    (aside,) = path.parent.glob("mlflow.db.broken-*")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "half made" in line]
+    assert line.endswith(f"it is now {aside.name}, and filled anew from the journals")
 
 
 def test_a_path_that_mlflow_would_read_as_another_is_refused_at_once(tmp_path):
