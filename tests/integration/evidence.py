@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from edkd.rundir import journal
+from edkd.tracking.recorded import shown
 from edkd.tracking.store import open_existing, search
 from tests.integration.runs import starts
 
@@ -164,6 +165,6 @@ def _in_mlflow(
         history = client.get_metric_history(logged[0].info.run_id, key)
         duplicates += sum(count - 1 for count in Counter(each.step for each in history).values())
         values = {each.step: each.value for each in history}
-        expected = {epoch: record["metrics"][key] for epoch, record in epochs.items()}
+        expected = {epoch: shown(record["metrics"])[key] for epoch, record in epochs.items()}
         missing += [] if values == expected else [key]
     return duplicates, missing
