@@ -95,7 +95,7 @@ def write(monkeypatch, tmp_path):
 
     def call(runs, *arguments):
         monkeypatch.setattr(load, "load_runs", lambda uri, experiment: runs)
-        places = ["--output", str(tmp_path / "out"), "--results", str(tmp_path / "none")]
+        places = ["--output", str(tmp_path / "out"), "--results", str(tmp_path)]
         return html_report.main(["--uri", "http://name:secret@127.0.0.1:1", *places, *arguments])
 
     return call

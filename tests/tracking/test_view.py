@@ -31,7 +31,7 @@ def output(tmp_path):
         write(tmp_path / "runs" / name, start(run=run, name=name, tags=tags), *epochs(3), last)
     place = {"uri": f"sqlite:///{tmp_path}/mlflow.db", "experiment": "edkd", "artifacts": str(tmp_path / "mlartifacts")}
     tracking.sync_all(tmp_path / "runs", **place)
-    arguments = ["--uri", place["uri"], "--results", str(tmp_path / "none"), "--output", str(tmp_path)]
+    arguments = ["--uri", place["uri"], "--results", str(tmp_path), "--output", str(tmp_path)]
     assert table.main(arguments) == html_report.main(arguments) == 0
     return tmp_path
 
