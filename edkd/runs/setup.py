@@ -237,6 +237,21 @@ def _seen_on_meta(model: str, size: int) -> _Seen:
     return _seen(build(json.loads(model), "model", num_classes=1000), size)
 
 
+def weights_size(cfg: Settings) -> int:
+    """The bytes of the student's weights; 0 for a class of the user's that does without PyTorch's meta device."""
+    return _size_on_meta(json.dumps(cfg.student.model))
+
+
+@functools.cache
+def _size_on_meta(model: str) -> int:
+    try:
+        with torch.device("meta"):
+            network = build(json.loads(model), "student.model", num_classes=100)
+    except Exception:  # its run will say what is wrong
+        return 0
+    return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+
+
 def teacher_folder(cfg: Settings) -> Path:
     """The teacher store of a configuration."""
     return Path(cfg.output) / "teachers"

@@ -55,14 +55,16 @@ def show_summary(planned: Planned, outcome: Mapping[str, RunStatus]) -> int:
 
 def next_steps(cfg: Settings) -> str:
     """The commands that look at results, as they read the store of this configuration's runs."""
-    store = cfg.tracking.uri or f"sqlite:///{cfg.output}/mlflow.db"
-    table, ui = "", ""
+    own = f"sqlite:///{cfg.output}/mlflow.db"
+    store = cfg.tracking.uri or own
+    table, ui = "", "`make ui`"
     if store != "sqlite:///outputs/mlflow.db":
         known = store if store.startswith("sqlite:") else "URI"  # a server's may hold a password
-        table, ui = f" ARGS='--uri {known}'", f" SQLITE={known}"
+        table = f" ARGS='--uri {known}'"
+        ui = f"`make ui ARGS='--output {cfg.output}'`" if store == own else "the pages of that store"
     return (
         f"{'' if cfg.tracking.uri else '`edkd sync` for MLflow, then '}`make table{table}` for the table, "
-        f"`make report{table}` for one page with figures, `make ui{ui}` for the curves"
+        f"`make report{table}` for one page with figures, {ui} for the curves"
     )
 
 

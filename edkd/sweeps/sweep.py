@@ -20,11 +20,11 @@ from omegaconf import DictConfig
 
 from edkd.config.compose import Composer, quoted
 from edkd.config.job import Job, freeze
-from edkd.console import LOG, console
+from edkd.console import LOG, console, counted, size
 from edkd.errors import EdkdError
 from edkd.rundir import journal, provenance
 from edkd.rundir.paths import forget_sweep, record_sweep, recorded_sweeps
-from edkd.runs.setup import find_teacher, load_arrays
+from edkd.runs.setup import find_teacher, load_arrays, weights_size
 from edkd.slurm import submit
 from edkd.slurm.queue import RETURNING
 from edkd.slurm.submission import Submission
@@ -71,13 +71,16 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
     estimate = progress.estimate(stages, states, here=parallel is not None, parallel=parallel)
     if estimate.kinds:
         print(estimate.line())
+    if todo := _todo(planned, statuses):
+        needed = 2 * sum(weights_size(job.settings) for job in todo)  # last.pt and best.pt
+        print(f"disk: {size(needed)} when {counted(len(todo), 'run')} are finished")
     if dry_run:
         return
     if parallel is not None:
-        for cfg in {job.settings.dataset.key: job.settings for job in _todo(planned, statuses)}.values():
+        for cfg in {job.settings.dataset.key: job.settings for job in todo}.values():
             pick_device(cfg.engine.device)
             load_arrays(cfg)
-    for job in _todo(planned, statuses):
+    for job in todo:
         if job.settings.needs_teacher and job.settings.teacher.weights is not None:
             find_teacher(job.settings)  # here, for a compute node may have no network to download from
     where, output = planned.students[0].settings.tracking, Path(planned.students[0].settings.output)

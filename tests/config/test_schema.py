@@ -99,12 +99,12 @@ def changed(base: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         (
             "dataset.name",
             "a/b",
-            "dataset.name=a/b: a name has letters, digits, '_', '-' and '.', and begins with none of",
+            "dataset.name=a/b: a name has up to 100 letters, digits, '_', '-' and '.', and begins with none of",
         ),
-        ("dataset.name", "..", "dataset.name=..: a name has letters"),
-        ("student.name", "my net", "student.name=my net: a name has letters"),
-        ("student.name", "../../evil", "student.name=../../evil: a name has letters"),
-        ("teacher.name", "", "teacher.name=: a name has letters"),
+        ("dataset.name", "..", "dataset.name=..: a name has up to 100 letters"),
+        ("student.name", "my net", "student.name=my net: a name has up to 100 letters"),
+        ("student.name", "../../evil", "student.name=../../evil: a name has up to 100 letters"),
+        ("teacher.name", "", "teacher.name=: a name has up to 100 letters"),
         ("dataset.flip", 1, "dataset.flip=1: must be true or false"),
         ("dataset.source.image_size", "big", "dataset.source.image_size=big: must be a whole number"),
         ("distiller.temperature", "hot", "distiller.temperature=hot: must be a number"),
@@ -153,7 +153,7 @@ def test_a_method_may_refuse_a_value(base: dict[str, Any]) -> None:
 
 
 def test_the_name_of_a_method_is_one_of_a_file(base: dict[str, Any]) -> None:
-    with pytest.raises(EdkdError, match=r"^distiller=mine/kd: a name has letters, "):
+    with pytest.raises(EdkdError, match=r"^distiller=mine/kd: a name has up to 100 letters, "):
         schema.settings(base, "mine/kd")
 
 

@@ -220,9 +220,9 @@ def test_accuracy_that_cannot_be_recorded_is_a_warning(tmp_path: Path, caplog: p
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "-x", "naïve", "x\n"])
 def test_names_stay_inside_the_store(tmp_path: Path, name: str) -> None:
-    with pytest.raises(EdkdError, match="is no teacher name; allowed are letters, digits"):
+    with pytest.raises(EdkdError, match="is no teacher name; allowed are up to 100 letters, digits"):
         teacher_store.find(tmp_path, "cifar100", name)
-    with pytest.raises(EdkdError, match="is no data set key; allowed are letters, digits"):
+    with pytest.raises(EdkdError, match="is no data set key; allowed are up to 100 letters, digits"):
         published(tmp_path, network().state_dict(), dataset=name)
     assert list(tmp_path.iterdir()) == []
 
