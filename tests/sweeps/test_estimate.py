@@ -193,5 +193,5 @@ def test_the_plan_of_a_sweep_says_how_long_it_takes(tiny: list[str], tmp_path: P
     monkeypatch.chdir(tmp_path)
     command = ["-m", *tiny, "distiller=kd,dkd"]
     assert launch(*command).code == 0
-    said = launch(*command, "seed=1", "+dry_run=true").out.splitlines()[-1]
+    said = launch(*command, "seed=1", "+dry_run=true").out.splitlines()[-2]
     assert said.startswith("estimate: students ") and said.endswith(f"; recorded on {HERE}: 1 network")

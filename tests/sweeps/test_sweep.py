@@ -394,7 +394,7 @@ def test_a_stored_teacher_that_was_trained_otherwise_is_shown_and_strictly_refus
     run = journals(here / "outputs")["resnet8/vanilla-s0"][0]["run"]
     command = [*tiny, "distiller=kd", "+dry_run=true"]
     done = swept(command)
-    line, warning = done.out.splitlines()[-3:-1]
+    line, warning = done.out.splitlines()[-4:-2]
     assert line.startswith("teacher resnet8 of digits-8-20perclass-test10: top-1 ")
     assert line.endswith(f"trained by run {run[:8]}")
     assert warning == "  WARNING: trained otherwise than this sweep would: schedule.lr 1e-05, here 0.01"
