@@ -1,37 +1,55 @@
 """Where a run may stop on request, and continue later as if nothing had been: after a step, after an epoch."""
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+AGREE = 1.0  # seconds of steps after which the processes of a run agree on whether to go on
 
 Asked = Callable[[float], bool]
 """Asked at a safe point with the seconds that the epoch will still take by its pace, 0 at its end: stop here?"""
+Agree = Callable[[Sequence[int]], list[int]]
+"""The first process's values, in all processes of a run."""
 
 
 class Stopped(BaseException):
     """A run was asked to stop, and did; like KeyboardInterrupt no error that some `except Exception` should handle."""
 
 
+class Ended(Stopped):
+    """SLURM is ending the processes of a job; whether it starts them again, it has decided."""
+
+
 class SafePoints:
     """Asks at each safe point of a run whether it shall stop there, and raises `Stopped` if so.
 
-    After a step, what the epoch has computed so far is lost: the checkpoint is that of the epoch before.
+    After a step, what the epoch has computed so far is lost: the checkpoint is that of the epoch before. Of several
+    processes, which `agree`, the first one is asked, and all stop after the same step; it also says when to ask next.
     """
 
-    def __init__(self, asked: Asked) -> None:
-        self.asked = asked
+    def __init__(self, asked: Asked, agree: Agree | None) -> None:
+        self.asked, self.agree = asked, agree
         self.began, self.evaluation = time.monotonic(), 0.0
+        self.next = 0  # the step of the epoch after which is asked again
 
     def after_step(self, done: int, steps: int) -> None:
         """After step `done` of `steps`; after the last, the end of the epoch is next."""
-        if done == steps:
+        if done == steps or done < self.next:
             return
-        training = (time.monotonic() - self.began) / done * (steps - done)
-        if self.asked(training + self.evaluation):
+        pace = (time.monotonic() - self.began) / done
+        stop = self.asked(pace * (steps - done) + self.evaluation)
+        if self.agree is not None:
+            agreed, self.next = self.agree([stop, done + math.ceil(AGREE / pace)])
+            stop = bool(agreed)
+        if stop:
             raise Stopped
 
     def after_epoch(self, record: Mapping[str, Any]) -> None:
         """After an epoch that is in the journal and in the checkpoint."""
-        self.began, self.evaluation = time.monotonic(), record["seconds"]["test"]
-        if self.asked(0.0):
+        self.began, self.evaluation, self.next = time.monotonic(), record["seconds"]["test"], 0
+        stop = self.asked(0.0)
+        if self.agree is not None:
+            stop = bool(self.agree([stop])[0])
+        if stop:
             raise Stopped

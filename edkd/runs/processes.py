@@ -1,22 +1,47 @@
-"""One run in several processes of this machine (`engine.devices`): they are started together, and end together."""
+"""One run in several processes (`engine.devices`), of one node or of several: they begin together, and end together.
 
+On each node one process starts the others of that node, by torch's own means, and watches over them. What ends the run
+they say in the store in which the run's processes meet: each node looks there, and ends its own.
+"""
+
+import contextlib
 import logging
-import math
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import multiprocessing
+from torch.distributed import DistError, Store
 
 from edkd.config.schema import Engine
 from edkd.errors import EdkdError
-from edkd.runs.preemption import Asked, Stopped
+from edkd.runs.preemption import Ended, Stopped
+from edkd.training.distributed import open_store
 
-_LOOK = 0.5  # seconds between two looks at whether the run shall stop
+LOST = 5  # exit code of a process that ends for want of another
+_LOOK = 0.5  # seconds between two looks at what other nodes say
+_GRACE = 5.0  # seconds in which the node that failed says so, once others have noticed
+_FAILED, _STOPPED = "edkd/failed", "edkd/stopped"  # in the store
 
 
-def check_devices(engine: Engine, device: torch.device) -> None:
+class Nodes:
+    """The nodes of a run: how many, which of them this is (from 0), and where the run's processes meet.
+
+    The store is there as long as this process of the first node is.
+    """
+
+    def __init__(self, count: int, number: int, meeting: str) -> None:
+        self.count, self.number, self.meeting = count, number, meeting
+        self.store = open_store(meeting, serve=number == 0)
+
+    def ranks(self, size: int) -> range:
+        """Of the run's processes, those of this node."""
+        return range(size * self.number // self.count, size * (self.number + 1) // self.count)
+
+
+def check_devices(engine: Engine, device: torch.device, nodes: int) -> None:
     """Raise EdkdError for more devices than there are, and for what they cannot do."""
     if device.type == "cpu":
         if engine.sync_batch_norm:
@@ -25,40 +50,90 @@ def check_devices(engine: Engine, device: torch.device) -> None:
         raise EdkdError(
             f"engine.device={engine.device} is one GPU; engine.devices={engine.devices} needs engine.device=cuda"
         )
-    elif engine.devices > torch.cuda.device_count():
-        raise EdkdError(f"engine.devices={engine.devices}: this process sees {torch.cuda.device_count()} GPUs")
+    elif engine.devices > nodes * torch.cuda.device_count():
+        where = "this process sees" if nodes == 1 else f"on each of {nodes} nodes a process sees"
+        raise EdkdError(f"engine.devices={engine.devices}: {where} {torch.cuda.device_count()} GPUs")
 
 
-def run_together(function: Callable[..., None], size: int, *args: Any, stop_asked: Asked | None) -> None:
-    """Call `function(rank, *args, errors)` in `size` new processes; `errors` takes the line of an EdkdError.
+def failed(store: Store, line: str) -> None:
+    """Say why the run fails, unless another process has."""
+    with contextlib.suppress(DistError):  # the first node has ended
+        store.compare_set(_FAILED, "", line)
 
-    If one fails, or is killed, the others are ended. Raises EdkdError with the line of the first that failed, and
-    `Stopped` where `stop_asked` says so: what an epoch has computed so far is lost.
+
+def stopped(store: Store) -> None:
+    """Say that all processes have stopped, as they were asked to."""
+    store.set(_STOPPED, "yes")
+
+
+def run_together(function: Callable[..., None], size: int, nodes: Nodes, *args: Any) -> None:
+    """Call `function(number, rank of the first, meeting, *args)` in this node's share of `size` new processes.
+
+    If one of any node fails, or is killed, the others are ended. Raises EdkdError with the line of the first that
+    failed, and `Stopped` where they have `stopped`.
     """
+    try:
+        _run(function, size, nodes, args)
+    except Ended:
+        if line := _word(nodes.store):
+            raise EdkdError(line) from None
+        raise
+    with contextlib.suppress(DistError):  # the first node has ended, and all is well
+        if nodes.store.check([_STOPPED]):
+            raise Stopped
+
+
+def _run(function: Callable[..., None], size: int, nodes: Nodes, args: tuple[Any, ...]) -> None:
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it warns of each process that it ends
-    errors = multiprocessing.get_context("spawn").SimpleQueue()
+    ranks = nodes.ranks(size)
     started = multiprocessing.start_processes(
-        function, args=(*args, errors), nprocs=size, join=False, start_method="spawn"
+        function, args=(ranks[0], nodes.meeting, *args), nprocs=len(ranks), join=False, start_method="spawn"
     )
     try:
         while not started.join(timeout=_LOOK):
-            if stop_asked is not None and stop_asked(math.inf):
-                raise Stopped
-    except (multiprocessing.ProcessExitedException, multiprocessing.ProcessRaisedException):
-        if not errors.empty():
-            raise EdkdError(errors.get()) from None
-        codes = [process.exitcode or 0 for process in started.processes]
-        # The others were ended by SIGTERM, or failed for want of the one that was killed.
-        killed = [rank for rank, code in enumerate(codes) if code < 0 and code != -signal.SIGTERM]
-        if not killed:
+            if line := _word(nodes.store):
+                raise EdkdError(line)
+    except (multiprocessing.ProcessExitedException, multiprocessing.ProcessRaisedException) as error:
+        line = _why([process.exitcode or 0 for process in started.processes], ranks[0], size, nodes)
+        if not line:
+            failed(nodes.store, f"process {ranks[0] + error.error_index + 1} of {size} failed: {_last_line(error)}")
             raise
-        name = signal.Signals(-codes[killed[0]]).name
-        raise EdkdError(
-            f"process {killed[0] + 1} of {size} was killed ({name}), and the run ended with it; "
-            "the same command continues it"
-        ) from None
+        failed(nodes.store, line)
+        raise EdkdError(line) from None
     finally:
         for process in started.processes:
             process.terminate()
         for process in started.processes:
             process.join()
+
+
+def _word(store: Store) -> str:
+    """Why the run has failed, as a process says that saw it; empty where none has."""
+    try:
+        return store.get(_FAILED).decode() if store.check([_FAILED]) else ""
+    except DistError:
+        return "the first node of the run has ended, and this one with it"
+
+
+def _why(codes: Sequence[int], first: int, size: int, nodes: Nodes) -> str:
+    """Why processes of this node have ended with these codes; empty where one has failed with an error of its own."""
+    # The others were ended by SIGTERM, or failed for want of the one that was killed.
+    killed = [number for number, code in enumerate(codes) if code < 0 and code != -signal.SIGTERM]
+    if killed:
+        name = signal.Signals(-codes[killed[0]]).name
+        return (
+            f"process {first + killed[0] + 1} of {size} was killed ({name}), and the run ended with it; "
+            "the same command continues it"
+        )
+    if nodes.count > 1 and {*codes} <= {0, LOST, -signal.SIGTERM}:
+        deadline = time.monotonic() + _GRACE
+        while time.monotonic() < deadline:  # SLURM's SIGTERM may come first
+            if line := _word(nodes.store):
+                return line
+            time.sleep(_LOOK)
+        return "a process of another node is gone, and the run ended with it; the same command continues it"
+    return _word(nodes.store)
+
+
+def _last_line(error: Exception) -> str:
+    return next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

@@ -16,11 +16,12 @@ import torch
 
 from edkd import __version__, console
 from edkd.config.job import Job, digest, freeze, planned_code
+from edkd.config.schema import Settings
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint, journal, lock, provenance
 from edkd.rundir.paths import RunDir, checkpoints
 from edkd.runs.preemption import Asked, SafePoints, Stopped
-from edkd.runs.processes import check_devices, run_together
+from edkd.runs.processes import LOST, Nodes, check_devices, failed, run_together, stopped
 from edkd.runs.setup import Inputs, device_data, gather, new_state
 from edkd.runs.teacher_source import teacher_source
 from edkd.runs.teaching import is_lost, publish
@@ -34,10 +35,13 @@ from edkd.training.trainer import TrainState, fit
 LOG = logging.getLogger("edkd")
 
 
-def execute(job: Job, *, sweep: str | None, show: bool, stop_asked: Asked | None = None) -> journal.RunState:
+def execute(
+    job: Job, *, sweep: str | None, show: bool, stop_asked: Asked | None = None, nodes: Nodes | None = None
+) -> journal.RunState:
     """Run a job to its end, from its last checkpoint where there is one; a finished run is left as it is.
 
-    `stop_asked` is asked at safe points, and ends the run there with `Stopped`; the same call continues it. A finished
+    `stop_asked` is asked at safe points, and ends the run there with `Stopped`; the same call continues it. `nodes`,
+    of which this is the first, are those over which `engine.devices` are spread, where they are several. A finished
     run is trained again where it is to teach and its network is gone, here and from the store: its journal may come
     from elsewhere, without weights.
 
@@ -51,8 +55,7 @@ def execute(job: Job, *, sweep: str | None, show: bool, stop_asked: Asked | None
         publish(job, before.end)
         _remove_checkpoints(directory)  # a kill after the journal's end may have left them
         return before
-    # Sums over another number of threads differ in their last bits: a resumed run keeps the number it began with.
-    threads = before.first_start["threads"] if before.first_start is not None else cfg.engine.threads or cores()
+    threads = _threads(cfg, before)
     set_up(cfg.engine, threads)
     planned = RunDir(directory).config.exists()
     inputs = None if planned else gather(cfg, job.teacher_id)
@@ -63,8 +66,27 @@ def execute(job: Job, *, sweep: str | None, show: bool, stop_asked: Asked | None
         if not planned:
             freeze(job, sweep=sweep, threads=None)
         with console.logging_to(directory / "run.log", show=show):
-            _Run(job, now, sweep, threads, show, stop_asked).journalled(inputs)
+            _Run(job, now, sweep, threads, show, stop_asked).journalled(inputs, nodes)
     return journal.state(directory)
+
+
+def assist(job: Job, nodes: Nodes, stop_asked: Asked) -> None:
+    """Compute the part of a run that falls to this node, which is not the first; it ends with the first one's part.
+
+    What it raises is that of `processes.run_together`: nothing of it is in the journal, which is the first node's.
+    """
+    before = journal.state(job.directory)
+    check_devices(job.settings.engine, pick_device(job.settings.engine.device), nodes.count)
+    about = (job, before, None, _threads(job.settings, before), False, nodes.count, stop_asked)
+    run_together(_train_part, job.settings.engine.devices, nodes, *about)
+
+
+def _threads(cfg: Settings, before: journal.RunState) -> int:
+    """The CPU threads of a run on a node.
+
+    Sums over another number of threads differ in their last bits: a resumed run keeps the number it began with.
+    """
+    return before.first_start["threads"] if before.first_start is not None else cfg.engine.threads or cores()
 
 
 @dataclass
@@ -88,7 +110,7 @@ class _Run:
         if where.uri is not None and self.writes:
             self.tracker = LiveTracker(self.directory, **vars(where))
 
-    def journalled(self, inputs: Inputs | None) -> None:
+    def journalled(self, inputs: Inputs | None, nodes: Nodes | None) -> None:
         """Train, and leave word of whatever ends the run."""
         try:
             cfg = self.job.settings
@@ -96,10 +118,11 @@ class _Run:
             if cfg.engine.devices == 1:
                 self.train(inputs)
             else:
-                check_devices(cfg.engine, inputs.device)
+                check_devices(cfg.engine, inputs.device, nodes.count if nodes is not None else 1)
                 with tempfile.TemporaryDirectory() as folder:
-                    about = (self.job, self.before, self.sweep, self.threads, self.show, f"{folder}/meeting")
-                    run_together(_train_part, cfg.engine.devices, *about, stop_asked=self.stop_asked)
+                    nodes = nodes or Nodes(1, 0, f"{folder}/meeting")
+                    about = (self.job, self.before, self.sweep, self.threads, self.show, nodes.count, self.stop_asked)
+                    run_together(_train_part, cfg.engine.devices, nodes, *about)
         except (KeyboardInterrupt, Stopped):
             self.book.append({"event": "interrupted"})
             raise
@@ -121,8 +144,7 @@ class _Run:
         if self.before.start is not None:
             self.check_unchanged(inputs)
         state = new_state(cfg, inputs)
-        if self.before.start is not None:
-            self.resume(state)
+        self.resume(state)
         if self.writes:
             self.book.append(self.start_record(inputs, resumed_from=state.epoch))
             LOG.info("%s%s", job.name, f", resumed after epoch {state.epoch}" if state.epoch else "")
@@ -137,12 +159,17 @@ class _Run:
             splits = replace(splits, taught=all_logits(inputs.teacher, splits.test, Precision("fp32", device)))
             precision = Precision(cfg.engine.precision, device)
             teacher = teacher_source(cfg, inputs, splits.train, precision, state.distiller.needs_feats)
-        safe = SafePoints(self.stop_asked) if self.stop_asked is not None else None
+        agree = distributed.agreed if distributed.size() > 1 else None
+        safe = SafePoints(self.stop_asked, agree) if self.stop_asked is not None else None
         with console.step_bar(self.show, cfg.schedule.epochs) as bar:
 
             def on_epoch(record: dict[str, Any], improved: bool) -> None:
-                if not self.writes:
-                    return
+                if self.writes:
+                    write(record, improved)
+                if safe is not None and record["epoch"] < cfg.schedule.epochs:
+                    safe.after_epoch(record)
+
+            def write(record: dict[str, Any], improved: bool) -> None:
                 if improved:
                     self.save_student(state, self.paths.best, record["epoch"])
                 self.book.append(record)
@@ -155,8 +182,6 @@ class _Run:
                     record["epoch"], cfg.schedule.epochs, metrics["train/loss"], metrics["train/top1"],
                     metrics["test/top1"], record["images_per_second"],
                 )  # fmt: skip
-                if safe is not None and record["epoch"] < cfg.schedule.epochs:
-                    safe.after_epoch(record)
 
             def on_step(done: int, steps: int) -> None:
                 if bar is not None:
@@ -190,17 +215,21 @@ class _Run:
 
     def resume(self, state: TrainState) -> None:
         """Continue from the checkpoint, if there is one, with the code of its classes that made it."""
-        saved = checkpoint.load(self.paths.checkpoint)
-        if saved is None:
+        saved = checkpoint.load(self.paths.checkpoint) if self.before.start is not None and self.writes else None
+        # Other nodes may for a while see the files that were there before.
+        known = distributed.from_first(None if saved is None else saved[0])
+        if known is None:
             return
-        state.restore(saved[0])
+        state.restore(known)
+        if not self.writes:
+            return
         if state.epoch not in journal.epochs(self.directory):
             raise EdkdError(
                 f"{self.directory} has a checkpoint of epoch {state.epoch}, and no record of that epoch in "
                 f"{self.paths.journal.name}: restore that file, or move the directory away to start anew"
             )
-        known = (self.before.start or {}).get("sources") or {}
-        changed = provenance.differing(known, provenance.own_code(self.job.used))
+        sources = (self.before.start or {}).get("sources") or {}
+        changed = provenance.differing(sources, provenance.own_code(self.job.used))
         if changed:
             raise EdkdError(
                 f"the code of {', '.join(changed)} changed since {self.directory} reached epoch "
@@ -275,33 +304,42 @@ class _Run:
 
 
 def _train_part(
-    rank: int,
+    number: int,
+    first: int,
+    meeting: str,
     job: Job,
     before: journal.RunState,
     sweep: str | None,
     threads: int,
     show: bool,
-    meeting: str,
-    errors: Any,
+    nodes: int,
+    stop_asked: Asked | None,
 ) -> None:
-    """Train as one of `engine.devices` processes, from which `run_together` calls this; the first writes."""
-    engine = job.settings.engine
-    set_up(engine, max(1, threads // engine.devices))
+    """Train as one of `engine.devices` processes, from which `run_together` calls this; the first of all writes."""
+    engine, rank = job.settings.engine, first + number
+    set_up(engine, max(1, threads * nodes // engine.devices))
     if pick_device(engine.device).type == "cuda":
-        job = replace(job, settings=replace(job.settings, engine=replace(engine, device=f"cuda:{rank}")))
+        job = replace(job, settings=replace(job.settings, engine=replace(engine, device=f"cuda:{number}")))
+    store = distributed.open_store(meeting)
     with console.logging_to(job.directory / "run.log", show=show and rank == 0):
         try:
             inputs = gather(job.settings, job.teacher_id)
-            distributed.join(rank, engine.devices, meeting, inputs.device)
-            run = _Run(job, before, sweep, threads, show and rank == 0, None)
+            distributed.join(rank, engine.devices, store, inputs.device)
+            run = _Run(job, before, sweep, threads, show and rank == 0, stop_asked)
             try:
                 run.train(inputs)
             finally:
                 if run.tracker is not None:
                     run.tracker.close()
+        except Stopped:
+            stopped(store)
         except EdkdError as error:
-            errors.put(str(error))
+            failed(store, str(error))
             sys.exit(1)
+        except RuntimeError as error:
+            if distributed.lost_another(error):
+                sys.exit(LOST)
+            raise
         distributed.leave()
 
 

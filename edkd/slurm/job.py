@@ -5,6 +5,9 @@
 SLURM warns all processes of a job with SIGUSR2: `signal_delay_s` seconds before the walltime ends, and before a
 preemption where the cluster is set up so. The signal is noted, the run stops at the next safe point with its files
 closed and its directory free, and only then SLURM is asked to queue the job again.
+
+A run over several nodes has a task on each, which starts the run's processes there. The first holds the run's directory
+and speaks to SLURM; the others compute.
 """
 
 import argparse
@@ -15,18 +18,20 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from edkd.console import counted
 from edkd.errors import EdkdError
 from edkd.rundir import journal, lock
 from edkd.rundir.paths import RunDir
-from edkd.runs.preemption import Stopped
+from edkd.runs.preemption import Ended, Stopped
 from edkd.slurm import pack, queue
 from edkd.slurm.warning import Warned, warnings_noted
 
 _OPTIONS = ("folder", "signal-delay", "timeout-min", "max-timeouts")
 _NO_GPU = ("", "-1", "NoDevFiles")  # CUDA_VISIBLE_DEVICES of a job without; the last is SLURM's
 EARLY = 90.0  # seconds by which SLURM may warn too early, and a job's set-up take
+PORTS = range(12000, 32000)  # in which processes of several nodes meet; the kernel gives others to connections
 PATIENCE = 2.0  # seconds between two looks at a run directory that another process holds, and two requests of SLURM
 
 
@@ -46,15 +51,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size = run_dir.journal_size
 
     def note(error: str) -> None:  # unless the run itself could do so
-        if run_dir.journal_size == size:
+        if _first_task() and run_dir.journal_size == size:
             journal.Journal(run_dir.path).append({"event": "failure", "error": error})
 
     with warnings_noted(args.signal_delay) as warned:
         try:
             _execute(run_dir, run, warned, wait=not args.one_of_several)
             return
+        except Ended:
+            print("edkd: SLURM has ended the tasks of this job, or one of them is gone", file=sys.stderr)
+            raise SystemExit(1) from None
         except Stopped:
             warned.disarm()
+            if not _first_task():
+                return
             if args.one_of_several:
                 raise SystemExit(pack.STOPPED) from None
             print("stopped on SLURM's warning; asking SLURM to queue the job again", file=sys.stderr, flush=True)
@@ -154,19 +164,40 @@ def _timed_out_too_often(args: argparse.Namespace, warned: Warned) -> str:
     return f"out of walltime, after {counted(restarts, 'restart')}"
 
 
+def _first_task() -> bool:
+    return os.environ.get("SLURM_PROCID", "0") == "0"
+
+
 def _execute(run_dir: RunDir, run: str, warned: Warned, *, wait: bool) -> None:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what torch says of a connection that ends is pages long
     from edkd.config.job import thaw
-    from edkd.runs.run import execute
+    from edkd.runs.processes import Nodes, failed
+    from edkd.runs.run import assist, execute
 
     job, sweep = thaw(run_dir.config)
     if job.run != run:  # its classes may be anybody's who can write there
         raise EdkdError(f"{run_dir.config} is not what was submitted: it now describes run {job.run}, not {run}")
     if job.settings.engine.device == "auto":
         _check_gpu()
+    if job.settings.engine.devices > 1:  # SLURM sends SIGTERM to all processes, and those of the run end by it
+        signal.signal(signal.SIGTERM, _end)
+    nodes, count = None, int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
+    if count > 1:
+        port = PORTS[int(os.environ["SLURM_JOB_ID"]) % len(PORTS)]
+        # srun, which starts the tasks, runs on the first node.
+        meeting = f"{os.environ['SLURM_LAUNCH_NODE_IPADDR']}:{port}"
+        nodes = Nodes(count, int(os.environ["SLURM_PROCID"]), meeting)
+        if nodes.number > 0:
+            try:
+                assist(job, nodes, warned.stop_asked)
+            except EdkdError as error:
+                failed(nodes.store, str(error))
+                raise
+            return
     said = False
     while True:
         try:
-            execute(job, sweep=sweep, show=True, stop_asked=warned.stop_asked)
+            execute(job, sweep=sweep, show=True, stop_asked=warned.stop_asked, nodes=nodes)
             return
         except lock.HeldError as error:
             # SLURM starts a job a second time if it loses sight of a node on which the first one lives. The run
@@ -179,6 +210,11 @@ def _execute(run_dir: RunDir, run: str, warned: Warned, *, wait: bool) -> None:
         if warned.at is not None:
             raise Stopped
         time.sleep(PATIENCE)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    raise Ended
 
 
 def _check_gpu() -> None:

@@ -61,6 +61,9 @@ class Queue(Protocol):
     def check(self) -> None:
         """Raise EdkdError for parameters that make no sense."""
 
+    def check_devices(self, jobs: Sequence[Job]) -> None:
+        """Raise EdkdError for runs whose devices are not those that their SLURM jobs will have."""
+
     def submit(self, jobs: Sequence[Job], after: str | None, comment: str) -> Sequence[str]:
         """Submit the frozen runs of some jobs, to begin when SLURM's job `after` has ended, however it did.
 

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.sharedctypes import RawValue
 from types import FrameType
 
 from edkd.runs.preemption import Stopped
@@ -15,11 +16,19 @@ LAST_MOMENT = 0.75  # part of that time after which a run that has met no safe p
 
 
 class Warned:
-    """Whether and when SLURM's warning came."""
+    """Whether and when SLURM's warning came.
+
+    The processes of a run with several devices are given this by the one that starts them, and see what that has noted.
+    """
 
     def __init__(self, delay: float) -> None:
         self.delay, self.began = delay, time.monotonic()
-        self.at: float | None = None
+        self._at = RawValue("d", 0.0)  # in shared memory; 0 is none
+
+    @property
+    def at(self) -> float | None:
+        """When the warning came, by the clock of `time.monotonic`, which all processes of a machine share."""
+        return self._at.value or None
 
     @property
     def ran(self) -> float:
@@ -34,7 +43,7 @@ class Warned:
     def note(self) -> None:
         """The warning has come; further ones change nothing."""
         if self.at is None:
-            self.at = time.monotonic()
+            self._at.value = time.monotonic()
             signal.setitimer(signal.ITIMER_REAL, max(0.001, LAST_MOMENT * self.delay))
 
     def stop_asked(self, left: float) -> bool:

@@ -61,6 +61,8 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
     Exits with code 1 after the summary if a job failed. Raises EdkdError before anything is launched or written.
     """
     queue = launcher if isinstance(launcher, submit.Queue) else None
+    if queue is not None:
+        queue.check_devices(planned.jobs)
     statuses = _look(planned, ask=queue is not None)
     states = {run: status.known for run, status in statuses.items()}
     parallel, _ = _shares(master, len(planned.jobs))

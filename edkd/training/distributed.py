@@ -7,29 +7,49 @@ nothing, so the step of one process is what it was.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed import FileStore, Store, TCPStore
 
 from edkd.errors import EdkdError
 
 _BUCKET = 1 << 23  # values that are added in one call
 _PATIENCE = timedelta(hours=2)  # for the slowest process, while the first writes or others fill a teacher cache
+_LOST = re.compile("connection (closed|reset)|socket closed|broken pipe", re.IGNORECASE)
 
 
-def join(rank: int, size: int, meeting: str, device: torch.device) -> None:
-    """Make this process one of `size` on this machine, which meet through the file `meeting`."""
-    if device.type == "cpu":
+def open_store(meeting: str, *, serve: bool = False) -> Store:
+    """The store in which processes meet: the file `meeting` on one node, a port of the first (HOST:PORT) on several.
+
+    serve: this process is the one that keeps the store; the others wait for it. Raises EdkdError for a port in use.
+    """
+    if meeting.startswith(("/", "127.")):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if meeting.startswith("/"):
+        return FileStore(meeting, -1)
+    host, _, port = meeting.rpartition(":")
+    try:
+        return TCPStore(host, int(port), is_master=serve, wait_for_workers=False, timeout=_PATIENCE)
+    except RuntimeError as error:
+        why = str(error).splitlines()[0]
+        raise EdkdError(f"the processes of the run cannot meet at {meeting}: {why}") from error
+
+
+def join(rank: int, size: int, store: Store, device: torch.device) -> None:
+    """Make this process one of `size`, which meet in a store."""
     distributed.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        init_method=f"file://{meeting}",
-        rank=rank,
-        world_size=size,
-        timeout=_PATIENCE,
+        "nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size, timeout=_PATIENCE
     )
+
+
+def lost_another(error: RuntimeError) -> bool:
+    """Whether an error says that another process is gone."""
+    return isinstance(error, distributed.DistError) or _LOST.search(str(error)) is not None
 
 
 def leave() -> None:
@@ -65,6 +85,31 @@ def least(values: Tensor) -> Tensor:
     if size() > 1:
         distributed.all_reduce(values, distributed.ReduceOp.MIN)
     return values
+
+
+def agreed(values: Sequence[int]) -> list[int]:
+    """The first of several processes' values, in all of them."""
+    given = torch.tensor(values, dtype=torch.int64, device="cuda" if distributed.get_backend() == "nccl" else "cpu")
+    distributed.broadcast(given, 0)
+    found: list[int] = given.tolist()
+    return found
+
+
+def from_first(value: Any) -> Any:
+    """The first process's value, in every process: tensors on the CPU, and containers of them."""
+    if size() == 1:
+        return value
+    given = [value]
+    distributed.broadcast_object_list(given, 0)
+    return given[0]
+
+
+def gathered(value: Any) -> list[Any]:
+    """The values of all processes, by rank."""
+    found = [value] * size()
+    if size() > 1:
+        distributed.all_gather_object(found, value)
+    return found
 
 
 @torch.no_grad()

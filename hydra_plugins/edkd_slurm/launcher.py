@@ -33,6 +33,7 @@ _LEAST = {
     "gpus_per_node": 0,
     "mem_gb": 1,
     "runs_per_job": 1,
+    "nodes": 1,
 }
 # What sbatch says if it may have been heard all the same; any other word of it is a refusal.
 _AWAY = re.compile("contact slurm controller|timed out|connection (refused|failure)|zero bytes", re.IGNORECASE)
@@ -52,7 +53,6 @@ class EdkdSlurmLauncher(SlurmLauncher):
 
     def check(self) -> None:
         """Raise EdkdError for a key that there is not or a value that makes no sense, before anything is submitted."""
-        from edkd.console import LOG
         from edkd.errors import EdkdError
 
         known = {field.name for field in fields(EdkdSlurmConf)} - {"_target_"}
@@ -66,17 +66,16 @@ class EdkdSlurmLauncher(SlurmLauncher):
                 raise EdkdError(f"hydra.launcher.{name}={value}: must be at least {least:g}")
         if not params["name"]:
             raise EdkdError("hydra.launcher.name is empty: a job needs a name, such as edkd")
-        if params["nodes"] * params["tasks_per_node"] != 1:
+        if params["tasks_per_node"] != 1:
             raise EdkdError(
-                "hydra.launcher: a run is one process: nodes and tasks_per_node must be 1; "
-                "hydra.launcher.runs_per_job=N gives a job several runs"
+                f"hydra.launcher.tasks_per_node={params['tasks_per_node']}: must be 1, a task that starts the processes"
+                " of its node; engine.devices=N gives a run N of them, hydra.launcher.runs_per_job=N a job several runs"
             )
-        gpus, runs = params["gpus_per_node"] or 0, self.runs_per_job
-        if gpus > runs:
-            LOG.warning(
-                "hydra.launcher.gpus_per_node=%d: a run uses one GPU; idle: %d; runs_per_job=%d uses all",
-                gpus, gpus - runs, gpus,
-            )  # fmt: skip
+        if params["nodes"] > 1 and self.runs_per_job > 1:
+            raise EdkdError(
+                f"hydra.launcher.nodes={params['nodes']}: a job of several nodes has one run, not runs_per_job="
+                f"{self.runs_per_job}"
+            )
         delay, walltime = params["signal_delay_s"], 60 * params["timeout_min"]
         if delay >= walltime:
             raise EdkdError(
@@ -84,9 +83,31 @@ class EdkdSlurmLauncher(SlurmLauncher):
                 f"{params['timeout_min']}) as it starts, and it would stop again; choose a part of that"
             )
 
+    def check_devices(self, jobs: Sequence["Job"]) -> None:
+        """Raise EdkdError for runs whose `engine.devices` are not those of their SLURM jobs."""
+        from edkd.console import LOG, counted
+        from edkd.errors import EdkdError
+
+        nodes, gpus, runs = self.params["nodes"], self.params["gpus_per_node"] or 0, self.runs_per_job
+        for devices, device in {(job.settings.engine.devices, job.settings.engine.device): 0 for job in jobs}:
+            why, on_gpus = "", gpus > 0 and device != "cpu"
+            if devices % nodes:
+                why = f"not the same number on each of hydra.launcher.nodes={nodes}"
+            elif on_gpus and devices > 1 and runs > 1:
+                why = f"with hydra.launcher.runs_per_job={runs} each run has one GPU"
+            elif on_gpus and (devices > nodes * gpus or (devices < nodes * gpus and nodes > 1)):
+                why = f"hydra.launcher.nodes={nodes} with gpus_per_node={gpus}: {counted(nodes * gpus, 'GPU')}"
+            if why:
+                raise EdkdError(f"engine.devices={devices}: {why}")
+            if gpus > runs * devices:
+                LOG.warning(
+                    "hydra.launcher.gpus_per_node=%d: a run uses %s; idle: %d; runs_per_job=%d uses all",
+                    gpus, "one GPU" if devices == 1 else f"{devices} GPUs", gpus - runs * devices, gpus,
+                )  # fmt: skip
+
     @property
     def threads(self) -> int | None:
-        """CPU threads of a run, as far as the launcher's parameters say."""
+        """CPU threads of a run on a node, as far as the launcher's parameters say."""
         count = self.params.get("cpus_per_task")
         return max(1, int(count) // max(1, self.runs_per_job)) if count else None
 
@@ -163,6 +184,8 @@ class EdkdSlurmLauncher(SlurmLauncher):
         params["setup"] = [*params.get("setup", []), "runs=(", *runs, ")"]
         if params.get("cpus_per_task"):  # since SLURM 22.05 srun does not take this over from sbatch
             params["srun_args"] = [f"--cpus-per-task={params['cpus_per_task']}"]
+        if params["nodes"] > 1:  # a task that is gone takes the others along
+            params["srun_args"] = [*params.get("srun_args", []), "--kill-on-bad-exit=1"]
         if after is not None:
             params["dependency"] = f"afterany:{after}"
         executor = submitit.AutoExecutor(cluster="slurm", folder=folder)

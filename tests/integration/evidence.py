@@ -92,7 +92,7 @@ def hold_against(row: Row, runs: Mapping[str, Path], peace: Path, *, uri: str, e
         row.lost += len(lost)
         faults += [f"{name}: lost epochs {sorted(lost)}"] if lost else []
         differences = list(_differences(records, journal.read(reference)))
-        differences += [file for file in ("last.pt", "best.pt") if not _same_weights(run / file, reference / file)]
+        differences += [file for file in ("last.pt", "best.pt") if not same_weights(run / file, reference / file)]
         row.equal &= not differences
         faults += [f"{name}: {each} differs" for each in differences]
         duplicates, missing = _in_mlflow(state, journal.epochs(run), uri, experiment)
@@ -133,7 +133,8 @@ def _differences(records: Sequence[journal.Record], reference: Sequence[journal.
             yield key
 
 
-def _same_weights(one: Path, other: Path) -> bool:
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two files have the same tensors, bit for bit."""
     loaded = [torch.load(path, weights_only=True) for path in (one, other)]
     first, second = (_tensors(each) for each in loaded)
     return bool(first) and first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)

@@ -22,8 +22,9 @@ from edkd.slurm.submission import Submission
 from edkd.slurm.warning import Warned
 from edkd.training import hardware
 from edkd.training.device import cores
-from tests.commandline import metrics
+from tests.commandline import REPOSITORY, metrics
 from tests.fake_slurm import FakeSlurm, fake_slurm
+from tests.runs.networks import KILL_AT
 
 __all__ = ["fake_slurm"]  # a fixture
 EPOCHS = 40
@@ -44,13 +45,13 @@ def start(fake_slurm: FakeSlurm, here: Path) -> Iterator[Start]:
 
     def started(
         *jobs: Job, delay: float = 60.0, timeout_min: int = 600, timeouts: int = 3, restarts: int = 0,
-        several: int = 1, first: int = 0, gpus: str = "",
+        several: int = 1, first: int = 0, gpus: str = "", **environment: str,
     ) -> Any:  # fmt: skip
         for job in jobs:
             freeze(job, sweep="grid-1", threads=None)
         options = {"signal-delay": delay, "timeout-min": timeout_min, "max-timeouts": timeouts, "folder": here}
         given = {**os.environ, "SLURM_JOB_ID": "1", "SLURM_RESTART_COUNT": str(restarts), "OMP_NUM_THREADS": "1"}
-        given["CUDA_VISIBLE_DEVICES"] = gpus
+        given |= {"CUDA_VISIBLE_DEVICES": gpus, **environment}
         options |= {"runs-per-job": several, "first": first}
         process = subprocess.Popen(
             [
@@ -214,7 +215,7 @@ def test_the_warning_is_noted_and_children_are_left_alone(arguments: list[str], 
 def test_an_epoch_is_finished_if_that_is_near(ago: float, left: float, stop: bool) -> None:
     warned = Warned(60.0)
     assert not warned.stop_asked(0.0)
-    warned.at = time.monotonic() - ago
+    warned._at.value = time.monotonic() - ago
     assert warned.stop_asked(left) is stop
 
 
@@ -224,7 +225,7 @@ def test_an_epoch_is_finished_if_that_is_near(ago: float, left: float, stop: boo
 def test_the_rest_of_an_epoch_is_judged_by_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     now, asked = [100.0], []
     monkeypatch.setattr(preemption.time, "monotonic", lambda: now[0])
-    safe = SafePoints(lambda left: bool(asked.append(left)))
+    safe = SafePoints(lambda left: bool(asked.append(left)), None)
     now[0] = 102.0
     safe.after_step(1, 4)
     now[0] = 112.0
@@ -312,6 +313,22 @@ def test_a_gpu_that_torch_does_not_find_fails_a_job_unless_the_cpu_is_asked_for(
     error = str(journal.state(job.directory).error)
     assert error.startswith("SLURM gave this job a GPU (CUDA_VISIBLE_DEVICES=0), but torch ")
     assert "hydra.launcher.gpus_per_node=0 engine.device=cpu" in error and "\n" not in error
+
+
+# ---- several nodes
+
+
+def test_what_ends_one_node_of_a_run_ends_the_others_in_its_words(make_job: Any, start: Start) -> None:
+    """Two tasks as srun starts them; a process of the second dies in the second epoch of four batches."""
+    job = make_job("vanilla", "student.model._target_=tests.runs.networks.mortal", "engine.devices=2")
+    given = {"SLURM_STEP_NUM_NODES": "2", "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1", KILL_AT: "1,6"}
+    given["PYTHONPATH"] = str(REPOSITORY)
+    tasks = [start(job, SLURM_PROCID=number, **given) for number in "01"]
+    said = [task.communicate(timeout=300)[1] for task in tasks]
+    line = "process 2 of 2 was killed (SIGKILL), and the run ended with it; the same command continues it"
+    assert [task.returncode for task in tasks] == [1, 1], said
+    assert all(each.endswith(f"\nedkd: {line}\n") or each == f"edkd: {line}\n" for each in said), said
+    assert [record.get("error") for record in journal.read(job.directory)] == [None, None, line]
 
 
 # ---- several runs in a job

@@ -138,9 +138,10 @@ def test_jobs_inherit_nothing_of_a_job_that_submits_them(
         ("gpus_per_node=-1", "hydra.launcher.gpus_per_node=-1: must be at least 0"),
         ("name=''", "hydra.launcher.name is empty"),
         (
-            "nodes=2",
-            "hydra.launcher: a run is one process: nodes and tasks_per_node must be 1; hydra.launcher.runs_per",
+            "tasks_per_node=2",
+            "hydra.launcher.tasks_per_node=2: must be 1, a task that starts the processes of its node",
         ),
+        ("nodes=0", "hydra.launcher.nodes=0: must be at least 1"),
         ("runs_per_job=0", "hydra.launcher.runs_per_job=0: must be at least 1"),
     ],
 )
@@ -334,6 +335,48 @@ def test_a_sweep_with_several_runs_a_job(tiny: list[str], fake_slurm: FakeSlurm,
     assert done.code == 0 and ": 3 of 3 runs finished\n" in done.out, done
     starts = [record for records in journals(here / "outputs").values() for record in records if "slurm" in record]
     assert {record["slurm"]["job_id"] for record in starts} == {"1_0"}  # one job after another: the first takes all
+
+
+def test_a_run_is_spread_over_nodes(tiny: list[str], fake_slurm: FakeSlurm) -> None:
+    tiny = [each for each in tiny if not each.startswith("engine.device=")]
+    words = ("distiller=kd", "engine.devices=8", "hydra.launcher.nodes=2", "hydra.launcher.gpus_per_node=4")
+    assert slurm(tiny, *words).code == 0
+    for script in fake_slurm.scripts():  # the teacher's and the student's
+        found = flags(script)
+        assert [found[name] for name in ("nodes", "ntasks-per-node", "gpus-per-node")] == ["2", "1", "4"]
+        assert " --kill-on-bad-exit=1 " in script
+    assert slurm(tiny, "distiller=vanilla").code == 0
+    assert "--kill-on-bad-exit" not in fake_slurm.scripts()[-1]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            ("engine.devices=4", "hydra.launcher.nodes=2", "hydra.launcher.gpus_per_node=4"),
+            "engine.devices=4: hydra.launcher.nodes=2 with gpus_per_node=4: 8 GPUs",
+        ),
+        (("engine.devices=4",), "engine.devices=4: hydra.launcher.nodes=1 with gpus_per_node=1: 1 GPU"),
+        (
+            ("engine.devices=3", "hydra.launcher.nodes=2", "hydra.launcher.gpus_per_node=0", "engine.device=cpu"),
+            "engine.devices=3: not the same number on each of hydra.launcher.nodes=2",
+        ),
+        (
+            ("hydra.launcher.nodes=2", "hydra.launcher.runs_per_job=2"),
+            "hydra.launcher.nodes=2: a job of several nodes has one run, not runs_per_job=2",
+        ),
+        (
+            ("engine.devices=2", "hydra.launcher.gpus_per_node=4", "hydra.launcher.runs_per_job=2"),
+            "engine.devices=2: with hydra.launcher.runs_per_job=2 each run has one GPU",
+        ),
+    ],
+)
+def test_devices_that_the_jobs_will_not_have_are_refused(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path, given: tuple[str, ...], said: str
+) -> None:
+    tiny = [each for each in tiny if not each.startswith("engine.device=")]
+    assert error(slurm(tiny, "distiller=vanilla", *given)) == said
+    assert fake_slurm.scripts() == [] and not (here / "outputs").exists()
 
 
 def test_jobs_are_named_after_their_runs(tiny: list[str], fake_slurm: FakeSlurm) -> None:
