@@ -136,6 +136,7 @@ class Engine:
     # Their defaults are for configurations that were frozen before there was a choice.
     devices: PositiveInt = 1
     sync_batch_norm: bool = False
+    checkpoint_every_minutes: PositiveFloat | None = None
 
 
 @dataclass(frozen=True)

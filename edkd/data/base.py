@@ -71,8 +71,8 @@ class TrainData(Protocol):
     def __len__(self) -> int:
         """The number of images."""
 
-    def begin(self, seed: int, epoch: int, batch_size: int, rank: int = 0, size: int = 1) -> Epoch:
-        """Begin an epoch, from its first batch."""
+    def begin(self, seed: int, epoch: int, batch_size: int, rank: int = 0, size: int = 1, done: int = 0) -> Epoch:
+        """Begin an epoch, of which `done` batches were trained on before: `next` gives the one after them."""
 
     def next(self, count: int) -> ImageBatch:
         """The next batch of the epoch, of so many images."""

@@ -87,8 +87,8 @@ class ResidentData:
     def __len__(self) -> int:
         return len(self._labels)
 
-    def begin(self, seed: int, epoch: int, batch_size: int, rank: int = 0, size: int = 1) -> Epoch:
-        """Begin an epoch: its permutation and every image's view depend on (seed, epoch) only."""
+    def begin(self, seed: int, epoch: int, batch_size: int, rank: int = 0, size: int = 1, done: int = 0) -> Epoch:
+        """Begin an epoch after `done` batches: its permutation and images' views depend on (seed, epoch) only."""
         count, device = len(self), self.order.device
         by_image = views.epoch_views(seed, epoch, count, views.n_views(self.padding, self.flip))
         order = torch.from_numpy(views.epoch_order(seed, epoch, count)).to(device)
@@ -101,7 +101,7 @@ class ResidentData:
         if len(self.strong_draws):
             draws = torch.from_numpy(strong.epoch_draws(seed, epoch, count))
             self.strong_draws[: len(order)].copy_(draws.to(device)[order])
-        self.position.zero_()
+        self.position.fill_(sum(map(len, places[:done])))
         if len(self._offsets) != batch_size:
             self._offsets = torch.arange(batch_size, device=device)
         return Epoch([len(each) for each in places], seen, whole)

@@ -93,14 +93,14 @@ class StreamedData:
     def __len__(self) -> int:
         return len(self.files)
 
-    def begin(self, seed: int, epoch: int, batch_size: int, rank: int = 0, size: int = 1) -> Epoch:
-        """Begin an epoch, from its first batch: order and crops depend on (seed, epoch) only."""
+    def begin(self, seed: int, epoch: int, batch_size: int, rank: int = 0, size: int = 1, done: int = 0) -> Epoch:
+        """Begin an epoch after `done` batches, which are not read: order and crops depend on (seed, epoch) only."""
         self.skipped = 0
         draws = views.draw(len(self), seed=seed, stream=views.TRANSFORMS, counter=epoch)
         order = epoch_order(seed, epoch, len(self)).tolist()
         places, whole = share(len(self), batch_size, rank, size)
         batches = [[(order[place], int(draws[order[place]])) for place in each] for each in places]
-        self._epoch = self._load(self._transform(training=True), batches)
+        self._epoch = self._load(self._transform(training=True), batches[done:])
         return Epoch([len(batch) for batch in batches], None, whole)
 
     def next(self, count: int) -> ImageBatch:

@@ -24,32 +24,40 @@ class Ended(Stopped):
 class SafePoints:
     """Asks at each safe point of a run whether it shall stop there, and raises `Stopped` if so.
 
-    After a step, what the epoch has computed so far is lost: the checkpoint is that of the epoch before. Of several
-    processes, which `agree`, the first one is asked, and all stop after the same step; it also says when to ask next.
+    Within an epoch a checkpoint is made `every` so many seconds, and where the run stops. Without `every`, what the
+    epoch has computed is lost then: the checkpoint is that of the epoch before. The first epoch goes on after `done`
+    steps. Of several processes, which `agree`, the first one is asked, and all stop after the same step; it also says
+    when to ask next.
     """
 
-    def __init__(self, asked: Asked, agree: Agree | None) -> None:
-        self.asked, self.agree = asked, agree
-        self.began, self.evaluation = time.monotonic(), 0.0
+    def __init__(self, asked: Asked | None, agree: Agree | None, *, every: float | None, done: int) -> None:
+        self.asked, self.agree, self.every = asked, agree, every
+        self.began = self.saved = time.monotonic()
+        self.done, self.evaluation = done, 0.0
         self.next = 0  # the step of the epoch after which is asked again
 
-    def after_step(self, done: int, steps: int) -> None:
+    def after_step(self, done: int, steps: int, save: Callable[[], None]) -> None:
         """After step `done` of `steps`; after the last, the end of the epoch is next."""
         if done == steps or done < self.next:
             return
-        pace = (time.monotonic() - self.began) / done
-        stop = self.asked(pace * (steps - done) + self.evaluation)
+        now = time.monotonic()
+        pace = (now - self.began) / (done - self.done)
+        stop: int = self.asked is not None and self.asked(pace * (steps - done) + self.evaluation)
+        due: int = self.every is not None and (stop or now - self.saved >= self.every)
         if self.agree is not None:
-            agreed, self.next = self.agree([stop, done + math.ceil(AGREE / pace)])
-            stop = bool(agreed)
+            stop, due, self.next = self.agree([stop, due, done + math.ceil(AGREE / pace)])
+        if due:
+            save()
+            self.saved = time.monotonic()
         if stop:
             raise Stopped
 
     def after_epoch(self, record: Mapping[str, Any]) -> None:
         """After an epoch that is in the journal and in the checkpoint."""
-        self.began, self.evaluation, self.next = time.monotonic(), record["seconds"]["test"], 0
-        stop = self.asked(0.0)
+        self.began = self.saved = time.monotonic()
+        self.done, self.evaluation, self.next = 0, record["seconds"]["test"], 0
+        stop: int = self.asked is not None and self.asked(0.0)
         if self.agree is not None:
-            stop = bool(self.agree([stop])[0])
+            (stop,) = self.agree([stop])
         if stop:
             raise Stopped

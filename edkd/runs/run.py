@@ -7,6 +7,7 @@ import platform
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from edkd.tracking import LiveTracker
 from edkd.training import distributed, hardware
 from edkd.training.device import cores, pick_device, set_up
 from edkd.training.evaluation import all_logits
-from edkd.training.trainer import TrainState, fit
+from edkd.training.trainer import TrainState, Within, fit
 
 LOG = logging.getLogger("edkd")
 
@@ -147,7 +148,7 @@ class _Run:
         self.resume(state)
         if self.writes:
             self.book.append(self.start_record(inputs, resumed_from=state.epoch))
-            LOG.info("%s%s", job.name, f", resumed after epoch {state.epoch}" if state.epoch else "")
+            LOG.info("%s%s", job.name, _resumed(state))
         if self.writes and self.threads > cores():
             LOG.warning(
                 "%d threads share %d CPU cores, which may be very slow: see engine.threads", self.threads, cores()
@@ -160,7 +161,11 @@ class _Run:
             precision = Precision(cfg.engine.precision, device)
             teacher = teacher_source(cfg, inputs, splits.train, precision, state.distiller.needs_feats)
         agree = distributed.agreed if distributed.size() > 1 else None
-        safe = SafePoints(self.stop_asked, agree) if self.stop_asked is not None else None
+        every = cfg.engine.checkpoint_every_minutes
+        safe = None
+        if self.stop_asked is not None or every is not None:
+            done = 0 if state.within is None else state.within["steps"]
+            safe = SafePoints(self.stop_asked, agree, every=None if every is None else 60 * every, done=done)
         with console.step_bar(self.show, cfg.schedule.epochs) as bar:
 
             def on_epoch(record: dict[str, Any], improved: bool) -> None:
@@ -183,11 +188,11 @@ class _Run:
                     metrics["test/top1"], record["images_per_second"],
                 )  # fmt: skip
 
-            def on_step(done: int, steps: int) -> None:
+            def on_step(done: int, steps: int, within: Callable[[], Within]) -> None:
                 if bar is not None:
                     bar(state.epoch + 1, done, steps)
                 if safe is not None:
-                    safe.after_step(done, steps)
+                    safe.after_step(done, steps, lambda: self.save_within(state, within))
 
             fit(
                 state,
@@ -223,7 +228,7 @@ class _Run:
         state.restore(known)
         if not self.writes:
             return
-        if state.epoch not in journal.epochs(self.directory):
+        if state.epoch and state.epoch not in journal.epochs(self.directory):
             raise EdkdError(
                 f"{self.directory} has a checkpoint of epoch {state.epoch}, and no record of that epoch in "
                 f"{self.paths.journal.name}: restore that file, or move the directory away to start anew"
@@ -295,6 +300,13 @@ class _Run:
             self.job.name, metrics["test/top1"], best["top1"], best["epoch"], best["by"], seconds, self.directory,
         )  # fmt: skip
 
+    def save_within(self, state: TrainState, within: Callable[[], Within]) -> None:
+        """Make a checkpoint in the middle of an epoch."""
+        state.within = within()
+        if self.writes:
+            checkpoint.save(state.state(), self.paths.checkpoint)
+        state.within = None
+
     def save_student(self, state: TrainState, file: Path, epoch: int) -> None:
         """Put the student's weights into a file of the run's directory, and those of a method in which it ends."""
         about: dict[str, Any] = {"student": self.job.settings.student.name, "run": self.job.run, "epoch": epoch}
@@ -341,6 +353,13 @@ def _train_part(
                 sys.exit(LOST)
             raise
         distributed.leave()
+
+
+def _resumed(state: TrainState) -> str:
+    """From where a run continues, for its log; empty for one that begins."""
+    if state.within is None:
+        return f", resumed after epoch {state.epoch}" if state.epoch else ""
+    return f", resumed in epoch {state.epoch + 1}, after step {state.within['steps']}"
 
 
 def _remove_checkpoints(directory: Path) -> None:

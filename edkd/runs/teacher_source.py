@@ -99,6 +99,7 @@ def table_key(cfg: Settings, teacher_sha256: str, data_sha256: str, device: torc
 
 _NEUTRAL = (  # they change no logit
     "device", "devices", "sync_batch_norm", "threads", "teacher_cache", "teacher_cache_gb", "compile", "capture",
+    "checkpoint_every_minutes",
 )  # fmt: skip
 
 

@@ -172,6 +172,28 @@ class Step:
             self.sound.fill_(True)
             self.sound_steps.zero_()
 
+    def state(self) -> dict[str, Any]:
+        """What the epoch has measured so far in this process: tensors on the CPU, and plain values."""
+        tensors = {"sound": self.sound, "sound_steps": self.sound_steps, "by_class": self.class_meter.sums}
+        return {
+            "sums": {name: total.cpu() for name, total in self.meter.sums.items()},
+            "class_names": self.class_meter.names,
+            "loss_names": self.loss_names,
+            "skipped": self.data.skipped,
+            **{name: None if each is None else each.cpu() for name, each in tensors.items()},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`, in an epoch that was begun."""
+        given = {
+            name: None if state[name] is None else state[name].to(self.device) for name in ("sound", "sound_steps")
+        }
+        self.sound, self.sound_steps, self.loss_names = given["sound"], given["sound_steps"], state["loss_names"]
+        self.meter.sums = {name: total.to(self.device) for name, total in state["sums"].items()}
+        self.class_meter.names = state["class_names"]
+        self.class_meter.sums = None if state["by_class"] is None else state["by_class"].to(self.device)
+        self.data.skipped = state["skipped"]
+
     def __call__(self, count: int, whole: int | None = None) -> None:
         """Train on the next `count` images of the epoch, of a batch that has `whole` in all processes together."""
         self.share = 1.0 if whole is None else count / whole

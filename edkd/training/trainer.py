@@ -38,6 +38,12 @@ def seeded(seed: int, epoch: int, device: torch.device, rank: int = 0) -> Any:
         yield
 
 
+Within = dict[str, Any]
+"""How far an epoch is: {"steps", "seconds"} of training so far, and what each process has measured and draws next."""
+OnStep = Callable[[int, int, Callable[[], Within]], None]
+"""Called after a step with the number of steps done, that of the epoch, and what says how far it is."""
+
+
 @dataclass
 class TrainState:
     """All that a checkpoint must hold."""
@@ -46,6 +52,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     epoch: int = 0  # epochs done
     best: dict[str, Any] | None = None
+    within: Within | None = None  # of the epoch after those, where a checkpoint was made there
 
     @property
     def student(self) -> nn.Module:
@@ -62,6 +69,7 @@ class TrainState:
         return {
             "epoch": self.epoch,
             "best": self.best,
+            **({} if self.within is None else {"within": self.within}),
             "model": self.trainable.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -80,7 +88,7 @@ class TrainState:
                     if isinstance(held, Tensor) and held.shape == parameter.shape:
                         memory[name] = torch.empty_like(parameter).copy_(held)
         self.epoch = state["epoch"]
-        self.best = state["best"]
+        self.best, self.within = state["best"], state.get("within")
 
 
 def train_epoch(
@@ -89,15 +97,15 @@ def train_epoch(
     schedule: Schedule,
     *,
     seed: int,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> dict[str, float]:
-    """Train epoch `state.epoch + 1` and return its metrics (`train/…`, `lr`).
+    """Train epoch `state.epoch + 1`, or the rest of it (`state.within`), and return its metrics (`train/…`, `lr`).
 
-    What the epoch draws depends on (seed, epoch) only.
-    `on_step(steps done, steps)` is called after each step. Raises EdkdError if a loss is not finite.
+    What the epoch draws depends on (seed, epoch) only. Raises EdkdError if a loss is not finite.
     """
-    epoch = state.epoch + 1
-    planned = step.data.begin(seed, epoch, schedule.batch_size, distributed.rank(), distributed.size())
+    epoch, rank, before, state.within = state.epoch + 1, distributed.rank(), state.within, None
+    done, began = (0, time.monotonic()) if before is None else (before["steps"], time.monotonic() - before["seconds"])
+    planned = step.data.begin(seed, epoch, schedule.batch_size, rank, distributed.size(), done)
     if step.teacher is not None:
         step.teacher.begin_epoch(planned.views)
     step.begin(epoch)
@@ -105,11 +113,20 @@ def train_epoch(
         group["lr"].fill_(schedule.rate(epoch))
     state.trainable.train()
     steps = len(planned.counts)
-    with seeded(seed, epoch, step.device, distributed.rank()):
-        for number, (count, whole) in enumerate(zip(planned.counts, planned.whole, strict=True), 1):
+
+    def within() -> Within:
+        own = {"measured": step.state(), "random": _random_state(step.device)}
+        return {"steps": done, "seconds": time.monotonic() - began, "processes": distributed.gathered(own)}
+
+    with seeded(seed, epoch, step.device, rank):
+        if before is not None:
+            step.restore(before["processes"][rank]["measured"])
+            _set_random_state(before["processes"][rank]["random"], step.device)
+        for count, whole in zip(planned.counts[done:], planned.whole[done:], strict=True):
             step(count, whole)
+            done += 1
             if on_step is not None:
-                on_step(number, steps)
+                on_step(done, steps, within)
     step.skipped = step.data.skipped
     if distributed.size() > 1:
         step.skipped = int(distributed.add(torch.tensor(step.skipped, device=step.device)))
@@ -124,6 +141,16 @@ def train_epoch(
             f"lower schedule.lr (now {schedule.lr}) or look at the method's weights"
         )
     return {**metrics, "lr": schedule.rate(epoch)}
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _set_random_state(state: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)
 
 
 @dataclass(frozen=True)
@@ -145,9 +172,9 @@ def fit(
     seed: int,
     capture: bool,
     on_epoch: Callable[[dict[str, Any], bool], None],
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> None:
-    """Train from `state.epoch` to the end of the schedule. `capture`: see `Step`.
+    """Train from `state.epoch`, or from within the epoch after it, to the end of the schedule. `capture`: see `Step`.
 
     After each epoch `on_epoch(record, improved)` gets the journal's epoch record and whether this is the best epoch so
     far (by validation accuracy where a part is held out, by test accuracy otherwise; the first of equals).
@@ -156,7 +183,7 @@ def fit(
     step = Step(state.trainable, state.optimizer, teacher, data.train, batch_size=schedule.batch_size, capture=capture)
     device = state.trainable.precision.device
     while state.epoch < schedule.epochs:
-        began = time.monotonic()
+        began = time.monotonic() - (0.0 if state.within is None else state.within["seconds"])
         metrics = train_epoch(state, step, schedule, seed=seed, on_step=on_step)
         trained = time.monotonic()
         state.trainable.eval()

@@ -18,12 +18,14 @@ from edkd.runs import preemption, run
 from edkd.runs.preemption import SafePoints, Stopped
 from edkd.slurm import job as slurm_job
 from edkd.slurm import pack
+from edkd.slurm.job import PORTS
 from edkd.slurm.submission import Submission
 from edkd.slurm.warning import Warned
 from edkd.training import hardware
 from edkd.training.device import cores
 from tests.commandline import REPOSITORY, metrics
 from tests.fake_slurm import FakeSlurm, fake_slurm
+from tests.integration.processes import free_ports
 from tests.runs.networks import KILL_AT
 
 __all__ = ["fake_slurm"]  # a fixture
@@ -225,20 +227,25 @@ def test_an_epoch_is_finished_if_that_is_near(ago: float, left: float, stop: boo
 def test_the_rest_of_an_epoch_is_judged_by_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     now, asked = [100.0], []
     monkeypatch.setattr(preemption.time, "monotonic", lambda: now[0])
-    safe = SafePoints(lambda left: bool(asked.append(left)), None)
+    safe = SafePoints(lambda left: bool(asked.append(left)), None, every=None, done=0)
     now[0] = 102.0
-    safe.after_step(1, 4)
+    safe.after_step(1, 4, lambda: None)
     now[0] = 112.0
     safe.after_epoch({"seconds": {"train": 8.0, "test": 3.0}})
     now[0] = 114.0
-    safe.after_step(2, 4)
-    safe.after_step(4, 4)
+    safe.after_step(2, 4, lambda: None)
+    safe.after_step(4, 4, lambda: None)
     assert asked == [6.0, 0.0, 5.0]
 
 
-@pytest.mark.parametrize("where", ["step", "epoch"])
-def test_a_run_stops_where_it_is_told_and_continues(where: str, make_job: Any, here: Path) -> None:
-    job = make_job("vanilla", "schedule.epochs=3")
+@pytest.mark.parametrize(
+    ("where", "minutes", "resumed"),
+    [("step", "null", "after epoch 1"), ("step", "60", "in epoch 2, after step 2"), ("epoch", "null", "after epoch 1")],
+)
+def test_a_run_stops_where_it_is_told_and_continues(
+    where: str, minutes: str, resumed: str, make_job: Any, here: Path
+) -> None:
+    job = make_job("vanilla", "schedule.epochs=3", f"engine.checkpoint_every_minutes={minutes}")
     calls = 0  # three within an epoch of four steps, and one after it
 
     def asked(left: float) -> bool:
@@ -251,7 +258,9 @@ def test_a_run_stops_where_it_is_told_and_continues(where: str, make_job: Any, h
     assert events(job) == ["start", "interrupted"]
     assert set(journal.epochs(job.directory)) == {1}
     run.execute(job, sweep=None, show=False)
+    assert f"resumed {resumed}\n" in (job.directory / "run.log").read_text()
     undisturbed = make_job("vanilla", "schedule.epochs=3", f"output={here / 'elsewhere'}")
+    assert undisturbed.run == job.run
     run.execute(undisturbed, sweep=None, show=False)
     assert metrics(journal.read(job.directory)) == metrics(journal.read(undisturbed.directory))
 
@@ -322,7 +331,7 @@ def test_what_ends_one_node_of_a_run_ends_the_others_in_its_words(make_job: Any,
     """Two tasks as srun starts them; a process of the second dies in the second epoch of four batches."""
     job = make_job("vanilla", "student.model._target_=tests.runs.networks.mortal", "engine.devices=2")
     given = {"SLURM_STEP_NUM_NODES": "2", "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1", KILL_AT: "1,6"}
-    given["PYTHONPATH"] = str(REPOSITORY)
+    given |= {"PYTHONPATH": str(REPOSITORY), "SLURM_JOB_ID": str(PORTS.index(free_ports(1)[0]))}
     tasks = [start(job, SLURM_PROCID=number, **given) for number in "01"]
     said = [task.communicate(timeout=300)[1] for task in tasks]
     line = "process 2 of 2 was killed (SIGKILL), and the run ended with it; the same command continues it"

@@ -177,7 +177,7 @@ def test_an_epoch_visits_every_image_once_in_the_order_and_view_of_seed_and_epoc
 def test_steps_are_counted() -> None:
     told: list[tuple[int, int]] = []
     made = progress()
-    train_epoch(made, stepping(made, None, images(40)), SCHEDULE, seed=0, on_step=lambda *step: told.append(step))
+    train_epoch(made, stepping(made, None, images(40)), SCHEDULE, seed=0, on_step=lambda *step: told.append(step[:2]))
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
