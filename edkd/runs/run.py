@@ -333,7 +333,9 @@ def _train_part(
     if pick_device(engine.device).type == "cuda":
         job = replace(job, settings=replace(job.settings, engine=replace(engine, device=f"cuda:{number}")))
     store = distributed.open_store(meeting)
-    with console.logging_to(job.directory / "run.log", show=show and rank == 0):
+    # The file is the first node's; another node's processes have SLURM's log.
+    log = job.directory / "run.log" if first == 0 else Path(os.devnull)
+    with console.logging_to(log, show=first > 0 or (show and rank == 0)):
         try:
             inputs = gather(job.settings, job.teacher_id)
             distributed.join(rank, engine.devices, store, inputs.device)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from edkd.config.job import Job, freeze
-from edkd.rundir import journal, lock
+from edkd.rundir import checkpoint, journal, lock
 from edkd.runs import preemption, run
 from edkd.runs.preemption import SafePoints, Stopped
 from edkd.slurm import job as slurm_job
@@ -324,7 +324,32 @@ def test_a_gpu_that_torch_does_not_find_fails_a_job_unless_the_cpu_is_asked_for(
     assert "hydra.launcher.gpus_per_node=0 engine.device=cpu" in error and "\n" not in error
 
 
-# ---- several nodes
+# ---- several processes, several nodes
+
+
+def test_a_run_of_several_processes_that_slurm_ends_has_not_failed(make_job: Any, start: Start) -> None:
+    """As it does by SIGTERM to all processes of a job that it queues again, or that is cancelled."""
+    job = make_job("vanilla", f"schedule.epochs={10 * EPOCHS}", "engine.devices=2")
+    process = start(job)
+    until(lambda: journal.state(job.directory).epoch > 0, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert (process.returncode, events(job)) == (1, ["start", "interrupted"]), said
+    assert said.endswith("\nedkd: SLURM has ended the tasks of this job, or one of them is gone\n"), said
+
+
+def test_the_processes_of_a_run_stop_together_on_slurms_warning(
+    make_job: Any, start: Start, fake_slurm: FakeSlurm
+) -> None:
+    job = make_job("vanilla", f"schedule.epochs={10 * EPOCHS}", "engine.devices=2")
+    process = start(job)
+    until(lambda: journal.state(job.directory).epoch > 0, process)
+    warn(process)
+    _, said = process.communicate(timeout=120)
+    assert (process.returncode, events(job)) == (1, ["start", "interrupted"]), said
+    assert fake_slurm.requeued() == ["1"] and "Traceback" not in said
+    saved = checkpoint.load(job.directory / "checkpoint.pt")
+    assert saved is not None and saved[0]["epoch"] == journal.state(job.directory).epoch
 
 
 def test_what_ends_one_node_of_a_run_ends_the_others_in_its_words(make_job: Any, start: Start) -> None:
