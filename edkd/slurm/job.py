@@ -11,14 +11,16 @@ and speaks to SLURM; the others compute.
 """
 
 import argparse
+import contextlib
 import os
 import platform
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from edkd.console import counted
 from edkd.errors import EdkdError
@@ -27,6 +29,9 @@ from edkd.rundir.paths import RunDir
 from edkd.runs.preemption import Ended, Stopped
 from edkd.slurm import pack, queue
 from edkd.slurm.warning import Warned, warnings_noted
+
+if TYPE_CHECKING:
+    from edkd.config.job import Job
 
 _OPTIONS = ("folder", "signal-delay", "timeout-min", "max-timeouts")
 _NO_GPU = ("", "-1", "NoDevFiles")  # CUDA_VISIBLE_DEVICES of a job without; the last is SLURM's
@@ -171,16 +176,20 @@ def _first_task() -> bool:
 def _execute(run_dir: RunDir, run: str, warned: Warned, *, wait: bool) -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what torch says of a connection that ends is pages long
     from edkd.config.job import thaw
-    from edkd.runs.processes import Nodes, failed
-    from edkd.runs.run import assist, execute
 
     job, sweep = thaw(run_dir.config)
     if job.run != run:  # its classes may be anybody's who can write there
         raise EdkdError(f"{run_dir.config} is not what was submitted: it now describes run {job.run}, not {run}")
     if job.settings.engine.device == "auto":
         _check_gpu()
-    if job.settings.engine.devices > 1:  # SLURM sends SIGTERM to all processes, and those of the run end by it
-        signal.signal(signal.SIGTERM, _end)
+    with _ended_by_sigterm() if job.settings.engine.devices > 1 else contextlib.nullcontext():
+        _compute(job, sweep, warned, wait=wait)
+
+
+def _compute(job: "Job", sweep: str | None, warned: Warned, *, wait: bool) -> None:
+    from edkd.runs.processes import Nodes, failed
+    from edkd.runs.run import assist, execute
+
     nodes, count = None, int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
     if count > 1:
         port = PORTS[int(os.environ["SLURM_JOB_ID"]) % len(PORTS)]
@@ -212,9 +221,20 @@ def _execute(run_dir: RunDir, run: str, warned: Warned, *, wait: bool) -> None:
         time.sleep(PATIENCE)
 
 
-def _end(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
-    raise Ended
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Raise `Ended` on SIGTERM: SLURM sends it to all processes of a job, and those that compute end by it."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, before)
+        raise Ended
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check_gpu() -> None:

@@ -72,6 +72,7 @@ def test_a_run_over_two_nodes(bare_cluster: Cluster, crew: Crew, table: FaultTab
         assert all(same_weights(run / name, reference / name) for name in ("last.pt", "best.pt"))
         row.runs, row.equal = 1, True
         row.resumed = [record["resumed_from"] for record in starts(run)[1:]]
+        row.seconds = journal.read(run)[-1]["time"] - journal.read(run)[0]["time"]
 
 
 def _task(cluster: Cluster, number: str) -> int:

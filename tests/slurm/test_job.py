@@ -341,6 +341,8 @@ def test_a_run_of_several_processes_that_slurm_ends_has_not_failed(make_job: Any
 def test_the_processes_of_a_run_stop_together_on_slurms_warning(
     make_job: Any, start: Start, fake_slurm: FakeSlurm
 ) -> None:
+    scontrol = fake_slurm.folder / "bin" / "scontrol"  # SLURM ends the job while it is asked to queue it again
+    scontrol.write_text(scontrol.read_text().replace("echo", "kill -TERM $PPID; echo", 1))
     job = make_job("vanilla", f"schedule.epochs={10 * EPOCHS}", "engine.devices=2")
     process = start(job)
     until(lambda: journal.state(job.directory).epoch > 0, process)
