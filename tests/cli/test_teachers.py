@@ -65,6 +65,29 @@ def test_a_file_of_the_fields(output: Path, prefix: str) -> None:
     assert f"\n{said(end(output, 'resnet8-resnet8/kd-s0')['last'])}\n" in done.out
 
 
+def test_a_student_that_ends_in_its_method(output: Path) -> None:
+    common = ["dataset=digits", *DIGITS, "schedule=short", "schedule.epochs=1", "tracking=journal", "teacher=resnet8"]
+    done = launch(*common, "student=resnet8", "distiller=simkd", "engine.threads=1")
+    assert done.code == 0, done
+    last = journals(output)["resnet8-resnet8/simkd-s0"][-2]["metrics"]
+    path = run_file(output, "simkd", "last.pt")
+    found = json.loads(evaluate("-c", str(path), "--teacher", "resnet8", "--json").out)
+    for name in ("top1", "top5", "loss", "ece", "agreement", "kl_teacher"):
+        assert found[name] == last[f"test/{name}"]
+
+    Path("moved.pt").write_bytes(path.read_bytes())
+    named = evaluate("-c", "moved.pt", "--teacher", "resnet8", "--json", "distiller=simkd")
+    assert json.loads(named.out)["loss"] == found["loss"]
+    assert error(evaluate("-c", "moved.pt")) == (
+        "moved.pt: the student ends in modules of its method (`distiller` in the file), and lies in no run's "
+        "directory: name the method and its teacher, such as distiller=simkd teacher=resnet32x4"
+    )
+    assert error(evaluate("-c", "moved.pt", "distiller=simkd", "teacher=resnet32x4")).startswith(
+        "moved.pt (distiller) does not fit the architecture SimKD: of 20 entries "
+    )
+    assert error(import_(str(path), "--replace")).endswith(" ends in modules of the method, and can be no teacher")
+
+
 def test_all_that_is_measured(output: Path) -> None:
     path = str(run_file(output, "kd", "last.pt"))
     done = evaluate("-c", path, "--teacher", "resnet8", "--json")
