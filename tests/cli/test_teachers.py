@@ -10,6 +10,7 @@ import torch
 
 from edkd import models
 from edkd.console import size
+from edkd.data import _torchvision
 from edkd.rundir import checkpoint
 from edkd.teachers import store as teacher_store
 from tests.commandline import DIGITS, Ended, edkd, error, files, journals, launch, python, run_file
@@ -208,6 +209,29 @@ def test_a_file_becomes_a_teacher(output: Path) -> None:
     common = ["dataset=digits", *DIGITS, "schedule=short", "schedule.epochs=1", "tracking=journal", "teacher=resnet8"]
     assert launch(*common, "student=resnet8", "distiller=dkd", "engine.threads=1").code == 0
     assert journals(output)["resnet8-resnet8/dkd-s0"][0]["teacher"]["id"] == identity
+
+
+def test_a_file_of_torchvision_becomes_a_teacher_as_it_is(output: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(_torchvision.load().models.get_model("shufflenet_v2_x0_5", num_classes=10).state_dict(), "theirs.pth")
+    name = "torchvision_shufflenet_v2_x0_5"
+    where = ["-d", "digits", *DIGITS]
+    done = edkd("teachers", "import", name, "theirs.pth", "--force", *where)
+    assert done.code == 0, done
+    assert done.out.startswith(f"{name} of {KEY}: top-1 ")
+    by_arch = ["torchvision", "theirs.pth", "--force", "teacher.arch=shufflenet_v2_x0_5"]
+    assert edkd("teachers", "import", *by_arch, *where).out == done.out
+    measured = edkd("evaluate", "-m", name, "--teacher", name, *where).out
+    assert f"\nagreement with {name} 100.00 %  KL from it 0.0000\n" in measured
+    common = ["dataset=digits", *DIGITS, "schedule=short", "schedule.epochs=1", "tracking=journal", "engine.threads=1"]
+    assert edkd("teachers", "cache", name, "--epochs", "1", *where).code == 0
+    taught = launch(
+        *common, "teacher=torchvision", "teacher.arch=shufflenet_v2_x0_5", "student=resnet8", "distiller=kd"
+    )
+    assert taught.code == 0, taught
+    assert error(edkd("teachers", "import", "torchvision_resnet18", "theirs.pth", *where)).startswith(
+        "theirs.pth does not fit the architecture ResNet: of 122 entries "
+    )
 
 
 def test_what_cannot_become_a_teacher(output: Path) -> None:
