@@ -73,7 +73,7 @@ def _share(work: Workload, size: int) -> int:
 
 def summary(timed: Sequence[Timing], work: Workload, size: int) -> tuple[list[str], list[list[str]]]:
     """Images per second and their ratio, as (header, rows)."""
-    names = [f"{n} processes" for n in (1, size)]
+    names = ["1 process", f"{size} processes"]
     if work.device.type == "cpu":
         names = [f"{name} x {n} threads" for name, n in zip(names, (work.threads, _share(work, size)))]
     header = ["pair", "method", *names, "times as fast"]

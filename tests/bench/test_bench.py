@@ -289,7 +289,7 @@ def test_processes_beside_one(tmp_path: Path) -> None:
     assert [row["mode"] for row in rows] == ["processes-1", "processes-2"]
     assert all(row["method"] == "kd" and row["repetitions"] == "2" for row in rows)
     assert float(rows[1]["ratio"]) > 0
-    assert "| 1 processes x 1 threads | 2 processes x 1 threads | times as fast |" in text.read_text()
+    assert "| 1 process x 1 threads | 2 processes x 1 threads | times as fast |" in text.read_text()
 
 
 @pytest.mark.parametrize(
@@ -301,6 +301,7 @@ def test_processes_beside_one(tmp_path: Path) -> None:
         ([*SMALL, "--modes=fast"], "--modes=fast: no such mode on this device; allowed: plain, online, "),
         ([*SMALL, "--modes=plain,captured"], "--modes=captured: no such mode on this device; allowed: plain, "),
         ([*SMALL, "--steps=4"], "--steps=4: allowed: 1 to 3, for 200 images in batches of 64"),
+        (["--streaming", "--methods=all"], "--methods=all: no such method; allowed: kd, dkd, edkd"),
         ([*SMALL, "--devices=1"], "--devices=1: must be 2 or more"),
         (["--streaming", "-d", "digits"], "--streaming reads images from files, and digits-16 is in memory"),
         (["--devices=2", "-d", "imagefolder", "dataset.name=x", "dataset.root=."], "no folder train; "),
