@@ -1,5 +1,6 @@
 """How fast this machine trains: our step against the plain loop that a careful reader would write from the papers.
 
 `plain` is that loop, `workload` holds what every mode is given, `modes` runs each of them; `measure` reads clocks and
-memory and finds the floor of a step, `costs` measures what surrounds the steps, `table` shows it all.
+memory, `costs` measures what surrounds the steps, `table` shows it all. `streaming` compares loader and step where
+images come from files, `processes` a run in several processes with one.
 """

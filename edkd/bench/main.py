@@ -1,25 +1,28 @@
 """The benchmark in its order: cell by cell all modes in turn, then what surrounds the steps."""
 
 import contextlib
-import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edkd.bench import costs, method_costs, table, workload
+from edkd.bench import costs, method_costs, processes, table, workload
+from edkd.bench import streaming as from_files
 from edkd.bench.modes import PLAIN, TOGETHER, choose, prepare, train
 from edkd.bench.table import Timing
+from edkd.bench.turns import LEAST, in_turns, process
 from edkd.bench.workload import Workload
 from edkd.config.schema import Settings
 from edkd.console import console
+from edkd.data.arrays import Arrays
+from edkd.data.files import Streamed
 from edkd.errors import EdkdError
+from edkd.runs.processes import check_devices
 from edkd.training.device import cores, pick_device, set_up
 
-LEAST = 3  # repetitions, whatever the time
 MOST_TURNS = 50  # of every method; the time ends them before
 STEPS = {"cpu": 2, "cuda": 100}  # of one repetition
 MOST_WORKERS = 8  # of the plain loop, one for each core
@@ -34,6 +37,8 @@ def run(
     pairs: list[str] | None,
     methods: list[str] | None,
     modes: list[str] | None,
+    streaming: bool,
+    devices: int | None,
     repetitions: int | None,
     steps: int | None,
     seconds: float | None,
@@ -43,54 +48,90 @@ def run(
 ) -> list[Path]:
     """Measure, print the tables, write the files and return their paths. Raises EdkdError for what does not fit.
 
-    None leaves the choice to the benchmark: 10 minutes of steps, or 90 seconds if `quick`.
+    None leaves the choice to the benchmark: 10 minutes of steps, or 90 seconds if `quick`. `streaming` measures images
+    from files, and `devices` as many processes beside one, instead of the modes.
     """
-    for name, value in {"repetitions": repetitions, "steps": steps, "seconds": seconds, "threads": threads}.items():
+    numbers = {"repetitions": repetitions, "steps": steps, "seconds": seconds, "threads": threads}
+    for name, value in numbers.items():
         if value is not None and not value > 0:
             raise EdkdError(f"--{name}={value}: must be above 0")
-    every = methods == [method_costs.EVERY]
-    methods = method_costs.options() if every else methods or (["edkd"] if quick else list(workload.METHODS))
-    for method in methods:
-        if not every and method not in workload.METHODS:
-            allowed = ", ".join([*workload.METHODS, method_costs.EVERY])
-            raise EdkdError(f"--methods={method}: no such method; allowed: {allowed}")
-    pairs = pairs or ([method_costs.PAIR] if every else workload.table_pairs())
+    if devices is not None and devices < 2:
+        raise EdkdError(f"--devices={devices}: must be 2 or more")
+    beside = streaming or devices is not None
+    every = methods == [method_costs.EVERY] and not beside
+    if every:
+        methods = method_costs.options()
+    elif methods is None:
+        methods = [method_costs.BASE] if beside else ["edkd"] if quick else list(workload.METHODS)
+    else:
+        _check_methods(methods, [*workload.METHODS, *([] if beside else [method_costs.EVERY])])
+    if pairs is None:
+        one = from_files.PAIR if streaming else method_costs.PAIR
+        pairs = [one] if every or beside else workload.table_pairs()
+    make_images = streaming and dataset == "cifar100"
+    if make_images:
+        dataset, overrides = "imagefolder", [*from_files.made_data(cores()), *overrides]
     cells = [workload.settings(pair, method, dataset, overrides) for pair in pairs for method in methods]
     cfg = cells[0]
     device = pick_device(cfg.engine.device)
+    if devices is not None:
+        check_devices(replace(cfg.engine, devices=devices), device)
     chosen = choose(modes, device)
-    required = any(override.startswith("dataset.root=") for override in overrides)
-    arrays, data = workload.read_data(cfg, required=required)
-    steps = steps or STEPS[device.type]
+    steps = steps or (from_files.STEPS if streaming else STEPS)[device.type]
     threads = threads or cfg.engine.threads or cores()
-    part = workload.cut(arrays, batch=cfg.schedule.batch_size, steps=steps)
+    arrays: Arrays | Streamed
+    part: Arrays | Streamed
+    if not streaming:
+        required = any(override.startswith("dataset.root=") for override in overrides)
+        arrays, data = workload.read_data(cfg, required=required)
+        part = workload.cut(arrays, batch=cfg.schedule.batch_size, steps=steps)
+    elif not make_images:
+        arrays, data = from_files.read(cfg)
     set_up(cfg.engine, threads)
+    most, seconds = repetitions or (LEAST if quick else 7), seconds or (90 if quick else 600)
+    with _room(output) as folder:
+        if make_images:
+            cells = from_files.with_images(cells, folder / "images")
+            arrays, data = from_files.read(cells[0])
+        if isinstance(arrays, Streamed):
+            part = from_files.cut(arrays, batch=cfg.schedule.batch_size, steps=steps)
+        work = Workload(arrays, part, device, threads, min(cores(), MOST_WORKERS), steps, folder)
+        about = table.about(device, threads=threads, data=data, steps=steps)
+        if streaming:
+            timings = from_files.timings(cells, work, most, seconds)
+            return table.show_and_write(output, "streaming-", timings, *from_files.summary(timings), about)
+        if devices is not None:
+            timings = processes.timings(cells, work, devices, most, seconds)
+            return table.show_and_write(output, "devices-", timings, *processes.summary(timings, work, devices), about)
+        if every:
+            timings = method_costs.timings(cells, work, repetitions or MOST_TURNS, seconds)
+            method_costs.show(timings)
+            return method_costs.write(output, timings, about)
+        timings = _timings(cells, chosen, work, most, seconds / len(cells))
+        found = costs.of_an_epoch(cells, timings, work)
+        if not quick:
+            found.append(costs.planning(work.folder))
+    table.show(timings, found, about)
+    return table.write(output, timings, table.markdown(timings, found, about), about)
+
+
+def _check_methods(asked: Sequence[str], allowed: Sequence[str]) -> None:
+    """Raise EdkdError for a method that is not measured: the plain loop has few, and all are measured by themselves."""
+    for method in asked:
+        if method not in workload.METHODS:
+            raise EdkdError(f"--methods={method}: no such method; allowed: {', '.join(allowed)}")
+
+
+@contextlib.contextmanager
+def _room(output: Path) -> Iterator[Path]:
+    """A folder for caches and images, gone in the end, where there is room for results too."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(prefix=".bench-", dir=output, ignore_cleanup_errors=True)
     except OSError as error:
         raise EdkdError(f"cannot write to {output}: {error.strerror}; --output names the folder") from error
-    with temporary:  # for caches, where there is room for results too
-        work = Workload(arrays, part, device, threads, min(cores(), MOST_WORKERS), steps, Path(temporary.name))
-        most, seconds = repetitions or (LEAST if quick else 7), seconds or (90 if quick else 600)
-        if every:
-            timings = method_costs.timings(cells, work, repetitions or MOST_TURNS, seconds)
-        else:
-            timings = _timings(cells, chosen, work, most, seconds / len(cells))
-            found = costs.of_an_epoch(cells, timings, work)
-            if not quick:
-                found.append(costs.planning(work.folder))
-    about = table.about(device, threads=threads, data=data, steps=steps)
-    if every:
-        method_costs.show(timings)
-        return method_costs.write(output, timings, about)
-    table.show(timings, found, about)
-    return table.write(output, timings, found, about)
-
-
-def process() -> Executor:
-    """A process that does one thing after another."""
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    with temporary:
+        yield Path(temporary.name)
 
 
 def _timings(
@@ -123,13 +164,12 @@ def _in_turns(
     timings = [Timing(cfg.pair, cfg.method, name, cfg.schedule.batch_size) for name in names]
     for timing in timings:
         timing.peak_mb = call(timing.mode, prepare, cfg, work)
-    for repetition in range(most if timings else 0):
-        first = repetition % len(timings)
-        for timing in timings[first:] + timings[:first]:
-            began, ended = call(timing.mode, train, 1)
-            timing.seconds.append((ended - began) / work.steps)
-        if repetition + 1 >= LEAST and time.monotonic() > until:
-            break
+
+    def seconds_of(timing: Timing) -> float:
+        began, ended = call(timing.mode, train, 1)
+        return float(ended - began) / work.steps
+
+    in_turns(timings, seconds_of, most, until)
     return timings
 
 

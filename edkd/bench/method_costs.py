@@ -4,8 +4,6 @@ All methods of a pair are made at once, each with the code of a real run, and ta
 machine down slows all of them: a cost is the median of the ratios to KD's step within a repetition.
 """
 
-import csv
-import io
 import statistics
 import time
 from collections.abc import Sequence
@@ -17,6 +15,7 @@ from rich.table import Table
 from edkd.bench import measure, table
 from edkd.bench.modes import WAYS, Ours
 from edkd.bench.table import Timing
+from edkd.bench.turns import in_turns
 from edkd.bench.workload import Workload
 from edkd.config import schema
 from edkd.config.schema import Settings
@@ -27,7 +26,6 @@ EVERY = "all"  # of --methods
 PAIR = "vgg13-vgg8"
 BASE = "kd"
 FILE = "methods_cost.csv"
-LEAST = 3  # repetitions, whatever the time
 
 
 def options() -> list[str]:
@@ -54,21 +52,19 @@ def _pair(cfg: Settings) -> str:
 def _of_a_pair(cells: Sequence[Settings], work: Workload, most: int, seconds: float) -> list[Timing]:
     until = time.monotonic() + seconds
     _made(cells[0], work)  # what the first steps of a process take once is no method's
-    made = []
+    made, timings = {}, []
     for cfg in cells:
-        method, peak = _made(cfg, work)
-        made.append((method, Timing(_pair(cfg), cfg.method, "warm", cfg.schedule.batch_size, peak_mb=peak)))
-    for repetition in range(most):
-        first = repetition % len(made)
-        for method, timing in made[first:] + made[:first]:
-            method.ready()
-            timing.seconds.append(measure.seconds(method.run, work.device) / work.steps)
-        if repetition + 1 >= LEAST and time.monotonic() > until:
-            break
-    base = made[0][1].seconds
-    for _, timing in made:
-        timing.ratio = statistics.median(own / others for own, others in zip(timing.seconds, base))
-    return [timing for _, timing in made]
+        made[cfg.method], peak = _made(cfg, work)
+        timings.append(Timing(_pair(cfg), cfg.method, "warm", cfg.schedule.batch_size, peak_mb=peak))
+
+    def seconds_of(timing: Timing) -> float:
+        made[timing.method].ready()
+        return measure.seconds(made[timing.method].run, work.device) / work.steps
+
+    in_turns(timings, seconds_of, most, until)
+    for timing in timings:
+        timing.ratio = statistics.median(own / others for own, others in zip(timing.seconds, timings[0].seconds))
+    return timings
 
 
 def _made(cfg: Settings, work: Workload) -> tuple[Ours, float | None]:
@@ -92,10 +88,5 @@ def show(found: Sequence[Timing]) -> None:
 
 def write(folder: Path, found: Sequence[Timing], about: dict[str, Any]) -> list[Path]:
     """Write `<folder>/methods_cost.csv`, which docs/methods.md is made of when it lies in docs/; returns it."""
-    text = io.StringIO()
-    rows = [{**table.row(timing), **about} for timing in found]
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write_bytes(folder / FILE, text.getvalue().encode())
+    files.write_bytes(folder / FILE, table.as_csv(found, about).encode())
     return [folder / FILE]

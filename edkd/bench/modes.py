@@ -20,6 +20,7 @@ from edkd.bench import measure, plain
 from edkd.bench.workload import Workload, networks
 from edkd.config.schema import Settings
 from edkd.data import _torchvision
+from edkd.data.arrays import Arrays
 from edkd.errors import EdkdError
 from edkd.runs.setup import Inputs, device_data, new_state
 from edkd.runs.teacher_source import teacher_source
@@ -109,6 +110,7 @@ class Plain:
         teacher, student = networks(cfg, work)
         self.teacher, self.student = teacher.to(work.device), student.to(work.device)
         self.first = copy.deepcopy(self.student.state_dict())
+        assert isinstance(work.arrays, Arrays)
         self.loader = plain.loader(
             work.arrays.train, cfg.dataset, batch_size=cfg.schedule.batch_size, workers=work.workers, device=work.device
         )

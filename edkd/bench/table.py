@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,8 @@ def about(device: torch.device, *, threads: int, data: str, steps: int) -> dict[
         "modified": version.get("git_dirty", ""),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "torchvision": metadata.version("torchvision"),
+        "pillow": metadata.version("pillow"),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cuda": torch.version.cuda or "",
         "cudnn": torch.backends.cudnn.version() or "",
@@ -107,19 +110,44 @@ def show(timings: Sequence[Timing], costs: Sequence[Cost], about: dict[str, Any]
     console.print(beside)
 
 
-def write(folder: Path, timings: Sequence[Timing], costs: Sequence[Cost], about: dict[str, Any]) -> list[Path]:
-    """Write `<folder>/<device>-<date>.csv` and `….md`; returns them. Raises EdkdError."""
+def show_and_write(
+    folder: Path,
+    kind: str,
+    timings: Sequence[Timing],
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    about: dict[str, Any],
+) -> list[Path]:
+    """Print one table, and write it in Markdown beside a CSV of the timings, as `write` does."""
+    console = Console(width=None if os.isatty(1) else 160)
+    console.print(_heading(about), highlight=False)
+    grid = Table(*columns, title="images per second, and their ratios")
+    for each in rows:
+        grid.add_row(*each)
+    console.print(grid)
+    lines = [f"Images per second. {_heading(about, with_commit=True)}", "", columns, ["---"] * len(columns), *rows]
+    text = "\n".join(line if isinstance(line, str) else f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return write(folder, timings, text, about, kind=kind)
+
+
+def write(folder: Path, timings: Sequence[Timing], text: str, about: dict[str, Any], *, kind: str = "") -> list[Path]:
+    """Write `<folder>/<device>-<date>.csv`, and `text` as `….md`; returns them. Raises EdkdError."""
     device = "".join(letter if letter.isalnum() else "-" for letter in str(about["device"])).lower()
-    stem = folder / f"{device}-{about['date'][:19].replace(':', '').replace('-', '')}"
+    stem = folder / f"{device}-{kind}{about['date'][:19].replace(':', '').replace('-', '')}"
+    contents = {stem.with_suffix(".csv"): as_csv(timings, about), stem.with_suffix(".md"): text}
+    for path, content in contents.items():
+        files.write_bytes(path, content.encode())
+    return list(contents)
+
+
+def as_csv(timings: Sequence[Timing], about: dict[str, Any]) -> str:
+    """A row for each timing, with versions and hardware."""
     text = io.StringIO()
     rows = [{**row(timing), **about} for timing in timings]
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    contents = {stem.with_suffix(".csv"): text.getvalue(), stem.with_suffix(".md"): markdown(timings, costs, about)}
-    for path, content in contents.items():
-        files.write_bytes(path, content.encode())
-    return list(contents)
+    return text.getvalue()
 
 
 def row(timing: Timing) -> dict[str, Any]:
@@ -142,7 +170,7 @@ def markdown(timings: Sequence[Timing], costs: Sequence[Cost], about: dict[str, 
     """The plain loop's time and the ratios by pair (geometric means over the methods), then the other costs."""
     labels = {name: label for name, label in _modes(timings).items() if name != PLAIN}
     lines = [
-        f"{_heading(about)}, commit {str(about['commit'])[:7] or 'unknown'}, {about['date'][:10]}",
+        _heading(about, with_commit=True),
         "",
         f"| pair | {' | '.join(['(a) plain loop, ms', *labels.values()])} |",
         f"|---|{'---:|' * (len(labels) + 1)}",
@@ -164,8 +192,10 @@ def _mean(numbers: Sequence[float | None], shape: str) -> str:
     return shape.format(statistics.geometric_mean(known)) if known else ""
 
 
-def _heading(about: dict[str, Any]) -> str:
-    return f"{about['device']} ({about['cpu']}, {about['threads']} threads), torch {about['torch']}, {about['data']}"
+def _heading(about: dict[str, Any], *, with_commit: bool = False) -> str:
+    commit = f", commit {str(about['commit'])[:7] or 'unknown'}, {about['date'][:10]}" if with_commit else ""
+    machine = f"{about['device']} ({about['cpu']}, {about['threads']} threads)"
+    return f"{machine}, torch {about['torch']}, {about['data']}{commit}"
 
 
 def _modes(timings: Sequence[Timing]) -> dict[str, str]:

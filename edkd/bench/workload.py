@@ -15,6 +15,7 @@ from edkd.config.compose import compose_settings
 from edkd.config.instantiate import build
 from edkd.config.schema import Settings
 from edkd.data.arrays import Arrays, Split
+from edkd.data.files import Streamed
 from edkd.errors import EdkdError
 from edkd.runs.setup import load_arrays
 from edkd.training.trainer import seeded
@@ -29,8 +30,8 @@ LIKE_CIFAR100 = (50_000, 10_000)  # training and test images
 class Workload:
     """Data, device and effort of all modes."""
 
-    arrays: Arrays  # all images: what the plain loop draws from
-    cut: Arrays  # the images of one repetition: an epoch of ours
+    arrays: Arrays | Streamed  # all images: what the plain loop draws from
+    cut: Arrays | Streamed  # the images of one repetition: an epoch of ours
     device: torch.device
     threads: int
     workers: int  # processes that load the plain loop's images
@@ -76,7 +77,7 @@ def read_data(cfg: Settings, *, required: bool) -> tuple[Arrays, str]:
         described = "random images of CIFAR-100's shape (the data set is not here)"
         return Arrays(train, None, test, tuple(map(str, range(100)))), described
     if not isinstance(arrays, Arrays):
-        raise EdkdError(f"{cfg.dataset.key} is streamed: the benchmark needs data in memory")
+        raise EdkdError(f"{cfg.dataset.key} is streamed: --streaming measures that")
     return arrays, f"{cfg.dataset.key}, {len(arrays.train)} training images"
 
 

@@ -29,11 +29,11 @@ def add_to(commands: Any) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from edkd.config.compose import compose_settings
+    from edkd.config.compose import chosen, compose_settings
     from edkd.runs.evaluate import evaluate_network
 
-    teacher = [f"teacher={args.teacher}"] if args.teacher else []
-    settings = compose_settings([f"dataset={args.dataset}", f"student={args.model}", *teacher, *args.overrides])
+    networks = [*chosen("student", args.model), *(chosen("teacher", args.teacher) if args.teacher else [])]
+    settings = compose_settings([f"dataset={args.dataset}", *networks, *args.overrides])
     found = evaluate_network(settings, args.checkpoint, with_teacher=args.teacher is not None)
     overall, classes, pace = found.overall, found.classes, found.images / found.seconds
     teacher_name = settings.teacher.name if args.teacher else None

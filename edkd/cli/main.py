@@ -54,13 +54,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    names = {
-        "pairs": "TEACHER-STUDENT,… (default: the seven)",
-        "methods": "kd,dkd,edkd; all: what a step of every method costs",
-        "modes": "such as plain,warm",
-    }
-    for name, words in names.items():
-        parser.add_argument(f"--{name}", type=lambda text: text.split(","), metavar="NAMES", help=words)
+    what = parser.add_mutually_exclusive_group()
+    for group, name, words in (
+        (parser, "pairs", "TEACHER-STUDENT,… (default: the seven)"),
+        (parser, "methods", "kd,dkd,edkd; all: what a step of every method costs"),
+        (what, "modes", "such as plain,warm"),
+    ):
+        group.add_argument(f"--{name}", type=lambda text: text.split(","), metavar="NAMES", help=words)
+    what.add_argument("--streaming", action="store_true", help="loader and step, alone and together, from image files")
+    what.add_argument("--devices", type=int, metavar="N", help="a run in N processes beside the same run in one")
     parser.add_argument("--repetitions", type=int, metavar="N", help="of each mode at most; the median counts")
     parser.add_argument("--steps", type=int, metavar="N", help="of one repetition")
     parser.add_argument("--seconds", type=float, metavar="S", help="for all steps; fewer repetitions keep to it")

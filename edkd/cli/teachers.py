@@ -1,6 +1,7 @@
 """The commands of `edkd` about the teacher store."""
 
 import argparse
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +23,10 @@ def add_to(commands: Any) -> None:
         help="make a checkpoint file a teacher, or those of an archive, after measuring accuracies",
         usage="edkd teachers import [options] (NAME FILE | ARCHIVE) [KEY=VALUE ...]",
     )
-    importing.add_argument("name", metavar="NAME", help="network, such as vgg13; or a tar file of NETWORK_vanilla/")
-    importing.add_argument("file", nargs="?", help="checkpoint: ours, or the field's {'model': state_dict}")
+    importing.add_argument(
+        "name", metavar="NAME", help="network: vgg13, torchvision_resnet34; or a tar file of NETWORK_vanilla/"
+    )
+    importing.add_argument("file", nargs="?", help="checkpoint: ours, the field's or torchvision's state_dict")
     importing.add_argument("--replace", action="store_true", help="replace the teacher of that name")
     importing.add_argument("--force", action="store_true", help="also a network that is no better than chance")
     add_dataset(importing)
@@ -83,14 +86,16 @@ def _list_teachers(args: argparse.Namespace) -> None:
 
 
 def _import_teacher(args: argparse.Namespace) -> None:
-    from edkd.config.compose import compose_settings
+    from edkd.config.compose import chosen, compose_settings
     from edkd.runs.teaching import import_teacher
 
     if args.file is None or ("=" in args.file and not Path(args.file).exists()):
         args.overrides = [*([args.file] if args.file else []), *args.overrides]
         _import_archive(args)
         return
-    settings = compose_settings([f"dataset={args.dataset}", f"student={args.name}", *args.overrides])
+    # It is composed as a student, and given as the teacher that it becomes: torchvision FILE teacher.arch=resnet34.
+    given = [re.sub(r"^(\+*)teacher\.", r"\1student.", override) for override in args.overrides]
+    settings = compose_settings([f"dataset={args.dataset}", *chosen("student", args.name), *given])
     entry = import_teacher(settings, Path(args.file), replace=args.replace, force=args.force)
     assert entry.test is not None
     print(f"{entry.name} of {entry.dataset}: top-1 {entry.test['top1']:.2f} %, {entry.id}, in {entry.path}")
@@ -127,7 +132,7 @@ def _import_archive(args: argparse.Namespace) -> None:
 
 
 def _cache_teachers(args: argparse.Namespace) -> None:
-    from edkd.config.compose import compose_settings
+    from edkd.config.compose import chosen, compose_settings
     from edkd.runs.teacher_source import fill
 
     # Names, seeds and overrides may follow each other in any order: an override is what has a "=".
@@ -140,7 +145,7 @@ def _cache_teachers(args: argparse.Namespace) -> None:
     names = [word for word in args.names if "=" not in word]
     if not names:
         raise EdkdError("no teacher named; example: edkd teachers cache vgg13 --seeds 0 1 2")
-    tables = [compose_settings([*overrides, f"teacher={name}"]) for name in names]
+    tables = [compose_settings([*chosen("teacher", name), *overrides]) for name in names]
     fill(tables, None if args.all else seeds or [0])
 
 

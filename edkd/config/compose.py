@@ -21,6 +21,8 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from edkd.config import schema
 from edkd.errors import EdkdError
 
+_LIBRARIES = ("torchvision", "timm")  # options of conf/student and conf/teacher of which an arch is asked
+
 
 def _without_hydra(composed: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
@@ -172,6 +174,15 @@ def _first_line(error: BaseException) -> str:
 def compose_settings(overrides: list[str]) -> schema.Settings:
     """The typed configuration that some overrides give, outside a run. Raises EdkdError for what does not fit."""
     return schema.settings(compose_values(["distiller=vanilla", *overrides]), "vanilla")
+
+
+def chosen(role: str, name: str) -> list[str]:
+    """The overrides that choose a network by its name in the teacher store: vgg13, torchvision_resnet34.
+
+    role: student or teacher.
+    """
+    library, _, arch = name.partition("_")
+    return [f"{role}={library}", f"{role}.arch={arch}"] if library in _LIBRARIES and arch else [f"{role}={name}"]
 
 
 def compose_values(overrides: list[str]) -> dict[str, Any]:

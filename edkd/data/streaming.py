@@ -42,9 +42,12 @@ class _Images(Dataset[_Item | str]):
             if not self.skip:
                 raise
             return str(error)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return self.transform(image), label, index
+        # By hand: torch.manual_seed and fork_rng look after every GPU, which takes a fifth of an image's time.
+        state = torch.default_generator.get_state()
+        torch.default_generator.manual_seed(seed)
+        transformed = self.transform(image)
+        torch.default_generator.set_state(state)
+        return transformed, label, index
 
 
 def _collate(items: list[_Item | str]) -> tuple[Any, list[str]]:
@@ -141,8 +144,9 @@ class StreamedData:
         try:
             for (images, target, index), broken in loader:
                 self._note(broken)
-                pixels = images.to(self.device, non_blocking=True).to(memory_format=self._layout)
-                normalised = (pixels.float() / 255 - self._mean) / self._std
+                pixels = images.to(self.device, non_blocking=True).float()
+                # In place, and channels last only afterwards: two to three times as fast on a CPU.
+                normalised = pixels.div_(255).sub_(self._mean).div_(self._std).to(memory_format=self._layout)
                 yield normalised, target.to(self.device), index.to(self.device)
         except EdkdError as error:  # a worker's error comes with its traceback as text
             raise EdkdError(str(error).rpartition("EdkdError: ")[2].strip()) from None

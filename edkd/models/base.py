@@ -1,6 +1,6 @@
 """What every network returns, and what the families share."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -137,3 +137,11 @@ def init_classifier(classifier: nn.Linear) -> None:
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     """Interleave the channels of `groups` equal groups, [B, C, H, W] (Zhang et al., ShuffleNet, 2018, figure 1)."""
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def in_own_names(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A ``state_dict`` under the network's names for what torchvision calls otherwise (its `torchvision_names`)."""
+    renamed = dict(state)
+    for theirs, ours in getattr(network, "torchvision_names", {}).items():
+        renamed = {key.replace(theirs, ours): tensor for key, tensor in renamed.items()}
+    return renamed

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from edkd import models
+from edkd.models.base import in_own_names
 
 
 def closest(state: Mapping[str, Tensor]) -> str:
@@ -14,12 +15,11 @@ def closest(state: Mapping[str, Tensor]) -> str:
     The number of classes is that of the last matrix of the file, as in every network here.
     """
     classes = [tensor.shape[0] for tensor in state.values() if tensor.ndim == 2][-1:]
-    held = {key: tensor.shape for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
     best, shared, entries = "", 0, 1
     for name in (*models.names(), *models.IMAGENET):
         with torch.device("meta"):
             network = getattr(models, name)(num_classes=classes[0] if classes else 1)
-        own = {k: tensor.shape for k, tensor in network.state_dict().items() if not k.endswith("num_batches_tracked")}
+        own, held = (_shapes(each) for each in (network.state_dict(), in_own_names(network, state)))
         common, union = len(own.items() & held.items()), len(own.keys() | held.keys())
         if common * entries > shared * union:
             best, shared, entries = name, common, union
@@ -28,3 +28,7 @@ def closest(state: Mapping[str, Tensor]) -> str:
     if shared == entries:
         return f"it fits {best} with {classes[0]} classes"
     return f"the closest network is {best} with {shared} of {entries} entries"
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: tensor.shape for key, tensor in state.items() if not key.endswith("num_batches_tracked")}

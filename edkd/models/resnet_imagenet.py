@@ -6,6 +6,8 @@ stride of a bottleneck sits in its 3x3 convolution, as in torchvision. Parameter
 (`init_convolutions`; the classifier as torch draws it) are those of the CRD benchmark (Tian et al., ICLR 2020).
 """
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -61,8 +63,11 @@ class Bottleneck(nn.Module):
 class ResNetImageNet(nn.Module):
     """Four stages of `blocks` basic or bottleneck blocks, 64 to 512 channels wide.
 
-    large_stem: ImageNet's stem, which divides the side of an image by four.
+    large_stem: ImageNet's stem, which divides the side of an image by four. With it this is torchvision's network but
+    for the names of some parameters.
     """
+
+    torchvision_names: ClassVar[dict[str, str]] = {".downsample.": ".shortcut.", "fc.": "linear."}
 
     def __init__(
         self,

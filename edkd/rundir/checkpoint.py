@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from edkd.errors import EdkdError, import_extra
+from edkd.models.base import in_own_names
 from edkd.rundir import files
 
 MAGIC = b"EDKDCKP1"
@@ -145,10 +146,11 @@ def ends_in_method(path: Path) -> bool:
 def load_into(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
     """Load ``state`` into ``model``, every key and shape of it; ``where`` says in errors whose weights they are.
 
-    The counters ``num_batches_tracked`` may all be missing, as in files of PyTorch before 0.4.1: no evaluation uses
-    them. Raises `EdkdError` if the weights do not fit; the model is then as before.
+    Names of torchvision that the model knows are its own. The counters ``num_batches_tracked`` may all be missing, as
+    in files of PyTorch before 0.4.1: no evaluation uses them. Raises `EdkdError` if the weights do not fit; the model
+    is then as before.
     """
-    own = model.state_dict()
+    own, state = model.state_dict(), in_own_names(model, state)
     counters = {key: value for key, value in own.items() if key.endswith(".num_batches_tracked")}
     if not counters.keys() & state.keys():
         state = counters | state

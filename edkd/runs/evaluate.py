@@ -16,10 +16,12 @@ from edkd.errors import EdkdError
 from edkd.models.fit import closest
 from edkd.rundir import checkpoint
 from edkd.runs.setup import device_data, find_teacher, load_arrays, load_teacher, teacher_folder
+from edkd.runs.student import load_method
 from edkd.teachers import store
 from edkd.teachers.source import Precision
 from edkd.training.device import pick_device, to_device
-from edkd.training.evaluation import Calibration, Counted, all_logits, evaluate
+from edkd.training.evaluation import Calibration, Counted, all_logits, evaluate, measure
+from edkd.training.step import Trainable
 
 
 class OfClass(NamedTuple):
@@ -44,8 +46,8 @@ class Evaluation:
 def evaluate_network(cfg: Settings, file: Path | None, *, with_teacher: bool = False) -> Evaluation:
     """Measure `cfg.student` on the test set, with the weights in `file` or those of the stored teacher.
 
-    With `with_teacher`, also how near it is to the stored `cfg.teacher`. Raises EdkdError for weights that are missing,
-    damaged, of another network, or of a student that ends in modules of its method.
+    A student that ends in modules of its method is measured with them. With `with_teacher`, also how near it is to the
+    stored `cfg.teacher`. Raises EdkdError for weights that are missing, damaged or of another network.
     """
     where = str(file)
     if file is None:
@@ -57,11 +59,6 @@ def evaluate_network(cfg: Settings, file: Path | None, *, with_teacher: bool = F
             )
         store.verify(entry)
         where, file = f"teacher {entry.id}", entry.path
-    elif checkpoint.ends_in_method(file):
-        raise EdkdError(
-            f"{file}: the student of this method ends in modules of the method (`distiller` in the file), without "
-            "which it predicts nothing: it can be neither measured nor a teacher; its run's journal has its accuracy"
-        )
     weights = checkpoint.load_weights(file)
     arrays, _ = load_arrays(cfg)
     device = pick_device(cfg.engine.device)
@@ -70,6 +67,7 @@ def evaluate_network(cfg: Settings, file: Path | None, *, with_teacher: bool = F
         checkpoint.load_into(network, weights, where)
     except EdkdError as error:
         raise EdkdError(f"{error}; {closest(weights)}") from error
+    method = load_method(cfg, file, network, arrays)
     network = to_device(network, cfg.engine, device)
     data, precision = device_data(arrays, cfg, device).test, Precision(cfg.engine.precision, device)
     taught = None
@@ -80,7 +78,12 @@ def evaluate_network(cfg: Settings, file: Path | None, *, with_teacher: bool = F
     found = _Found(arrays.num_classes, device)
     began = time.monotonic()
     with counting(cfg.student.name, len(data)) as update:
-        overall = evaluate(network, Counted(data, update), precision, taught, on_batch=found.add)
+        counted = Counted(data, update)
+        if method is None:
+            overall = evaluate(network, counted, precision, taught, found.add)
+        else:
+            whole = Trainable(network, method.to(device), precision).eval()
+            overall = measure(whole.predict, counted, device, taught, found.add)
     seconds = time.monotonic() - began
     overall["ece"] = found.calibration.read()
     return Evaluation(where, overall, found.by_class(arrays.classes), len(data), seconds)

@@ -24,7 +24,8 @@ from edkd.distillers.base import Distiller
 from edkd.errors import EdkdError, import_extra
 from edkd.rundir import checkpoint
 from edkd.rundir.paths import RunDir
-from edkd.runs.setup import device_data, load_arrays, make_method
+from edkd.runs.setup import device_data, load_arrays
+from edkd.runs.student import load_method
 from edkd.training.evaluation import EVALUATION_BATCH, measure
 from edkd.training.trainer import Splits
 
@@ -109,12 +110,7 @@ def load_student(cfg: Settings, file: Path, arrays: Arrays | Streamed) -> Studen
     """The student in a weights file of ours, with the modules of its method where it ends in them."""
     student = build(cfg.student.model, "student.model", num_classes=arrays.num_classes)
     checkpoint.load_into(student, checkpoint.load_weights(file), str(file))
-    if not checkpoint.ends_in_method(file):
-        return Student(student, None)
-    teacher = build(cfg.teacher.model, "teacher.model", num_classes=arrays.num_classes)  # for its shapes alone
-    distiller = make_method(cfg, student, teacher, arrays)
-    checkpoint.load_into(distiller, checkpoint.read(file)["distiller"], f"{file} (distiller)")
-    return Student(student, distiller)
+    return Student(student, load_method(cfg, file, student, arrays))
 
 
 def _about(job: Job, arrays: Arrays | Streamed, which: str, epoch: int | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from edkd.config.job import Job
 from edkd.config.schema import Settings
 from edkd.errors import EdkdError
+from edkd.rundir import checkpoint
 from edkd.rundir.paths import RunDir
 from edkd.runs.evaluate import evaluate_network
 from edkd.runs.setup import load_arrays, teacher_folder
@@ -96,9 +97,11 @@ def import_teacher(cfg: Settings, file: Path, *, replace: bool, force: bool, sou
     """Put a checkpoint file into the teacher store, after checking its shapes and measuring it on the test set.
 
     `source` says where the file came from, where that is not the file itself. Raises EdkdError as `evaluate_network`
-    does, if another teacher of that name is there and `replace` is False, and for a network that is hardly better than
-    chance, or not finite, unless `force`.
+    does, for a student that ends in its method, if another teacher of that name is there and `replace` is False, and
+    for a network that is hardly better than chance, or not finite, unless `force`.
     """
+    if checkpoint.ends_in_method(file):
+        raise EdkdError(f"{file}: the student of this method ends in modules of the method, and can be no teacher")
     measured = evaluate_network(cfg, file).overall
     arrays, _ = load_arrays(cfg)
     chance = 100 / arrays.num_classes

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from edkd.bench import costs, main, method_costs, modes, plain, table, workload
+from edkd.bench import costs, main, method_costs, modes, plain, streaming, table, workload
 from edkd.bench.modes import WAYS, Ours, Plain
 from edkd.bench.table import Timing
 from edkd.bench.workload import Workload
 from edkd.config import schema
 from edkd.config.instantiate import build
 from edkd.config.schema import Network, Settings
+from edkd.data.streaming import StreamedData
 from edkd.data.views import epoch_order, epoch_views, n_views
 from edkd.distillers.base import Batch
 from edkd.errors import EdkdError
@@ -230,6 +231,67 @@ def test_random_images_where_cifar100_is_not(tmp_path: Path, monkeypatch: pytest
     assert list(tmp_path.iterdir()) == []
 
 
+def test_images_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "IMAGES", 8)
+    asked = ["--streaming", "--pairs=resnet8-resnet8", "--threads=1", "--steps=3", "--repetitions=2"]
+    small = ["dataset.image_size=8", "dataset.workers=0", "schedule.batch_size=4", "engine.device=cpu"]
+    done = edkd("bench", *asked, *small, f"--output={tmp_path}")
+    assert done.code == 0, done
+    measured, text = map(Path, done.out.splitlines()[-2:])
+    assert {path.name for path in tmp_path.iterdir()} == {measured.name, text.name}
+    assert measured.name.startswith("cpu-streaming-")
+    with measured.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["mode"] for row in rows] == ["loader", "step", "both", "plain"]
+    assert all(row["repetitions"] == "2" and float(row["ms_median"]) > 0 for row in rows)
+    assert [bool(row["ratio"]) for row in rows] == [True, False, True, False]
+    assert rows[0]["data"].startswith("8 files of ") and rows[0]["data"].endswith(" kB, cropped to 8x8")
+    assert all(rows[0][name] for name in ("torchvision", "pillow", "cpu"))
+    assert "| (c) / min(a, b) |" in text.read_text() and "| resnet8-resnet8 | kd |" in text.read_text()
+
+
+def test_the_plain_loader_reads_what_ours_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "IMAGES", 8)
+    cfg = workload.settings("resnet8-resnet8", "kd", "imagefolder", [*streaming.made_data(0), "dataset.image_size=8"])
+    (cfg,) = streaming.with_images([cfg], tmp_path)
+    arrays, _ = streaming.read(cfg)
+    kb = [path.stat().st_size / 1000 for path in tmp_path.glob("train/*/*.jpg")]
+    assert len(kb) == 8 and 25 < sum(kb) / 8 < 60
+    epoch = streaming.cut(arrays, batch=4, steps=3)
+    assert len(epoch.train) == 12
+    batches = list(streaming.plain_loader(epoch, cfg, 4, CPU))
+    ours = StreamedData(
+        epoch.train, mean=cfg.dataset.mean, std=cfg.dataset.std, size=8, workers=0, augmentation="resized_crop",
+        broken="stop", device=CPU, channels_last=False,
+    )  # fmt: skip
+    counts = ours.begin(0, 1, 4).counts
+    assert [images.shape for images, _ in batches] == [ours.next(count).images.shape for count in counts]
+    low, high = ((value - torch.tensor(cfg.dataset.mean)) / torch.tensor(cfg.dataset.std) for value in (0.0, 1.0))
+    seen = torch.cat([images for images, _ in batches])
+    assert (seen.amin((0, 2, 3)) >= low - 1e-5).all() and (seen.amax((0, 2, 3)) <= high + 1e-5).all()
+    assert sorted(torch.cat([target for _, target in batches]).unique().tolist()) == [0, 1, 2, 3]
+
+
+def test_ratios_of_loader_and_step_are_taken_within_a_repetition() -> None:
+    seconds = {"loader": [1.0, 2.0, 1.0], "step": [4.0, 1.0, 4.0], "both": [5.0, 4.0, 4.0], "plain": [2.0, 2.0, 3.0]}
+    header, ((_, _, *cells),) = streaming.summary([timing(mode, each) for mode, each in seconds.items()])
+    assert header[-3:] == ["(c) / min(a, b)", "(c) / (a) then (b)", "(a) / (d)"]
+    assert cells == ["64", "16", "16", "32", "0.80", "1.00", "2.00"]
+
+
+@pytest.mark.slow
+def test_processes_beside_one(tmp_path: Path) -> None:
+    done = edkd("bench", "--devices=2", "--steps=1", "--repetitions=2", f"--output={tmp_path}", *SMALL)
+    assert done.code == 0, done
+    measured, text = map(Path, done.out.splitlines()[-2:])
+    with measured.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["mode"] for row in rows] == ["processes-1", "processes-2"]
+    assert all(row["method"] == "kd" and row["repetitions"] == "2" for row in rows)
+    assert float(rows[1]["ratio"]) > 0
+    assert "| 1 process x 1 threads | 2 processes x 1 threads | times as fast |" in text.read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -239,6 +301,10 @@ def test_random_images_where_cifar100_is_not(tmp_path: Path, monkeypatch: pytest
         ([*SMALL, "--modes=fast"], "--modes=fast: no such mode on this device; allowed: plain, online, "),
         ([*SMALL, "--modes=plain,captured"], "--modes=captured: no such mode on this device; allowed: plain, "),
         ([*SMALL, "--steps=4"], "--steps=4: allowed: 1 to 3, for 200 images in batches of 64"),
+        (["--streaming", "--methods=all"], "--methods=all: no such method; allowed: kd, dkd, edkd"),
+        ([*SMALL, "--devices=1"], "--devices=1: must be 2 or more"),
+        (["--streaming", "-d", "digits"], "--streaming reads images from files, and digits-16 is in memory"),
+        (["--devices=2", "-d", "imagefolder", "dataset.name=x", "dataset.root=."], "no folder train; "),
         ([*SMALL, "--repetitions=-1"], "--repetitions=-1: must be above 0"),
         (["--pairs=vgg13-vgg8", "dataset.root=nowhere"], "CIFAR-100 not found: looked for "),
         ([*SMALL, "--output=file/bench"], "cannot write to file/bench: "),

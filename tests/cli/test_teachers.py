@@ -10,6 +10,7 @@ import torch
 
 from edkd import models
 from edkd.console import size
+from edkd.data import _torchvision
 from edkd.rundir import checkpoint
 from edkd.teachers import store as teacher_store
 from tests.commandline import DIGITS, Ended, edkd, error, files, journals, launch, python, run_file
@@ -63,6 +64,29 @@ def test_a_file_of_the_fields(output: Path, prefix: str) -> None:
     done = evaluate("-c", "theirs.pth")
     assert done.code == 0, done
     assert f"\n{said(end(output, 'resnet8-resnet8/kd-s0')['last'])}\n" in done.out
+
+
+def test_a_student_that_ends_in_its_method(output: Path) -> None:
+    common = ["dataset=digits", *DIGITS, "schedule=short", "schedule.epochs=1", "tracking=journal", "teacher=resnet8"]
+    done = launch(*common, "student=resnet8", "distiller=simkd", "engine.threads=1")
+    assert done.code == 0, done
+    last = journals(output)["resnet8-resnet8/simkd-s0"][-2]["metrics"]
+    path = run_file(output, "simkd", "last.pt")
+    found = json.loads(evaluate("-c", str(path), "--teacher", "resnet8", "--json").out)
+    for name in ("top1", "top5", "loss", "ece", "agreement", "kl_teacher"):
+        assert found[name] == last[f"test/{name}"]
+
+    Path("moved.pt").write_bytes(path.read_bytes())
+    named = evaluate("-c", "moved.pt", "--teacher", "resnet8", "--json", "distiller=simkd")
+    assert json.loads(named.out)["loss"] == found["loss"]
+    assert error(evaluate("-c", "moved.pt")) == (
+        "moved.pt: the student ends in modules of its method (`distiller` in the file), and lies in no run's "
+        "directory: name the method and its teacher, such as distiller=simkd teacher=resnet32x4"
+    )
+    assert error(evaluate("-c", "moved.pt", "distiller=simkd", "teacher=resnet32x4")).startswith(
+        "moved.pt (distiller) does not fit the architecture SimKD: of 20 entries "
+    )
+    assert error(import_(str(path), "--replace")).endswith(" ends in modules of the method, and can be no teacher")
 
 
 def test_all_that_is_measured(output: Path) -> None:
@@ -185,6 +209,29 @@ def test_a_file_becomes_a_teacher(output: Path) -> None:
     common = ["dataset=digits", *DIGITS, "schedule=short", "schedule.epochs=1", "tracking=journal", "teacher=resnet8"]
     assert launch(*common, "student=resnet8", "distiller=dkd", "engine.threads=1").code == 0
     assert journals(output)["resnet8-resnet8/dkd-s0"][0]["teacher"]["id"] == identity
+
+
+def test_a_file_of_torchvision_becomes_a_teacher_as_it_is(output: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(_torchvision.load().models.get_model("shufflenet_v2_x0_5", num_classes=10).state_dict(), "theirs.pth")
+    name = "torchvision_shufflenet_v2_x0_5"
+    where = ["-d", "digits", *DIGITS]
+    done = edkd("teachers", "import", name, "theirs.pth", "--force", *where)
+    assert done.code == 0, done
+    assert done.out.startswith(f"{name} of {KEY}: top-1 ")
+    by_arch = ["torchvision", "theirs.pth", "--force", "teacher.arch=shufflenet_v2_x0_5"]
+    assert edkd("teachers", "import", *by_arch, *where).out == done.out
+    measured = edkd("evaluate", "-m", name, "--teacher", name, *where).out
+    assert f"\nagreement with {name} 100.00 %  KL from it 0.0000\n" in measured
+    common = ["dataset=digits", *DIGITS, "schedule=short", "schedule.epochs=1", "tracking=journal", "engine.threads=1"]
+    assert edkd("teachers", "cache", name, "--epochs", "1", *where).code == 0
+    taught = launch(
+        *common, "teacher=torchvision", "teacher.arch=shufflenet_v2_x0_5", "student=resnet8", "distiller=kd"
+    )
+    assert taught.code == 0, taught
+    assert error(edkd("teachers", "import", "torchvision_resnet18", "theirs.pth", *where)).startswith(
+        "theirs.pth does not fit the architecture ResNet: of 122 entries "
+    )
 
 
 def test_what_cannot_become_a_teacher(output: Path) -> None:

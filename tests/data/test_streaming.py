@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from edkd.config.schema import settings
+from edkd.data import _torchvision, views
 from edkd.data.base import ImageBatch
-from edkd.data.files import Broken
+from edkd.data.files import Broken, read_image
 from edkd.data.sources import imagefolder
 from edkd.data.streaming import StreamedData
 from edkd.errors import EdkdError
@@ -34,11 +35,11 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def data(root: Path, *, workers: int, broken: Broken = "stop") -> StreamedData:
+def data(root: Path, *, workers: int, broken: Broken = "stop", channels_last: bool = False) -> StreamedData:
     found = imagefolder(root=str(root), image_size=8, workers=workers, broken=broken)
     read: dict[str, Any] = {"workers": workers, "augmentation": found.augmentation, "broken": broken}
-    options: dict[str, Any] = {"mean": [0.5] * 3, "std": [0.25] * 3, "size": 8, "device": CPU, "channels_last": False}
-    return StreamedData(found.train, **read, **options)
+    options: dict[str, Any] = {"mean": [0.5] * 3, "std": [0.25] * 3, "size": 8, "device": CPU}
+    return StreamedData(found.train, **read, **options, channels_last=channels_last)
 
 
 def epoch(made: StreamedData, seed: int, number: int) -> list[ImageBatch]:
@@ -64,6 +65,22 @@ def test_an_epoch_is_a_function_of_seed_and_epoch(root: Path) -> None:
     before = torch.random.get_rng_state()
     assert same(first, epoch(made, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), before), "torch's own random numbers are left alone"
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_images_are_those_of_torchvisions_transforms(root: Path, channels_last: bool) -> None:
+    made = data(root, workers=0, channels_last=channels_last)
+    mean, std = (torch.tensor(each)[:, None, None] for each in ([0.5] * 3, [0.25] * 3))
+    v2 = _torchvision.transforms_v2()
+    steps = [v2.PILToTensor(), v2.RandomResizedCrop(8, antialias=True), v2.RandomHorizontalFlip()]
+    draws = views.draw(24, seed=3, stream=views.TRANSFORMS, counter=2)
+    for batch in epoch(made, 3, 2):
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        assert batch.images.is_contiguous(memory_format=layout)
+        for image, index in zip(batch.images, batch.index.tolist()):
+            torch.manual_seed(int(draws[index]))
+            pixels = v2.Compose(steps)(read_image(made.files.samples[index][0]))
+            assert torch.equal(image, (pixels.float() / 255 - mean) / std)
 
 
 def test_the_parts_of_three_processes_make_up_each_batch(root: Path) -> None:

@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edkd import models
+from edkd.data import _torchvision
 from edkd.errors import EdkdError
 from edkd.models import foreign
+from edkd.models.fit import closest
 from edkd.rundir import checkpoint
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -74,6 +77,19 @@ def test_parameters_keep_their_names_and_learn() -> None:
     made = network.train()(IMAGES)
     (made.logits.sum() + sum(each.sum() for each in made.feats)).backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_files_of_torchvisions_resnets_fit_ours(arch: str) -> None:
+    theirs = _torchvision.load().models.get_model(arch, num_classes=5)
+    for norm in [module for module in theirs.modules() if isinstance(module, nn.BatchNorm2d)]:
+        nn.init.uniform_(norm.weight)
+        nn.init.uniform_(norm.running_mean)
+    ours = getattr(models, f"imagenet_{arch}")(num_classes=5)
+    checkpoint.load_into(ours, theirs.state_dict(), "theirs.pth")
+    with torch.no_grad():
+        assert torch.equal(ours.eval()(IMAGES).logits, theirs.eval()(IMAGES))
+    assert closest(theirs.state_dict()) == f"it fits imagenet_{arch} with 5 classes"
 
 
 @pytest.mark.parametrize(

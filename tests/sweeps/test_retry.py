@@ -64,7 +64,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def original(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Failed]]:
     """The sweep's output folder, not to be changed."""
     own, folder = tmp_path_factory.mktemp("own"), tmp_path_factory.mktemp("original")
-    module = f"raising{id(folder)}"  # a name of its own, for modules stay imported
+    module = f"raising_{own.name}"  # a name of its own, for modules stay imported
     (own / f"{module}.py").write_text(METHOD)
     (own / "conf" / "distiller").mkdir(parents=True)
     values = {"_target_": f"{module}.Raising", "ce_weight": 0.1, "kd_weight": 0.9, "temperature": 4.0}

@@ -71,7 +71,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with methods and options of a user; `marker` in it makes the methods fail."""
     folder = tmp_path_factory.mktemp("own")
-    module = f"brittle{id(folder)}"  # a name of its own, for modules stay imported
+    module = f"brittle_{folder.name}"  # a name of its own, for modules stay imported
     (folder / f"{module}.py").write_text(BRITTLE)
     (folder / "conf" / "distiller").mkdir(parents=True)
     (folder / "conf" / "schedule").mkdir()
