@@ -75,7 +75,7 @@ def run(
     cfg = cells[0]
     device = pick_device(cfg.engine.device)
     if devices is not None:
-        check_devices(replace(cfg.engine, devices=devices), device)
+        check_devices(replace(cfg.engine, devices=devices), device, nodes=1)
     chosen = choose(modes, device)
     steps = steps or (from_files.STEPS if streaming else STEPS)[device.type]
     threads = threads or cfg.engine.threads or cores()

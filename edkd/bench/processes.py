@@ -41,7 +41,7 @@ def _measure(of_cell: Sequence[Timing], cfg: Settings, work: Workload, size: int
     prepare(MODE, cfg, work)  # in this process, and fills the teacher cache for the others
     with contextlib.ExitStack() as stack:
         others = [stack.enter_context(process()) for _ in range(size)]
-        meeting = str(work.folder.resolve() / "meeting")  # a URL has the whole path
+        meeting = str(work.folder.resolve() / "meeting")
         joined = [each.submit(_join, rank, size, meeting, cfg, work) for rank, each in enumerate(others)]
         for each in joined:
             each.result()
@@ -62,7 +62,7 @@ def _measure(of_cell: Sequence[Timing], cfg: Settings, work: Workload, size: int
 def _join(rank: int, size: int, meeting: str, cfg: Settings, work: Workload) -> None:
     """Become one of the processes, and warm up."""
     device = pick_device(f"cuda:{rank}") if work.device.type == "cuda" else work.device
-    distributed.join(rank, size, meeting, device)
+    distributed.join(rank, size, distributed.open_store(meeting), device)
     prepare(MODE, cfg, replace(work, device=device, threads=_share(work, size)))
 
 

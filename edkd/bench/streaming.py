@@ -152,7 +152,7 @@ class Held:
     def __len__(self) -> int:
         return self.steps * len(self.batch.target)
 
-    def begin(self, seed: int, epoch: int, batch_size: int, rank: int = 0, size: int = 1) -> Epoch:
+    def begin(self, seed: int, epoch: int, batch_size: int, rank: int = 0, size: int = 1, done: int = 0) -> Epoch:
         """Begin an epoch."""
         counts = [len(self.batch.target)] * self.steps
         return Epoch(counts, None, counts)
