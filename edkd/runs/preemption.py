@@ -10,7 +10,7 @@ AGREE = 1.0  # seconds of steps after which the processes of a run agree on whet
 Asked = Callable[[float], bool]
 """Asked at a safe point with the seconds that the epoch will still take by its pace, 0 at its end: stop here?"""
 Agree = Callable[[Sequence[int]], list[int]]
-"""The first process's values, in all processes of a run."""
+"""Gives all processes of a run the values of the first."""
 
 
 class Stopped(BaseException):

@@ -1,7 +1,7 @@
 """One run in several processes (`engine.devices`), of one node or of several: they begin together, and end together.
 
-On each node one process starts the others of that node, by torch's own means, and watches over them. What ends the run
-they say in the store in which the run's processes meet: each node looks there, and ends its own.
+On each node one process starts those of that node, by torch's own means, and watches them. Why a run fails is written
+into the store in which all of its processes meet. Each node looks there, and ends its own processes.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from edkd.runs.preemption import Ended, Stopped
 from edkd.training.distributed import open_store
 
 LOST = 5  # exit code of a process that ends for want of another
-_LOOK = 0.5  # seconds between two looks at what other nodes say
-_GRACE = 5.0  # seconds in which the node that failed says so, once others have noticed
+_LOOK = 0.5  # seconds between two looks at the processes and into the store
+_GRACE = 5.0  # seconds that a node waits for the reason, once its processes have lost those of another
 _FAILED, _STOPPED = "edkd/failed", "edkd/stopped"  # in the store
 
 
@@ -56,13 +56,13 @@ def check_devices(engine: Engine, device: torch.device, nodes: int) -> None:
 
 
 def failed(store: Store, line: str) -> None:
-    """Say why the run fails, unless another process has."""
+    """Write down why the run fails, unless another process has."""
     with contextlib.suppress(DistError):  # the first node has ended
         store.compare_set(_FAILED, "", line)
 
 
 def stopped(store: Store) -> None:
-    """Say that all processes have stopped, as they were asked to."""
+    """Write down that the processes have stopped, as they were asked to."""
     store.set(_STOPPED, "yes")
 
 
@@ -75,7 +75,7 @@ def run_together(function: Callable[..., None], size: int, nodes: Nodes, *args: 
     try:
         _run(function, size, nodes, args)
     except Ended:
-        if line := _word(nodes.store):
+        if line := _failure(nodes.store):
             raise EdkdError(line) from None
         raise
     with contextlib.suppress(DistError):  # the first node has ended, and all is well
@@ -91,7 +91,7 @@ def _run(function: Callable[..., None], size: int, nodes: Nodes, args: tuple[Any
     )
     try:
         while not started.join(timeout=_LOOK):
-            if line := _word(nodes.store):
+            if line := _failure(nodes.store):
                 raise EdkdError(line)
     except (multiprocessing.ProcessExitedException, multiprocessing.ProcessRaisedException) as error:
         line = _why([process.exitcode or 0 for process in started.processes], ranks[0], size, nodes)
@@ -107,8 +107,8 @@ def _run(function: Callable[..., None], size: int, nodes: Nodes, args: tuple[Any
             process.join()
 
 
-def _word(store: Store) -> str:
-    """Why the run has failed, as a process says that saw it; empty where none has."""
+def _failure(store: Store) -> str:
+    """Why the run has failed, as the first process that noticed has written; empty where none has."""
     try:
         return store.get(_FAILED).decode() if store.check([_FAILED]) else ""
     except DistError:
@@ -128,11 +128,11 @@ def _why(codes: Sequence[int], first: int, size: int, nodes: Nodes) -> str:
     if nodes.count > 1 and {*codes} <= {0, LOST, -signal.SIGTERM}:
         deadline = time.monotonic() + _GRACE
         while time.monotonic() < deadline:  # SLURM's SIGTERM may come first
-            if line := _word(nodes.store):
+            if line := _failure(nodes.store):
                 return line
             time.sleep(_LOOK)
         return "a process of another node is gone, and the run ended with it; the same command continues it"
-    return _word(nodes.store)
+    return _failure(nodes.store)
 
 
 def _last_line(error: Exception) -> str:

@@ -354,17 +354,35 @@ def test_the_processes_of_a_run_stop_together_on_slurms_warning(
     assert saved is not None and saved[0]["epoch"] == journal.state(job.directory).epoch
 
 
-def test_what_ends_one_node_of_a_run_ends_the_others_in_its_words(make_job: Any, start: Start) -> None:
-    """Two tasks as srun starts them; a process of the second dies in the second epoch of four batches."""
+@pytest.fixture
+def two_nodes() -> dict[str, str]:
+    """What srun gives to both tasks of a job."""
+    given = {"SLURM_STEP_NUM_NODES": "2", "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1"}
+    return given | {"PYTHONPATH": str(REPOSITORY), "SLURM_JOB_ID": str(PORTS.index(free_ports(1)[0]))}
+
+
+def test_what_ends_one_node_of_a_run_ends_the_others_with_the_same_line(
+    make_job: Any, start: Start, two_nodes: dict[str, str]
+) -> None:
+    """A process of the second node dies in the second epoch of four batches."""
     job = make_job("vanilla", "student.model._target_=tests.runs.networks.mortal", "engine.devices=2")
-    given = {"SLURM_STEP_NUM_NODES": "2", "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1", KILL_AT: "1,6"}
-    given |= {"PYTHONPATH": str(REPOSITORY), "SLURM_JOB_ID": str(PORTS.index(free_ports(1)[0]))}
-    tasks = [start(job, SLURM_PROCID=number, **given) for number in "01"]
+    tasks = [start(job, SLURM_PROCID=number, **two_nodes, **{KILL_AT: "1,6"}) for number in "01"]
     said = [task.communicate(timeout=300)[1] for task in tasks]
     line = "process 2 of 2 was killed (SIGKILL), and the run ended with it; the same command continues it"
     assert [task.returncode for task in tasks] == [1, 1], said
     assert all(each.endswith(f"\nedkd: {line}\n") or each == f"edkd: {line}\n" for each in said), said
     assert [record.get("error") for record in journal.read(job.directory)] == [None, None, line]
+
+
+def test_a_node_that_is_gone_without_a_reason(make_job: Any, start: Start, two_nodes: dict[str, str]) -> None:
+    job = make_job("vanilla", f"schedule.epochs={10 * EPOCHS}", "engine.devices=2")
+    first, second = (start(job, SLURM_PROCID=number, **two_nodes) for number in "01")
+    until(lambda: journal.state(job.directory).epoch > 0, first)
+    os.killpg(second.pid, signal.SIGKILL)
+    _, said = first.communicate(timeout=120)
+    line = "a process of another node is gone, and the run ended with it; the same command continues it"
+    assert (first.returncode, journal.state(job.directory).error) == (1, line), said
+    assert said.endswith(f"\nedkd: {line}\n") and "Traceback" not in said, said
 
 
 # ---- several runs in a job
