@@ -301,9 +301,10 @@ class _Run:
         )  # fmt: skip
 
     def save_within(self, state: TrainState, within: Callable[[], Within]) -> None:
-        """Make a checkpoint in the middle of an epoch."""
+        """Make a checkpoint in the middle of an epoch, unless a loss was not finite: the run will fail at its end."""
         state.within = within()
-        if self.writes:
+        sound = all(bool(each["measured"]["sound"].all()) for each in state.within["processes"])
+        if self.writes and sound:
             checkpoint.save(state.state(), self.paths.checkpoint)
         state.within = None
 

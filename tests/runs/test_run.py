@@ -475,7 +475,12 @@ def test_an_error_is_journalled_and_the_run_can_go_on(failing: config_job.Job, m
     assert [record["resumed_from"] for record in events(failing, "start")] == [0, 1]
 
 
-def test_a_loss_that_is_not_finite(failing: config_job.Job, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("minutes", [None, 1e-9])
+def test_a_loss_that_is_not_finite(
+    failing: config_job.Job, monkeypatch: pytest.MonkeyPatch, minutes: float | None
+) -> None:
+    engine = failing.config["engine"] | {"checkpoint_every_minutes": minutes}
+    failing = config_job.make_job(failing.config | {"engine": engine}, "failing", None)
     monkeypatch.setattr(Failing, "mode", "nan")
     with pytest.raises(EdkdError, match=r"^epoch 2, step 1: train/loss_ce is not finite"):
         execute(failing)
