@@ -45,24 +45,25 @@ def draw(
     used: pd.DataFrame,
     curves: pd.DataFrame,
     by_class: Mapping[str, Values],
+    compared: pd.DataFrame,
+    over: Mapping[str, st.Pooled],
     *,
     protocol: str,
     ours: str,
-    others: Sequence[str],
 ) -> Drawn:
     """Draw every figure that has data. `used` has a row a run that is in `tidy`, `curves` a row a run and epoch;
     `by_class` are the values that a method recorded of each class, see `figures.by_class`.
 
-    `ours` is compared with each of `others`; these are the methods as `tidy` names them.
+    `compared` are the comparisons of `ours` with each other method, and `over` has them over pairs; these are the
+    methods as `tidy` names them.
     """
+    others, cells = list(over), st.cells(tidy)
     titles = {name: name for name in (*others, ours)}
-    cells, rows = st.cells(tidy), st.comparisons(tidy, protocol, [(ours, name) for name in others])
-    over = dict(zip(others, st.over_pairs(tidy, protocol, [(ours, name) for name in others])))
     closest = sorted(others, key=lambda name: over[name].mean if over[name].pairs else math.inf)[:_FORESTS]
     same: dict[str, Any] = {"titles": titles, "quantity": QUANTITY[protocol]}
 
     def forest(other: str, title: str) -> Figure:
-        return figures.forest(rows, over[other], first=ours, second=other, title=title, **same)
+        return figures.forest(compared, over[other], first=ours, second=other, title=title, **same)
 
     makers: dict[str, Callable[[str], Figure]] = {
         f"Accuracies, {protocol} epoch": lambda title: figures.accuracies(
