@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.intervals import interval, limits
+from analysis.figures.intervals import estimates, limits
 from analysis.figures.labels import beside
 from analysis.figures.style import (
     DIRECT,
@@ -54,14 +54,8 @@ def costs(
     for pair, axes in zip(pairs, grid):
         part = rows[rows["pair"] == pair]
         axes.set_ylim(limits(part["mean"], part["low"], part["high"]))
-        for row in part.to_dict("records"):
-            colour, marker, _ = look[row["method"]]
-            x = row[against]
-            if row["n"] > 1:
-                interval(axes, x, row["low"], row["high"], colour, upright=True)
-            axes.plot(
-                x, row["mean"], marker, color=colour, markersize=4, markerfacecolor=colour if row["n"] > 1 else "white"
-            )
+        colours, markers = [look[m].colour for m in part["method"]], [look[m].marker for m in part["method"]]
+        estimates(axes, part[against], part, colours, markers, upright=True)
         axes.set_title(arrow(pair, "\n→ "), loc="left")
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=STEPS))
         axes.margins(x=0.2 if direct else 0.1)

@@ -64,9 +64,10 @@ def training_curves(
     behind_first = sorted(methods, key=lambda m: m in coloured)
     ends: list[dict[str, float]] = []
     for pair, axes in zip(pairs, grid):
-        there = [m for m in behind_first if (pair, m) in several.index]
+        lines = {m: line.droplevel("method") for m, line in seeds.loc[pair].groupby(level="method")}
+        there = [m for m in behind_first if m in lines]
         banded = {m for m in there if direct and m in coloured and several[pair, m]}
-        ends.append({m: _curve(axes, seeds.loc[pair, m], look[m], banded=m in banded) for m in there})
+        ends.append({m: _curve(axes, lines[m], look[m], banded=m in banded) for m in there})
         axes.set_title(arrow(pair), loc="left")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=STEPS))
         axes.grid(axis="y")

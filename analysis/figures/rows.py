@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.intervals import interval, limits
+from analysis.figures.intervals import estimates, limits
 from analysis.figures.style import (
     FAINT,
     INK,
@@ -65,15 +65,8 @@ def accuracies(
     for number, (pair, axes) in enumerate(zip(pairs, grid)):
         part = rows[rows["pair"] == pair]
         axes.set_xlim(limits(part["mean"], part["low"], part["high"]))
-        for row in part[part["n"] > 1].to_dict("records"):
-            colour = STANDOUT if row["method"] in highlight else PLAIN
-            interval(axes, methods.index(row["method"]), row["low"], row["high"], colour, upright=False)
-        for (alone, coloured), dots in part.groupby([part["n"] == 1, part["method"].isin(list(highlight))]):
-            colour = STANDOUT if coloured else PLAIN
-            heights = dots["method"].map(methods.index)
-            axes.plot(
-                dots["mean"], heights, "o", color=colour, markersize=4, markerfacecolor="white" if alone else colour
-            )
+        colours = [STANDOUT if method in highlight else PLAIN for method in part["method"]]
+        estimates(axes, part["method"].map(methods.index), part, colours, upright=False)
         axes.set_title(arrow(pair, "\n→ "), loc="left")
         axes.xaxis.set_major_locator(MaxNLocator(3, steps=STEPS))
         _method_rows(axes, [titles[m] for m in methods], named=number % columns == 0)
@@ -100,19 +93,12 @@ def best_last_gaps(
     methods, pairs = present(rows, titles), list(rows["pair"].unique())
     figure, (axes,) = panels(1, 1, 0.65 + 0.2 * len(methods), title, note="One dot a run; bar: mean of the row's dots.")
     heights = dict(zip(pairs, np.linspace(-0.3, 0.3, len(pairs)) if len(pairs) > 1 else [0.0]))
-    for y, method in enumerate(methods):
-        part, colour = rows[rows["method"] == method], STANDOUT if method in highlight else PLAIN
-        axes.plot(
-            part["gap"],
-            [y + heights[p] for p in part["pair"]],
-            "o",
-            color=colour,
-            markersize=2.8,
-            alpha=0.7,
-            markeredgewidth=0,
-        )
-        mean = float(part["gap"].mean())
-        axes.plot([mean, mean], [y - 0.38, y + 0.38], color=INK, linewidth=1.4, zorder=1.5)
+    place = rows["method"].map(methods.index)
+    colours = [STANDOUT if method in highlight else PLAIN for method in rows["method"]]
+    axes.scatter(rows["gap"], place + rows["pair"].map(heights), 2.8**2, colours, alpha=0.7, linewidths=0)
+    means = rows["gap"].groupby(place).mean()
+    axes.vlines(means, means.index - 0.38, means.index + 0.38, INK, linewidth=1.4, zorder=1.5)
+    for y, mean in enumerate(means):
         axes.text(1.02, y, signed(mean), transform=axes.get_yaxis_transform(), fontsize=SMALL, va="center")
     axes.text(1.02, -0.75, "mean", transform=axes.get_yaxis_transform(), fontsize=SMALL, color=QUIET, va="bottom")
     axes.set_xlim(left=min(0.0, float(rows["gap"].min())) - 0.02)

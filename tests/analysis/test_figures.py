@@ -6,6 +6,9 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.colors import same_color
+from matplotlib.markers import MarkerStyle
 
 from analysis import figures
 from analysis import statistics as st
@@ -119,11 +122,21 @@ def given(request):
 def points(axes, markers="os^Dv", *, filled=None):
     """How many marks are drawn: all, or those that are filled (True) or open (False)."""
     lines = [line for line in axes.lines if line.get_marker() in markers]
-    return sum(len(line.get_xdata()) for line in lines if filled in (None, line.get_markerfacecolor() != "white"))
+    fills = [line.get_markerfacecolor() for line in lines for _ in line.get_xdata()]
+    shapes = [MarkerStyle(marker) for marker in markers]
+    paths = [shape.get_path().transformed(shape.get_transform()).vertices for shape in shapes]
+    for dots in axes.collections:
+        if isinstance(dots, PathCollection) and any(
+            np.array_equal(path, dots.get_paths()[0].vertices) for path in paths
+        ):
+            fills += np.resize(dots.get_facecolor(), (len(dots.get_offsets()), 4)).tolist()
+    return sum(filled in (None, not same_color(fill, "white")) for fill in fills)
 
 
 def intervals(axes):
-    return sum(line.get_marker() == "None" and line.get_transform() == axes.transData for line in axes.lines)
+    """How many lines are drawn from one value to another."""
+    lines = [lines for lines in axes.collections if isinstance(lines, LineCollection)]
+    return sum(len(each.get_segments()) for each in lines if each.get_transform() == axes.transData)
 
 
 def texts(axes):
