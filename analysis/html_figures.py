@@ -61,6 +61,7 @@ def draw(
     titles = {name: name for name in (*others, ours)}
     closest = sorted(others, key=lambda name: over[name].mean if over[name].pairs else math.inf)[:_FORESTS]
     same: dict[str, Any] = {"titles": titles, "quantity": QUANTITY[protocol]}
+    coloured = [*closest, ours] if len(others) > _FORESTS else None
 
     def forest(other: str, title: str) -> Figure:
         return figures.forest(compared, over[other], first=ours, second=other, title=title, **same)
@@ -78,7 +79,7 @@ def draw(
             titles=titles,
             title=title,
             from_epoch=_first_drop(used),
-            highlight=[*closest, ours] if len(others) > _FORESTS else None,
+            highlight=coloured,
         ),
         **{f"{name}: {_and(values)} by class": partial(_by_class, values) for name, values in by_class.items()},
         "Best epoch − last epoch": lambda title: figures.best_last_gaps(
@@ -88,14 +89,20 @@ def draw(
             beside_published(used, cells), titles=titles, title=title
         ),
         "Nearness to the teacher and calibration": lambda title: figures.teacher_agreement(
-            _measured(used), titles=titles, quantity="last test top-1, mean of seeds", title=title
+            _measured(used), titles=titles, quantity="last test top-1, mean of seeds", title=title, highlight=coloured
         ),
-        "Accuracy against hours": lambda title: _costs("hours", used, cells, titles, title),
-        "Accuracy against memory": lambda title: _costs("memory", used, cells, titles, title),
+        "Accuracy against time": lambda title: _costs(
+            "hours", used, cells, titles=titles, title=title, highlight=coloured
+        ),
+        "Accuracy against memory": lambda title: _costs(
+            "memory", used, cells, titles=titles, title=title, highlight=coloured
+        ),
     }
     drawn = Drawn({}, [])
     if len(others) > _FORESTS:
-        drawn.not_drawn.append(f"{ours} against {len(others) - _FORESTS} methods that it exceeds more: see the matrix")
+        drawn.not_drawn.append(
+            f"{ours} against {len(others) - _FORESTS} methods that do less well than these: see the matrix"
+        )
     for title, make in makers.items():
         try:
             drawn.figures[title] = make(title)
@@ -157,16 +164,16 @@ def _measured(used: pd.DataFrame) -> pd.DataFrame:
 
 
 def _costs(
-    against: Literal["hours", "memory"], used: pd.DataFrame, cells: pd.DataFrame, titles: Mapping[str, str], title: str
+    against: Literal["hours", "memory"], used: pd.DataFrame, cells: pd.DataFrame, *, title: str, **same: Any
 ) -> Figure:
     used = used[used["imported"] == ""]  # of the others neither device nor hours are known
-    devices = sorted({tags.get("device", "an unknown device") for tags in used["tags"]})
+    devices = sorted({tags.get("device", "an unrecorded device") for tags in used["tags"]})
     if len(devices) != 1:
         raise ValueError(f"{against} of {', '.join(devices) or 'other code'} cannot be compared")
     cost = used.groupby(["pair", "method"], sort=False)[against].mean().reset_index()
     spent = cost.merge(cells[cells["protocol"] == "last"], on=["pair", "method"])
     title = f"{title}, {devices[0]}"
-    return figures.costs(spent, against=against, titles=titles, quantity=QUANTITY["last"], title=title)
+    return figures.costs(spent, against=against, quantity=QUANTITY["last"], title=title, **same)
 
 
 def svg(figure: Figure, title: str, prefix: str) -> str:

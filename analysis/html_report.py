@@ -107,7 +107,10 @@ def build(options: argparse.Namespace) -> tuple[str, pd.DataFrame]:
         facts=facts(used, dataset, recipe),
         permits=st.permits(compared[protocol]),
         figures=[
-            html_figures.svg(figure, title, f"f{number}-")
+            {
+                "svg": html_figures.svg(figure, title, f"f{number}-"),
+                "wide": figure.get_size_inches()[0] > figures.WIDTH,
+            }
             for number, (title, figure) in enumerate(drawn.figures.items())
         ],
         not_drawn=drawn.not_drawn,

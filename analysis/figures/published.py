@@ -36,7 +36,7 @@ def against_published(beside_ours: pd.DataFrame, *, titles: Mapping[str, str], t
     where it is unknown), n, mean, low, high (ours, as `statistics.cells` gives them; one run has no interval and an
     open mark). Marks differ by protocol; the six points with the largest differences have names.
     """
-    rows = chosen(beside_ours, titles, ["published", "mean"], "published accuracy with one of ours beside it")
+    rows = chosen(beside_ours, titles, ["published", "mean"], "published accuracy beside one of ours")
     rows = rows.assign(gap=rows["mean"] - rows["published"])
     handles = [
         Line2D([], [], linestyle="none", marker=marker, color=colour, markersize=4.5, label=_WORDS[protocol])

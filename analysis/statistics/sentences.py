@@ -11,6 +11,8 @@ from analysis.statistics.pooled import FEWEST_PAIRS, Pooled
 from analysis.statistics.power import detectable, needed
 from edkd.console import counted
 
+_NAMED = 6  # baselines in one sentence
+
 
 def permits(rows: pd.DataFrame, power: float = 0.8, level: float = 0.95) -> list[str]:
     """What the n of these `comparisons` permits and what not, in sentences; empty for no rows."""
@@ -83,7 +85,7 @@ def verdict(ours: str, over: Mapping[str, Pooled], rows: pd.DataFrame, level: fl
         for standing in ("better", "worse", "open")
     }
     parts = [
-        text + _and(others[standing])
+        text + _few(others[standing])
         for standing, text in (
             ("better", "better than "),
             ("worse", "worse than "),
@@ -137,6 +139,10 @@ def _points(value: float) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:g} %"
+
+
+def _few(names: Sequence[str]) -> str:
+    return _and(names) if len(names) <= _NAMED else f"{len(names)} baselines"
 
 
 def _and(names: Sequence[str]) -> str:

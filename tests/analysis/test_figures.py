@@ -1,5 +1,6 @@
 """Figures: every number of a frame has its mark, nothing is cut off, and a file is the same each time."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import matplotlib
@@ -234,6 +235,26 @@ def test_only_highlighted_methods_have_colour_and_name():
     assert texts(axes) == ["Method3"] and not figure.legends
     assert len({line.get_color() for line in axes.lines}) == 2
     assert min(line.get_xdata()[0] for line in axes.lines) == 3
+
+
+@pytest.mark.parametrize("name", ["costs", "agreement"])
+def test_a_legend_has_only_the_highlighted_methods(name):
+    given = frames(20, 13, 2)
+    same = {"titles": given.titles, "quantity": QUANTITY, "title": "T", "highlight": ["m3", "m7"]}
+    draw = {"costs": partial(figures.costs, against="hours"), "agreement": figures.teacher_agreement}[name]
+    figure = draw(given.measured, **same)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Method3", "Method7"]
+    assert any("Grey: the other methods." in text.get_text() for text in figure.texts)
+    assert sum(points(axes) for axes in figure.axes) == len(given.measured) * (3 if name == "agreement" else 1)
+
+
+def test_short_runs_are_in_minutes():
+    given = frames(3, 1, 1)
+    figure = figures.costs(
+        given.measured.assign(hours=0.5), against="hours", titles=TITLES, quantity=QUANTITY, title="T"
+    )
+    assert "minutes a run" in [text.get_text() for text in figure.texts]
+    assert {x for dots in figure.axes[0].collections for x, _ in dots.get_offsets().tolist()} >= {30.0}
 
 
 def test_published_marks_differ_by_protocol(given):

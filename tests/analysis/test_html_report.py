@@ -169,7 +169,7 @@ def test_of_many_methods_the_closest_have_a_forest_plot(write, tmp_path):
     runs = [make(f"m{i}", pair, seed, 70.0 + i) for i in range(7) for pair in (PAIR, OTHER) for seed in (0, 1)]
     assert write(runs, "--ours", "m3", "--figures", str(tmp_path / "figures")) == 0
     assert sorted(re.findall('aria-label="(m3 − .*?)"', text_of(tmp_path))) == [f"m3 − m{i}" for i in (2, 4, 5, 6)]
-    assert "m3 against 2 methods that it exceeds more: see the matrix" in text_of(tmp_path)
+    assert "m3 against 2 methods that do less well than these: see the matrix" in text_of(tmp_path)
     written = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert {"m3-m6.png", "m3-m6.svg", "accuracies-last-epoch.png"} <= set(written)
 

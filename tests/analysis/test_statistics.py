@@ -201,6 +201,13 @@ def test_verdict_follows_from_the_numbers():
     assert "on a-x (95 % interval" in one[0] and "n = 3" in one[0]
 
 
+def test_many_baselines_are_counted():
+    others = [f"m{i}" for i in range(9)]
+    tidy = random_frame(SEVEN, [*others, "edkd"], 2, noise=0.01)
+    tidy["value"] += 5.0 * (tidy["method"] == "edkd")
+    assert "On average over pairs it is better than 8 baselines (" in verdict(tidy, "edkd", others)[1]
+
+
 def test_one_run_decides_nothing():
     tidy = random_frame(SEVEN, ["kd", "dkd"], 1, noise=0.01)
     tidy["value"] += 5.0 * (tidy["method"] == "dkd")
