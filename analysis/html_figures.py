@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from analysis import figures, literature
+from analysis import figures, literature, load
 from analysis import statistics as st
 from analysis.figures.by_class import Values
 from analysis.figures.style import styled
@@ -25,6 +25,7 @@ QUANTITY = {
     "best": "test top-1 at the best test epoch",
     "selected": "test top-1 at the epoch chosen on held-out images",
 }
+_STUDENT, _TEACHER = "student alone", "teacher alone"  # as the table names them
 _FORESTS = 4  # of the methods that come closest to ours, or exceed it most
 # Of a figure's natural width. A narrower screen scrolls, for smaller text cannot be read.
 _WIDEST, _NARROWEST = 1.1, 0.78
@@ -47,15 +48,17 @@ def draw(
     by_class: Mapping[str, Values],
     compared: pd.DataFrame,
     over: Mapping[str, st.Pooled],
+    beside: pd.DataFrame,
     *,
     protocol: str,
     ours: str,
+    subject: str,
 ) -> Drawn:
     """Draw every figure that has data. `used` has a row a run that is in `tidy`, `curves` a row a run and epoch;
     `by_class` are the values that a method recorded of each class, see `figures.by_class`.
 
     `compared` are the comparisons of `ours` with each other method, and `over` has them over pairs; these are the
-    methods as `tidy` names them.
+    methods as `tidy` names them. `beside` are `references`, shown beside few methods; `subject` says what all is of.
     """
     others, cells = list(over), st.cells(tidy)
     titles = {name: name for name in (*others, ours)}
@@ -68,7 +71,14 @@ def draw(
 
     makers: dict[str, Callable[[str], Figure]] = {
         f"Accuracies, {protocol} epoch": lambda title: figures.accuracies(
-            cells, protocol=protocol, highlight=[ours], title=title, **same
+            pd.concat([cells, beside]),
+            protocol=protocol,
+            titles=titles if len(others) > _FORESTS else {_STUDENT: _STUDENT, **titles, _TEACHER: _TEACHER},
+            quantity=QUANTITY[protocol],
+            highlight=[ours],
+            beside=[_STUDENT, _TEACHER],
+            subject=subject,
+            title=title,
         ),
         **{f"{ours} − {other}": partial(forest, other) for other in others if other in closest},
         "Every method against every other": lambda title: figures.matrix(
@@ -109,6 +119,17 @@ def draw(
         except ValueError as error:
             drawn.not_drawn.append(f"{title}: {error}")
     return drawn
+
+
+def references(used: pd.DataFrame) -> pd.DataFrame:
+    """The cells of each pair's student alone, and of its teacher as its students' runs recorded it."""
+    distilled = used[~used["alone"]]
+    alone = used[used["alone"] & (used["distiller"] == load.VANILLA)].drop(columns="pair")
+    students = alone.merge(distilled[["pair", "student"]].drop_duplicates(), on="student")
+    teachers = distilled.dropna(subset="teacher_top1").drop_duplicates(["pair", "teacher_top1"])
+    teachers = teachers.assign(last_top1=teachers["teacher_top1"], best_top1=teachers["teacher_top1"])
+    both = [load.tidy(students.assign(alone=False, method=_STUDENT)), load.tidy(teachers.assign(method=_TEACHER))]
+    return st.cells(pd.concat(both))
 
 
 def _by_class(values: Values, title: str) -> Figure:

@@ -87,9 +87,21 @@ def build(options: argparse.Namespace) -> tuple[str, pd.DataFrame]:
     over = dict(zip(others, st.over_pairs(tidy, protocol, contrasts)))
     curves, by_class = _by_epoch(distilled, options)
     curves = _in_order(curves, place)
-    drawn = html_figures.draw(tidy, distilled, curves, by_class, compared[protocol], over, protocol=protocol, ours=ours)
-    for title, figure in drawn.figures.items() if options.figures else ():
-        figures.save(figure, options.figures, re.sub(r"\W+", "-", title.lower()))
+    title = report.title(dataset, used)
+    drawn = html_figures.draw(
+        tidy,
+        distilled,
+        curves,
+        by_class,
+        compared[protocol],
+        over,
+        html_figures.references(used),
+        protocol=protocol,
+        ours=ours,
+        subject=title,
+    )
+    for name, figure in drawn.figures.items() if options.figures else ():
+        figures.save(figure, options.figures, re.sub(r"\W+", "-", name.lower()))
     ours_alone = distilled[distilled["imported"] == ""]  # what this code can train
     missing = _missing(runs, ours_alone)
     made_by = command("analysis.html_report", options, dataset, recipe)
@@ -100,7 +112,7 @@ def build(options: argparse.Namespace) -> tuple[str, pd.DataFrame]:
         trim_blocks=True,
     ).get_template("report.html")
     page = template.render(
-        title=report.title(dataset, used),
+        title=title,
         verdict=st.verdict(ours, over, compared[protocol])
         if over
         else [f"{ours} alone has runs: nothing is compared."],
@@ -108,10 +120,10 @@ def build(options: argparse.Namespace) -> tuple[str, pd.DataFrame]:
         permits=st.permits(compared[protocol]),
         figures=[
             {
-                "svg": html_figures.svg(figure, title, f"f{number}-"),
+                "svg": html_figures.svg(figure, name, f"f{number}-"),
                 "wide": figure.get_size_inches()[0] > figures.WIDTH,
             }
-            for number, (title, figure) in enumerate(drawn.figures.items())
+            for number, (name, figure) in enumerate(drawn.figures.items())
         ],
         not_drawn=drawn.not_drawn,
         ours=ours,

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.figures.intervals import estimates, limits
 from analysis.figures.style import (
+    DIRECT,
     FAINT,
     INK,
     PLAIN,
@@ -42,31 +43,45 @@ def accuracies(
     quantity: str,
     title: str,
     highlight: Collection[str] = (),
+    beside: Collection[str] = (),
+    subject: str = "",
     level: float = 0.95,
 ) -> Figure:
     """Draw the accuracy (percent) of every method, one panel a pair, one row a method, each panel on its own scale.
 
     `cells` is the frame of `statistics.cells` (pair, method, protocol, n, mean, low, high); of it, the rows of
     `protocol` are drawn. A dot is a mean, its line the interval at `level`; one run alone is an open circle; a method
-    without runs on a pair has an empty row. `highlight` names the methods that are drawn in another colour.
-    `quantity` labels the axis, e.g. "test top-1 at the last epoch".
+    without runs on a pair has an empty row. `highlight` names the methods that are drawn in another colour, `beside`
+    those that are no methods, such as the teacher, in grey. Up to seven rows have their means written above the dots.
+    `quantity` labels the axis, e.g. "test top-1 at the last epoch", and `subject` says what all of it is of.
     """
     rows = chosen(cells[cells["protocol"] == protocol], titles, ["mean"], f"accuracy under the protocol {protocol!r}")
     methods, pairs = present(rows, titles), list(rows["pair"].unique())
-    columns = 5 if len(pairs) > 12 else 4
+    columns, direct = 5 if len(pairs) > 12 else 4, len(methods) <= DIRECT
     figure, grid = panels(
         len(pairs),
         columns,
-        0.65 + 0.15 * len(methods),
+        0.65 + (0.22 if direct else 0.15) * len(methods),
         title,
         below=f"{quantity}, %",
-        note=_READING.format(100 * level),
+        note=f"{subject}\n{_READING.format(100 * level)}",
     )
     for number, (pair, axes) in enumerate(zip(pairs, grid)):
         part = rows[rows["pair"] == pair]
         axes.set_xlim(limits(part["mean"], part["low"], part["high"]))
-        colours = [STANDOUT if method in highlight else PLAIN for method in part["method"]]
-        estimates(axes, part["method"].map(methods.index), part, colours, upright=False)
+        colours = [STANDOUT if m in highlight else QUIET if m in beside else PLAIN for m in part["method"]]
+        heights = part["method"].map(methods.index)
+        estimates(axes, heights, part, colours, upright=False)
+        for mean, height, colour in zip(part["mean"], heights, colours) if direct else ():
+            axes.annotate(
+                f"{mean:.2f}",
+                (mean, height),
+                (0, 3.5),
+                textcoords="offset points",
+                fontsize=SMALL,
+                color=colour,
+                ha="center",
+            )
         axes.set_title(arrow(pair, "\n→ "), loc="left")
         axes.xaxis.set_major_locator(MaxNLocator(3, steps=STEPS))
         _method_rows(axes, [titles[m] for m in methods], named=number % columns == 0)
