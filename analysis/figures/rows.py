@@ -68,7 +68,9 @@ def accuracies(
     )
     for number, (pair, axes) in enumerate(zip(pairs, grid)):
         part = rows[rows["pair"] == pair]
-        axes.set_xlim(limits(part["mean"], part["low"], part["high"]))
+        left, right = limits(part["mean"], part["low"], part["high"])
+        room = 0.08 * (right - left) * direct  # for the numbers of the outermost dots
+        axes.set_xlim(left - room, right + room)
         colours = [STANDOUT if m in highlight else QUIET if m in beside else PLAIN for m in part["method"]]
         heights = part["method"].map(methods.index)
         estimates(axes, heights, part, colours, upright=False)
