@@ -27,7 +27,7 @@ KNOWN_BY = {  # third-party package: who may import it
     "hydra": ("edkd/config/compose.py", "edkd/sweeps", "edkd/cli/launch.py", "hydra_plugins"),
     "omegaconf": ("edkd/config/compose.py", "edkd/sweeps", "edkd/cli/launch.py", "hydra_plugins"),
     "mlflow": ("edkd/tracking",),
-    "optuna": ("edkd/runs/pruning.py", "edkd/sweeps/search.py"),
+    "optuna": ("edkd/runs/pruning.py", *(f"edkd/sweeps/{name}.py" for name in ("search", "space", "trials"))),
     "pandas": ("analysis",),
     "matplotlib": ("analysis/figures", "analysis/html_figures.py"),
     "jinja2": ("analysis/html_report.py",),
