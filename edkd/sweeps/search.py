@@ -74,10 +74,10 @@ def search(
     parallel, _ = shares(master, cfg.n_trials)
     size = cfg.n_jobs or parallel or ON_SLURM
     study = find_study(path, name)
-    left = cfg.n_trials - (0 if study is None else len(study.get_trials(states=ENDED)))
-    before = "" if study is None else f"{_numbers(study)}, "
-    print(f"search {name}: {counted(cfg.n_trials, 'trial')}: {before}{max(0, left)} to come, {size} at a time")
-    _show_plan(space, ends, max(0, left), size, here=parallel is not None)
+    begun = Counter(trial.state for trial in that_count(study)) if study is not None else Counter[TrialState]()
+    new = max(0, cfg.n_trials - sum(begun[state] for state in (*ENDED, TrialState.RUNNING)))
+    print(f"search {name}: {counted(cfg.n_trials, 'trial')}: {_numbers(begun, new)}, {size} at a time")
+    _show_plan(space, ends, new + begun[TrialState.RUNNING], size, here=parallel is not None)
     if dry_run:
         return
     prepare(ends.jobs, here=parallel is not None)
@@ -131,7 +131,7 @@ def _conclude(study: optuna.Study, space: Space, settings: Settings, master: Dic
     Exits with code 1 if a trial failed or did not end.
     """
     trials = that_count(study)
-    print(f"search {study.study_name}: {counted(len(trials), 'trial')}: {_numbers(study)}")
+    print(f"search {study.study_name}: {counted(len(trials), 'trial')}: {_numbers(Counter(t.state for t in trials))}")
     done = sorted((trial for trial in trials if trial.state is TrialState.COMPLETE), key=_value, reverse=True)
     best = ""
     if done:
@@ -149,9 +149,9 @@ def _conclude(study: optuna.Study, space: Space, settings: Settings, master: Dic
         raise SystemExit(1)
 
 
-def _numbers(study: optuna.Study) -> str:
-    counts = Counter(trial.state for trial in that_count(study))
-    return ", ".join(f"{counts[state]} {name}" for state, name in _STATES.items() if counts[state]) or "none begun"
+def _numbers(counts: Mapping[TrialState, int], new: int = 0) -> str:
+    numbers = [f"{counts[state]} {name}" for state, name in _STATES.items() if counts[state]]
+    return ", ".join([*numbers, *([f"{new} to come"] if new or not numbers else [])])
 
 
 def _show_best(trials: Sequence[FrozenTrial]) -> None:
