@@ -21,6 +21,7 @@ from edkd.rundir import checkpoint, journal, lock, provenance
 from edkd.rundir.paths import RunDir, checkpoints
 from edkd.runs.preemption import Asked, SafePoints, Stopped
 from edkd.runs.processes import check_devices, run_together
+from edkd.runs.pruning import Pruned, pruner_of
 from edkd.runs.setup import Inputs, device_data, gather, new_state
 from edkd.runs.teacher_source import teacher_source
 from edkd.runs.teaching import is_lost, publish
@@ -39,7 +40,7 @@ def execute(job: Job, *, sweep: str | None, show: bool, stop_asked: Asked | None
 
     `stop_asked` is asked at safe points, and ends the run there with `Stopped`; the same call continues it. A finished
     run is trained again where it is to teach and its network is gone, here and from the store: its journal may come
-    from elsewhere, without weights.
+    from elsewhere, without weights. A search may end its run early (`pruning`).
 
     Data and teacher of a run that was not planned by a sweep are found and verified before anything is written. Raises
     EdkdError for what the user can mend; the journal and the log have every error, once the run's directory exists.
@@ -100,6 +101,9 @@ class _Run:
                 with tempfile.TemporaryDirectory() as folder:
                     about = (self.job, self.before, self.sweep, self.threads, self.show, f"{folder}/meeting")
                     run_together(_train_part, cfg.engine.devices, *about, stop_asked=self.stop_asked)
+        except Pruned as pruned:
+            self.book.append({"event": "pruned", "epoch": pruned.epoch})
+            LOG.info("%s: pruned after epoch %d, for its search has better trials", self.job.name, pruned.epoch)
         except (KeyboardInterrupt, Stopped):
             self.book.append({"event": "interrupted"})
             raise
@@ -138,6 +142,7 @@ class _Run:
             precision = Precision(cfg.engine.precision, device)
             teacher = teacher_source(cfg, inputs, splits.train, precision, state.distiller.needs_feats)
         safe = SafePoints(self.stop_asked) if self.stop_asked is not None else None
+        prune = pruner_of(job, self.sweep)
         with console.step_bar(self.show, cfg.schedule.epochs) as bar:
 
             def on_epoch(record: dict[str, Any], improved: bool) -> None:
@@ -155,6 +160,8 @@ class _Run:
                     record["epoch"], cfg.schedule.epochs, metrics["train/loss"], metrics["train/top1"],
                     metrics["test/top1"], record["images_per_second"],
                 )  # fmt: skip
+                if prune is not None and prune(record):
+                    raise Pruned(record["epoch"])
                 if safe is not None and record["epoch"] < cfg.schedule.epochs:
                     safe.after_epoch(record)
 

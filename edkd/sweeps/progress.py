@@ -211,10 +211,12 @@ class _View:
         return Group(whole, runs, *more)
 
     def _show_end(self, job: Job, state: RunState) -> None:
-        if state.status not in ("finished", "failed"):
+        if state.status not in ("finished", "pruned", "failed"):
             return
         self.ended[job.run] = state.status
         said = f"failed: {one_line(state.error or 'without a word')}"
+        if state.status == "pruned":
+            said = f"pruned after epoch {state.epoch}"
         if state.end is not None:
             last, best = state.end["last"]["top1"], state.end["best"]["top1"]
             said = f"top-1 last {last:.2f} %, best {best:.2f} %, {duration(state.end['seconds'])}"
