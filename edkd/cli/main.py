@@ -64,6 +64,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{name}", type=lambda text: text.split(","), metavar="NAMES", help=words)
     what.add_argument("--streaming", action="store_true", help="loader and step, alone and together, from image files")
     what.add_argument("--devices", type=int, metavar="N", help="a run in N processes beside the same run in one")
+    what.add_argument("--contention", action="store_true", help="threads beside processes that hold the cores")
     parser.add_argument("--repetitions", type=int, metavar="N", help="of each mode at most; the median counts")
     parser.add_argument("--steps", type=int, metavar="N", help="of one repetition")
     parser.add_argument("--seconds", type=float, metavar="S", help="for all steps; fewer repetitions keep to it")
