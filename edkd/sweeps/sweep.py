@@ -194,6 +194,8 @@ def _run(
     parallel, threads = shares(master, len(todo))
     if parallel is not None and parallel > 1:
         name_gpus()
+    if todo and threads is not None:
+        progress.warn_if_busy(todo[0].settings, threads)
     known = provenance.read()
     files = {job.run: freeze(job, sweep=planned.id, threads=threads, planned_with=known) for job in todo}
     where = planned.jobs[0].settings.tracking
