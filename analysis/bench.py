@@ -103,12 +103,14 @@ def _options(folder: Path) -> list[str]:
 def _statistics(folder: Path) -> None:
     options = table.parser("analysis", None, "").parse_args(_options(folder))
     tidy = load.tidy(table.chosen(options)[1])
-    methods = list(tidy["method"].unique())
+    *others, ours = tidy["method"].unique()
+    contrasts = [(ours, name) for name in others]
     statistics.cells(tidy)
     for protocol in tidy["protocol"].unique():
         statistics.permits(statistics.comparisons(tidy, protocol))
-        html_report.html_figures.matrix(tidy, protocol, methods)
-        statistics.verdict(tidy, protocol, methods[-1], methods[:-1])
+        html_report.html_figures.matrix(tidy, protocol, [*others, ours])
+        over = dict(zip(others, statistics.over_pairs(tidy, protocol, contrasts)))
+        statistics.verdict(ours, over, statistics.comparisons(tidy, protocol, contrasts))
 
 
 _PARTS: dict[str, Callable[[Path], object]] = {

@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from analysis import figures, literature
+from analysis import figures, literature, load
 from analysis import statistics as st
 from analysis.figures.by_class import Values
 from analysis.figures.style import styled
@@ -25,6 +25,7 @@ QUANTITY = {
     "best": "test top-1 at the best test epoch",
     "selected": "test top-1 at the epoch chosen on held-out images",
 }
+_STUDENT, _TEACHER = "student alone", "teacher alone"  # as the table names them
 _FORESTS = 4  # of the methods that come closest to ours, or exceed it most
 # Of a figure's natural width. A narrower screen scrolls, for smaller text cannot be read.
 _WIDEST, _NARROWEST = 1.1, 0.78
@@ -45,28 +46,39 @@ def draw(
     used: pd.DataFrame,
     curves: pd.DataFrame,
     by_class: Mapping[str, Values],
+    compared: pd.DataFrame,
+    over: Mapping[str, st.Pooled],
+    beside: pd.DataFrame,
     *,
     protocol: str,
     ours: str,
-    others: Sequence[str],
+    subject: str,
 ) -> Drawn:
     """Draw every figure that has data. `used` has a row a run that is in `tidy`, `curves` a row a run and epoch;
     `by_class` are the values that a method recorded of each class, see `figures.by_class`.
 
-    `ours` is compared with each of `others`; these are the methods as `tidy` names them.
+    `compared` are the comparisons of `ours` with each other method, and `over` has them over pairs; these are the
+    methods as `tidy` names them. `beside` are `references`, shown beside few methods; `subject` says what all is of.
     """
+    others, cells = list(over), st.cells(tidy)
     titles = {name: name for name in (*others, ours)}
-    cells, rows = st.cells(tidy), st.comparisons(tidy, protocol, [(ours, name) for name in others])
-    over = dict(zip(others, st.over_pairs(tidy, protocol, [(ours, name) for name in others])))
     closest = sorted(others, key=lambda name: over[name].mean if over[name].pairs else math.inf)[:_FORESTS]
     same: dict[str, Any] = {"titles": titles, "quantity": QUANTITY[protocol]}
+    coloured = [*closest, ours] if len(others) > _FORESTS else None
 
     def forest(other: str, title: str) -> Figure:
-        return figures.forest(rows, over[other], first=ours, second=other, title=title, **same)
+        return figures.forest(compared, over[other], first=ours, second=other, title=title, **same)
 
     makers: dict[str, Callable[[str], Figure]] = {
         f"Accuracies, {protocol} epoch": lambda title: figures.accuracies(
-            cells, protocol=protocol, highlight=[ours], title=title, **same
+            pd.concat([cells, beside]),
+            protocol=protocol,
+            titles=titles if len(others) > _FORESTS else {_STUDENT: _STUDENT, **titles, _TEACHER: _TEACHER},
+            quantity=QUANTITY[protocol],
+            highlight=[ours],
+            beside=[_STUDENT, _TEACHER],
+            subject=subject,
+            title=title,
         ),
         **{f"{ours} − {other}": partial(forest, other) for other in others if other in closest},
         "Every method against every other": lambda title: figures.matrix(
@@ -77,7 +89,7 @@ def draw(
             titles=titles,
             title=title,
             from_epoch=_first_drop(used),
-            highlight=[*closest, ours] if len(others) > _FORESTS else None,
+            highlight=coloured,
         ),
         **{f"{name}: {_and(values)} by class": partial(_by_class, values) for name, values in by_class.items()},
         "Best epoch − last epoch": lambda title: figures.best_last_gaps(
@@ -87,20 +99,37 @@ def draw(
             beside_published(used, cells), titles=titles, title=title
         ),
         "Nearness to the teacher and calibration": lambda title: figures.teacher_agreement(
-            _measured(used), titles=titles, quantity="last test top-1, mean of seeds", title=title
+            _measured(used), titles=titles, quantity="last test top-1, mean of seeds", title=title, highlight=coloured
         ),
-        "Accuracy against hours": lambda title: _costs("hours", used, cells, titles, title),
-        "Accuracy against memory": lambda title: _costs("memory", used, cells, titles, title),
+        "Accuracy against time": lambda title: _costs(
+            "hours", used, cells, titles=titles, title=title, highlight=coloured
+        ),
+        "Accuracy against memory": lambda title: _costs(
+            "memory", used, cells, titles=titles, title=title, highlight=coloured
+        ),
     }
     drawn = Drawn({}, [])
     if len(others) > _FORESTS:
-        drawn.not_drawn.append(f"{ours} against {len(others) - _FORESTS} methods that it exceeds more: see the matrix")
+        drawn.not_drawn.append(
+            f"{ours} against {len(others) - _FORESTS} methods that do less well than these: see the matrix"
+        )
     for title, make in makers.items():
         try:
             drawn.figures[title] = make(title)
         except ValueError as error:
             drawn.not_drawn.append(f"{title}: {error}")
     return drawn
+
+
+def references(used: pd.DataFrame) -> pd.DataFrame:
+    """The cells of each pair's student alone, and of its teacher as its students' runs recorded it."""
+    distilled = used[~used["alone"]]
+    alone = used[used["alone"] & (used["distiller"] == load.VANILLA)].drop(columns="pair")
+    students = alone.merge(distilled[["pair", "student"]].drop_duplicates(), on="student")
+    teachers = distilled.dropna(subset="teacher_top1").drop_duplicates(["pair", "teacher_top1"])
+    teachers = teachers.assign(last_top1=teachers["teacher_top1"], best_top1=teachers["teacher_top1"])
+    both = [load.tidy(students.assign(alone=False, method=_STUDENT)), load.tidy(teachers.assign(method=_TEACHER))]
+    return st.cells(pd.concat(both))
 
 
 def _by_class(values: Values, title: str) -> Figure:
@@ -156,16 +185,16 @@ def _measured(used: pd.DataFrame) -> pd.DataFrame:
 
 
 def _costs(
-    against: Literal["hours", "memory"], used: pd.DataFrame, cells: pd.DataFrame, titles: Mapping[str, str], title: str
+    against: Literal["hours", "memory"], used: pd.DataFrame, cells: pd.DataFrame, *, title: str, **same: Any
 ) -> Figure:
     used = used[used["imported"] == ""]  # of the others neither device nor hours are known
-    devices = sorted({tags.get("device", "an unknown device") for tags in used["tags"]})
+    devices = sorted({tags.get("device", "an unrecorded device") for tags in used["tags"]})
     if len(devices) != 1:
         raise ValueError(f"{against} of {', '.join(devices) or 'other code'} cannot be compared")
     cost = used.groupby(["pair", "method"], sort=False)[against].mean().reset_index()
     spent = cost.merge(cells[cells["protocol"] == "last"], on=["pair", "method"])
     title = f"{title}, {devices[0]}"
-    return figures.costs(spent, against=against, titles=titles, quantity=QUANTITY["last"], title=title)
+    return figures.costs(spent, against=against, quantity=QUANTITY["last"], title=title, **same)
 
 
 def svg(figure: Figure, title: str, prefix: str) -> str:

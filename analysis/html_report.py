@@ -84,11 +84,24 @@ def build(options: argparse.Namespace) -> tuple[str, pd.DataFrame]:
     protocol = options.metric or "last"  # of the verdict and the figures; `last` was not chosen on the test set
     contrasts = [(ours, name) for name in others]
     compared = {str(kind): st.comparisons(tidy, kind, contrasts) for kind in numbers.KINDS}
+    over = dict(zip(others, st.over_pairs(tidy, protocol, contrasts)))
     curves, by_class = _by_epoch(distilled, options)
     curves = _in_order(curves, place)
-    drawn = html_figures.draw(tidy, distilled, curves, by_class, protocol=protocol, ours=ours, others=others)
-    for title, figure in drawn.figures.items() if options.figures else ():
-        figures.save(figure, options.figures, re.sub(r"\W+", "-", title.lower()))
+    title = report.title(dataset, used)
+    drawn = html_figures.draw(
+        tidy,
+        distilled,
+        curves,
+        by_class,
+        compared[protocol],
+        over,
+        html_figures.references(used),
+        protocol=protocol,
+        ours=ours,
+        subject=title,
+    )
+    for name, figure in drawn.figures.items() if options.figures else ():
+        figures.save(figure, options.figures, re.sub(r"\W+", "-", name.lower()))
     ours_alone = distilled[distilled["imported"] == ""]  # what this code can train
     missing = _missing(runs, ours_alone)
     made_by = command("analysis.html_report", options, dataset, recipe)
@@ -99,22 +112,25 @@ def build(options: argparse.Namespace) -> tuple[str, pd.DataFrame]:
         trim_blocks=True,
     ).get_template("report.html")
     page = template.render(
-        title=report.title(dataset, used),
-        verdict=st.verdict(tidy, protocol, ours, others)
-        if others
+        title=title,
+        verdict=st.verdict(ours, over, compared[protocol])
+        if over
         else [f"{ours} alone has runs: nothing is compared."],
         facts=facts(used, dataset, recipe),
         permits=st.permits(compared[protocol]),
         figures=[
-            html_figures.svg(figure, title, f"f{number}-")
-            for number, (title, figure) in enumerate(drawn.figures.items())
+            {
+                "svg": html_figures.svg(figure, name, f"f{number}-"),
+                "wide": figure.get_size_inches()[0] > figures.WIDTH,
+            }
+            for number, (name, figure) in enumerate(drawn.figures.items())
         ],
         not_drawn=drawn.not_drawn,
         ours=ours,
         quantity=html_figures.QUANTITY[protocol],
         cells=_cells(tidy, distilled),
         differences=_differences(compared),
-        pooled=_pooled(tidy, protocol, ours, others),
+        pooled=_pooled(ours, over),
         missing=missing,
         fill=_fill(missing, ours_alone, options.output) if missing.rows else "",
         left_out=[*load.left_out(runs, used), *tables.taught_apart(used)],
@@ -167,10 +183,10 @@ def _differences(compared: Mapping[str, pd.DataFrame]) -> Table:
     return Table("Paired differences", columns, rows)
 
 
-def _pooled(tidy: pd.DataFrame, protocol: str, ours: str, others: Sequence[str]) -> Table:
+def _pooled(ours: str, over: Mapping[str, st.Pooled]) -> Table:
     columns = ("difference of", "pairs", "mean", "95 % interval", "win/tie/loss", "P(improvement)", "p, Wilcoxon")
     rows = []
-    for name, found in zip(others, st.over_pairs(tidy, protocol, [(ours, name) for name in others])):
+    for name, found in over.items():
         line = [Cell(f"{ours} − {name}"), _number(found.pairs, "d"), _number(found.mean, "+.2f")]
         line += [_interval(found._asdict(), "+.2f"), Cell(f"{found.wins}/{found.ties}/{found.losses}")]
         rows.append([*line, _number(found.improvement), _number(found.p_wilcoxon, ".4f")])
@@ -252,25 +268,26 @@ def _by_epoch(used: pd.DataFrame, options: argparse.Namespace) -> tuple[pd.DataF
     pair.
     """
     known = {(r["tags"].get("config_hash"), r["started"]): r for r in used.to_dict("records")}
-    rows = []
+    columns: dict[str, list[Any]] = {name: [] for name in ("pair", "method", "seed", "epoch", "top1")}
     classes: dict[tuple[str, str, str], list[NDArray[np.float64]]] = {}
     for records in _journals(options):
         first = next((record for record in records if record["event"] == "start"), None)
         run = known.pop((first["run"], int(first["time"] * 1000)), None) if first else None
-        if run is not None:
-            by_epoch = {r["epoch"]: r["metrics"].get("test/top1") for r in records if r["event"] == "epoch"}
-            rows += [(run["pair"], run["method"], run["seed"], epoch, top1) for epoch, top1 in by_epoch.items()]
-            recorded = {r["epoch"]: r.get("by_class", {}) for r in records if r["event"] == "epoch"}
-            for name in recorded[max(recorded)]:
-                table = [recorded[epoch].get(name) for epoch in sorted(recorded)]
-                if all(table):  # else an earlier version began the run
-                    key = (run["method"], name, run["pair"])
-                    classes.setdefault(key, []).append(np.array(table, dtype=float))
-    frame = pd.DataFrame(rows, columns=["pair", "method", "seed", "epoch", "top1"])
+        by_epoch = {record["epoch"]: record for record in records if record["event"] == "epoch"}
+        if run is None or not by_epoch:
+            continue
+        for name in ("pair", "method", "seed"):
+            columns[name] += [run[name]] * len(by_epoch)
+        columns["epoch"] += by_epoch
+        columns["top1"] += [record["metrics"].get("test/top1") for record in by_epoch.values()]
+        for name in by_epoch[max(by_epoch)].get("by_class", ()):
+            table = [by_epoch[epoch].get("by_class", {}).get(name) for epoch in sorted(by_epoch)]
+            if all(table):  # else an earlier version began the run
+                classes.setdefault((run["method"], name, run["pair"]), []).append(np.array(table, dtype=float))
     values: dict[str, dict[str, dict[str, NDArray[np.float64]]]] = {}
     for (method, name, pair), tables_of in classes.items():
         values.setdefault(method, {}).setdefault(name, {})[pair] = np.mean(tables_of, axis=0)
-    return frame.astype({"epoch": int, "top1": float}), values
+    return pd.DataFrame(columns).astype({"epoch": int, "top1": float}), values
 
 
 def _journals(options: argparse.Namespace) -> Iterable[list[Record]]:

@@ -220,19 +220,18 @@ def one_cell_each(
             group = group[group["cell"] == group["cell"].iloc[-1]]
         chosen.append(group.assign(asked=":".join(key)))
     placed = settings.place(pd.concat(chosen) if chosen else done, rows=rows, columns=columns)
-    kept, clashes = [], []
-    for _, group in placed.groupby(["pair", "method"], sort=False):
-        if group["cell"].nunique() > 1:
-            clashes.append(_clash(group))
-        kept.append(group.drop_duplicates("seed", keep="last"))
-    if clashes:
+    places = placed.groupby(["pair", "method"], sort=False)
+    clashing = placed[places["cell"].transform("nunique") > 1]
+    if len(clashing):
+        clashes = [_clash(group) for _, group in clashing.groupby(["pair", "method"], sort=False)]
         head = "runs of different configurations compete for one cell of the table; nothing was written:"
         tail = (
             "pick by --cell PAIR:DISTILLER=HASH, or take the configuration of each cell's newest run by --latest-cell "
             f"{_WITH_MAKE}"
         )
         raise EdkdError("\n".join([head, *clashes, tail]))
-    return pd.concat(kept) if kept else placed
+    in_place = placed.iloc[places.ngroup().argsort(kind="stable")]
+    return in_place.drop_duplicates(["pair", "method", "seed"], keep="last")
 
 
 def _picked(group: pd.DataFrame, key: tuple[str, str], start: str) -> pd.DataFrame:

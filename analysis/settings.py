@@ -42,6 +42,8 @@ def place(runs: pd.DataFrame, *, rows: Sequence[str] | None, columns: Sequence[s
 
 def differing(group: pd.DataFrame) -> list[str]:
     """Names of the parameters that differ between the cells of a group, and not within one of them."""
+    if group["cell"].nunique() == 1:
+        return []
     by_cell = [list(params) for _, params in group.groupby("cell", sort=False)["params"]]
     names = sorted({n for cell in by_cell for params in cell for n in params if not n.startswith(INCIDENTAL)})
     values = {name: [{params.get(name) for params in cell} for cell in by_cell] for name in names}

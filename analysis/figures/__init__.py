@@ -16,9 +16,10 @@ from analysis.figures.matrix import matrix
 from analysis.figures.published import against_published
 from analysis.figures.representations import correlation, embedding
 from analysis.figures.rows import accuracies, best_last_gaps
-from analysis.figures.style import save
+from analysis.figures.style import WIDTH, save
 
 __all__ = [
+    "WIDTH",
     "accuracies",
     "against_published",
     "best_last_gaps",

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.figures.labels import beside
-from analysis.figures.style import DIRECT, STEPS, chosen, freeze, looks, marks, panels, present, styled
+from analysis.figures.style import (
+    DIRECT,
+    GREY_NOTE,
+    STEPS,
+    chosen,
+    coloured,
+    freeze,
+    looks,
+    marks,
+    panels,
+    present,
+    styled,
+)
 
 _AXES = {
     "agreement": "agreement with the teacher, %",
@@ -19,20 +31,30 @@ _AXES = {
 
 
 @styled()
-def teacher_agreement(measured: pd.DataFrame, *, titles: Mapping[str, str], quantity: str, title: str) -> Figure:
+def teacher_agreement(
+    measured: pd.DataFrame,
+    *,
+    titles: Mapping[str, str],
+    quantity: str,
+    title: str,
+    highlight: Collection[str] | None = None,
+) -> Figure:
     """Draw accuracy against agreement (percent), KL to the teacher (nats) and calibration error (percent).
 
     `measured` has one row a dot: pair, method, top1 (percent), agreement, kl_teacher, ece; a missing value leaves a dot
     out of its panel. What a row stands for, a run or a mean over seeds, is up to the caller, and `quantity` says it:
-    it labels the vertical axis, e.g. "test top-1 at the last epoch, mean of the seeds". Marks differ by method.
+    it labels the vertical axis, e.g. "test top-1 at the last epoch, mean of the seeds". Marks differ by method;
+    `highlight` names the methods that have a colour (None: all), the others are grey.
     """
     rows = chosen(measured, titles, ["top1"], "accuracy").dropna(subset=list(_AXES), how="all")
     rows = chosen(rows, titles, ["top1"], "agreement, KL to the teacher or calibration error")
-    methods, look = present(rows, titles), looks(titles)
+    methods, look = present(rows, titles), looks(titles, highlight)
+    shown = coloured(methods, highlight)
     direct = len(rows) <= DIRECT
-    figure, grid = panels(len(_AXES), 3, 2.6, title, handles=() if direct else marks(methods, titles))
+    note = GREY_NOTE if len(shown) < len(methods) else ""
+    figure, grid = panels(len(_AXES), 3, 2.6, title, note=note, handles=() if direct else marks(shown, titles))
     for axes, (column, label) in zip(grid, _AXES.items()):
-        for method in methods:
+        for method in sorted(methods, key=lambda method: method in shown):
             part = rows[rows["method"] == method]
             axes.plot(
                 part[column],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import numpy as np
@@ -10,13 +10,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.intervals import interval, limits
+from analysis.figures.intervals import estimates, limits
 from analysis.figures.labels import beside
 from analysis.figures.style import (
     DIRECT,
+    GREY_NOTE,
     STEPS,
     arrow,
     chosen,
+    coloured,
     freeze,
     looks,
     marks,
@@ -38,30 +40,33 @@ def costs(
     titles: Mapping[str, str],
     quantity: str,
     title: str,
+    highlight: Collection[str] | None = None,
 ) -> Figure:
     """Draw accuracy (percent) against hours, or against peak memory (10⁶ bytes), one panel a pair.
 
     `spent` has one row a pair and method: pair, method, n, mean, low, high (accuracy, as `statistics.cells` gives it),
     hours (mean of the runs' wall time) and memory (only what is drawn `against` must be there; absent values leave a
     dot out). Lines are intervals; one run alone is an open mark. Only hours of one machine may be compared; `title`
-    should say which. `quantity` labels the vertical axis, e.g. "test top-1 at the last epoch".
+    should say which. `quantity` labels the vertical axis, e.g. "test top-1 at the last epoch". `highlight`
+    names the methods that have a colour (None: all), the others are grey. Runs of less than an hour are in minutes.
     """
     rows = chosen(spent, titles, ["mean", against], f"accuracy with {against} recorded")
-    methods, pairs, look = present(rows, titles), list(rows["pair"].unique()), looks(titles)
+    label = _LABELS[against]
+    if against == "hours" and rows["hours"].max() < 1:
+        rows, label = rows.assign(hours=rows["hours"] * 60), "minutes a run"
+    methods, pairs, look = present(rows, titles), list(rows["pair"].unique()), looks(titles, highlight)
+    shown = coloured(methods, highlight)
+    if len(shown) < len(methods):  # the grey ones first, under the others
+        rows = rows.sort_values("method", key=lambda names: names.isin(shown), kind="stable")
     direct = len(methods) <= DIRECT
-    handles = () if direct else marks(methods, titles)
-    figure, grid = panels(len(pairs), 4, 1.75, title, below=_LABELS[against], note=_READING, handles=handles)
+    note = _READING + (GREY_NOTE if len(shown) < len(methods) else "")
+    handles = () if direct else marks(shown, titles)
+    figure, grid = panels(len(pairs), 4, 1.75, title, below=label, note=note, handles=handles)
     for pair, axes in zip(pairs, grid):
         part = rows[rows["pair"] == pair]
         axes.set_ylim(limits(part["mean"], part["low"], part["high"]))
-        for row in part.to_dict("records"):
-            colour, marker, _ = look[row["method"]]
-            x = row[against]
-            if row["n"] > 1:
-                interval(axes, x, row["low"], row["high"], colour, upright=True)
-            axes.plot(
-                x, row["mean"], marker, color=colour, markersize=4, markerfacecolor=colour if row["n"] > 1 else "white"
-            )
+        colours, markers = [look[m].colour for m in part["method"]], [look[m].marker for m in part["method"]]
+        estimates(axes, part[against], part, colours, markers, upright=True)
         axes.set_title(arrow(pair, "\n→ "), loc="left")
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=STEPS))
         axes.margins(x=0.2 if direct else 0.1)

@@ -13,20 +13,20 @@ from matplotlib.ticker import MaxNLocator
 from analysis.figures.labels import apart
 from analysis.figures.style import (
     DIRECT,
+    GREY_NOTE,
     QUIET,
     SMALL,
     STEPS,
     Look,
     arrow,
     chosen,
+    coloured,
     freeze,
     looks,
     panels,
     present,
     styled,
 )
-
-_GREY = "#BBBBBB"
 
 
 @styled()
@@ -49,24 +49,24 @@ def training_curves(
     """
     rows = chosen(curves[curves["epoch"] >= from_epoch], titles, ["top1"], f"test top-1 from epoch {from_epoch} on")
     methods, pairs = present(rows, titles), list(rows["pair"].unique())
-    coloured = [m for m in methods if highlight is None or m in highlight]
-    direct = len(coloured) <= DIRECT
-    look = {m: style if m in coloured else Look(_GREY, "", "solid") for m, style in looks(titles).items()}
-    handles = [Line2D([], [], color=look[m].colour, linestyle=look[m].dashes, label=titles[m]) for m in coloured]
+    shown = coloured(methods, highlight)
+    direct = len(shown) <= DIRECT
+    look = looks(titles, highlight)
+    handles = [Line2D([], [], color=look[m].colour, linestyle=look[m].dashes, label=titles[m]) for m in shown]
     note = (
         "Line: mean of the seeds; band: from the lowest seed to the highest." if direct else "Line: mean of the seeds."
     )
-    if len(coloured) < len(methods):
-        note += " Grey: the other methods."
+    note += GREY_NOTE if len(shown) < len(methods) else ""
     figure, grid = panels(len(pairs), 3, 1.7, title, below="epoch", note=note, handles=() if direct else handles)
     seeds = rows.groupby(["pair", "method", "epoch"])["top1"].agg(["mean", "min", "max"])
     several = rows.groupby(["pair", "method"])["seed"].nunique() > 1
-    behind_first = sorted(methods, key=lambda m: m in coloured)
+    behind_first = sorted(methods, key=lambda m: m in shown)
     ends: list[dict[str, float]] = []
     for pair, axes in zip(pairs, grid):
-        there = [m for m in behind_first if (pair, m) in several.index]
-        banded = {m for m in there if direct and m in coloured and several[pair, m]}
-        ends.append({m: _curve(axes, seeds.loc[pair, m], look[m], banded=m in banded) for m in there})
+        lines = {m: line.droplevel("method") for m, line in seeds.loc[pair].groupby(level="method")}
+        there = [m for m in behind_first if m in lines]
+        banded = {m for m in there if direct and m in shown and several[pair, m]}
+        ends.append({m: _curve(axes, lines[m], look[m], banded=m in banded) for m in there})
         axes.set_title(arrow(pair), loc="left")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=STEPS))
         axes.grid(axis="y")
@@ -74,7 +74,7 @@ def training_curves(
     freeze(figure)
     if direct:
         for axes, last in zip(grid, ends):
-            _name(axes, {m: y for m, y in last.items() if m in coloured}, look, titles)
+            _name(axes, {m: y for m, y in last.items() if m in shown}, look, titles)
     return figure
 
 

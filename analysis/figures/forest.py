@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
-from analysis.figures.intervals import interval, limits
+from analysis.figures.intervals import estimates, limits
 from analysis.figures.style import (
     FAINT,
     INK,
@@ -62,21 +63,11 @@ def forest(
     ends = ([*rows["low"], pooled.low], [*rows["high"], pooled.high])
     axes.set(xlim=limits(points, *ends), ylim=(last + 0.6, -0.7))
     axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
+    heights = np.arange(len(rows)) - np.where(rows["n"] > 1, 0.12, 0)  # above the dots of the seeds
+    estimates(axes, heights, rows.assign(mean=rows["difference"]), [PLAIN] * len(rows), upright=False, size=5)
     for y, row in enumerate(rows.to_dict("records")):
         if row["n"] > 1:
-            axes.plot(
-                row["values"],
-                [y + 0.2] * len(row["values"]),
-                "o",
-                color=QUIET,
-                markersize=2.8,
-                alpha=0.8,
-                markeredgewidth=0,
-            )
-            interval(axes, y - 0.12, row["low"], row["high"], PLAIN, upright=False)
-            axes.plot(row["difference"], y - 0.12, "o", color=PLAIN, markersize=5)
-        else:
-            axes.plot(row["difference"], y, "o", markerfacecolor="white", markeredgecolor=PLAIN, markersize=5)
+            axes.scatter(row["values"], [y + 0.2] * row["n"], 2.8**2, QUIET, alpha=0.8, linewidths=0)
         estimate = _estimate(row["difference"], row["low"], row["high"])
         _columns(axes, y, (estimate, f"{row['n']:.0f}", _p(row["p_holm"])), va="center")
     axes.axhline(len(rows) - 0.3, color=FAINT, linewidth=0.8)

@@ -1,11 +1,13 @@
-"""Intervals, and axes on which one very wide interval does not flatten all else."""
+"""Means with intervals, and axes on which one very wide interval does not flatten all else."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
 
 
 def limits(points: Iterable[float], lows: Iterable[float], highs: Iterable[float]) -> tuple[float, float]:
@@ -23,22 +25,39 @@ def limits(points: Iterable[float], lows: Iterable[float], highs: Iterable[float
     return bottom - pad, top + pad
 
 
-def interval(axes: Axes, at: float, low: float, high: float, colour: str, *, upright: bool, width: float = 1.2) -> None:
-    """A line from `low` to `high`; where it leaves the axis, an arrow at the edge says so. The limits must be set."""
+def estimates(
+    axes: Axes,
+    at: ArrayLike,
+    rows: pd.DataFrame,
+    colours: Sequence[str],
+    markers: Sequence[str] | str = "o",
+    *,
+    upright: bool,
+    size: float = 4,
+    width: float = 1.2,
+) -> None:
+    """A mark `at` each row's `mean`, open where `n` is 1, on a line from `low` to `high`.
+
+    Where a line leaves the axis, an arrow at the edge says so. The axis' limits must be set.
+    """
+    at, colour = np.asarray(at, dtype=np.float64), np.asarray(colours)
+    mean, low, high = (rows[name].to_numpy(np.float64) for name in ("mean", "low", "high"))
     bottom, top = axes.get_ylim() if upright else axes.get_xlim()
-    ends = [max(low, bottom), min(high, top)]
-    across = [at, at]
-    axes.plot(
-        *((across, ends) if upright else (ends, across)),
-        color=colour,
-        linewidth=width,
-        solid_capstyle="butt",
-        zorder=1.5,
-    )
+    lines = axes.vlines if upright else axes.hlines
+    there = ~np.isnan(low)
+    ends = np.maximum(low, bottom)[there], np.minimum(high, top)[there]
+    lines(at[there], *ends, colour[there], linewidth=width, zorder=1.5)
     for leaves, edge, marker in (
         (low < bottom, bottom, "v" if upright else "<"),
         (high > top, top, "^" if upright else ">"),
     ):
-        if leaves:
-            x, y = (at, edge) if upright else (edge, at)
-            axes.plot(x, y, marker, color=colour, markersize=3, clip_on=False, markeredgewidth=0)
+        if leaves.any():
+            where = (at[leaves], np.full(leaves.sum(), edge))
+            x, y = where if upright else where[::-1]
+            axes.scatter(x, y, 3**2, colour[leaves], marker=marker, clip_on=False, linewidths=0)
+    marker_of = np.broadcast_to(markers, at.shape)
+    fill = np.where(rows["n"] > 1, colour, "white")
+    for marker in dict.fromkeys(marker_of.tolist()):
+        same = marker_of == marker
+        x, y = (at[same], mean[same]) if upright else (mean[same], at[same])
+        axes.scatter(x, y, size**2, fill[same], marker=marker, linewidths=1, edgecolors=colour[same], zorder=2)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.figures.intervals import interval, limits
+from analysis.figures.intervals import estimates, limits
 from analysis.figures.labels import apart
 from analysis.figures.style import COLOURS, QUIET, SMALL, arrow, chosen, freeze, panels, styled
 
@@ -37,7 +36,7 @@ def against_published(beside_ours: pd.DataFrame, *, titles: Mapping[str, str], t
     where it is unknown), n, mean, low, high (ours, as `statistics.cells` gives them; one run has no interval and an
     open mark). Marks differ by protocol; the six points with the largest differences have names.
     """
-    rows = chosen(beside_ours, titles, ["published", "mean"], "published accuracy with one of ours beside it")
+    rows = chosen(beside_ours, titles, ["published", "mean"], "published accuracy beside one of ours")
     rows = rows.assign(gap=rows["mean"] - rows["published"])
     handles = [
         Line2D([], [], linestyle="none", marker=marker, color=colour, markersize=4.5, label=_WORDS[protocol])
@@ -52,9 +51,9 @@ def against_published(beside_ours: pd.DataFrame, *, titles: Mapping[str, str], t
     low, high = rows["low"] - rows["published"], rows["high"] - rows["published"]
     gaps.set_ylim(limits([*rows["gap"], 0.0], low, high))
     gaps.set(xlim=ends, xlabel="published test top-1, %", ylabel="ours − published, points")
-    for row in rows.to_dict("records"):
-        _point(both, row, 0.0)
-        _point(gaps, row, row["published"])
+    markers, colours = zip(*(_MARKS[protocol] for protocol in rows["protocol"]))
+    for axes, shown in ((both, rows), (gaps, rows.assign(mean=rows["gap"], low=low, high=high))):
+        estimates(axes, rows["published"], shown, colours, markers, upright=True, width=0.6)
     _name(gaps, rows.loc[rows["gap"].abs().sort_values(ascending=False, kind="stable").index[:_NAMED]], titles)
     return freeze(figure)
 
@@ -80,13 +79,3 @@ def _name(axes: Axes, rows: pd.DataFrame, titles: Mapping[str, str]) -> None:
                 "relpos": (0, 0.5),
             },
         )
-
-
-def _point(axes: Axes, row: Mapping[Hashable, Any], base: float) -> None:
-    """A row's mark and interval, less `base`."""
-    x, y, low, high = (row[name] for name in ("published", "mean", "low", "high"))
-    one = row["n"] == 1
-    marker, colour = _MARKS[row["protocol"]]
-    if not one:
-        interval(axes, x, low - base, high - base, colour, upright=True, width=0.6)
-    axes.plot(x, y - base, marker, color=colour, markersize=4, markerfacecolor="white" if one else colour)

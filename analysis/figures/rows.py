@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.intervals import interval, limits
+from analysis.figures.intervals import estimates, limits
 from analysis.figures.style import (
+    DIRECT,
     FAINT,
     INK,
     PLAIN,
@@ -42,37 +43,46 @@ def accuracies(
     quantity: str,
     title: str,
     highlight: Collection[str] = (),
+    beside: Collection[str] = (),
+    subject: str = "",
     level: float = 0.95,
 ) -> Figure:
     """Draw the accuracy (percent) of every method, one panel a pair, one row a method, each panel on its own scale.
 
     `cells` is the frame of `statistics.cells` (pair, method, protocol, n, mean, low, high); of it, the rows of
     `protocol` are drawn. A dot is a mean, its line the interval at `level`; one run alone is an open circle; a method
-    without runs on a pair has an empty row. `highlight` names the methods that are drawn in another colour.
-    `quantity` labels the axis, e.g. "test top-1 at the last epoch".
+    without runs on a pair has an empty row. `highlight` names the methods that are drawn in another colour, `beside`
+    those that are no methods, such as the teacher, in grey. Up to seven rows have their means written above the dots.
+    `quantity` labels the axis, e.g. "test top-1 at the last epoch", and `subject` says what all of it is of.
     """
     rows = chosen(cells[cells["protocol"] == protocol], titles, ["mean"], f"accuracy under the protocol {protocol!r}")
     methods, pairs = present(rows, titles), list(rows["pair"].unique())
-    columns = 5 if len(pairs) > 12 else 4
+    columns, direct = 5 if len(pairs) > 12 else 4, len(methods) <= DIRECT
     figure, grid = panels(
         len(pairs),
         columns,
-        0.65 + 0.15 * len(methods),
+        0.65 + (0.22 if direct else 0.15) * len(methods),
         title,
         below=f"{quantity}, %",
-        note=_READING.format(100 * level),
+        note=f"{subject}\n{_READING.format(100 * level)}",
     )
     for number, (pair, axes) in enumerate(zip(pairs, grid)):
         part = rows[rows["pair"] == pair]
-        axes.set_xlim(limits(part["mean"], part["low"], part["high"]))
-        for row in part[part["n"] > 1].to_dict("records"):
-            colour = STANDOUT if row["method"] in highlight else PLAIN
-            interval(axes, methods.index(row["method"]), row["low"], row["high"], colour, upright=False)
-        for (alone, coloured), dots in part.groupby([part["n"] == 1, part["method"].isin(list(highlight))]):
-            colour = STANDOUT if coloured else PLAIN
-            heights = dots["method"].map(methods.index)
-            axes.plot(
-                dots["mean"], heights, "o", color=colour, markersize=4, markerfacecolor="white" if alone else colour
+        left, right = limits(part["mean"], part["low"], part["high"])
+        room = 0.08 * (right - left) * direct  # for the numbers of the outermost dots
+        axes.set_xlim(left - room, right + room)
+        colours = [STANDOUT if m in highlight else QUIET if m in beside else PLAIN for m in part["method"]]
+        heights = part["method"].map(methods.index)
+        estimates(axes, heights, part, colours, upright=False)
+        for mean, height, colour in zip(part["mean"], heights, colours) if direct else ():
+            axes.annotate(
+                f"{mean:.2f}",
+                (mean, height),
+                (0, 3.5),
+                textcoords="offset points",
+                fontsize=SMALL,
+                color=colour,
+                ha="center",
             )
         axes.set_title(arrow(pair, "\n→ "), loc="left")
         axes.xaxis.set_major_locator(MaxNLocator(3, steps=STEPS))
@@ -100,19 +110,12 @@ def best_last_gaps(
     methods, pairs = present(rows, titles), list(rows["pair"].unique())
     figure, (axes,) = panels(1, 1, 0.65 + 0.2 * len(methods), title, note="One dot a run; bar: mean of the row's dots.")
     heights = dict(zip(pairs, np.linspace(-0.3, 0.3, len(pairs)) if len(pairs) > 1 else [0.0]))
-    for y, method in enumerate(methods):
-        part, colour = rows[rows["method"] == method], STANDOUT if method in highlight else PLAIN
-        axes.plot(
-            part["gap"],
-            [y + heights[p] for p in part["pair"]],
-            "o",
-            color=colour,
-            markersize=2.8,
-            alpha=0.7,
-            markeredgewidth=0,
-        )
-        mean = float(part["gap"].mean())
-        axes.plot([mean, mean], [y - 0.38, y + 0.38], color=INK, linewidth=1.4, zorder=1.5)
+    place = rows["method"].map(methods.index)
+    colours = [STANDOUT if method in highlight else PLAIN for method in rows["method"]]
+    axes.scatter(rows["gap"], place + rows["pair"].map(heights), 2.8**2, colours, alpha=0.7, linewidths=0)
+    means = rows["gap"].groupby(place).mean()
+    axes.vlines(means, means.index - 0.38, means.index + 0.38, INK, linewidth=1.4, zorder=1.5)
+    for y, mean in enumerate(means):
         axes.text(1.02, y, signed(mean), transform=axes.get_yaxis_transform(), fontsize=SMALL, va="center")
     axes.text(1.02, -0.75, "mean", transform=axes.get_yaxis_transform(), fontsize=SMALL, color=QUIET, va="bottom")
     axes.set_xlim(left=min(0.0, float(rows["gap"].min())) - 0.02)

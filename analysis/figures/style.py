@@ -26,6 +26,7 @@ MARKERS = ("o", "s", "^", "D", "v")  # of five marks and seven colours, 35 metho
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1, 1, 1)))
 INK, QUIET, FAINT = "#222222", "#777777", "#DDDDDD"
 PLAIN, STANDOUT = COLOURS[0], COLOURS[1]
+GREY = "#BBBBBB"  # of methods in the background
 STEPS = [1, 2, 2.5, 5, 10]  # of ticks
 DIRECT = 7  # more methods than this have a legend: their names would cover the marks
 
@@ -33,6 +34,7 @@ _STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so text has the same size everywhere
     "font.size": 8,
     "axes.titlesize": 7.5,
+    "axes.titley": 1.0,  # not searched for, which takes a tenth of the time
     "axes.labelsize": 8,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
@@ -75,12 +77,19 @@ def styled() -> Iterator[None]:
         yield
 
 
-def looks(titles: Mapping[str, str]) -> dict[str, Look]:
-    """A look for each method, by its place in `titles`."""
+def looks(titles: Mapping[str, str], highlight: Collection[str] | None = None) -> dict[str, Look]:
+    """A look for each method, by its place in `titles`; those that are not in `highlight` are grey (None: none is)."""
     return {
         method: Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], DASHES[i // len(COLOURS) % len(DASHES)])
+        if highlight is None or method in highlight
+        else Look(GREY, "o", "solid")
         for i, method in enumerate(titles)
     }
+
+
+def coloured(methods: Collection[str], highlight: Collection[str] | None) -> list[str]:
+    """Those of the methods that have a colour."""
+    return [method for method in methods if highlight is None or method in highlight]
 
 
 def chosen(frame: pd.DataFrame, titles: Mapping[str, str], needed: Sequence[str], what: str) -> pd.DataFrame:
@@ -191,6 +200,9 @@ def freeze(figure: Figure) -> Figure:
     """
     solver = figure.get_layout_engine()
     assert solver is not None  # of every `page`
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if not axis.get_label_text():
+            axis.set_label_coords(0, 0)  # no place is searched for it, which takes time
     solver.execute(figure)  # draws nothing, unlike `draw_without_rendering`
     if any(axes.get_aspect() != "auto" for axes in figure.axes):
         solver.execute(figure)  # it needs a second round
@@ -198,6 +210,9 @@ def freeze(figure: Figure) -> Figure:
     for axes in figure.axes:
         axes.set_position([round(float(edge), 6) for edge in axes.get_position(original=True).bounds])  # type: ignore[arg-type]
     return figure
+
+
+GREY_NOTE = " Grey: the other methods."
 
 
 def marks(methods: Collection[str], titles: Mapping[str, str]) -> list[Line2D]:

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from analysis.statistics.paired import comparisons
-from analysis.statistics.pooled import FEWEST_PAIRS, Pooled, over_pairs
+from analysis.statistics.pooled import FEWEST_PAIRS, Pooled
 from analysis.statistics.power import detectable, needed
 from edkd.console import counted
+
+_NAMED = 6  # baselines in one sentence
 
 
 def permits(rows: pd.DataFrame, power: float = 0.8, level: float = 0.95) -> list[str]:
@@ -59,13 +60,14 @@ def _sensitivity(n: int, group: pd.DataFrame, power: float, level: float) -> str
     )
 
 
-def verdict(tidy: pd.DataFrame, protocol: str, ours: str, baselines: Sequence[str], level: float = 0.95) -> list[str]:
-    """What the statistics say of `ours` against `baselines`, in at most three sentences."""
-    every = over_pairs(tidy, protocol, [(ours, name) for name in baselines], level)
-    found = {name: result for name, result in zip(baselines, every) if result.pairs}
+def verdict(ours: str, over: Mapping[str, Pooled], rows: pd.DataFrame, level: float = 0.95) -> list[str]:
+    """What the statistics say of `ours`, in at most three sentences.
+
+    `over` has what all pairs say of `ours` minus each baseline, and `rows` are the `comparisons` of the same contrasts.
+    """
+    found = {name: result for name, result in over.items() if result.pairs}
     if not found:
-        return [f"{ours} has no run with the seed and teacher of a run of {_and(baselines)}: nothing is compared."]
-    rows = comparisons(tidy, protocol, [(ours, name) for name in found], level)
+        return [f"{ours} has no run with the seed and teacher of a run of {_and(list(over))}: nothing is compared."]
     if (rows["n"] == 1).all():
         reason = "Every comparison is of one run per method (n = 1), which permits no conclusion."
         return [f"{_observed(ours, found, rows, level, interval=False)}.", reason]
@@ -83,7 +85,7 @@ def verdict(tidy: pd.DataFrame, protocol: str, ours: str, baselines: Sequence[st
         for standing in ("better", "worse", "open")
     }
     parts = [
-        text + _and(others[standing])
+        text + _few(others[standing])
         for standing, text in (
             ("better", "better than "),
             ("worse", "worse than "),
@@ -137,6 +139,10 @@ def _points(value: float) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:g} %"
+
+
+def _few(names: Sequence[str]) -> str:
+    return _and(names) if len(names) <= _NAMED else f"{len(names)} baselines"
 
 
 def _and(names: Sequence[str]) -> str:

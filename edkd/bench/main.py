@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edkd.bench import contention as beside_others
 from edkd.bench import costs, method_costs, processes, table, workload
 from edkd.bench import streaming as from_files
 from edkd.bench.modes import PLAIN, TOGETHER, choose, prepare, train
@@ -39,6 +40,7 @@ def run(
     modes: list[str] | None,
     streaming: bool,
     devices: int | None,
+    contention: bool,
     repetitions: int | None,
     steps: int | None,
     seconds: float | None,
@@ -48,8 +50,8 @@ def run(
 ) -> list[Path]:
     """Measure, print the tables, write the files and return their paths. Raises EdkdError for what does not fit.
 
-    None leaves the choice to the benchmark: 10 minutes of steps, or 90 seconds if `quick`. `streaming` measures images
-    from files, and `devices` as many processes beside one, instead of the modes.
+    None leaves the choice to the benchmark: 10 minutes of steps, or 90 seconds if `quick`. Instead of the modes
+    `streaming` measures images from files, `devices` as many processes beside one, `contention` threads beside others.
     """
     numbers = {"repetitions": repetitions, "steps": steps, "seconds": seconds, "threads": threads}
     for name, value in numbers.items():
@@ -57,7 +59,7 @@ def run(
             raise EdkdError(f"--{name}={value}: must be above 0")
     if devices is not None and devices < 2:
         raise EdkdError(f"--devices={devices}: must be 2 or more")
-    beside = streaming or devices is not None
+    beside = streaming or contention or devices is not None
     every = methods == [method_costs.EVERY] and not beside
     if every:
         methods = method_costs.options()
@@ -67,7 +69,7 @@ def run(
         _check_methods(methods, [*workload.METHODS, *([] if beside else [method_costs.EVERY])])
     if pairs is None:
         one = from_files.PAIR if streaming else method_costs.PAIR
-        pairs = [one] if every or beside else workload.table_pairs()
+        pairs = beside_others.PAIRS if contention else [one] if every or beside else workload.table_pairs()
     make_images = streaming and dataset == "cifar100"
     if make_images:
         dataset, overrides = "imagefolder", [*from_files.made_data(cores()), *overrides]
@@ -103,16 +105,20 @@ def run(
         if devices is not None:
             timings = processes.timings(cells, work, devices, most, seconds)
             return table.show_and_write(output, "devices-", timings, *processes.summary(timings, work, devices), about)
+        if contention:
+            timings = beside_others.timings(cells, work, most, seconds)
+            found = beside_others.summary(timings, work)
+            return table.show_and_write(output, "contention-", timings, *found, about)
         if every:
             timings = method_costs.timings(cells, work, repetitions or MOST_TURNS, seconds)
             method_costs.show(timings)
             return method_costs.write(output, timings, about)
         timings = _timings(cells, chosen, work, most, seconds / len(cells))
-        found = costs.of_an_epoch(cells, timings, work)
+        around = costs.of_an_epoch(cells, timings, work)
         if not quick:
-            found.append(costs.planning(work.folder))
-    table.show(timings, found, about)
-    return table.write(output, timings, table.markdown(timings, found, about), about)
+            around.append(costs.planning(work.folder))
+    table.show(timings, around, about)
+    return table.write(output, timings, table.markdown(timings, around, about), about)
 
 
 def _check_methods(asked: Sequence[str], allowed: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edkd import __version__
-from edkd.cli import evaluate, export, figures, imports, output, runs, teachers
+from edkd.cli import completion, evaluate, export, figures, imports, output, runs, teachers
 from edkd.cli.teachers import add_dataset
 from edkd.console import fail
 from edkd.errors import EdkdError
@@ -18,6 +18,7 @@ _OF_RUNS = ("status", "logs", "retry", "clean", "sync")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `edkd` and `python -m edkd.cli.main`: exits with 0, or with 1 and one line after an error."""
     parser = _parser()
+    completion.answer(parser)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] and arguments[0] in _OF_RUNS:  # as launch.py takes it
         arguments = [f"--{word}" if word.startswith("output=") else word for word in arguments]
@@ -63,6 +64,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{name}", type=lambda text: text.split(","), metavar="NAMES", help=words)
     what.add_argument("--streaming", action="store_true", help="loader and step, alone and together, from image files")
     what.add_argument("--devices", type=int, metavar="N", help="a run in N processes beside the same run in one")
+    what.add_argument("--contention", action="store_true", help="threads beside processes that hold the cores")
     parser.add_argument("--repetitions", type=int, metavar="N", help="of each mode at most; the median counts")
     parser.add_argument("--steps", type=int, metavar="N", help="of one repetition")
     parser.add_argument("--seconds", type=float, metavar="S", help="for all steps; fewer repetitions keep to it")

@@ -115,6 +115,7 @@ def _ended_sweeps(output: Path) -> dict[str, Counter[str]]:
 
     words = {
         "done": "finished",
+        "pruned": "pruned",
         "failed": "failed",
         "vanished": "interrupted",
         "interrupted": "interrupted",

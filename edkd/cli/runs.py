@@ -13,12 +13,13 @@ from edkd.errors import EdkdError
 from edkd.status.state import STATES
 
 _KEYS = """\
-exit codes: 0 all runs shown are done; 1 a run failed or vanished; 2 the command makes no sense, and says why;
+exit codes: 0 all runs shown are done or pruned; 1 a run failed or vanished; 2 the command makes no sense, and says why;
 3 nothing is wrong, but runs are new, waiting or running.
 
 --json prints one object: {"output", "sweep", "time", "counts": {state: number}, "runs": [...]}. Each run has:
   name, hash, directory, dataset, pair, distiller, seed, sweep     what it is
-  state                         new, waiting, running, done, failed, vanished or interrupted (by Ctrl-C)
+  state                         new, waiting, running, done, pruned (by its search), failed, vanished or interrupted
+                                (by Ctrl-C)
   why                           the first line of the error; SLURM's word about a job that vanished; why it waits
   epoch, epochs                 the last that is journalled, and how many there are to be (null before the start)
   top1, best                    percent on the test set: after that epoch; of the best epoch, of a run that is done
@@ -32,7 +33,7 @@ def add_to(commands: Any) -> None:
     """Add the commands to the parser's subcommands."""
     shown = commands.add_parser(
         "status",
-        help="all runs: waiting, running, done, failed, vanished, interrupted",
+        help="all runs: waiting, running, done, pruned, failed, vanished, interrupted",
         epilog=_KEYS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

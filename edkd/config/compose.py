@@ -109,7 +109,7 @@ def _file(option: str) -> str:
 
 def _folders() -> list[Path]:
     """Where options lie: in the user's folder, and in conf/."""
-    own = _own_folder()
+    own = own_folder()
     return [*([Path(own)] if own else []), schema.folder()]
 
 
@@ -118,7 +118,7 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     GlobalHydra.instance().clear()
     folder = schema.folder()
     groups = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in ("hydra", "tweak"))
-    choosing = [*groups, "hydra/launcher"]
+    choosing = [*groups, "hydra/launcher", "hydra/sweeper"]
     chosen = [override for override in overrides if override.partition("=")[0] in choosing and "," not in override]
     with initialize_config_dir(version_base="1.3", config_dir=str(folder)):
         try:
@@ -146,7 +146,7 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     )
 
 
-def _own_folder() -> str | None:
+def own_folder() -> str | None:
     """The command line's --config-dir."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-dir", "-cd")
@@ -155,7 +155,7 @@ def _own_folder() -> str | None:
 
 def _own_options() -> list[str]:
     """The override that lets composition find the user's options in the command line's --config-dir."""
-    config_dir = _own_folder()
+    config_dir = own_folder()
     return [f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"] if config_dir else []
 
 

@@ -1,9 +1,9 @@
 """The append-only record of a run, and the truth about it.
 
 A run directory holds ``journal.jsonl``: one JSON object a line, each with ``event`` and ``time`` (unix seconds):
-``start``, ``epoch``, ``end``, ``failure``, ``interrupted``. A run that was resumed has several starts, and may repeat
-epochs; readers take the last record of an epoch. Numbers that are not finite are written as ``null``, which every
-JSON reader survives (NaN and Infinity are not JSON).
+``start``, ``epoch``, ``end``, ``failure``, ``interrupted``, ``pruned``. A run that was resumed has several starts, and
+may repeat epochs; readers take the last record of an epoch. Numbers that are not finite are written as ``null``, which
+every JSON reader survives (NaN and Infinity are not JSON).
 
 A line counts once its newline is on the disk. What a crash left behind the last newline, or a garbled last line, is
 ignored by readers and cut off by the next append.
@@ -22,7 +22,7 @@ from edkd.rundir import files, lock
 from edkd.rundir.paths import RunDir
 
 Record = dict[str, Any]
-Status = Literal["new", "running", "interrupted", "failed", "finished"]
+Status = Literal["new", "running", "interrupted", "failed", "pruned", "finished"]
 
 _EPOCH = b'"event": "epoch"'  # in the line of an epoch
 
@@ -129,13 +129,13 @@ class RunState:
 def state(run_dir: Path) -> RunState:
     """The state of a run. Raises `EdkdError` for a journal that is damaged elsewhere than in its epochs.
 
-    ``new`` has no record yet; ``failed`` and ``finished`` are as journalled; otherwise the run is ``running`` where a
-    process holds its directory, and ``interrupted`` where none does.
+    ``new`` has no record yet; ``failed``, ``pruned`` and ``finished`` are as journalled; otherwise the run is
+    ``running`` where a process holds its directory, and ``interrupted`` where none does.
     """
     holder = lock.is_held(run_dir)  # before the journal: a run that ends in between is then finished, not interrupted
     found = _summarise(read(run_dir, every_epoch=False))
     found.holder = holder or lock.is_held(run_dir)
-    if found.holder is not None and found.status != "finished":
+    if found.holder is not None and found.status not in ("finished", "pruned"):
         found.status = "running"
     return found
 
@@ -144,7 +144,7 @@ def _summarise(records: list[Record]) -> RunState:
     found = RunState(status="new")
     for record in records:
         event = record["event"]
-        if event == "interrupted" and found.status == "finished":
+        if event == "interrupted" and found.status in ("finished", "pruned"):
             continue  # Ctrl-C came when all was done
         found.interruption = record if event == "interrupted" else None
         if event == "epoch":
@@ -156,6 +156,8 @@ def _summarise(records: list[Record]) -> RunState:
             found.status, found.end, found.failure = "interrupted", None, None
         elif event == "failure":
             found.status, found.end, found.failure = "failed", None, record
+        elif event == "pruned":
+            found.status, found.end, found.failure = "pruned", None, None
         elif event == "end":
             found.status, found.end, found.failure = "finished", record, None
     if found.failure is not None:

@@ -2,6 +2,7 @@
 
 One run may belong to several sweeps, so each sweep has a file that names its runs, teachers first:
 <output>/sweeps/<id>.json     {"sweep", "time", "runs": [<dataset>/<pair>/<run>, ...]}
+A search for values has Optuna's study beside it, <id>.optuna.log.
 """
 
 import contextlib
@@ -77,6 +78,11 @@ def record_sweep(output: Path, sweep: str, names: Iterable[str]) -> None:
         files.write_text(path, json.dumps({"sweep": sweep, "time": time.time(), "runs": list(names)}, indent=1) + "\n")
     except OSError as error:
         raise EdkdError(f"cannot write {path}: {error.strerror}; output={output} sets the folder") from error
+
+
+def study_file(output: Path, sweep: str) -> Path:
+    """Optuna's study of a sweep that searches for values."""
+    return _record(output, sweep).with_suffix(".optuna.log")
 
 
 def forget_sweep(output: Path, sweep: str) -> None:

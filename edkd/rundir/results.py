@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from edkd.console import counted
 from edkd.errors import EdkdError
 from edkd.rundir import files, journal
@@ -25,7 +27,7 @@ from edkd.rundir.paths import RunDir, find_runs
 
 SUFFIX = ".jsonl.gz"
 
-_EPOCH = '"event":"epoch"'  # in the line of an epoch
+_EPOCH = b'"event":"epoch"'  # in the line of an epoch
 _MACHINE = ("host", "pid", "slurm")  # of a start
 _PLACES = ("output", "tracking")  # of its configuration
 # An absolute path: what begins with a slash that ends no word, as in cpu/x86 or http://, nor a path cut before.
@@ -167,12 +169,12 @@ def read(path: Path, *, every_epoch: bool = True) -> list[Record]:
 
 def parse(data: bytes, *, every_epoch: bool = True) -> list[Record]:
     """The records in the bytes of a packed run. Raises OSError, EOFError, zlib.error or ValueError for other bytes."""
-    lines = [line for line in gzip.decompress(data).decode().split("\n") if line]
+    lines = [line for line in gzip.decompress(data).split(b"\n") if line]
     if not every_epoch:
         epochs = [number for number, line in enumerate(lines) if _EPOCH in line]
         for number in reversed(epochs[:-1]):
             del lines[number]
-    records: list[Record] = json.loads(f"[{','.join(lines)}]")  # in one call: a third faster
+    records: list[Record] = from_json(b"[" + b",".join(lines) + b"]")  # the same numbers as `json`, 3 times as fast
     return records
 
 

@@ -23,6 +23,7 @@ from edkd.rundir import checkpoint, journal, lock, provenance
 from edkd.rundir.paths import RunDir, checkpoints
 from edkd.runs.preemption import Asked, SafePoints, Stopped
 from edkd.runs.processes import LOST, Nodes, check_devices, failed, run_together, stopped
+from edkd.runs.pruning import Pruned, pruner_of
 from edkd.runs.setup import Inputs, device_data, gather, new_state
 from edkd.runs.teacher_source import teacher_source
 from edkd.runs.teaching import is_lost, publish
@@ -44,7 +45,7 @@ def execute(
     `stop_asked` is asked at safe points, and ends the run there with `Stopped`; the same call continues it. `nodes`,
     of which this is the first, are those over which `engine.devices` are spread, where they are several. A finished
     run is trained again where it is to teach and its network is gone, here and from the store: its journal may come
-    from elsewhere, without weights.
+    from elsewhere, without weights. A search may end its run early (`pruning`).
 
     Data and teacher of a run that was not planned by a sweep are found and verified before anything is written. Raises
     EdkdError for what the user can mend; the journal and the log have every error, once the run's directory exists.
@@ -124,6 +125,9 @@ class _Run:
                     nodes = nodes or Nodes(1, 0, f"{folder}/meeting")
                     about = (self.job, self.before, self.sweep, self.threads, self.show, nodes.count, self.stop_asked)
                     run_together(_train_part, cfg.engine.devices, nodes, *about)
+        except Pruned as pruned:
+            self.book.append({"event": "pruned", "epoch": pruned.epoch})
+            LOG.info("%s: pruned after epoch %d, for its search has better trials", self.job.name, pruned.epoch)
         except (KeyboardInterrupt, Stopped):
             self.book.append({"event": "interrupted"})
             raise
@@ -166,6 +170,7 @@ class _Run:
         if self.stop_asked is not None or every is not None:
             done = 0 if state.within is None else state.within["steps"]
             safe = SafePoints(self.stop_asked, agree, every=None if every is None else 60 * every, done=done)
+        prune = pruner_of(job, self.sweep)
         with console.step_bar(self.show, cfg.schedule.epochs) as bar:
 
             def on_epoch(record: dict[str, Any], improved: bool) -> None:
@@ -187,6 +192,8 @@ class _Run:
                     record["epoch"], cfg.schedule.epochs, metrics["train/loss"], metrics["train/top1"],
                     metrics["test/top1"], record["images_per_second"],
                 )  # fmt: skip
+                if prune is not None and prune(record):
+                    raise Pruned(record["epoch"])
 
             def on_step(done: int, steps: int, within: Callable[[], Within]) -> None:
                 if bar is not None:

@@ -84,7 +84,7 @@ class Pack:
         except EdkdError:  # damaged
             return "ended"
         submission = Submission.read(_directory(run))
-        if status == "failed" and submission is not None and _array(submission.job_id) == _array(self.job):
+        if status in ("failed", "pruned") and submission is not None and _array(submission.job_id) == _array(self.job):
             grown = RunDir(_directory(run)).journal_size > submission.journal_size
             return "ended" if grown else "waits"
         if status == "finished":

@@ -2,9 +2,10 @@
 
     the journal says end                   -> done
     a process holds the run's directory    -> running
-    it failed in a job of several runs     -> failed
+    it failed in a job of several runs     -> failed; pruned, where it was
     its SLURM job is alive                 -> waiting (running, where the lock cannot be seen from here)
     the journal says failure               -> failed
+    a search has ended it early            -> pruned
     it was stopped as one stops it, by Ctrl-C or SIGTERM, outside SLURM -> interrupted
     it was started or submitted            -> vanished
     none of it                             -> new
@@ -30,7 +31,7 @@ from edkd.slurm import queue
 from edkd.slurm.queue import Entry
 from edkd.slurm.submission import Submission
 
-State = Literal["done", "new", "waiting", "running", "interrupted", "vanished", "failed"]
+State = Literal["done", "pruned", "new", "waiting", "running", "interrupted", "vanished", "failed"]
 STATES: tuple[State, ...] = get_args(State)
 UNSEEN = "SLURM cannot be asked now"
 
@@ -209,15 +210,20 @@ def _judge(facts: _Facts, entry: Entry | None, *, reached: bool) -> tuple[State,
         return "running", ""
     if facts.damage is not None:
         return "failed", facts.damage
-    if known.status == "failed" and facts.grown and facts.submission is not None and facts.submission.several:
-        return "failed", known.error or "without a word"
+    own_end: tuple[State, str] | None = None
+    if known.status == "failed":
+        own_end = "failed", known.error or "without a word"
+    elif known.status == "pruned":
+        own_end = "pruned", "its search has better trials"
+    if own_end is not None and facts.grown and facts.submission is not None and facts.submission.several:
+        return own_end
     if entry is not None and entry.state in queue.ALIVE:
         if entry.state in queue.STARTED and facts.grown and known.interruption is None:
             return "running", ""
         doing = "starting" if entry.state == "RUNNING" else entry.state
         return "waiting", entry.where if entry.state in queue.QUEUED else f"{doing} on {entry.where}"
-    if known.status == "failed" and (facts.grown or facts.job is None):  # else it is the failure of an earlier job
-        return "failed", known.error or "without a word"
+    if own_end is not None and (facts.grown or facts.job is None):  # else it is how an earlier job ended
+        return own_end
     if facts.job is not None and not reached:
         return "waiting", UNSEEN
     if facts.job is not None and entry is None and facts.lately not in (None, facts.job):

@@ -19,6 +19,7 @@ from edkd.status.state import STATES, RunStatus, frozen
 
 STYLES = {
     "done": "green",
+    "pruned": "dim green",
     "new": "dim",
     "waiting": "yellow",
     "running": "cyan",
@@ -26,7 +27,7 @@ STYLES = {
     "interrupted": "magenta",
     "failed": "bold red",
 }
-URGENCY = ("failed", "vanished", "interrupted", "running", "waiting", "new", "done")
+URGENCY = ("failed", "vanished", "interrupted", "running", "waiting", "new", "pruned", "done")
 WORDS = ("state", "node", "job", "run")  # flush left, the numbers flush right
 EXTRA = ("time", "best %", "job", "node", "images/s")  # as far as a screen has room, in this order
 _GAP = 2  # characters between columns
@@ -42,8 +43,8 @@ def show(views: Sequence[RunStatus]) -> None:
 def watch(look: Callable[[], list[RunStatus]], seconds: float) -> list[RunStatus]:
     """Show the table on the whole screen, renewed every so many seconds, what needs attention first.
 
-    Ends when every run is done, failed, vanished or interrupted, and at Ctrl-C; the table is then printed. Returns what
-    was seen last.
+    Ends when every run is done, pruned, failed, vanished or interrupted, and at Ctrl-C; the table is then printed.
+    Returns what was seen last.
     """
     console = Console()
     views = look()
@@ -73,9 +74,9 @@ def document(views: Sequence[RunStatus], output: str, sweep: str | None) -> str:
 
 
 def exit_code(views: Sequence[RunStatus]) -> int:
-    """0 if all runs are done, 1 if one failed or vanished, 3 otherwise."""
+    """0 if all runs are done or pruned, 1 if one failed or vanished, 3 otherwise."""
     states = {view.state for view in views}
-    return 1 if states & {"failed", "vanished"} else 3 if states - {"done"} else 0
+    return 1 if states & {"failed", "vanished"} else 3 if states - {"done", "pruned"} else 0
 
 
 def summary(views: Sequence[RunStatus]) -> str:

@@ -1,4 +1,4 @@
-"""Waiting for runs that SLURM has, until each is done, has failed or vanished."""
+"""Waiting for runs that SLURM has, until each is done, was pruned, has failed or vanished."""
 
 import time
 from collections import Counter
@@ -38,7 +38,7 @@ def wait(run_dirs: Iterable[Path], poll_s: float) -> dict[Path, RunStatus]:
         for status in statuses:
             if status.state != "vanished":
                 silent.pop(status.directory, None)
-                if status.state in ("done", "failed"):
+                if status.state in ("done", "pruned", "failed"):
                     ended[status.directory] = status
                 continue
             patience = NEWS if status.entry is not None and status.entry.state == "COMPLETED" else SILENCE

@@ -94,7 +94,10 @@ def expand(overrides: Sequence[Override], pair_lists: Mapping[str, Sequence[str]
         elif override.is_discrete_sweep():
             values = [str(value) for value in override.sweep_string_iterator()]
         else:
-            raise EdkdError(f"{override.input_line}: only lists of values can be swept, such as {key}=1,2,3")
+            raise EdkdError(
+                f"{override.input_line}: only lists of values can be swept, such as {key}=1,2,3; "
+                "hydra/sweeper=optuna searches a range"
+            )
         if key == "pair":
             values = [pair for value in values for pair in pair_lists.get(value, [value])]
         choices.append([f"{key}={value}" for value in dict.fromkeys(values)])

@@ -6,6 +6,7 @@ step, or remembered), data, batch size, precision and device. A device hour is a
 
 import contextlib
 import json
+import os
 import statistics
 import threading
 import time
@@ -22,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edkd.config.job import Job, labels
-from edkd.config.schema import target
+from edkd.config.schema import Settings, target
 from edkd.console import console, counted, duration
 from edkd.errors import EdkdError
 from edkd.rundir import journal
@@ -211,10 +212,12 @@ class _View:
         return Group(whole, runs, *more)
 
     def _show_end(self, job: Job, state: RunState) -> None:
-        if state.status not in ("finished", "failed"):
+        if state.status not in ("finished", "pruned", "failed"):
             return
         self.ended[job.run] = state.status
         said = f"failed: {one_line(state.error or 'without a word')}"
+        if state.status == "pruned":
+            said = f"pruned after epoch {state.epoch}"
         if state.end is not None:
             last, best = state.end["last"]["top1"], state.end["best"]["top1"]
             said = f"top-1 last {last:.2f} %, best {best:.2f} %, {duration(state.end['seconds'])}"
@@ -272,3 +275,16 @@ def _changed(job: Job) -> float:
         return RunDir(job.directory).journal.stat().st_mtime
     except OSError:
         return 0.0
+
+
+def warn_if_busy(cfg: Settings, threads: int) -> None:
+    """Say that others hold this machine's cores, where the threads of a run on the CPU would wait for each other."""
+    threads, load, there = cfg.engine.threads or threads, os.getloadavg()[0], os.cpu_count() or 1
+    if threads > 1 and load > there / 2 and pick_device(cfg.engine.device).type == "cpu":
+        console.print(
+            f"WARNING: other processes hold the cores (a load of {load:.1f} on {there}), and the {threads} threads of "
+            "a run will wait for each other: engine.threads=1 waits for none, and -m hydra/launcher=local has several "
+            "such runs side by side; see docs/performance.md",
+            markup=False,
+            soft_wrap=True,
+        )

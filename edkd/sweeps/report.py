@@ -95,6 +95,14 @@ def track_end(sweep: str, where: Tracking, outcome: Iterable[RunStatus]) -> None
             tracking.settle_sweeps({sweep: counts}, **vars(where))
 
 
+def track_search(sweep: str, where: Tracking, states: Mapping[str, int], best: str) -> None:
+    """Give the parent run of a search its status and a sentence on its best trial. What goes wrong changes nothing."""
+    with _tolerant():
+        run = tracking.start_sweep(sweep, **vars(where))
+        tracking.attach(str(where.uri), [run], paths=[], sentence=best, metrics={})
+        tracking.settle_sweeps({sweep: states}, **vars(where))
+
+
 class _Logits(nn.Module):
     """A network that returns its logits alone."""
 

@@ -14,6 +14,7 @@ from edkd.sweeps import progress
 from edkd.sweeps.plan import is_dry, show_unreached, stored_teacher, warn_outdated
 from edkd.sweeps.report import next_steps, open_tracking
 from edkd.teachers import store
+from edkd.training.device import cores
 
 
 def run_one(resolved: dict[str, Any], method: str) -> None:
@@ -52,6 +53,7 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
     if cfg.tracking.uri is not None:
         open_tracking(cfg.tracking)
     warn_outdated([job], {job.run: before})
+    progress.warn_if_busy(cfg, cores())
     finished = execute(job, sweep=None, show=True)
     assert finished.end is not None
     last, best = finished.end["last"], finished.end["best"]

@@ -8,12 +8,13 @@ from their journals alone, for a launcher may lose a job, and a lost job must no
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
@@ -46,13 +47,18 @@ def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, la
     """
     if isinstance(launcher, submit.Queue):  # before the plan, which takes longer
         launcher.check()
-    overrides = OverridesParser.create(loader).parse_overrides(list(arguments))
-    dry_run = is_dry(next((o.value() for o in overrides if o.key_or_group == "dry_run"), False))
-    overrides = [o for o in overrides if o.key_or_group != "dry_run"]
+    overrides, dry_run = parse(arguments, loader)
     combinations = expand(overrides, pair_lists(overrides, master, loader))
     planned = make_plan(combinations, overrides, Composer(master, loader))
     carry_out(planned, master, launcher, dry_run=dry_run)
     return []
+
+
+def parse(arguments: Sequence[str], loader: ConfigLoader) -> tuple[list[Override], bool]:
+    """The command line's overrides without `+dry_run=…`, and what that says."""
+    overrides = OverridesParser.create(loader).parse_overrides(list(arguments))
+    dry_run = is_dry(next((o.value() for o in overrides if o.key_or_group == "dry_run"), False))
+    return [o for o in overrides if o.key_or_group != "dry_run"], dry_run
 
 
 def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run: bool) -> None:
@@ -63,9 +69,9 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
     queue = launcher if isinstance(launcher, submit.Queue) else None
     if queue is not None:
         queue.check_devices(planned.jobs)
-    statuses = _look(planned, ask=queue is not None)
+    statuses = look_at(planned, ask=queue is not None)
     states = {run: status.known for run, status in statuses.items()}
-    parallel, _ = _shares(master, len(planned.jobs))
+    parallel, _ = shares(master, len(planned.jobs))
     show_plan(planned, statuses)
     show_unreached(planned.jobs)
     warn_outdated(planned.jobs, states)
@@ -78,13 +84,7 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
         print(f"disk: {size(needed)} when {counted(len(todo), 'run')} are finished")
     if dry_run:
         return
-    if parallel is not None:
-        for cfg in {job.settings.dataset.key: job.settings for job in todo}.values():
-            pick_device(cfg.engine.device)
-            load_arrays(cfg)
-    for job in todo:
-        if job.settings.needs_teacher and job.settings.teacher.weights is not None:
-            find_teacher(job.settings)  # here, for a compute node may have no network to download from
+    prepare(todo, here=parallel is not None)
     where, output = planned.students[0].settings.tracking, Path(planned.students[0].settings.output)
     if all(status.state == "done" for status in statuses.values()) and not os.access(output, os.W_OK):
         report.show_summary(planned, statuses)  # of somebody else's sweep
@@ -96,7 +96,7 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
     if not retried:
         record_sweep(output, planned.id, [job.name for job in planned.jobs])
     try:
-        outcome = _queue(planned, statuses, queue) if queue is not None else _run(planned, statuses, master, launcher)
+        outcome = run(planned, statuses, master, launcher)
     except EdkdError:
         submissions = [Submission.read(job.directory) for job in planned.jobs]
         if queue and not recorded and not any(each is not None and each.sweep == planned.id for each in submissions):
@@ -108,7 +108,28 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
         raise SystemExit(1)
 
 
-def _look(planned: Sweep, *, ask: bool) -> dict[str, RunStatus]:
+def prepare(jobs: Iterable[Job], *, here: bool) -> None:
+    """Find what some jobs need before the first is launched: their data and device if they run `here`, and weights."""
+    jobs = list(jobs)
+    if here:
+        for cfg in {job.settings.dataset.key: job.settings for job in jobs}.values():
+            pick_device(cfg.engine.device)
+            load_arrays(cfg)
+    for job in jobs:
+        if job.settings.needs_teacher and job.settings.teacher.weights is not None:
+            find_teacher(job.settings)  # here, for a compute node may have no network to download from
+
+
+def run(
+    planned: Sweep, statuses: Mapping[str, RunStatus], master: DictConfig, launcher: Launcher
+) -> dict[str, RunStatus] | None:
+    """Launch what is not done, teachers first, and wait; what became of it, by run. None if nobody waits for SLURM."""
+    if isinstance(launcher, submit.Queue):
+        return _queue(planned, statuses, launcher)
+    return _run(planned, statuses, master, launcher)
+
+
+def look_at(planned: Sweep, *, ask: bool) -> dict[str, RunStatus]:
     """What has become of the runs; unless SLURM is to be asked, what waits in its queue is taken for vanished."""
     there = [job for job in planned.jobs if job.directory.exists()]
     found = look([job.directory for job in there], **({} if ask else {"ask": lambda job_ids: {}})) if there else []
@@ -141,7 +162,7 @@ def _queue(planned: Sweep, statuses: Mapping[str, RunStatus], launcher: submit.Q
             if returning:
                 time.sleep(MOMENT)
             if returning or any(Submission.read(job.directory) != statuses[job.run].submission for job in planned.jobs):
-                statuses = _look(planned, ask=True)  # others have submitted some since, or SLURM has
+                statuses = look_at(planned, ask=True)  # others have submitted some since, or SLURM has
             unseen = sum(status.why == UNSEEN for status in statuses.values())
             if unseen:
                 raise EdkdError(
@@ -160,7 +181,7 @@ def _queue(planned: Sweep, statuses: Mapping[str, RunStatus], launcher: submit.Q
                 "the jobs stay in SLURM's queue: `edkd status` shows them, the same command waits for them again"
             )
             raise
-    outcome = _look(planned, ask=False)
+    outcome = look_at(planned, ask=False)
     outcome |= {job.run: ended[job.directory] for job in planned.jobs if job.directory in ended}
     # The parent run was made by the first job that logged.
     report.track_end(planned.id, planned.jobs[0].settings.tracking, outcome.values())
@@ -172,9 +193,11 @@ def _run(
 ) -> dict[str, RunStatus]:
     """Launch what is not done, stage by stage, in this process or in several on this machine."""
     todo = _todo(planned, statuses)
-    parallel, threads = _shares(master, len(todo))
+    parallel, threads = shares(master, len(todo))
     if parallel is not None and parallel > 1:
         name_gpus()
+    if todo and threads is not None:
+        progress.warn_if_busy(todo[0].settings, threads)
     known = provenance.read()
     files = {job.run: freeze(job, sweep=planned.id, threads=threads, planned_with=known) for job in todo}
     where = planned.jobs[0].settings.tracking
@@ -193,7 +216,7 @@ def _run(
                 journal.Journal(job.directory).append({"event": "interrupted"})
         raise
     finally:
-        outcome = _look(planned, ask=False)
+        outcome = look_at(planned, ask=False)
         report.track_end(planned.id, where, outcome.values())
     return outcome
 
@@ -239,7 +262,7 @@ def _marks(job: Job) -> tuple[str, str, int]:
     return job.run, state.status, state.epoch
 
 
-def _shares(master: DictConfig, jobs: int) -> tuple[int | None, int | None]:
+def shares(master: DictConfig, jobs: int) -> tuple[int | None, int | None]:
     """How many of so many jobs the launcher runs at a time on this machine, and each one's share of the CPU threads.
 
     None for launchers that hand jobs to a queue.

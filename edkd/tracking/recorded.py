@@ -26,7 +26,7 @@ _CONSTANT = (
 
 _encode = json.JSONEncoder(sort_keys=True).encode  # made once: json.dumps would make one for each epoch
 
-_VERDICTS: dict[str, Status] = {"end": "FINISHED", "failure": "FAILED", "interrupted": "KILLED"}
+_VERDICTS: dict[str, Status] = {"end": "FINISHED", "failure": "FAILED", "interrupted": "KILLED", "pruned": "KILLED"}
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,7 @@ def _tags(start: Record, last: Record, *, attempts: int) -> dict[str, str]:
         **{f"teacher_{key}": value for key, value in teacher.items()},
         **{f"versions.{package}": version for package, version in start.get("versions", {}).items()},
         "best_by": last.get("best", {}).get("by"),
+        "pruned_after": last["epoch"] if last["event"] == "pruned" else None,
     }
     return {key: str(value)[:TAG_LENGTH] for key, value in tags.items() if value is not None}
 

@@ -74,7 +74,7 @@ def attach(
 
 def _status(counts: Mapping[str, int]) -> Status:
     """The status of an ended sweep with so many runs in each state."""
-    return "FINISHED" if {state for state, count in counts.items() if count} <= {"finished"} else "FAILED"
+    return "FINISHED" if {state for state, count in counts.items() if count} <= {"finished", "pruned"} else "FAILED"
 
 
 def parent(store: Store, sweep: str, *, started: int) -> str:

@@ -7,7 +7,10 @@ import zlib
 KEY = "edkd"  # of the view, in the link
 TAG = f"mlflow.sharedViewState.{KEY}"
 
-_COLUMNS = ("tags.`pair`", "tags.`distiller`", "tags.`seed`", "metrics.`last/top1`", "metrics.`best/top1`")
+_COLUMNS = (  # not the pair, which is cut before its student
+    *("tags.`distiller`", "tags.`seed`", "tags.`teacher`", "tags.`student`"),
+    *("metrics.`last/top1`", "metrics.`best/top1`"),
+)
 _STATE = {
     # A filter and a sort make MLflow list runs without the tree below their sweeps.
     "searchFilter": "tags.distiller != ''",
@@ -19,7 +22,7 @@ _STATE = {
     "modelVersionFilter": "All Runs",
     "selectedColumns": list(_COLUMNS),
 }
-_MADE = 1764028800000  # unix ms: when the view was last changed
+_MADE = 1795651200000  # unix ms: when the view was last changed
 _NOTE = (
     "One run for each pair, method and seed; a sweep's own run holds its table and report. "
     "top1, top5, agreement: percent of the test images; last: after the last epoch, best: of the epoch that best_by "

@@ -1,15 +1,21 @@
-"""The sweeper plugin: hands Hydra's arguments to `edkd.sweeps`, which plans, launches and reports."""
+"""The sweeper plugins: they hand Hydra's arguments to `edkd.sweeps`, which plans, launches and reports."""
 
 from typing import Any
 
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 
 class EdkdSweeper(Sweeper):
-    """Plans a sweep of edkd runs; see `edkd.sweeps`."""
+    """Plans a sweep of edkd runs; see `edkd.sweeps`.
+
+    `search` is what the configuration says of a search, for which it takes `hydra/sweeper=optuna`.
+    """
+
+    def __init__(self, **search: Any) -> None:
+        self.search = search
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep Hydra's context and instantiate the launcher that the command line names."""
@@ -23,3 +29,17 @@ class EdkdSweeper(Sweeper):
         from edkd.sweeps.sweep import sweep
 
         return sweep(arguments, self.master, self.loader, self.started)
+
+
+class OptunaSweeper(EdkdSweeper):
+    """Searches for values instead of trying all; see `edkd.sweeps.search`."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the search that the command line's overrides and `hydra.sweeper` describe."""
+        from edkd.runs.pruning import load_optuna
+
+        load_optuna()  # says what to install if it is missing
+        from edkd.sweeps.search import search
+
+        values: Any = OmegaConf.to_container(OmegaConf.create(self.search), resolve=True)
+        return search(arguments, self.master, self.loader, self.started, values)

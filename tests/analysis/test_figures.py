@@ -1,11 +1,15 @@
 """Figures: every number of a frame has its mark, nothing is cut off, and a file is the same each time."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.colors import same_color
+from matplotlib.markers import MarkerStyle
 
 from analysis import figures
 from analysis import statistics as st
@@ -119,11 +123,21 @@ def given(request):
 def points(axes, markers="os^Dv", *, filled=None):
     """How many marks are drawn: all, or those that are filled (True) or open (False)."""
     lines = [line for line in axes.lines if line.get_marker() in markers]
-    return sum(len(line.get_xdata()) for line in lines if filled in (None, line.get_markerfacecolor() != "white"))
+    fills = [line.get_markerfacecolor() for line in lines for _ in line.get_xdata()]
+    shapes = [MarkerStyle(marker) for marker in markers]
+    paths = [shape.get_path().transformed(shape.get_transform()).vertices for shape in shapes]
+    for dots in axes.collections:
+        if isinstance(dots, PathCollection) and any(
+            np.array_equal(path, dots.get_paths()[0].vertices) for path in paths
+        ):
+            fills += np.resize(dots.get_facecolor(), (len(dots.get_offsets()), 4)).tolist()
+    return sum(filled in (None, not same_color(fill, "white")) for fill in fills)
 
 
 def intervals(axes):
-    return sum(line.get_marker() == "None" and line.get_transform() == axes.transData for line in axes.lines)
+    """How many lines are drawn from one value to another."""
+    lines = [lines for lines in axes.collections if isinstance(lines, LineCollection)]
+    return sum(len(each.get_segments()) for each in lines if each.get_transform() == axes.transData)
 
 
 def texts(axes):
@@ -221,6 +235,26 @@ def test_only_highlighted_methods_have_colour_and_name():
     assert texts(axes) == ["Method3"] and not figure.legends
     assert len({line.get_color() for line in axes.lines}) == 2
     assert min(line.get_xdata()[0] for line in axes.lines) == 3
+
+
+@pytest.mark.parametrize("name", ["costs", "agreement"])
+def test_a_legend_has_only_the_highlighted_methods(name):
+    given = frames(20, 13, 2)
+    same = {"titles": given.titles, "quantity": QUANTITY, "title": "T", "highlight": ["m3", "m7"]}
+    draw = {"costs": partial(figures.costs, against="hours"), "agreement": figures.teacher_agreement}[name]
+    figure = draw(given.measured, **same)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Method3", "Method7"]
+    assert any("Grey: the other methods." in text.get_text() for text in figure.texts)
+    assert sum(points(axes) for axes in figure.axes) == len(given.measured) * (3 if name == "agreement" else 1)
+
+
+def test_short_runs_are_in_minutes():
+    given = frames(3, 1, 1)
+    figure = figures.costs(
+        given.measured.assign(hours=0.5), against="hours", titles=TITLES, quantity=QUANTITY, title="T"
+    )
+    assert "minutes a run" in [text.get_text() for text in figure.texts]
+    assert {x for dots in figure.axes[0].collections for x, _ in dots.get_offsets().tolist()} >= {30.0}
 
 
 def test_published_marks_differ_by_protocol(given):

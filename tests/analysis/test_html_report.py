@@ -165,11 +165,21 @@ def test_one_method_alone(write, tmp_path):
     assert "KD alone has runs: nothing is compared." in text and "Every method has a finished run" in text
 
 
+def test_few_methods_stand_beside_student_and_teacher_alone(write, tmp_path):
+    alone = [make("vanilla", PAIR.split("-")[1], seed, 65.0 + seed) for seed in (0, 1)]
+    assert write([make("kd"), make("kd", OTHER), *alone]) == 0
+    figure = text_of(tmp_path).partition("<figure>")[2].partition("</figure>")[0]
+    said = re.findall("<text[^>]*>([^<]*)</text>", figure)
+    assert [said.count(word) for word in ("student alone", "KD", "teacher alone")] == [1, 1, 1]
+    assert [said.count(mean) for mean in ("65.50", "70.00", "74.64")] == [1, 2, 2]
+    assert "CIFAR-100, 240 epochs: students' top-1 accuracy" in html.unescape(figure)
+
+
 def test_of_many_methods_the_closest_have_a_forest_plot(write, tmp_path):
     runs = [make(f"m{i}", pair, seed, 70.0 + i) for i in range(7) for pair in (PAIR, OTHER) for seed in (0, 1)]
     assert write(runs, "--ours", "m3", "--figures", str(tmp_path / "figures")) == 0
     assert sorted(re.findall('aria-label="(m3 − .*?)"', text_of(tmp_path))) == [f"m3 − m{i}" for i in (2, 4, 5, 6)]
-    assert "m3 against 2 methods that it exceeds more: see the matrix" in text_of(tmp_path)
+    assert "m3 against 2 methods that do less well than these: see the matrix" in text_of(tmp_path)
     written = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert {"m3-m6.png", "m3-m6.svg", "accuracies-last-epoch.png"} <= set(written)
 

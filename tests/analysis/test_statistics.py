@@ -178,30 +178,43 @@ def test_what_n_permits():
     assert five[-1].endswith("cannot give p below 0.0625, so it cannot reach 5 %.") and len(five) == 2
 
 
+def verdict(tidy, ours, baselines):
+    contrasts = [(ours, name) for name in baselines]
+    over = dict(zip(baselines, st.over_pairs(tidy, "last", contrasts)))
+    return st.verdict(ours, over, st.comparisons(tidy, "last", contrasts))
+
+
 def test_verdict_follows_from_the_numbers():
     tidy = random_frame(SEVEN, ["kd", "dkd", "edkd", "at"], 3, noise=0.05)
     lift = {"edkd": 1.0, "at": 3.0, "kd": 0.5}
     tidy["value"] += tidy["method"].map(lift).fillna(0)
-    worse, mixed, single = st.verdict(tidy, "last", "edkd", ["kd", "dkd", "at"])
+    worse, mixed, single = verdict(tidy, "edkd", ["kd", "dkd", "at"])
     assert worse.startswith("The smallest difference from 3 baselines, edkd − at is −") and "edkd is worse" in worse
     assert mixed == "On average over pairs it is better than kd and dkd (not corrected for the number of baselines)."
     assert single.startswith("On single pairs, ") and "of 21 comparisons" in single
-    assert "edkd is better on average." in st.verdict(tidy, "last", "edkd", ["kd"])[0]
+    assert "edkd is better on average." in verdict(tidy, "edkd", ["kd"])[0]
     level = tidy.assign(value=tidy["value"] - tidy["method"].map(lift).fillna(0))
-    assert "no difference is shown" in st.verdict(level, "last", "edkd", ["kd"])[0]
-    few = st.verdict(tidy[tidy["pair"].isin(SEVEN[:3])], "last", "edkd", ["kd"])
+    assert "no difference is shown" in verdict(level, "edkd", ["kd"])[0]
+    few = verdict(tidy[tidy["pair"].isin(SEVEN[:3])], "edkd", ["kd"])
     assert "fewer than 5 pairs permit no interval over pairs" in few[0] and "better" not in few[0]
-    one = st.verdict(tidy[tidy["pair"] == "a-x"], "last", "edkd", ["kd"])
+    one = verdict(tidy[tidy["pair"] == "a-x"], "edkd", ["kd"])
     assert "on a-x (95 % interval" in one[0] and "n = 3" in one[0]
+
+
+def test_many_baselines_are_counted():
+    others = [f"m{i}" for i in range(9)]
+    tidy = random_frame(SEVEN, [*others, "edkd"], 2, noise=0.01)
+    tidy["value"] += 5.0 * (tidy["method"] == "edkd")
+    assert "On average over pairs it is better than 8 baselines (" in verdict(tidy, "edkd", others)[1]
 
 
 def test_one_run_decides_nothing():
     tidy = random_frame(SEVEN, ["kd", "dkd"], 1, noise=0.01)
     tidy["value"] += 5.0 * (tidy["method"] == "dkd")
-    first, second = st.verdict(tidy, "last", "dkd", ["kd"])
+    first, second = verdict(tidy, "dkd", ["kd"])
     assert "win/tie/loss 7/0/0" in first and "better" not in first and "interval" not in first
     assert "permits no conclusion" in second
-    assert st.verdict(tidy, "last", "dkd", ["crd"])[0].endswith("nothing is compared.")
+    assert verdict(tidy, "dkd", ["crd"])[0].endswith("nothing is compared.")
 
 
 def test_intervals_cover_and_tests_are_wrong_as_often_as_they_say():

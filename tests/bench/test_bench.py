@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edkd.bench import costs, main, method_costs, modes, plain, streaming, table, workload
+from edkd.bench import contention, costs, main, method_costs, modes, plain, streaming, table, workload
 from edkd.bench.modes import WAYS, Ours, Plain
 from edkd.bench.table import Timing
 from edkd.bench.workload import Workload
@@ -290,6 +290,26 @@ def test_processes_beside_one(tmp_path: Path) -> None:
     assert all(row["method"] == "kd" and row["repetitions"] == "2" for row in rows)
     assert float(rows[1]["ratio"]) > 0
     assert "| 1 process x 1 threads | 2 processes x 1 threads | times as fast |" in text.read_text()
+
+
+@pytest.mark.slow
+def test_threads_beside_others(tmp_path: Path) -> None:
+    one = [each for each in SMALL if not each.startswith("--threads")]
+    done = edkd("bench", "--contention", "--steps=1", "--repetitions=1", "--threads=2", f"--output={tmp_path}", *one)
+    assert done.code == 0, done
+    measured, text = map(Path, done.out.splitlines()[-2:])
+    with measured.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["mode"] for row in rows] == [f"{way}-{load}" for load in (0, 1, 2) for way in contention.WAYS]
+    assert [bool(row["ratio"]) for row in rows] == 3 * [False, True, True]
+    assert "| loops beside | 1 run x 2 threads | OMP_WAIT_POLICY=passive | 2 runs x 1 thread |" in text.read_text()
+
+
+def test_the_images_of_all_runs_count_beside_others(work: Workload) -> None:
+    seconds = {"threads-0": [2.0, 4.0], "passive-0": [4.0, 8.0], "alone-0": [2.0, 4.0]}
+    timings = [Timing("a-b", "kd", mode, 64, each, ratio=0.5) for mode, each in seconds.items()]
+    _, (row,) = contention.summary(timings, work)
+    assert row == ["a-b", "0", "21.33", "10.67 (0.50x)", "21.33 (0.50x)"]
 
 
 @pytest.mark.parametrize(

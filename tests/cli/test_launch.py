@@ -235,7 +235,10 @@ def test_a_wrong_configuration(tiny: list[str], teacher: Path, here: Path, argum
         ),
         ("distiller=kd,dkd distiller.temperature=4,0", "distiller.temperature is 0.0: it must be greater than 0"),
         ("distiller=kd,nan", "distiller=kd,nan: an option's name is a text; allowed: "),
-        ("schedule.lr=interval(0,1)", "schedule.lr=interval(0,1): only lists of values can be swept, such as "),
+        (
+            "schedule.lr=interval(0,1)",
+            "schedule.lr=interval(0,1): only lists of values can be swept, such as schedule.lr=1,2,3; hydra/sweeper=",
+        ),
         ("+dry_run=perhaps", "dry_run=perhaps: must be true or false"),
         ("hydra/launcher=local hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs is 0; allowed: 1 or more runs"),
         ("hydra/launcher=lokal", "hydra/launcher=lokal: no such option, did you mean local?; allowed: basic, "),

@@ -236,6 +236,8 @@ def test_the_experiments_on_streamed_images(compose: Any, experiment: str) -> No
         ("experiment=demo_methods", "digits-8-100perclass"),
         ("experiment=cifar100_short", "cifar100"),
         ("experiment=cifar100_small", "cifar100-20perclass-test10"),
+        ("experiment=search_digits", "digits-8-100perclass-val0.2"),
+        ("experiment=search_cifar100", "cifar100-val0.1"),
     ],
 )
 def test_every_other_option_composes(compose: Any, choice: str, key: str) -> None:
@@ -254,8 +256,10 @@ def test_no_other_option_was_forgotten() -> None:
     assert options("engine") == ["default"]
     assert options("optimizer") == ["deepkd", "dot", "sgd"]
     assert options("tracking") == ["journal", "server", "sqlite"]
-    assert options("experiment") == sorted(["cifar100_short", "cifar100_small", "demo", "demo_methods", *LARGE])
+    small = ["cifar100_short", "cifar100_small", "demo", "demo_methods", "search_cifar100", "search_digits"]
+    assert options("experiment") == sorted([*small, *LARGE])
     assert options("hydra/launcher") == ["local", "slurm", "slurm_detached"]
+    assert options("hydra/sweeper") == ["optuna"]
 
 
 def test_everything_that_is_written_lies_below_output(compose: Any) -> None:

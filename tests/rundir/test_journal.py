@@ -160,6 +160,8 @@ def test_state_follows_the_events(tmp_path: Path) -> None:
         ([epoch(1), failure], ("failed", failure["error"], 1)),
         ([START | {"attempt": 2}], ("interrupted", None, 1)),
         ([epoch(2), {"event": "interrupted"}], ("interrupted", None, 2)),
+        ([{"event": "pruned", "epoch": 2}], ("pruned", None, 2)),
+        ([{"event": "interrupted"}], ("pruned", None, 2)),
         ([START | {"attempt": 3}, epoch(2, lr=0.5), {"event": "end", "seconds": 3}], ("finished", None, 2)),
         ([{"event": "interrupted"}], ("finished", None, 2)),  # Ctrl-C when all was done
     ]

@@ -117,6 +117,7 @@ def test_a_directory_names_its_run(run_dir: Path) -> None:
 
 FAILURE = {"event": "failure", "error": "\n  loss_kd is   nan\nsecond line"}
 LEFT = {"event": "interrupted"}
+PRUNED = {"event": "pruned", "epoch": 2}
 
 
 @pytest.mark.parametrize(
@@ -126,6 +127,8 @@ LEFT = {"event": "interrupted"}
         ([START, epoch(1), FAILURE], ("failed", "loss_kd is nan")),
         ([START, epoch(2)], ("vanished", "process gone")),
         ([START, epoch(2), LEFT], ("interrupted", "the same command continues it")),
+        ([START, epoch(2), PRUNED], ("pruned", "its search has better trials")),
+        ([START, epoch(2), PRUNED, START], ("vanished", "process gone")),  # another sweep continued it
         ([START, LEFT | {"reason": "stopped by SLURM's warning"}], ("interrupted", "stopped by SLURM's warning")),
     ],
 )
@@ -199,6 +202,10 @@ AWAY = "away"
         ([], [START, FAILURE], AWAY, ("failed", "loss_kd is nan")),
         ([], [START, FAILURE], Entry("RUNNING", "n1"), ("running", "")),
         ([], [START, FAILURE], Entry("PENDING", "BeginTime"), ("waiting", "BeginTime")),
+        # So has one that its search ended.
+        ([], [*BEGUN, PRUNED], Entry("COMPLETED", "n1"), ("pruned", "its search has better trials")),
+        ([], [*BEGUN, PRUNED], AWAY, ("pruned", "its search has better trials")),
+        ([*BEGUN, PRUNED], [], Entry("PENDING", "Priority"), ("waiting", "Priority")),
         # The failure of an earlier job is not this one's.
         ([START, FAILURE], [], Entry("PENDING", "Priority"), ("waiting", "Priority")),
         ([START, FAILURE], [], Entry("CANCELLED", ""), ("vanished", "CANCELLED")),
@@ -396,7 +403,10 @@ def test_a_question_that_makes_no_sense(many: Path, arguments: list[str], messag
     ("arguments", "message"),
     [
         (["--output", "nowhere"], "edkd: no runs in nowhere/runs; --output DIR names the folder that holds runs/\n"),
-        (["--state", "dead"], "no state dead; there are: done, new, waiting, running, interrupted, vanished, failed"),
+        (
+            ["--state", "dead"],
+            "no state dead; there are: done, pruned, new, waiting, running, interrupted, vanished, failed",
+        ),
         (["--watch", "digits-1"], "SWEEP comes before --watch"),
         (["--watch", "0"], "above 0"),
         (["--watch", "--json"], "not allowed with"),
@@ -412,6 +422,7 @@ def test_an_option_that_makes_no_sense(arguments: list[str], message: str) -> No
     [
         ([], 0),
         (["done", "done"], 0),
+        (["done", "pruned"], 0),
         (["done", "failed"], 1),
         (["running", "vanished"], 1),
         (["done", "interrupted"], 3),
@@ -432,6 +443,7 @@ def test_json_has_every_run_and_only_json(many: Path) -> None:
     assert list(found) == ["output", "sweep", "time", "counts", "runs"]
     assert found["counts"] == {
         "done": 40,
+        "pruned": 0,
         "new": 10,
         "waiting": 0,
         "running": 0,

@@ -91,6 +91,28 @@ def test_a_warm_up_longer_than_the_run(make_job: Any, screen: Any, monkeypatch: 
     )
 
 
+@pytest.mark.parametrize(
+    ("load", "threads", "own", "warned"),
+    [(7.0, 4, None, True), (3.0, 4, None, False), (7.0, 1, None, False), (7.0, 4, 1, False)],
+)
+def test_a_machine_whose_cores_others_hold(
+    load: float,
+    threads: int,
+    own: int | None,
+    warned: bool,
+    make_job: Any,
+    screen: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    console = screen(terminal=False)
+    monkeypatch.setattr(progress, "console", console)
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    cfg = make_job("kd").settings
+    progress.warn_if_busy(replace(cfg, engine=replace(cfg.engine, threads=own, device="cpu")), threads)
+    assert ("a load of 7.0 on 8" in console.file.getvalue()) == warned
+
+
 def test_a_summary_names_each_run_that_is_not_done(planned: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     teacher, *students = planned.jobs
     (teacher.directory).mkdir(parents=True)

@@ -600,4 +600,4 @@ def test_jobs_side_by_side_share_the_cores(
 ) -> None:
     monkeypatch.setattr(sweep, "cores", lambda: 8)
     master = OmegaConf.create({"hydra": {"launcher": launcher}})
-    assert sweep._shares(master, jobs) == (parallel, threads)
+    assert sweep.shares(master, jobs) == (parallel, threads)

@@ -253,6 +253,16 @@ def test_a_run_without_a_last_word_runs_where_held_and_was_killed_where_not(wher
     assert (only_run(where)["status"], only_run(where)["end_time"]) == ("KILLED", 1_200_000)
 
 
+def test_a_pruned_run_says_so_and_fails_no_sweep(where, run_dir):
+    sweep = tracking.start_sweep("digits-1", **where)
+    write(run_dir, start(), *epochs(2), {"event": "pruned", "time": 1200.0, "epoch": 2})
+    sync_run(run_dir, **where)
+    run = only_run(where)
+    assert (run["status"], run["tags"]["pruned_after"]) == ("KILLED", "2")
+    assert tracking.settle_sweeps({"digits-1": {"pruned": 1, "finished": 2}}, **where) == {"digits-1": "FINISHED"}
+    assert client(where).get_run(sweep).data.tags["runs.pruned"] == "1"
+
+
 def test_a_run_with_other_values_than_the_journal_is_made_anew(where, run_dir):
     write(run_dir, start(), *epochs(3))
     sync_run(run_dir, **where)

@@ -1,0 +1,44 @@
+"""What the shell offers after Tab: by argcomplete, without torch."""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import argcomplete
+
+from edkd.rundir.paths import find_runs, recorded_sweeps
+from edkd.status.state import STATES
+
+# By argument: the folder of conf/ whose files are its values.
+_OF_CONF = {"dataset": "dataset", "model": "student", "name": "student", "names": "teacher", "teacher": "teacher"}
+
+
+def answer(parser: argparse.ArgumentParser) -> None:
+    """Print completions and end the process, where it is the shell that asks for them."""
+    # By its documentation a completer is any function; its types ask for a class.
+    argcomplete.autocomplete(parser, always_complete_options="long", default_completer=_values)  # type: ignore[arg-type]
+
+
+def _values(prefix: str, action: argparse.Action, parsed_args: argparse.Namespace, **_: Any) -> Iterable[str]:
+    """What may stand where `action` is asked for: runs, what they have, sweeps, names in conf/, or any file."""
+    if action.dest == "sweep":
+        return recorded_sweeps(parsed_args.output)
+    if action.dest == "state":
+        return STATES
+    if action.dest == "run":
+        return [f"{run.parent.name}/{run.name}" for run in _runs(parsed_args.output)]
+    if action.dest == "pair":
+        return {run.parent.name for run in _runs(parsed_args.output)}
+    if action.dest == "dataset" and action.metavar:  # its key, as the runs' folders have it
+        return {run.parent.parent.name for run in _runs(parsed_args.output)}
+    if action.dest in _OF_CONF:
+        from edkd.config.schema import folder  # takes as long as all else here
+
+        return (path.stem for path in (folder() / _OF_CONF[action.dest]).glob("*.yaml"))
+    files: Iterable[str] = argcomplete.FilesCompleter()(prefix)
+    return files
+
+
+def _runs(output: Path) -> list[Path]:
+    return find_runs(output) if (output / "runs").is_dir() else []

@@ -1,0 +1,87 @@
+"""Ending a run early that a search has begun, where Optuna's pruner says that other trials do better.
+
+A search is a sweep with an Optuna study beside its record, `<output>/sweeps/<id>.optuna.log`. Each run of it reports
+its held-out accuracy there after every epoch, and asks. Only a study says that a run is a trial, and nothing in the
+run's configuration: so the same run in another sweep is an ordinary one, and trained to its end.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edkd.config.job import Job
+from edkd.errors import import_extra
+from edkd.rundir.paths import study_file
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.pruners import BasePruner
+    from optuna.storages import JournalStorage
+    from optuna.trial import FrozenTrial, Trial
+
+HELD_OUT = "val/top1"  # what a search looks at, percent
+
+
+class Pruned(BaseException):
+    """A run was ended by its search; like KeyboardInterrupt no error that some `except Exception` should handle."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(f"after epoch {epoch}")
+        self.epoch = epoch
+
+
+def load_optuna() -> Any:
+    """Optuna, which logs warnings alone. Raises EdkdError if it is not installed."""
+    optuna = import_extra("optuna", "search")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def storage(path: Path) -> "JournalStorage":
+    """A study's file, which many processes may write, also on a network file system."""
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    return JournalStorage(JournalFileBackend(str(path)))
+
+
+def trial_of(study: "Study", frozen: "FrozenTrial") -> "Trial":
+    """A trial that can be reported to, which Optuna itself makes only in the process that asked for it."""
+    from optuna.trial import Trial
+
+    return Trial(study, frozen._trial_id)
+
+
+def pruner_of(job: Job, sweep: str | None) -> Callable[[Mapping[str, Any]], bool] | None:
+    """What is asked with each epoch's record whether the run shall end; None for a run of no search."""
+    cfg = job.settings
+    if sweep is None or not (path := study_file(Path(cfg.output), sweep)).exists():
+        return None
+    optuna = load_optuna()
+    study: Study = optuna.load_study(study_name=sweep, storage=storage(path))
+    study.pruner = _pruner(**study.user_attrs["pruning"], epochs=cfg.schedule.epochs)
+    running = (optuna.trial.TrialState.RUNNING,)
+
+    def ask(record: Mapping[str, Any]) -> bool:
+        trials = study.get_trials(deepcopy=False, states=running)
+        ours = next((trial for trial in trials if trial.user_attrs.get("run") == job.run), None)
+        if ours is None:  # the search has given it up
+            return False
+        trial = trial_of(study, ours)
+        if record["epoch"] not in ours.intermediate_values:
+            trial.report(record["metrics"][HELD_OUT], record["epoch"])
+        return record["epoch"] < cfg.schedule.epochs and trial.should_prune()
+
+    return ask
+
+
+def _pruner(*, name: str, startup_trials: int, after: float, epochs: int) -> "BasePruner":
+    """Optuna's pruner of that name for runs of so many epochs; `after`: the share of them that no run goes without."""
+    from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner
+
+    least = max(1, round(after * epochs))
+    if name == "median":
+        return MedianPruner(n_startup_trials=startup_trials, n_warmup_steps=least)
+    if name == "hyperband":
+        return HyperbandPruner(min_resource=least, max_resource=epochs)
+    return NopPruner()

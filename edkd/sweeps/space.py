@@ -1,0 +1,103 @@
+"""What a search varies: of a command's overrides those with several values, as distributions of Optuna's."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.override_parser.types import Override, Transformer
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
+
+from edkd.errors import EdkdError
+
+_SAME = ("pair", "teacher", "student", "dataset", "seed", "teacher_seed")  # of all trials, for they are compared
+
+
+@dataclass(frozen=True)
+class Space:
+    """The overrides of a search, of which each key has one, and what their keys are drawn from."""
+
+    overrides: list[Override]
+    distributions: dict[str, BaseDistribution]
+
+    def combination(self, chosen: Mapping[str, str]) -> list[str]:
+        """The overrides of a run with these values of what is searched."""
+        keys = [override.get_key_element() for override in self.overrides]
+        return [
+            f"{key}={chosen[key] if key in chosen else override.get_value_element_as_str()}"
+            for key, override in zip(keys, self.overrides)
+        ]
+
+    def ends(self) -> list[list[str]]:
+        """Runs at the ends of all ranges, and with each choice: what a method refuses is refused before the search."""
+        texts = {key: _texts(distribution) for key, distribution in self.distributions.items()}
+        count = max(len(each) for each in texts.values())
+        return [self.combination({key: each[i % len(each)] for key, each in texts.items()}) for i in range(count)]
+
+    def lines(self) -> Iterator[str]:
+        """What each key is drawn from, for a user."""
+        for key, distribution in self.distributions.items():
+            texts = _texts(distribution)
+            if isinstance(distribution, CategoricalDistribution):
+                yield f"{key}: {', '.join(texts)}"
+                continue
+            assert isinstance(distribution, FloatDistribution | IntDistribution)
+            step = f" in steps of {text(distribution.step)}" if distribution.step else ""
+            yield f"{key}: {' to '.join(texts)}{', on a logarithmic scale' if distribution.log else step}"
+
+    def document(self) -> dict[str, str]:
+        """By what this space is known again."""
+        return {key: distribution_to_json(distribution) for key, distribution in self.distributions.items()}
+
+
+def make_space(given: Sequence[Override]) -> Space:
+    """The space of some overrides, of which the last of a key counts.
+
+    Raises EdkdError where nothing has several values, or what all trials have in common.
+    """
+    overrides = list({override.key_or_group: override for override in given}.values())
+    varied = [override for override in overrides if override.is_sweep_override()]
+    for override in varied:
+        if override.key_or_group in _SAME:
+            raise EdkdError(f"{override.input_line}: the trials of a search have one {override.key_or_group}")
+    if not varied:
+        raise EdkdError(
+            "nothing to search: give a key several values, such as 'distiller.temperature=interval(1,8)'; "
+            "see docs/search.md"
+        )
+    return Space(overrides, {override.get_key_element(): _distribution(override) for override in varied})
+
+
+def text(value: Any) -> str:
+    """A value with six digits, which are as many as lists and tables show: what they show is then the run's own."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _distribution(override: Override) -> BaseDistribution:
+    value: Any = override.value()
+    log = "log" in value.tags
+    try:
+        if override.is_interval_sweep():
+            whole = isinstance(value.start, int)
+            return (IntDistribution if whole else FloatDistribution)(value.start, value.end, log=log)
+        if override.is_range_sweep():
+            numbers: list[Any] = list(override.sweep_iterator(transformer=Transformer.identity))
+            whole = all(isinstance(each, int) for each in numbers)
+            made = IntDistribution if whole else FloatDistribution
+            return made(min(numbers), max(numbers), log=log, step=abs(value.step))
+        return CategoricalDistribution(list(dict.fromkeys(str(each) for each in override.sweep_string_iterator())))
+    except ValueError as error:
+        raise EdkdError(f"{override.input_line}: {' '.join(str(error).split())}") from error
+
+
+def _texts(distribution: BaseDistribution) -> list[str]:
+    """The ends of a range, or all choices, as the command line would have them."""
+    if isinstance(distribution, CategoricalDistribution):
+        return [str(choice) for choice in distribution.choices]
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    return [text(distribution.low), text(distribution.high)]
