@@ -109,7 +109,8 @@ class EdkdSlurmLauncher(SlurmLauncher):
         path = folder / f"{uuid.uuid4().hex}_submission.sh"
         path.write_text(script)
         with _environment():
-            done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True, check=False)
+            command = ["sbatch", str(path)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, close_fds=False)  # `alone`
         number = re.search(r"job (\d+)", done.stdout)
         if number is None:
             path.unlink()

@@ -1,8 +1,10 @@
 """Sweeps that are handed to SLURM: what is submitted, what is found again, what has ended."""
 
+import contextlib
 import errno
 import json
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -19,7 +21,7 @@ from edkd.slurm.submission import Submission
 from edkd.status import wait
 from edkd.status.state import look
 from edkd.sweeps import sweep
-from tests.commandline import Ended, edkd, error, journals, launch, metrics
+from tests.commandline import REPOSITORY, Ended, edkd, error, journals, launch, metrics, python
 from tests.fake_slurm import FakeSlurm, fake_slurm
 
 __all__ = ["fake_slurm"]  # a fixture
@@ -310,6 +312,29 @@ def test_ctrl_c_waits_until_what_was_submitted_is_written_down(
     sbatch.write_text(whole)
     fake_slurm.queue(j1="PENDING")
     assert "1 job submitted to SLURM, 1 was in its queue already: 1, 2\n" in slurm(tiny, "distiller=kd").out
+
+
+def test_jobs_that_slurm_takes_after_their_command_was_killed_are_waited_for(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sbatch = fake_slurm.folder / "bin" / "sbatch"
+    kill, away = fake_slurm.folder / "kill", fake_slurm.folder / "waits"
+    late = f"[ -e {kill} ] && mv {kill} {away} && kill -KILL $PPID && while [ -e {away} ]; do sleep 0.1; done"
+    late += f" && echo '1|PENDING|None|n1' >>{fake_slurm.folder}/queue"
+    sbatch.write_text(sbatch.read_text().replace("n=$", f"{late}\nn=$", 1))
+    fake_slurm.set("kill")
+    killed = python(str(REPOSITORY / "launch.py"), "-m", *tiny, "hydra/launcher=slurm_detached", "distiller=vanilla")
+    assert killed.code == -signal.SIGKILL and fake_slurm.scripts() == [], killed
+    alone = submit.alone
+
+    def begin(folder: Path) -> contextlib.AbstractContextManager[None]:
+        threading.Timer(2, away.unlink).start()
+        return alone(folder)
+
+    monkeypatch.setattr(submit, "alone", begin)
+    again = slurm(tiny, "distiller=vanilla")
+    assert "0 jobs submitted to SLURM, 1 was in its queue already: 1\n" in again.out, again
+    assert len(fake_slurm.scripts()) == 1
 
 
 def test_a_job_is_given_several_runs(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
