@@ -65,7 +65,7 @@ def draw(*, seed: int, number: int) -> Plan:
     """The plan of a sweep, the same for the same seed and number."""
     rng = random.Random(f"{seed}/{number}")
     sweep, twins = rng.choice(SWEEPS), rng.random() < 0.25
-    kinds = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=rng.randint(5, 10))
+    kinds = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=rng.randint(6, 12))
     faults = [Fault(kind, rng.uniform(0, 8), rng.random(), rng.uniform(0, LONGEST.get(kind, 0))) for kind in kinds]
     return Plan(*sweep, twins, faults)
 

@@ -1,7 +1,9 @@
 """Sweep after sweep under faults that are drawn from a seed: no epoch lost, no metric twice, no twins, the same bits.
 
-make chaos MINUTES=60 SEED=7
-make chaos MINUTES=0 SEED=7 SWEEP=13    # the thirteenth sweep of that alone
+    make chaos MINUTES=60 SEED=7
+    make chaos MINUTES=0 SEED=7 SWEEP=13    # the thirteenth sweep of that alone
+
+Each sweep prints its faults and their times, and the command that repeats it.
 """
 
 import os
