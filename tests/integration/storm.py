@@ -23,7 +23,7 @@ from tests.integration.lab import COMMAND_PATIENCE, Command, Lab
 from tests.integration.processes import PATIENCE
 from tests.integration.runs import find, finished, repeated
 
-SWEEPS = (  # arguments, runs in all, family of the undisturbed runs
+SWEEPS: tuple[tuple[tuple[str, ...], int, str], ...] = (  # arguments, runs in all, family of the undisturbed runs
     (("distiller=kd,dkd", "seed=0,1"), 4, "seeds"),
     (("distiller=kd,dkd,brittle", "seed=0,1"), 6, "seeds"),
     (("distiller=kd,dkd", "seed=0,1,2,3"), 8, "seeds"),
@@ -66,10 +66,11 @@ class Plan:
 def draw(*, seed: int, number: int) -> Plan:
     """The plan of a sweep, the same for the same seed and number."""
     rng = random.Random(f"{seed}/{number}")
-    sweep, twins = rng.choice(SWEEPS), rng.random() < 0.25
+    arguments, runs, family = rng.choice(SWEEPS)
+    twins = rng.random() < 0.25
     kinds = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=rng.randint(6, 12))
     faults = [Fault(kind, rng.uniform(0, 8), rng.random(), rng.uniform(0, LONGEST.get(kind, 0))) for kind in kinds]
-    return Plan(*sweep, twins, faults)
+    return Plan(arguments, runs, family, twins, faults)
 
 
 @dataclass
@@ -196,10 +197,10 @@ class Storm:
     def _look(self) -> None:
         """Which jobs each run has in the queue, of which there may be one. A held one is released."""
         for path in (self.output / "sweeps" / "slurm").glob("*_submission.sh"):
-            text = path.read_text()
-            runs = re.findall(r"^'?[0-9a-f]+:(/.*)/config\.yaml'?$", text, re.MULTILINE)
-            comment = re.search(r"--comment=.*?(\w+)'?$", text, re.MULTILINE)
-            self._scripts[comment[1] if comment else ""] = runs
+            with contextlib.suppress(FileNotFoundError):  # it has just got its name from the job
+                text = path.read_text()
+                (about,) = re.findall(r"--comment=.*?(\w+)'?$", text, re.MULTILINE)
+                self._scripts[about] = re.findall(r"^'?[0-9a-f]+:(/.*)/config\.yaml'?$", text, re.MULTILINE)
         self._jobs = {}
         queue = self.cluster.run("timeout", "5", "squeue", "-h", "-r", "-p", "main", "-o", "%i|%r|%k", check=False)
         for line in queue.splitlines():
