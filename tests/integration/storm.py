@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edkd.rundir import lock
+from edkd.rundir import journal, lock
 from tests.integration.cluster import Cluster
 from tests.integration.evidence import Row, hold_against
 from tests.integration.lab import COMMAND_PATIENCE, Command, Lab
@@ -38,6 +38,7 @@ WEIGHTS = {
     "controller down": 2, "command killed": 3, "second command": 2,
 }  # fmt: skip
 LONGEST = {"preemption": 8.0, "node down": 40.0, "controller down": 25.0}  # seconds; SLURM misses a node after 25 to 30
+SUMMARY = 60.0  # seconds that a command on a busy machine may take from its last look at the runs to its summary
 CHANCE = 30.0  # seconds in which a fault must find something to hit
 HELD = ("launch failed requeued held", "job requeued in held state", "JobHeldAdmin")
 
@@ -229,14 +230,21 @@ class Storm:
             right = code == 1 and going.blind and ("controller is away" in err or "SLURM does not answer" in err)
         else:
             right = code == 1 and count[1] != count[2]
-            if going.alone and not self._blind:
-                self._look()
-                for name in re.findall(r"^  (digits-\S+) (?!.*: its teacher)", out, re.MULTILINE):
-                    run = self.output / "runs" / name
-                    if finished(run) or (self._jobs.get(str(run)) and not self._packed):
-                        self._wrong(f"{name} is given up, and lives or is done: {self._jobs.get(str(run))}\n{out}")
+            self._check_lost(going, out)
         if not right:
             self._wrong(f"exit code {code}:\n{out}{err}")
+
+    def _check_lost(self, going: Going, out: str) -> None:
+        """No run that a summary gives up was finished by then, or has a job."""
+        if not self._blind:
+            self._look()
+        sure = going.alone and not self._blind and not self._packed  # else another may have gone on with it since
+        printed = going.command.files[0].stat().st_mtime
+        for name in re.findall(r"^  (digits-\S+) (?!.*: its teacher)", out, re.MULTILINE):
+            run = self.output / "runs" / name
+            end = journal.state(run).end
+            if (end is not None and end["time"] < printed - SUMMARY) or (sure and self._jobs.get(str(run))):
+                self._wrong(f"{name} is given up, and lives or is done: {self._jobs.get(str(run))}\n{out}")
 
     def _compare(self) -> None:
         """Each run against the undisturbed one, in the journal, the weights and, after `edkd sync`, MLflow."""

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from edkd.rundir import files, journal, lock
 from edkd.slurm import queue, submit
 from edkd.slurm.submission import Submission
 from edkd.status import wait
-from edkd.status.state import look
+from edkd.status.state import RunStatus, look
 from edkd.sweeps import sweep
 from tests.commandline import REPOSITORY, Ended, edkd, error, journals, launch, metrics, python
 from tests.fake_slurm import FakeSlurm, fake_slurm
@@ -588,6 +589,22 @@ def test_a_job_that_left_the_queue_without_a_word_has_vanished(
     assert first.endswith(why) and "job gone from SLURM's queue (SLURM job 1_1)" in second
     assert f": vanished{why}\n" in done.err
     assert "  FAILED: execve(): /nonexistent/python: No such file or directory\n" in edkd("status").out
+
+
+def test_what_another_command_has_continued_is_not_given_up(
+    tiny: list[str], fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = sweep.wait
+
+    def outlasted(run_dirs: Iterable[Path], poll_s: float) -> dict[Path, RunStatus]:
+        ended = original(run_dirs, poll_s)
+        assert {status.state for status in ended.values()} == {"vanished"}
+        assert python(str(REPOSITORY / "launch.py"), "-m", *tiny, "distiller=vanilla").code == 0
+        return ended
+
+    monkeypatch.setattr(sweep, "wait", outlasted)
+    done = slurm(tiny, "distiller=vanilla", launcher="slurm")
+    assert done.code == 0 and "1 of 1 runs finished" in done.out, done
 
 
 NO_PYTHON = """\
