@@ -177,7 +177,9 @@ class EdkdSlurmLauncher(SlurmLauncher):
             values |= {"runs-per-job": self.runs_per_job, "first": f"$(({self.runs_per_job} * {task}))"}
             of_job = '"${runs[@]}"'
         given = " ".join(f"--{name} {value}" for name, value in values.items())
-        command = f"{self.python or slurm.python} -u -m edkd.slurm.job {given} {of_job}"
+        # A warning that comes before Python is ready for it would end the job: SLURM would not queue that again.
+        deaf = """bash -c 'trap "" USR2; exec "$0" "$@"'"""
+        command = f"{deaf} {self.python or slurm.python} -u -m edkd.slurm.job {given} {of_job}"
         return str(slurm._make_submission_file_text(command, ""))
 
 

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -97,7 +98,7 @@ def test_what_the_launcher_is_given_reaches_sbatch(
     assert {name: found.get(name) for name in expected} == expected
     assert "array" not in found
     assert "\nmodule load x\n" in script
-    assert " --cpus-per-task=3 container python -u -m edkd.slurm.job --" in script
+    assert " --cpus-per-task=3 bash " in script and " container python -u -m edkd.slurm.job --" in script
     (config,) = (here / "outputs").rglob("config.yaml")
     assert yaml.safe_load(config.read_text())["engine"]["threads"] == 3
 
@@ -604,6 +605,16 @@ def test_what_another_command_has_continued_is_not_given_up(
 
     monkeypatch.setattr(sweep, "wait", outlasted)
     done = slurm(tiny, "distiller=vanilla", launcher="slurm")
+    assert done.code == 0 and "1 of 1 runs finished" in done.out, done
+
+
+def test_a_warning_before_python_is_ready_ends_no_job(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
+    early = here / "python"
+    early.write_text(f'#!/bin/sh\nkill -USR2 $$\nexec {sys.executable} "$@"\n')
+    early.chmod(0o755)
+    fake_slurm.set("run")
+    fake_slurm.queue(j1="RUNNING")
+    done = slurm(tiny, "distiller=vanilla", f"hydra.launcher.python={early}", launcher="slurm")
     assert done.code == 0 and "1 of 1 runs finished" in done.out, done
 
 
