@@ -10,6 +10,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -116,7 +117,7 @@ class Storm:
                 self._strike(fault)
             self._settle()
             self._compare()
-        except Exception as error:  # whatever it is, the diary is needed to repeat it
+        except (AssertionError, OSError, subprocess.SubprocessError) as error:
             self._wrong(f"{type(error).__name__}: {error}")
         finally:
             for going in self._going:
