@@ -130,8 +130,9 @@ class Storm:
         self.diary.append(f"{time.monotonic() - self._began:6.1f} s  {what}")
 
     def _wrong(self, what: str) -> None:
-        self._note(f"WRONG: {what}")
-        self.wrong.append(what)
+        if what not in self.wrong:  # the queue is looked at all the time
+            self._note(f"WRONG: {what}")
+            self.wrong.append(what)
 
     def _launch(self) -> None:
         self._commands += 1
@@ -217,7 +218,7 @@ class Storm:
         if not self._packed:  # a job of several runs does without one that another has taken
             for run, jobs in self._jobs.items():
                 if len(jobs) > 1:
-                    self._wrong(f"{Path(run).name} has the jobs {jobs} at a time")
+                    self._wrong(f"{Path(run).name} has the jobs {sorted(jobs)} at a time")
 
     def _judge(self, going: Going) -> None:
         """The exit code of a command, held against the runs and the queue."""
