@@ -37,7 +37,7 @@ test-slurm: setup  ## tests on a real SLURM that is booted here, minutes; as roo
 chaos: MINUTES = 10
 chaos: SEED = $(shell date +%m%d%H%M)
 chaos: SWEEP = 1
-chaos: setup  ## sweeps on that SLURM under faults drawn from a seed; MINUTES=60 SEED=7, and SWEEP=13 to begin with that one
+chaos: setup  ## sweeps on that SLURM under faults drawn from a seed; MINUTES=60 SEED=7; SWEEP=13 begins there
 	$(RUN) tests/integration/packages.py
 	EDKD_CHAOS="$(MINUTES) $(SEED) $(SWEEP)" $(RUN) -m pytest tests/integration/test_chaos.py -q -s --timeout=0
 
