@@ -6,7 +6,7 @@ DEMO = 12ep-b64-fp32-4b53a774
 # METRIC=last as --metric last; nothing where it is not set. Options' names are those of the variables.
 given = $(if $($(1)),--$(shell echo $(1) | tr A-Z a-z) $($(1)))
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slurm lint table report bench ui clean
+.PHONY: help setup demo test test-slurm chaos lint table report bench ui clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -33,6 +33,13 @@ test: setup lint  ## lint, types and all tests
 test-slurm: setup  ## tests on a real SLURM that is booted here, minutes; as root it installs the packages by apt
 	$(RUN) tests/integration/packages.py
 	$(RUN) -m pytest tests/integration -q --timeout=900 --durations=0
+
+chaos: MINUTES = 10
+chaos: SEED = $(shell date +%m%d%H%M)
+chaos: SWEEP = 1
+chaos: setup  ## sweeps on that SLURM under faults drawn from a seed; MINUTES=60 SEED=7; SWEEP=13 begins there
+	$(RUN) tests/integration/packages.py
+	EDKD_CHAOS="$(MINUTES) $(SEED) $(SWEEP)" $(RUN) -m pytest tests/integration/test_chaos.py -q -s --timeout=0
 
 lint: setup  ## ruff and mypy alone
 	$(RUN) -m ruff check .

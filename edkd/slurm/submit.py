@@ -7,6 +7,7 @@ command finds the jobs that wait or run, and submits only the others.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -17,8 +18,6 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
-
-from filelock import FileLock
 
 from edkd.config.job import Job, absent, freeze, unmake
 from edkd.console import LOG, counted
@@ -250,14 +249,16 @@ def array_limit() -> int:
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Let one command at a time submit jobs: two would submit the same."""
+    """Let one command at a time submit jobs: two would submit the same.
+
+    sbatch inherits the lock, and keeps it where its command is killed: SLURM may take the jobs only then.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = FileLock(folder / ".submission.lock")
-        held.acquire()
-    except (OSError, NotImplementedError) as error:
+        file = (folder / ".submission.lock").open("ab")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
         raise EdkdError(f"cannot write below {folder}: {error}") from error
-    try:
+    os.set_inheritable(file.fileno(), True)
+    with file:
         yield
-    finally:
-        held.release()

@@ -182,7 +182,9 @@ def _queue(planned: Sweep, statuses: Mapping[str, RunStatus], launcher: submit.Q
             )
             raise
     outcome = look_at(planned, ask=False)
-    outcome |= {job.run: ended[job.directory] for job in planned.jobs if job.directory in ended}
+    for job in planned.jobs:  # what vanished another command may have continued since
+        if job.directory in ended and outcome[job.run].state not in ("done", "running"):
+            outcome[job.run] = ended[job.directory]
     # The parent run was made by the first job that logged.
     report.track_end(planned.id, planned.jobs[0].settings.tracking, outcome.values())
     return outcome

@@ -130,7 +130,8 @@ class EdkdSlurmLauncher(SlurmLauncher):
         path = folder / f"{uuid.uuid4().hex}_submission.sh"
         path.write_text(script)
         with _environment():
-            done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True, check=False)
+            command = ["sbatch", str(path)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, close_fds=False)  # `alone`
         number = re.search(r"job (\d+)", done.stdout)
         if number is None:
             path.unlink()
@@ -199,7 +200,9 @@ class EdkdSlurmLauncher(SlurmLauncher):
             values |= {"runs-per-job": self.runs_per_job, "first": f"$(({self.runs_per_job} * {task}))"}
             of_job = '"${runs[@]}"'
         given = " ".join(f"--{name} {value}" for name, value in values.items())
-        command = f"{self.python or slurm.python} -u -m edkd.slurm.job {given} {of_job}"
+        # A warning that comes before Python is ready for it would end the job: SLURM would not queue that again.
+        deaf = """bash -c 'trap "" USR2; exec "$0" "$@"'"""
+        command = f"{deaf} {self.python or slurm.python} -u -m edkd.slurm.job {given} {of_job}"
         return str(slurm._make_submission_file_text(command, ""))
 
 

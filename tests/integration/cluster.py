@@ -51,6 +51,8 @@ ReturnToService=2
 SlurmdTimeout=10
 SlurmctldTimeout=10
 KillWait=2
+# a step that ends while the controller is away may try to say so for longer than the default, and drain its node
+UnkillableStepTimeout=600
 InactiveLimit=0
 MinJobAge=3600
 JobRequeue=1

@@ -82,3 +82,14 @@ def summary(said: str) -> dict[str, str]:
     """What the summary of a sweep says about each run that is not done, by the run's name without pair and hash."""
     lines = [line.strip().partition(" ") for line in said.splitlines() if line.startswith("  digits-")]
     return {name.rpartition("/")[2].rpartition("-")[0]: told for name, _, told in lines}
+
+
+def repeated(run: Path) -> list[int]:
+    """How many epochs that were in the journal each further attempt at a run computed again."""
+    counts, last = [], 0
+    for record in journal.read(run):
+        if record["event"] == "epoch":
+            last = record["epoch"]
+        elif record["event"] == "start":
+            counts.append(last - record["resumed_from"])
+    return counts

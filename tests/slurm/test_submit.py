@@ -1,10 +1,14 @@
 """Sweeps that are handed to SLURM: what is submitted, what is found again, what has ended."""
 
+import contextlib
 import errno
 import json
 import os
+import signal
+import sys
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +21,9 @@ from edkd.rundir import files, journal, lock
 from edkd.slurm import queue, submit
 from edkd.slurm.submission import Submission
 from edkd.status import wait
-from edkd.status.state import look
+from edkd.status.state import RunStatus, look
 from edkd.sweeps import sweep
-from tests.commandline import Ended, edkd, error, journals, launch, metrics
+from tests.commandline import REPOSITORY, Ended, edkd, error, journals, launch, metrics, python
 from tests.fake_slurm import FakeSlurm, fake_slurm
 
 __all__ = ["fake_slurm"]  # a fixture
@@ -94,7 +98,7 @@ def test_what_the_launcher_is_given_reaches_sbatch(
     assert {name: found.get(name) for name in expected} == expected
     assert "array" not in found
     assert "\nmodule load x\n" in script
-    assert " --cpus-per-task=3 container python -u -m edkd.slurm.job --" in script
+    assert " --cpus-per-task=3 bash " in script and " container python -u -m edkd.slurm.job --" in script
     (config,) = (here / "outputs").rglob("config.yaml")
     assert yaml.safe_load(config.read_text())["engine"]["threads"] == 3
 
@@ -311,6 +315,29 @@ def test_ctrl_c_waits_until_what_was_submitted_is_written_down(
     sbatch.write_text(whole)
     fake_slurm.queue(j1="PENDING")
     assert "1 job submitted to SLURM, 1 was in its queue already: 1, 2\n" in slurm(tiny, "distiller=kd").out
+
+
+def test_jobs_that_slurm_takes_after_their_command_was_killed_are_waited_for(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sbatch = fake_slurm.folder / "bin" / "sbatch"
+    kill, away = fake_slurm.folder / "kill", fake_slurm.folder / "waits"
+    late = f"[ -e {kill} ] && mv {kill} {away} && kill -KILL $PPID && while [ -e {away} ]; do sleep 0.1; done"
+    late += f" && echo '1|PENDING|None|n1' >>{fake_slurm.folder}/queue"
+    sbatch.write_text(sbatch.read_text().replace("n=$", f"{late}\nn=$", 1))
+    fake_slurm.set("kill")
+    killed = python(str(REPOSITORY / "launch.py"), "-m", *tiny, "hydra/launcher=slurm_detached", "distiller=vanilla")
+    assert killed.code == -signal.SIGKILL and fake_slurm.scripts() == [], killed
+    alone = submit.alone
+
+    def begin(folder: Path) -> contextlib.AbstractContextManager[None]:
+        threading.Timer(2, away.unlink).start()
+        return alone(folder)
+
+    monkeypatch.setattr(submit, "alone", begin)
+    again = slurm(tiny, "distiller=vanilla")
+    assert "0 jobs submitted to SLURM, 1 was in its queue already: 1\n" in again.out, again
+    assert len(fake_slurm.scripts()) == 1
 
 
 def test_a_job_is_given_several_runs(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
@@ -606,6 +633,32 @@ def test_a_job_that_left_the_queue_without_a_word_has_vanished(
     assert first.endswith(why) and "job gone from SLURM's queue (SLURM job 1_1)" in second
     assert f": vanished{why}\n" in done.err
     assert "  FAILED: execve(): /nonexistent/python: No such file or directory\n" in edkd("status").out
+
+
+def test_what_another_command_has_continued_is_not_given_up(
+    tiny: list[str], fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = sweep.wait
+
+    def outlasted(run_dirs: Iterable[Path], poll_s: float) -> dict[Path, RunStatus]:
+        ended = original(run_dirs, poll_s)
+        assert {status.state for status in ended.values()} == {"vanished"}
+        assert python(str(REPOSITORY / "launch.py"), "-m", *tiny, "distiller=vanilla").code == 0
+        return ended
+
+    monkeypatch.setattr(sweep, "wait", outlasted)
+    done = slurm(tiny, "distiller=vanilla", launcher="slurm")
+    assert done.code == 0 and "1 of 1 runs finished" in done.out, done
+
+
+def test_a_warning_before_python_is_ready_ends_no_job(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
+    early = here / "python"
+    early.write_text(f'#!/bin/sh\nkill -USR2 $$\nexec {sys.executable} "$@"\n')
+    early.chmod(0o755)
+    fake_slurm.set("run")
+    fake_slurm.queue(j1="RUNNING")
+    done = slurm(tiny, "distiller=vanilla", f"hydra.launcher.python={early}", launcher="slurm")
+    assert done.code == 0 and "1 of 1 runs finished" in done.out, done
 
 
 NO_PYTHON = """\
