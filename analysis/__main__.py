@@ -86,6 +86,8 @@ def chosen(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
     if used["alone"].all():
         named = [*(options.pairs or ()), *(options.methods or ()), *(f"seed {seed}" for seed in options.seeds or ())]
         raise EdkdError(f"no finished run of {', '.join(named)}; {load.HOW_TO_RUN}")
+    if used["packed"].all():
+        print(f"analysis: all of these runs are packed ones, of {options.results}", file=sys.stderr)
     if options.metric not in (None, *load.tidy(used)["protocol"].unique()):
         raise EdkdError(f"--metric {options.metric}: {_NO_METRIC[options.metric]}")
     return runs, used

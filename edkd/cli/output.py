@@ -148,4 +148,8 @@ def _unpack_results(args: argparse.Namespace) -> None:
     if not results.find(args.folder):
         raise EdkdError(f"{args.folder} has no packed runs (*{results.SUFFIX}); `edkd results pack` writes them")
     count = results.unpack(args.folder, args.output)
-    print(f"{counted(count, 'run')} of {args.folder} now in {args.output}, journals without weights")
+    there = len(results.find(args.folder)) - count
+    print(
+        f"{counted(count, 'run')} of {args.folder} now in {args.output}, journals without weights"
+        + (f"; {there} there already, or not finished" if there else "")
+    )

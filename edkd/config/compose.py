@@ -1,6 +1,5 @@
 """Composing configurations with Hydra, of a run and of a sweep's jobs, and saying in one line what does not fit."""
 
-import argparse
 import difflib
 import re
 import sys
@@ -148,9 +147,11 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
 
 def own_folder() -> str | None:
     """The command line's --config-dir."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd")
-    return parser.parse_known_args(sys.argv[1:])[0].config_dir
+    arguments = iter(sys.argv[1:])
+    for option, equals, value in (each.partition("=") for each in arguments):
+        if option in ("--config-dir", "-cd"):  # not argparse, to which -c FILE of another command is short for it
+            return value if equals else next(arguments, None)
+    return None
 
 
 def _own_options() -> list[str]:

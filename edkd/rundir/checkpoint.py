@@ -246,6 +246,8 @@ def _deserialise(path: Path, data: Any) -> Any:
             raise EdkdError(
                 f"{path} is refused: holds Python objects, not only tensors ({objects[1] or objects[0]})"
             ) from error
+        if "TorchScript" in str(error):
+            raise EdkdError(f"{path} is a TorchScript program, such as `edkd export` writes, no checkpoint") from error
         raise EdkdError(f"{path} is damaged or no file of PyTorch ({type(error).__name__})") from error
 
 

@@ -64,7 +64,10 @@ def make_plan(directories: Iterable[Path]) -> Retry:
     jobs: dict[str, Job] = {}
     waiting, planned_in = list(directories), set()
     for directory in waiting:  # which grows
-        job, sweep = thaw(RunDir(directory).config)
+        try:
+            job, sweep = thaw(RunDir(directory).config)
+        except EdkdError as error:
+            raise EdkdError(f"{directory}: {error}; --pair and --distiller choose other runs") from error
         if job.directory.resolve() != directory.resolve():
             raise EdkdError(
                 f"{directory} was planned as {job.directory}: run this from the directory where that path leads there"

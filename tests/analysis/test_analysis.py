@@ -145,11 +145,11 @@ def test_published_numbers_stand_beside_the_block_of_their_protocol(analyse):
     assert best["EDKD"][3] == "71.00<br><sub>published [74.68]</sub>"
 
 
-def test_the_tidy_frame_says_how_the_epoch_was_chosen(monkeypatch, tmp_path):
+def test_the_tidy_frame_says_how_the_epoch_was_chosen(monkeypatch):
     runs = [make("kd", top1=70.0), make("dkd", seed=2, top1=71.0, best_by="validation", teacher_id="t2")]
     runs += [make("kd", seed=9, status="FAILED"), make("vanilla", "vgg8")]
     monkeypatch.setattr(load, "load_runs", lambda uri, experiment: runs)
-    frame = load.tidy(load.read("http://127.0.0.1:1", "edkd", tmp_path, {}))
+    frame = load.tidy(load.read("http://127.0.0.1:1", "edkd", load.RESULTS, {}))
     assert frame.columns.tolist() == ["pair", "method", "seed", "teacher", "protocol", "value"]
     assert frame.sort_values(["seed", "value"]).to_numpy().tolist() == [
         [PAIR, "kd", 1, "t1", "last", 70.0],
@@ -501,6 +501,16 @@ def test_what_was_named_and_is_not_there_is_an_error(tmp_path, capsys, monkeypat
             (line,) = capsys.readouterr().err.splitlines()
             assert expected in line
     assert not list(tmp_path.iterdir())
+    runs.clear()
+    folder.mkdir()
+    assert main(["--results", str(folder), "--output", str(tmp_path)]) == 1
+    assert f"--results {folder}: there is no packed run" in capsys.readouterr().err
+
+
+def test_a_table_of_packed_runs_alone_says_so(analyse, monkeypatch):
+    monkeypatch.setattr(load, "load_packed", lambda folder: [make()])
+    said = f"analysis: all of these runs are packed ones, of {load.RESULTS}\n"
+    assert [analyse(stored)[3] for stored in ([], [make("dkd")])] == [said, ""]
 
 
 def test_an_older_table_survives_a_full_disk(analyse, tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ import yaml
 
 from edkd import models
 from edkd.config import schema
+from edkd.config.compose import own_folder
 from edkd.config.instantiate import target
 from edkd.config.job import make_job
 from tests.commandline import REPOSITORY
@@ -266,3 +267,19 @@ def test_everything_that_is_written_lies_below_output(compose: Any) -> None:
     tracking = compose("output=/elsewhere")["tracking"]
     assert tracking["uri"] == "sqlite:////elsewhere/mlflow.db"
     assert tracking["artifacts"] == "/elsewhere/mlartifacts"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folder"),
+    [
+        (["-m", "--config-dir", "mine", "seed=1"], "mine"),
+        (["--config-dir=mine"], "mine"),
+        (["-cd", "mine"], "mine"),
+        (["evaluate", "-c", "best.pt"], None),
+    ],
+)
+def test_the_folder_of_a_user_is_that_of_launch_alone(
+    arguments: list[str], folder: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["program", *arguments])
+    assert own_folder() == folder

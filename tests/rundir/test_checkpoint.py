@@ -145,6 +145,14 @@ def test_a_true_header_does_not_make_a_pickle_harmless(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_torchscript_program_is_named_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "exported.pt"
+    torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(path)
+    with pytest.raises(EdkdError, match="exported.pt is a TorchScript program"):
+        checkpoint.load_weights(path)
+
+
 SAVE_TWICE = """
 import sys, torch
 from pathlib import Path

@@ -214,7 +214,13 @@ def test_no_runs_and_no_place(output: Path) -> None:
 def test_unpacked_runs_count_as_done(output: Path) -> None:
     pack("--to", "packed", "--all")
     done = edkd("results", "unpack", "packed", "--output", "elsewhere")
-    assert (done.code, done.out) == (0, "2 runs of packed now in elsewhere, journals without weights\n")
+    (line,) = done.out.splitlines()
+    assert line.startswith("2 runs of packed now in elsewhere, journals without weights; ")
+    again = edkd("results", "unpack", "packed", "--output", "elsewhere").out
+    left = len(results.find(Path("packed")))
+    assert again == (
+        f"0 runs of packed now in elsewhere, journals without weights; {left} there already, or not finished\n"
+    )
     found = [f"{KEY}/{name_of(method)}{file}" for method in ("kd", "dkd") for file in ("", "/journal.jsonl")]
     assert files(Path("elsewhere/runs")) == {KEY, f"{KEY}/{PAIR}", *found}
     assert journal.state(Path("elsewhere/runs") / KEY / name_of("kd")).status == "finished"
@@ -237,7 +243,7 @@ def test_the_table_is_made_without_a_store(output: Path, capsys: pytest.CaptureF
     assert f"{KEY}/{name_of('edkd')}: failed" in text
     assert not Path("outputs/mlflow.db").exists()
     assert analyse(["--results", "outputs"]) == 1
-    assert "no runs yet: there is no MLflow store" in capsys.readouterr().err
+    assert "--results outputs: there is no packed run" in capsys.readouterr().err
 
 
 def test_a_run_that_is_in_both_counts_once(output: Path) -> None:

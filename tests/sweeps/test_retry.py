@@ -104,6 +104,15 @@ def sweep_of(ended: Ended) -> str:
 # ---- retry, for real
 
 
+def test_a_run_that_cannot_be_launched_again_is_named(sweep: Failed, here: Path) -> None:
+    (broken,) = (here / "outputs" / "runs").glob("*/*/raising-s1-*")
+    (broken / "config.yaml").write_text("{}")
+    line = error(edkd("retry", "--dry-run"))
+    assert line.startswith(str(broken.relative_to(here))) and line.endswith(
+        "; --pair and --distiller choose other runs"
+    )
+
+
 def test_what_failed_is_launched_again_as_it_was_planned(sweep: Failed, here: Path) -> None:
     assert counted(here / "outputs") == {
         "resnet8/vanilla-s0": "done",
@@ -230,8 +239,8 @@ def test_another_directory_is_refused(sweep: Failed, here: Path, monkeypatch: py
     [
         (["hydra/launcher=cloud"], "hydra/launcher=cloud: no such option"),
         (
-            ["hydra/launcher=slurm", "hydra.launcher.nodes=2"],
-            "a run is one process: nodes and tasks_per_node must be 1",
+            ["hydra/launcher=slurm", "hydra.launcher.tasks_per_node=2"],
+            "hydra.launcher.tasks_per_node=2: must be 1",
         ),
         (
             ["hydra/launcher=slurm", "hydra.launcher.partitoin=x"],

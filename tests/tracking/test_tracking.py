@@ -733,7 +733,7 @@ def test_reading_a_broken_store_says_what_mends_it_and_the_sync_does_not_advise_
     no_database(path)
     with pytest.raises(EdkdError) as refusal:
         load_runs(where["uri"], "edkd")
-    cure = "`edkd sync` sets it aside and fills another from the journals"
+    cure = f"`edkd sync --uri {where['uri']}` sets it aside and fills another from the journals"
     assert str(refusal.value) == f"MLflow store {where['uri']} is damaged (file is not a database): {cure}"
     write(run_dir, start(), *epochs(1), END)
     sync_all(run_dir.parent, **where)
