@@ -52,8 +52,6 @@ def read(uri: str, experiment: str, results: Path, damaged: Mapping[str, str]) -
     if results != RESULTS and not results.is_dir():
         raise EdkdError(f"--results {results}: there is no such folder")
     packed = load_packed(results)
-    if results != RESULTS and not packed:
-        raise EdkdError(f"--results {results}: there is no packed run; `edkd results pack` writes them")
     path = Path(uri.removeprefix("sqlite:///").split("?")[0])
     there = not uri.startswith("sqlite:///") or path.is_file()
     makes_table = any(run["tags"].get("teacher") and run["status"] == "FINISHED" for run in packed)

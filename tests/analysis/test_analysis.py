@@ -501,10 +501,6 @@ def test_what_was_named_and_is_not_there_is_an_error(tmp_path, capsys, monkeypat
             (line,) = capsys.readouterr().err.splitlines()
             assert expected in line
     assert not list(tmp_path.iterdir())
-    runs.clear()
-    folder.mkdir()
-    assert main(["--results", str(folder), "--output", str(tmp_path)]) == 1
-    assert f"--results {folder}: there is no packed run" in capsys.readouterr().err
 
 
 def test_a_table_of_packed_runs_alone_says_so(analyse, monkeypatch):

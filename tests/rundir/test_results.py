@@ -243,7 +243,7 @@ def test_the_table_is_made_without_a_store(output: Path, capsys: pytest.CaptureF
     assert f"{KEY}/{name_of('edkd')}: failed" in text
     assert not Path("outputs/mlflow.db").exists()
     assert analyse(["--results", "outputs"]) == 1
-    assert "--results outputs: there is no packed run" in capsys.readouterr().err
+    assert "no runs yet: there is no MLflow store" in capsys.readouterr().err
 
 
 def test_a_run_that_is_in_both_counts_once(output: Path) -> None:
