@@ -11,9 +11,9 @@ import time
 from collections import Counter
 
 from tests.integration.cluster import Cluster
+from tests.integration.disturbed import DisturbedSweep, draw
 from tests.integration.evidence import FaultTable
 from tests.integration.lab import Lab
-from tests.integration.storm import Storm, draw
 
 MINUTES, SEED, FIRST = (float(each) for each in os.environ.get("EDKD_CHAOS", "3 1 1").split())
 
@@ -25,20 +25,20 @@ def test_chaos(lab: Lab, cluster: Cluster, table: FaultTable) -> None:
     with table.row(f"chaos, seed {seed}", "a sweep after the other") as row:
         row.equal = True
         while True:
-            storm = Storm(lab, cluster, draw(seed=seed, number=number), output=f"chaos-{number}")
-            storm.ride()
-            faults += storm.done
-            row.runs += storm.row.runs
-            row.lost += storm.row.lost
-            row.duplicates += storm.row.duplicates
-            row.equal &= storm.row.equal
+            sweep = DisturbedSweep(lab, cluster, draw(seed=seed, number=number), output=f"chaos-{number}")
+            sweep.run()
+            faults += sweep.done
+            row.runs += sweep.row.runs
+            row.lost += sweep.row.lost
+            row.duplicates += sweep.row.duplicates
+            row.equal &= sweep.row.equal
             row.seconds = time.monotonic() - began
             counts = ", ".join(f"{kind} ({count})" for kind, count in faults.most_common())
             row.what = f"{number - int(FIRST) + 1} sweeps, {faults.total()} faults: {counts}"
             how = f"make chaos MINUTES=0 SEED={seed} SWEEP={number}"
-            print(how, *storm.diary, sep="\n", flush=True)
-            if storm.wrong:
-                failures.append("\n".join([how, *storm.diary]))
+            print(how, *sweep.log, sep="\n", flush=True)
+            if sweep.wrong:
+                failures.append("\n".join([how, *sweep.log]))
             number += 1
             if time.monotonic() - began > 60 * MINUTES:
                 break

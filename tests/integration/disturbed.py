@@ -1,8 +1,8 @@
 """One sweep under faults that are drawn from a seed, and what is wrong with what becomes of it.
 
 plan = draw(seed=7, number=3)   # which runs, and which fault when
-storm = Storm(lab, cluster, plan, output="chaos-3")
-storm.ride()                    # storm.wrong is empty, or says what is wrong; storm.diary has times and faults
+sweep = DisturbedSweep(lab, cluster, plan, output="chaos-3")
+sweep.run()                     # sweep.wrong is empty, or says what is wrong; sweep.log has times and faults
 """
 
 import contextlib
@@ -76,7 +76,7 @@ def draw(*, seed: int, number: int) -> Plan:
 
 
 @dataclass
-class Going:
+class Launched:
     """A launching command."""
 
     command: Command
@@ -84,8 +84,8 @@ class Going:
     blind: bool = False  # whether the controller was away at any time
 
 
-class Storm:
-    """A sweep in an output of its own; `plan` is done to it by `ride`."""
+class DisturbedSweep:
+    """A sweep in an output of its own; `run` does to it what `plan` says."""
 
     def __init__(self, lab: Lab, cluster: Cluster, plan: Plan, output: str) -> None:
         self.lab, self.cluster, self.plan, self.name = lab, cluster, plan, output
@@ -93,9 +93,9 @@ class Storm:
         self.wrong: list[str] = []
         self.done: Counter[str] = Counter()  # faults by kind
         self.row = Row("", "")
-        self.diary = [f"{' '.join(plan.arguments)}{', two commands at once' if plan.twins else ''}"]
+        self.log = [f"{' '.join(plan.arguments)}{', two commands at once' if plan.twins else ''}"]
         self._began = time.monotonic()
-        self._going: list[Going] = []
+        self._going: list[Launched] = []
         self._commands, self._code = 0, -1
         self._back: dict[str, tuple[float, Callable[[], None]]] = {}  # what is down, and when and how it comes back
         self._packed = any("runs_per_job" in each for each in plan.arguments)
@@ -108,13 +108,13 @@ class Storm:
             "second command": self._second_command,
         }  # fmt: skip
 
-    def ride(self) -> None:
+    def run(self) -> None:
         """Start the sweep, do the faults, and see to it that the same command brings it to its end."""
         try:
             for _ in range(1 + self.plan.twins):
                 self._launch()
             for fault in self.plan.faults:
-                self._strike(fault)
+                self._disturb(fault)
             self._settle()
             self._compare()
         except (AssertionError, OSError, subprocess.SubprocessError) as error:
@@ -127,7 +127,7 @@ class Storm:
             self.cluster.run("scancel", "--partition=main,urgent", check=False)
 
     def _note(self, what: str) -> None:
-        self.diary.append(f"{time.monotonic() - self._began:6.1f} s  {what}")
+        self.log.append(f"{time.monotonic() - self._began:6.1f} s  {what}")
 
     def _wrong(self, what: str) -> None:
         if what not in self.wrong:  # the queue is looked at all the time
@@ -139,13 +139,13 @@ class Storm:
         command = self.lab.launch(
             f"{self.name}-{self._commands}", self.cluster.crew, *self.plan.arguments, output=self.name
         )
-        self._going.append(Going(command))
+        self._going.append(Launched(command))
         if len(self._going) > 1:
             for going in self._going:
                 going.alone = False
         self._note(f"command {self._commands}")
 
-    def _strike(self, fault: Fault) -> None:
+    def _disturb(self, fault: Fault) -> None:
         """Wait for the fault's time, then for something that it can hit."""
         due = time.monotonic() + fault.pause
         while not (hit := time.monotonic() >= due and self._faults[fault.kind](fault)):
@@ -220,7 +220,7 @@ class Storm:
                 if len(jobs) > 1:
                     self._wrong(f"{Path(run).name} has the jobs {sorted(jobs)} at a time")
 
-    def _judge(self, going: Going) -> None:
+    def _judge(self, going: Launched) -> None:
         """The exit code of a command, held against the runs and the queue."""
         code, out, err = going.command.ended()
         self._code = code
@@ -236,7 +236,7 @@ class Storm:
         if not right:
             self._wrong(f"exit code {code}:\n{out}{err}")
 
-    def _check_lost(self, going: Going, out: str) -> None:
+    def _check_lost(self, going: Launched, out: str) -> None:
         """No run that a summary gives up was finished by then, or has a job."""
         if not self._blind:
             self._look()
