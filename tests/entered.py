@@ -2,7 +2,7 @@
 
     python tests/entered.py
 
-A file counts once a function of it is called; the import of a module alone does not count.
+A file counts once a function of it is called; what the import of a module computes does not count.
 """
 
 import inspect
@@ -31,7 +31,8 @@ def main() -> None:
         nonlocal stopped
         path = Path(frame.f_code.co_filename)
         is_function = frame.f_code.co_flags & inspect.CO_OPTIMIZED  # neither a module nor the body of a class
-        if stopped or event != "call" or not is_function or not path.is_relative_to(ROOT):
+        of_module = frame.f_code.co_qualname.startswith("<")  # a comprehension outside of functions
+        if stopped or event != "call" or not is_function or of_module or not path.is_relative_to(ROOT):
             return
         name = path.relative_to(ROOT).as_posix()
         if name.startswith(("edkd/", "hydra_plugins/")) or name == "launch.py":

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from edkd.config.job import Job
 from edkd.errors import import_extra
-from edkd.rundir.paths import study_file
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -52,13 +51,11 @@ def trial_of(study: "Study", frozen: "FrozenTrial") -> "Trial":
     return Trial(study, frozen._trial_id)
 
 
-def pruner_of(job: Job, sweep: str | None) -> Callable[[Mapping[str, Any]], bool] | None:
-    """What is asked with each epoch's record whether the run shall end; None for a run of no search."""
+def pruner_of(job: Job, search: str, path: Path) -> Callable[[Mapping[str, Any]], bool]:
+    """What is asked with each epoch's record whether the run shall end; `path` is the study of its search."""
     cfg = job.settings
-    if sweep is None or not (path := study_file(Path(cfg.output), sweep)).exists():
-        return None
     optuna = load_optuna()
-    study: Study = optuna.load_study(study_name=sweep, storage=storage(path))
+    study: Study = optuna.load_study(study_name=search, storage=storage(path))
     study.pruner = _pruner(**study.user_attrs["pruning"], epochs=cfg.schedule.epochs)
     running = (optuna.trial.TrialState.RUNNING,)
 

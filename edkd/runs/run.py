@@ -20,7 +20,7 @@ from edkd.config.job import Job, digest, freeze, planned_code
 from edkd.config.schema import Settings
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint, journal, lock, provenance
-from edkd.rundir.paths import RunDir, checkpoints
+from edkd.rundir.paths import RunDir, checkpoints, study_file
 from edkd.runs.preemption import Asked, SafePoints, Stopped
 from edkd.runs.processes import LOST, Nodes, check_devices, failed, run_together, stopped
 from edkd.runs.pruning import Pruned, pruner_of
@@ -170,7 +170,9 @@ class _Run:
         if self.stop_asked is not None or every is not None:
             done = 0 if state.within is None else state.within["steps"]
             safe = SafePoints(self.stop_asked, agree, every=None if every is None else 60 * every, done=done)
-        prune = pruner_of(job, self.sweep)
+        prune = None
+        if self.sweep is not None and (study := study_file(Path(cfg.output), self.sweep)).exists():
+            prune = pruner_of(job, self.sweep, study)
         with console.step_bar(self.show, cfg.schedule.epochs) as bar:
 
             def on_epoch(record: dict[str, Any], improved: bool) -> None:
