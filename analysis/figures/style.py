@@ -34,7 +34,7 @@ _STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so text has the same size everywhere
     "font.size": 8,
     "axes.titlesize": 7.5,
-    "axes.titley": 1.0,  # not searched for, which takes a tenth of the time
+    "axes.titley": 1.0,  # not searched for, which takes time
     "axes.labelsize": 8,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,

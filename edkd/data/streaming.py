@@ -42,7 +42,7 @@ class _Images(Dataset[_Item | str]):
             if not self.skip:
                 raise
             return str(error)
-        # By hand: torch.manual_seed and fork_rng look after every GPU, which takes a fifth of an image's time.
+        # By hand: torch.manual_seed and fork_rng look after every GPU, which is slow beside an image.
         state = torch.default_generator.get_state()
         torch.default_generator.manual_seed(seed)
         transformed = self.transform(image)
@@ -145,7 +145,7 @@ class StreamedData:
             for (images, target, index), broken in loader:
                 self._note(broken)
                 pixels = images.to(self.device, non_blocking=True).float()
-                # In place, and channels last only afterwards: two to three times as fast on a CPU.
+                # In place, and channels last only afterwards: faster on a CPU.
                 normalised = pixels.div_(255).sub_(self._mean).div_(self._std).to(memory_format=self._layout)
                 yield normalised, target.to(self.device), index.to(self.device)
         except EdkdError as error:  # a worker's error comes with its traceback as text

@@ -174,7 +174,7 @@ def parse(data: bytes, *, every_epoch: bool = True) -> list[Record]:
         epochs = [number for number, line in enumerate(lines) if _EPOCH in line]
         for number in reversed(epochs[:-1]):
             del lines[number]
-    records: list[Record] = from_json(b"[" + b",".join(lines) + b"]")  # the same numbers as `json`, 3 times as fast
+    records: list[Record] = from_json(b"[" + b",".join(lines) + b"]")  # the same numbers as `json`, and faster
     return records
 
 

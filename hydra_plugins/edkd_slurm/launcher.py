@@ -201,8 +201,8 @@ class EdkdSlurmLauncher(SlurmLauncher):
             of_job = '"${runs[@]}"'
         given = " ".join(f"--{name} {value}" for name, value in values.items())
         # A warning that comes before Python is ready for it would end the job: SLURM would not queue that again.
-        deaf = """bash -c 'trap "" USR2; exec "$0" "$@"'"""
-        command = f"{deaf} {self.python or slurm.python} -u -m edkd.slurm.job {given} {of_job}"
+        ignoring = """bash -c 'trap "" USR2; exec "$0" "$@"'"""
+        command = f"{ignoring} {self.python or slurm.python} -u -m edkd.slurm.job {given} {of_job}"
         return str(slurm._make_submission_file_text(command, ""))
 
 
