@@ -348,15 +348,15 @@ def _train_part(
     with console.logging_to(log, show=first > 0 or (show and rank == 0)):
         try:
             inputs = gather(job.settings, job.teacher_id)
-            distributed.join(rank, engine.devices, store, inputs.device)
-            run = _Run(job, before, sweep, threads, show and rank == 0, stop_asked)
-            try:
-                run.train(inputs)
-            finally:
-                if run.tracker is not None:
-                    run.tracker.close()
-        except Stopped:
-            stopped(store)
+            with distributed.joined(rank, engine.devices, store, inputs.device):
+                run = _Run(job, before, sweep, threads, show and rank == 0, stop_asked)
+                try:
+                    run.train(inputs)
+                except Stopped:
+                    stopped(store)
+                finally:
+                    if run.tracker is not None:
+                        run.tracker.close()
         except EdkdError as error:
             failed(store, str(error))
             sys.exit(1)
@@ -364,7 +364,6 @@ def _train_part(
             if distributed.lost_another(error):
                 sys.exit(LOST)
             raise
-        distributed.leave()
 
 
 def _resumed(state: TrainState) -> str:

@@ -6,6 +6,7 @@ a step's losses, weights and state_dict as they are in one process. Without a pr
 nothing, so the step of one process is what it was.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -41,21 +42,31 @@ def open_store(meeting: str, *, serve: bool = False) -> Store:
 
 
 def join(rank: int, size: int, store: Store, device: torch.device) -> None:
-    """Make this process one of `size`, which meet in a store."""
+    """Make this process one of `size`, which meet in a store, until it calls `leave`."""
     distributed.init_process_group(
         "nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size, timeout=_PATIENCE
     )
 
 
+def leave() -> None:
+    """End what `join` began. In a process that exits without it, gloo's threads may abort (SIGABRT)."""
+    distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def joined(rank: int, size: int, store: Store, device: torch.device) -> Iterator[None]:
+    """This process is one of `size`, which meet in a store, and waits for the others when it is done."""
+    join(rank, size, store, device)
+    try:
+        yield
+        distributed.barrier()
+    finally:
+        leave()
+
+
 def lost_another(error: RuntimeError) -> bool:
     """Whether an error says that another process is gone."""
     return isinstance(error, distributed.DistError) or _LOST.search(str(error)) is not None
-
-
-def leave() -> None:
-    """End what `join` began, when all processes are done."""
-    distributed.barrier()
-    distributed.destroy_process_group()
 
 
 def rank() -> int:
