@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from analysis import attach, formats, literature, load, numbers, report, tables
+from analysis import attach, formats, literature, load, missing, numbers, report, tables
 from edkd.errors import EdkdError
 
 DEFAULT = ["markdown", "csv"]
@@ -56,7 +56,7 @@ def build(options: argparse.Namespace) -> report.Report:
         title=report.title(dataset, used),
         facts=facts(used, dataset, recipe),
         grids=tuple(grids),
-        left_out=(*load.left_out(runs, used), *tables.taught_apart(used)),
+        left_out=(*missing.left_out(runs, used), *tables.taught_apart(used)),
         notes=(
             *(on_cifar100 if dataset.split("-")[0] == literature.FULL_DATASET else ()),
             *report.READING,

@@ -274,25 +274,5 @@ def tidy(runs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def left_out(runs: pd.DataFrame, used: pd.DataFrame) -> list[str]:
-    """One line for each of `runs` that is not among the `used` ones, and why."""
-    covered = set(zip(used["teacher"], used["student"], used["distiller"], used["cell"], used["seed"]))
-    lines = []
-    for run in runs[~runs["run_id"].isin(used["run_id"])].to_dict("records"):
-        again = tuple(run[key] for key in ("teacher", "student", "distiller", "cell", "seed")) in covered
-        if run["damage"]:
-            why = run["damage"]
-        elif run["status"] != "FINISHED":
-            why = run["status"].lower() + (", a later run of the same configuration is in the table" if again else "")
-        elif again:
-            why = "an older run of a configuration and seed that is in the table"
-        elif pd.isna(run["last_top1"]) or pd.isna(run["best_top1"]):
-            why = "finished without final metrics"
-        else:
-            why = f"another configuration (cell {run['cell']}) was picked"
-        lines.append(f"{run['name']}: {why}")
-    return lines
-
-
 def _when(milliseconds: float) -> str:
     return f"{pd.Timestamp(int(milliseconds), unit='ms'):%Y-%m-%d %H:%M} UTC"
