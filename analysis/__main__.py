@@ -13,6 +13,7 @@ from rich.console import Console
 
 from analysis import attach, formats, literature, load, missing, numbers, report, tables
 from edkd.errors import EdkdError
+from edkd.rundir import results
 
 DEFAULT = ["markdown", "csv"]
 _NO_METRIC = {
@@ -76,6 +77,10 @@ def chosen(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
     damaged = load.damaged(options.uri)
     for line in damaged.values():
         print(f"analysis: {line}", file=sys.stderr)
+    if options.results != load.RESULTS and not results.find(options.results):
+        if not options.results.is_dir():
+            raise EdkdError(f"--results {options.results}: there is no such folder")
+        print(f"analysis: no packed runs in {options.results}", file=sys.stderr)
     runs = load.read(options.uri, options.experiment, options.results, damaged)
     runs = load.choose(runs, dataset=options.dataset, recipe=options.recipe)
     runs = load.of_columns(runs, pairs=options.pairs)

@@ -47,10 +47,8 @@ def read(uri: str, experiment: str, results: Path, damaged: Mapping[str, str]) -
     `damaged` (see there) cannot be checked any more: they get the status DAMAGED, and the reason.
 
     Raises EdkdError if the store is not there (it is never created) and what is packed makes no table or was not asked
-    for, if `results` is not there, if both hold no runs, or if a packed file is damaged.
+    for, if both hold no runs, or if a packed file is damaged.
     """
-    if results != RESULTS and not results.is_dir():
-        raise EdkdError(f"--results {results}: there is no such folder")
     packed = load_packed(results)
     path = Path(uri.removeprefix("sqlite:///").split("?")[0])
     there = not uri.startswith("sqlite:///") or path.is_file()

@@ -509,6 +509,11 @@ def test_a_table_of_packed_runs_alone_says_so(analyse, monkeypatch):
     assert [analyse(stored)[3] for stored in ([], [make("dkd")])] == [said, ""]
 
 
+def test_a_folder_without_packed_runs_is_named(analyse, tmp_path):
+    assert analyse([make()], "--results", str(tmp_path))[::3] == (0, f"analysis: no packed runs in {tmp_path}\n")
+    assert analyse([make()])[3] == ""
+
+
 def test_an_older_table_survives_a_full_disk(analyse, tmp_path, monkeypatch, capsys):
     assert analyse([make()])[0] == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
