@@ -298,10 +298,20 @@ def test_rows_and_columns_by_parameters(analyse):
     assert last["student alone"][1].startswith("70.00") and "another configuration" not in text
     _, text, _, _ = analyse(swept(4), "--rows", "distiller.temperature", "--columns", "pair")
     assert block(text, "Last epoch")["KD temperature=4"][3].startswith("74.00")
-    code, _, _, error = analyse(swept(4), "--rows", "distiller.heat")
-    assert code == 1 and "'distiller.heat'; there are: distiller.temperature" in error
-    code, _, _, error = analyse(swept(1, 4), "--rows", "method")
-    assert code == 1 and f"--cell {PAIR}:kd=kd1 " in error and "distiller.temperature=4; runs: t4" in error
+    for name in ("method", "distiller"):
+        code, _, _, error = analyse(swept(1, 4), "--rows", name)
+        assert code == 1 and f"--cell {PAIR}:kd=kd1 " in error and "distiller.temperature=4; runs: t4" in error
+
+
+@pytest.mark.parametrize("name", ["distiller.heat", "seed", "pair", "method"])
+@pytest.mark.parametrize(("option", "always"), [("--rows", "method, distiller"), ("--columns", "pair")])
+def test_what_sets_no_rows_or_columns_apart(analyse, option, name, always):
+    code, _, _, error = analyse(swept(4), option, name)
+    if name in always:
+        assert code == 0
+    else:
+        refused = f"{option} names {name!r}, which is no parameter of the runs here; there are: {always}, "
+        assert (code, error) == (1, f"analysis: {refused}distiller.temperature\n")
 
 
 def test_another_optimizer_is_named_without_its_own_parameters(analyse):
