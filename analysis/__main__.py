@@ -217,7 +217,7 @@ def parser(module: str, description: str | None, writes: str) -> argparse.Argume
         type=_formats,
         default=DEFAULT,
         metavar="A,B",
-        help=f"files to write, of {', '.join(formats.FORMATS)} (default: {','.join(DEFAULT)})",
+        help=f"files to write, of {', '.join(formats.FORMATS)} (default: {','.join(DEFAULT)}); those there are renewed",
     )
     parser.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR", help=f"where {writes} go")
     return parser

@@ -426,6 +426,14 @@ def test_the_choice_of_metric_seeds_and_methods(analyse):
     assert "see --metric selected" in analyse(runs, "--metric", "best")[3]
 
 
+def test_no_file_of_an_earlier_table_stays(tmp_path, monkeypatch):
+    for top1, form in ((60.0, "markdown"), (70.0, "latex")):
+        monkeypatch.setattr(load, "load_runs", lambda uri, experiment, top1=top1: [make(top1=top1)])
+        assert main(["--uri", "http://127.0.0.1:1", "--output", str(tmp_path), "--format", form]) == 0
+    texts = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert texts.keys() == {"table.md", "table.tex"} and all("70.00" in text for text in texts.values())
+
+
 def test_latex_and_html(analyse, tmp_path, monkeypatch):
     runs = [*seeded("kd", 70.0, 71.0, 72.0, pair=OTHER), *seeded("edkd", 75.0, 76.01, 77.02, pair=OTHER)]
     monkeypatch.setattr(load, "load_runs", lambda uri, experiment: runs)
