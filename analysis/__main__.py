@@ -12,6 +12,7 @@ import pandas as pd
 from rich.console import Console
 
 from analysis import attach, formats, literature, load, missing, numbers, report, tables
+from edkd.console import Parser
 from edkd.errors import EdkdError
 from edkd.rundir import results
 
@@ -167,9 +168,9 @@ def _formats(text: str) -> list[str]:
     return names
 
 
-def parser(module: str, description: str | None, writes: str) -> argparse.ArgumentParser:
+def parser(module: str, description: str | None, writes: str) -> Parser:
     """The options that say which runs are read, and where `module` puts what it `writes`."""
-    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser = Parser(prog=f"python -m {module}", description=description)
     parser.add_argument("--uri", default=load.URI, help="MLflow store (default: %(default)s)")
     parser.add_argument("--experiment", default="edkd", help="MLflow experiment (default: %(default)s)")
     parser.add_argument(

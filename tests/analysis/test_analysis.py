@@ -493,7 +493,8 @@ def test_the_head_names_commits_and_the_command_without_a_password(analyse):
 def test_bad_options(bad, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(bad.split())
-    assert bad.split()[0] in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("analysis: ") and bad.split()[0] in line and line.endswith("; see python -m analysis --help")
 
 
 def test_a_store_that_is_not_there_is_not_made(tmp_path, capsys, monkeypatch):
