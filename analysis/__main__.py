@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+import yaml
 from rich.console import Console
 
 from analysis import attach, formats, literature, load, missing, numbers, report, tables
@@ -141,10 +142,17 @@ def _cell(text: str) -> tuple[tuple[str, str], str]:
 
 
 def _pairs(text: str) -> list[str]:
-    names = text.split(",")
-    if any("-" not in name for name in names):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of pairs, e.g. vgg13-vgg8,wrn_40_2-wrn_16_2")
-    return names
+    """The named pairs; a file of conf/pair, such as vgg13, stands for the pairs that it lists."""
+    from edkd.config.schema import folder  # takes longer than the rest of the options
+
+    files = {path.stem: path for path in (folder() / "pair").glob("*.yaml")}
+    pairs: list[str] = []
+    for name in _names(text):
+        if "-" not in name and name not in files:
+            lists = ", ".join(sorted(each for each in files if "-" not in each))
+            raise argparse.ArgumentTypeError(f"{name!r} is neither a pair, such as vgg13-vgg8, nor a list: {lists}")
+        pairs += yaml.safe_load(files[name].read_bytes()).get("pairs", [name]) if name in files else [name]
+    return list(dict.fromkeys(pairs))
 
 
 def _names(text: str) -> list[str]:
@@ -182,7 +190,9 @@ def parser(module: str, description: str | None, writes: str) -> Parser:
     )
     parser.add_argument("--dataset", metavar="KEY", help="data set of the table, where the store has several")
     parser.add_argument("--recipe", metavar="ID", help="recipe of the table, where the store has several")
-    parser.add_argument("--pairs", type=_pairs, metavar="A,B", help="only these pairs, as columns in this order")
+    parser.add_argument(
+        "--pairs", type=_pairs, metavar="A,B", help="only these pairs (or vgg13, all, …), in this order"
+    )
     parser.add_argument("--methods", type=_names, metavar="A,B", help="only these distillers, e.g. kd,dkd,edkd")
     parser.add_argument("--seeds", type=_seeds, metavar="A,B", help="only runs of these seeds")
     parser.add_argument(

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import settings
-from analysis.literature import SEVEN
+from analysis.literature import PUBLISHED, SEVEN
 from edkd.console import counted
 from edkd.errors import EdkdError
 from edkd.rundir import journal
@@ -163,7 +163,7 @@ def of_columns(runs: pd.DataFrame, *, pairs: list[str] | None) -> pd.DataFrame:
     found = runs[~runs["alone"]]
     valid = [*SEVEN, *sorted(set(found["pair"]) - set(SEVEN))]
     for pair in pairs or ():
-        if pair not in valid:
+        if pair not in (*valid, *PUBLISHED):
             raise EdkdError(f"--pairs names {pair!r}, which has no runs here; there are: {', '.join(valid)}")
     wanted = valid if pairs is None else pairs
     found = found[found["pair"].isin(wanted)]

@@ -480,6 +480,14 @@ def test_only_some_pairs(analyse):
     assert code == 1 and "vgg13-mobilenetv2" in error
 
 
+def test_the_lists_of_pairs_of_the_configuration(analyse):
+    runs = [make(), make(pair=OTHER)]
+    _, text, _, _ = analyse(runs, "--pairs", "vgg13")
+    last = block(text, "Last epoch")
+    assert last["**student**"] == ["**vgg8**", "**mobilenetv2**"] and f"--pairs {PAIR},vgg13-mobilenetv2 " in text
+    assert len(block(analyse(runs, "--pairs", f"{OTHER},field")[1], "Last epoch")["teacher"]) == 13
+
+
 def test_the_head_names_commits_and_the_command_without_a_password(analyse):
     runs = [make(), make("dkd", git_commit="fedcba9876543210", git_dirty="True")]
     text = analyse(runs, "--uri", "http://me:secret@server")[1]
@@ -488,7 +496,7 @@ def test_the_head_names_commits_and_the_command_without_a_password(analyse):
 
 
 @pytest.mark.parametrize(
-    "bad", ["--cell kd=1", "--pairs vgg13", "--pairs ,", "--format pdf", "--seeds a", "--rows ,", "--recipes x"]
+    "bad", ["--cell kd=1", "--pairs vgg14", "--pairs ,", "--format pdf", "--seeds a", "--rows ,", "--recipes x"]
 )
 def test_bad_options(bad, capsys):
     with pytest.raises(SystemExit, match="2"):
