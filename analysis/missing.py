@@ -104,5 +104,5 @@ def launch_command(rows: Sequence[Missing], distilled: pd.DataFrame, output: Pat
 
 def _values(rows: Sequence[Missing]) -> tuple[str, str, str]:
     """The pairs, methods and seeds of `rows`, each as a list such as 0,1,2."""
-    pairs, methods = (",".join(dict.fromkeys(row[i] for row in rows)) for i in range(2))
-    return pairs, methods, ",".join(map(str, sorted({row.seed for row in rows})))
+    pairs, methods = dict.fromkeys(row.pair for row in rows), dict.fromkeys(row.method for row in rows)
+    return ",".join(pairs), ",".join(methods), ",".join(map(str, sorted({row.seed for row in rows})))
