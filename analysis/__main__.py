@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+import yaml
 from rich.console import Console
 
-from analysis import attach, formats, literature, load, numbers, report, tables
+from analysis import attach, formats, literature, load, missing, numbers, report, tables
+from edkd.console import Parser
 from edkd.errors import EdkdError
+from edkd.rundir import results
 
 DEFAULT = ["markdown", "csv"]
 _NO_METRIC = {
@@ -56,7 +59,7 @@ def build(options: argparse.Namespace) -> report.Report:
         title=report.title(dataset, used),
         facts=facts(used, dataset, recipe),
         grids=tuple(grids),
-        left_out=(*load.left_out(runs, used), *tables.taught_apart(used)),
+        left_out=(*missing.left_out(runs, used), *tables.taught_apart(used)),
         notes=(
             *(on_cifar100 if dataset.split("-")[0] == literature.FULL_DATASET else ()),
             *report.READING,
@@ -76,6 +79,10 @@ def chosen(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
     damaged = load.damaged(options.uri)
     for line in damaged.values():
         print(f"analysis: {line}", file=sys.stderr)
+    if options.results != load.RESULTS and not results.find(options.results):
+        if not options.results.is_dir():
+            raise EdkdError(f"--results {options.results}: there is no such folder")
+        print(f"analysis: no packed runs in {options.results}", file=sys.stderr)
     runs = load.read(options.uri, options.experiment, options.results, damaged)
     runs = load.choose(runs, dataset=options.dataset, recipe=options.recipe)
     runs = load.of_columns(runs, pairs=options.pairs)
@@ -135,10 +142,17 @@ def _cell(text: str) -> tuple[tuple[str, str], str]:
 
 
 def _pairs(text: str) -> list[str]:
-    names = text.split(",")
-    if any("-" not in name for name in names):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of pairs, e.g. vgg13-vgg8,wrn_40_2-wrn_16_2")
-    return names
+    """The named pairs; a file of conf/pair, such as vgg13, stands for the pairs that it lists."""
+    from edkd.config.schema import folder  # takes longer than the rest of the options
+
+    files = {path.stem: path for path in (folder() / "pair").glob("*.yaml")}
+    pairs: list[str] = []
+    for name in _names(text):
+        if "-" not in name and name not in files:
+            lists = ", ".join(sorted(each for each in files if "-" not in each))
+            raise argparse.ArgumentTypeError(f"{name!r} is neither a pair, such as vgg13-vgg8, nor a list: {lists}")
+        pairs += yaml.safe_load(files[name].read_bytes()).get("pairs", [name]) if name in files else [name]
+    return list(dict.fromkeys(pairs))
 
 
 def _names(text: str) -> list[str]:
@@ -162,9 +176,9 @@ def _formats(text: str) -> list[str]:
     return names
 
 
-def parser(module: str, description: str | None, writes: str) -> argparse.ArgumentParser:
+def parser(module: str, description: str | None, writes: str) -> Parser:
     """The options that say which runs are read, and where `module` puts what it `writes`."""
-    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser = Parser(prog=f"python -m {module}", description=description)
     parser.add_argument("--uri", default=load.URI, help="MLflow store (default: %(default)s)")
     parser.add_argument("--experiment", default="edkd", help="MLflow experiment (default: %(default)s)")
     parser.add_argument(
@@ -176,7 +190,9 @@ def parser(module: str, description: str | None, writes: str) -> argparse.Argume
     )
     parser.add_argument("--dataset", metavar="KEY", help="data set of the table, where the store has several")
     parser.add_argument("--recipe", metavar="ID", help="recipe of the table, where the store has several")
-    parser.add_argument("--pairs", type=_pairs, metavar="A,B", help="only these pairs, as columns in this order")
+    parser.add_argument(
+        "--pairs", type=_pairs, metavar="A,B", help="only these pairs (or vgg13, all, …), in this order"
+    )
     parser.add_argument("--methods", type=_names, metavar="A,B", help="only these distillers, e.g. kd,dkd,edkd")
     parser.add_argument("--seeds", type=_seeds, metavar="A,B", help="only runs of these seeds")
     parser.add_argument(
@@ -212,7 +228,7 @@ def parser(module: str, description: str | None, writes: str) -> argparse.Argume
         type=_formats,
         default=DEFAULT,
         metavar="A,B",
-        help=f"files to write, of {', '.join(formats.FORMATS)} (default: {','.join(DEFAULT)})",
+        help=f"files to write, of {', '.join(formats.FORMATS)} (default: {','.join(DEFAULT)}); those there are renewed",
     )
     parser.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR", help=f"where {writes} go")
     return parser

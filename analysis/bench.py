@@ -17,7 +17,7 @@ from edkd.rundir import files, results
 from edkd.rundir.journal import Record
 
 _METHODS = ("kd", "dkd", "edkd", *(f"method{i:02}" for i in range(23)))
-_PAIRS = tuple(literature.read("cifar100")["pair"].unique())
+_PAIRS = literature.PUBLISHED
 _SEEDS, _EPOCHS = 3, 240
 
 

@@ -154,8 +154,15 @@ FORMATS: dict[str, tuple[str, Callable[[Report], str]]] = {
 
 
 def write(report: Report, folder: Path, formats: Sequence[str]) -> list[Path]:
-    """Write the table into `folder` in each of `formats`, each file in one piece. Raises EdkdError."""
-    texts = {folder / name: render(report) for name, render in (FORMATS[each] for each in formats)}
+    """Write the table into `folder` in each of `formats`, and in those that are there, for none may be an older table.
+
+    Each file is written in one piece. Raises EdkdError.
+    """
+    texts = {
+        folder / name: render(report)
+        for each, (name, render) in FORMATS.items()
+        if each in formats or (folder / name).exists()
+    }
     for path, text in texts.items():
         files.write_bytes(path, text.encode())
     return list(texts)

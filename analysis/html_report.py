@@ -6,7 +6,6 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis import attach, figures, html_figures, literature, load, numbers, report, tables
+from analysis import attach, figures, html_figures, load, missing, numbers, report, tables
 from analysis import statistics as st
 from analysis.__main__ import chosen, command, facts, parser
 from analysis.figures.by_class import Values
@@ -103,7 +102,8 @@ def build(options: argparse.Namespace) -> tuple[str, pd.DataFrame]:
     for name, figure in drawn.figures.items() if options.figures else ():
         figures.save(figure, options.figures, re.sub(r"\W+", "-", name.lower()))
     ours_alone = distilled[distilled["imported"] == ""]  # what this code can train
-    missing = _missing(runs, ours_alone)
+    begun = missing.unfinished(runs, used)
+    absent = missing.without_run(runs, ours_alone, begun)
     made_by = command("analysis.html_report", options, dataset, recipe)
     template = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -131,9 +131,10 @@ def build(options: argparse.Namespace) -> tuple[str, pd.DataFrame]:
         cells=_cells(tidy, distilled),
         differences=_differences(compared),
         pooled=_pooled(ours, over),
-        missing=missing,
-        fill=_fill(missing, ours_alone, options.output) if missing.rows else "",
-        left_out=[*load.left_out(runs, used), *tables.taught_apart(used)],
+        missing=_missing([*begun, *absent]),
+        retry=missing.retry_command(begun, dataset, options.output) if begun else "",
+        launch=missing.launch_command(absent, ours_alone, options.output) if absent else "",
+        left_out=[*missing.left_out(runs, used), *tables.taught_apart(used)],
         provenance=_provenance(used),
         command=made_by + (f" --ours {shlex.quote(options.ours)}" if options.ours else ""),
     )
@@ -193,46 +194,9 @@ def _pooled(ours: str, over: Mapping[str, st.Pooled]) -> Table:
     return Table("Differences over pairs", columns, rows)
 
 
-def _missing(runs: pd.DataFrame, used: pd.DataFrame) -> Table:
-    """The combinations of pairs, methods and seeds that have no run in the numbers, and what became of theirs."""
-    done = set(zip(used["pair"], used["distiller"], used["seed"]))
-    last = runs.sort_values("started", kind="stable").drop_duplicates(["pair", "distiller", "seed"], keep="last")
-    state = {(r["pair"], r["distiller"], r["seed"]): r["status"].lower() for r in last.to_dict("records")}
-    grid = product(used["pair"].unique(), used["distiller"].unique(), sorted(used["seed"].unique()))
-    rows = [
-        [Cell(pair), Cell(method), _number(seed, "d"), Cell(state.get((pair, method, seed), "not begun"))]
-        for pair, method, seed in grid
-        if (pair, method, seed) not in done
-    ]
-    return Table("Missing runs", ("pair", "method", "seed", "state"), rows)
-
-
-def _fill(missing: Table, used: pd.DataFrame, output: Path) -> str:
-    """The command for the missing runs, with what the used ones have other than the defaults of `launch.py`."""
-    pairs, methods, seeds = (list(dict.fromkeys(row[i].text for row in missing.rows)) for i in range(3))
-    words = ["python", "launch.py", "-m", f"distiller={','.join(methods)}", f"pair={','.join(pairs)}"]
-    words += [f"seed={','.join(sorted(seeds, key=int))}"]
-    values: dict[str, set[str]] = {}
-    for params in used["params"]:
-        for key, value in params.items():
-            values.setdefault(key, set()).add(value)
-    params = {key: found.pop() for key, found in values.items() if len(found) == 1}
-    if not literature.comparable(used):
-        source = params.get("dataset.source._target_", "").rsplit(".", 1)[-1]
-        words += [f"dataset={source}"] if source else []
-        options = ("train_per_class", "test_per_class", "validation", "padding", "flip", "image_size")
-        words += [
-            f"dataset.{name}={params[f'dataset.{name}']}"
-            for name in options
-            if params.get(f"dataset.{name}", "None") not in ("None", "0.0")
-            and (name != "image_size" or "dataset.source.image_size" in params)
-        ]
-        words += [f"{key}={value}".replace(", ", ",") for key, value in params.items() if key.startswith("schedule.")]
-    words += (
-        [f"engine.precision={params['engine.precision']}"] if params.get("engine.precision", "fp32") != "fp32" else []
-    )
-    words += [f"output={output}"] if output != Path("outputs") else []
-    return shlex.join(words)
+def _missing(found: Iterable[missing.Missing]) -> Table:
+    rows = [[Cell(row.pair), Cell(row.method), _number(row.seed, "d"), Cell(row.state)] for row in found]
+    return Table("Missing runs", missing.Missing._fields, rows)
 
 
 def _provenance(used: pd.DataFrame) -> Table:

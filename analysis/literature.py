@@ -46,7 +46,8 @@ def read(name: Literal["cifar100", "networks"]) -> pd.DataFrame:
     return pd.read_csv(Path(__file__).parent / "published" / f"{name}.csv", keep_default_na=False)
 
 
-SEVEN = tuple(read("cifar100")["pair"].unique()[:7])  # the pairs of the published table, in its order
+PUBLISHED = tuple(read("cifar100")["pair"].unique())
+SEVEN = PUBLISHED[:7]  # the pairs of the published table, in its order
 
 
 def number(pair: str, method: str) -> Published | None:

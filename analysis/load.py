@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import settings
-from analysis.literature import SEVEN
+from analysis.literature import PUBLISHED, SEVEN
 from edkd.console import counted
 from edkd.errors import EdkdError
 from edkd.rundir import journal
@@ -47,10 +47,8 @@ def read(uri: str, experiment: str, results: Path, damaged: Mapping[str, str]) -
     `damaged` (see there) cannot be checked any more: they get the status DAMAGED, and the reason.
 
     Raises EdkdError if the store is not there (it is never created) and what is packed makes no table or was not asked
-    for, if `results` is not there, if both hold no runs, or if a packed file is damaged.
+    for, if both hold no runs, or if a packed file is damaged.
     """
-    if results != RESULTS and not results.is_dir():
-        raise EdkdError(f"--results {results}: there is no such folder")
     packed = load_packed(results)
     path = Path(uri.removeprefix("sqlite:///").split("?")[0])
     there = not uri.startswith("sqlite:///") or path.is_file()
@@ -165,7 +163,7 @@ def of_columns(runs: pd.DataFrame, *, pairs: list[str] | None) -> pd.DataFrame:
     found = runs[~runs["alone"]]
     valid = [*SEVEN, *sorted(set(found["pair"]) - set(SEVEN))]
     for pair in pairs or ():
-        if pair not in valid:
+        if pair not in (*valid, *PUBLISHED):
             raise EdkdError(f"--pairs names {pair!r}, which has no runs here; there are: {', '.join(valid)}")
     wanted = valid if pairs is None else pairs
     found = found[found["pair"].isin(wanted)]
@@ -272,26 +270,6 @@ def tidy(runs: pd.DataFrame) -> pd.DataFrame:
         ],
         ignore_index=True,
     )
-
-
-def left_out(runs: pd.DataFrame, used: pd.DataFrame) -> list[str]:
-    """One line for each of `runs` that is not among the `used` ones, and why."""
-    covered = set(zip(used["teacher"], used["student"], used["distiller"], used["cell"], used["seed"]))
-    lines = []
-    for run in runs[~runs["run_id"].isin(used["run_id"])].to_dict("records"):
-        again = tuple(run[key] for key in ("teacher", "student", "distiller", "cell", "seed")) in covered
-        if run["damage"]:
-            why = run["damage"]
-        elif run["status"] != "FINISHED":
-            why = run["status"].lower() + (", a later run of the same configuration is in the table" if again else "")
-        elif again:
-            why = "an older run of a configuration and seed that is in the table"
-        elif pd.isna(run["last_top1"]) or pd.isna(run["best_top1"]):
-            why = "finished without final metrics"
-        else:
-            why = f"another configuration (cell {run['cell']}) was picked"
-        lines.append(f"{run['name']}: {why}")
-    return lines
 
 
 def _when(milliseconds: float) -> str:

@@ -7,7 +7,7 @@ import pandas as pd
 from edkd.errors import EdkdError
 from edkd.rundir.settings import INCIDENTAL, Setting, setting, without_swapped
 
-METHOD, PAIR = "method", "pair"  # what rows and columns are without any parameter
+METHOD, PAIR = ("method", "distiller"), ("pair",)  # names of what rows and columns are without any parameter
 _HYPER_PARAMETERS = ("distiller.", "optimizer.", "schedule.")
 
 
@@ -19,13 +19,14 @@ def place(runs: pd.DataFrame, *, rows: Sequence[str] | None, columns: Sequence[s
     are in the columns `row` and `column`. A run without such a parameter has no setting of it, and a student alone
     none of `columns`. Raises EdkdError for a parameter that no run has.
     """
-    rows = None if rows is None else [name for name in rows if name != METHOD]
-    columns = [name for name in columns if name != PAIR]
+    rows = None if rows is None else [name for name in rows if name not in METHOD]
+    columns = [name for name in columns if name not in PAIR]
     names = {name for params in runs["params"] for name in params if _is_hyper_parameter(name)}
-    for name in (*(rows or ()), *columns):
-        if name not in names:
-            known = ", ".join(sorted(names)) or "none"
-            raise EdkdError(f"no run here has the parameter {name!r}; there are: {known}")
+    for option, wanted, always in (("--rows", rows or (), METHOD), ("--columns", columns, PAIR)):
+        absent = [name for name in wanted if name not in names]
+        if absent:
+            known = ", ".join([*always, *sorted(names)])
+            raise EdkdError(f"{option} names {absent[0]!r}, which is no parameter of the runs here; there are: {known}")
     by_method = {
         str(method): [name for name in _varied(group) if name not in columns] if rows is None else rows
         for method, group in runs.groupby("distiller")

@@ -1,5 +1,6 @@
 """What a person sees while runs train: log lines, a progress bar, one-line errors."""
 
+import argparse
 import contextlib
 import logging
 import sys
@@ -140,6 +141,16 @@ def fail(message: str, code: int = 1) -> NoReturn:
     """Print one line that says what went wrong, and exit with `code`."""
     print(f"edkd: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(code)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says in one line what is wrong with a command, as every other error is said."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2; the line begins with the name of the program or the module."""
+        name = self.prog.removeprefix("python -m ").split()[0]
+        print(f"{name}: {' '.join(message.split())}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def size(count: float) -> str:

@@ -22,7 +22,7 @@ LAYERS = [  # from the ground up; packages of one layer do not import each other
     {"cli"},
     {"hydra_plugins", "launch"},
 ]
-OUTSIDE = {"analysis": {"tracking", "rundir", "errors", "console"}}
+OUTSIDE = {"analysis": {"tracking", "rundir", "config", "errors", "console"}}
 KNOWN_BY = {  # third-party package: who may import it
     "hydra": ("edkd/config/compose.py", "edkd/sweeps", "edkd/cli/launch.py", "hydra_plugins"),
     "omegaconf": ("edkd/config/compose.py", "edkd/sweeps", "edkd/cli/launch.py", "hydra_plugins"),

@@ -22,7 +22,7 @@ def permits(rows: pd.DataFrame, power: float = 0.8, level: float = 0.95) -> list
         which = "Every difference is" if alone == len(rows) else f"{alone} of {len(rows)} differences are"
         said.append(
             f"{which} from one run per method (n = 1): one run shows no spread, "
-            "so it permits no interval, no p and no conclusion."
+            "so it permits no interval, no p and no conclusion on a pair."
         )
     if flat:
         said.append(
@@ -69,8 +69,10 @@ def verdict(ours: str, over: Mapping[str, Pooled], rows: pd.DataFrame, level: fl
     if not found:
         return [f"{ours} has no run with the seed and teacher of a run of {_and(list(over))}: nothing is compared."]
     if (rows["n"] == 1).all():
-        reason = "Every comparison is of one run per method (n = 1), which permits no conclusion."
-        return [f"{_observed(ours, found, rows, level, interval=False)}.", reason]
+        reason = "Every comparison is of one run per method (n = 1), which permits no conclusion"
+        if any(not math.isnan(result.low) for result in found.values()):
+            reason += ": the intervals over pairs say how pairs differ, and not how other seeds would"
+        return [f"{_observed(ours, found, rows, level, interval=False)}.", f"{reason}."]
     closest, conclusion = min(found, key=lambda name: found[name].mean), ""
     if found[closest].pairs > 1:
         conclusion = {

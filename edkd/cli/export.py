@@ -20,6 +20,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--which", choices=("best", "last"), default="best", help="weights; default best")
     parser.add_argument("--int8", action="store_true", help="quantise by ONNX Runtime; prints what it costs")
     parser.add_argument("--to", type=Path, metavar="FILE", help="default: a name of the run's in DIR/exports")
+    parser.add_argument("--force", action="store_true", help="replace the FILE that is there")
     add_output(parser)
     parser.set_defaults(act=_export)
 
@@ -29,7 +30,8 @@ def _export(args: argparse.Namespace) -> None:
     from edkd.status.select import find_run
 
     run_dir = find_run(args.output, args.run)
-    made = export(run_dir, args.output, form=args.format, which=args.which, to=args.to, int8=args.int8)
+    chosen = {"form": args.format, "which": args.which, "int8": args.int8}
+    made = export(run_dir, args.output, **chosen, to=args.to, force=args.force)
     print(f"{args.which} weights of {run_dir.parent.name}/{run_dir.name}, epoch {made.epoch}")
     print(f"largest difference of a logit from the checkpoint's, on {made.images} test images: {made.difference:.2g}")
     if made.top1 is not None:

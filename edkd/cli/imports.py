@@ -10,7 +10,7 @@ from edkd.console import counted
 from edkd.errors import EdkdError
 
 _ABOUT = {
-    "mdistiller": "folders METHOD,TEACHER,STUDENT with a worklog.txt, or such files",
+    "mdistiller": "folders METHOD,TEACHER,STUDENT with a worklog.txt, or such a file",
     "repdistiller": "folders S:…_T:…_cifar100_METHOD_r:…_a:…_b:…_TRIAL with checkpoints",
 }
 
@@ -41,6 +41,9 @@ def _import(args: argparse.Namespace) -> None:
     paths = [Path(word) for word in args.paths if word not in overrides]
     importer = getattr(importers, args.origin)
     done = importers.record(importer, paths, args.output, [f"dataset={args.dataset}", *overrides])
+    nothing = not done.written and not done.there
+    if nothing and len(done.left_out) == 1:
+        raise EdkdError(f"nothing was imported: {done.left_out[0]}")
     for line in done.notes:
         print(f"note: {line}")
     for line in done.left_out:
@@ -49,7 +52,7 @@ def _import(args: argparse.Namespace) -> None:
         print(run_dir)
     numbers = f"{counted(len(done.written), 'run')} imported, {len(done.there)} there already, {len(done.left_out)}"
     print(f"{numbers} left out; in {args.output}")
-    if not done.written and not done.there:
+    if nothing:
         raise EdkdError("nothing was imported")
     if done.written:
         print(f"next: edkd sync --output {args.output}, then make table")

@@ -1,6 +1,5 @@
 """Hydra's side of the command line: compose, hand over, and say in one line what was wrong."""
 
-import argparse
 import functools
 import multiprocessing
 import os
@@ -21,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from edkd.config import schema
 from edkd.config.compose import explain, resolve
-from edkd.console import console, fail
+from edkd.console import Parser, console, fail
 from edkd.errors import EdkdError
 
 INTERRUPTED = "interrupted; the same command continues where this one stopped"
@@ -59,7 +58,7 @@ def main() -> None:
 
 def _sorted(arguments: list[str]) -> list[str]:
     """Options before overrides, for Hydra's parser takes no option between two overrides."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--multirun", "-m", action="store_true")
     parser.add_argument("--config-dir", "-cd")
     args, others = parser.parse_known_args(arguments)

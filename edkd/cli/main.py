@@ -9,7 +9,7 @@ from pathlib import Path
 from edkd import __version__
 from edkd.cli import completion, evaluate, export, figures, imports, output, runs, teachers
 from edkd.cli.teachers import add_dataset
-from edkd.console import fail
+from edkd.console import Parser, fail
 from edkd.errors import EdkdError
 
 _OF_RUNS = ("status", "logs", "retry", "clean", "sync")
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="edkd", description="Knowledge-distillation experiments. Training: launch.py")
+    parser = Parser(prog="edkd", description="Knowledge-distillation experiments. Training: launch.py")
     parser.add_argument("--version", action="version", version=f"edkd {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -76,7 +76,7 @@ def _list_teachers(args: argparse.Namespace) -> None:
             number((entry.test or {}).get("top1"), 2),
             str(entry.epochs or ""),
             entry.recipe or "",
-            f"run {entry.id[4:12]}" if entry.id.startswith("run:") else entry.source,
+            f"run {entry.id[4:12]}" if entry.id.startswith("run:") else entry.source.removeprefix(f"{Path.cwd()}/"),
             ", ".join(size(path.stat().st_blocks * 512) for path in store.tables(entry)),
         )
     if table.rows:

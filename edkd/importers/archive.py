@@ -31,6 +31,8 @@ def unpack(archive: Path, folder: Path) -> Iterator[tuple[str, Teacher | EdkdErr
     Checkpoints are copied into `folder`, one at a time. Raises EdkdError for a file that is no archive.
     """
     try:
+        if not tarfile.is_tarfile(archive):
+            raise EdkdError(f"{archive} is no tar archive")
         with tarfile.open(archive) as tar:
             for member in tar:
                 if member.isdir():

@@ -5,12 +5,14 @@ A work log is a text of blocks between dashed lines, one an epoch, of lines `nam
 `best_acc<TAB>value`. Files are appended to: one may hold several runs, and a run that was started again repeats epochs.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edkd.config.schema import Schedule
+from edkd.console import counted
 from edkd.errors import EdkdError
 from edkd.importers.results import Result, network
 from edkd.rundir.paths import NAME
@@ -45,7 +47,7 @@ class _Run:
 
 def find(path: Path) -> list[Path]:
     """The work logs at or below a path. Raises EdkdError if there is none."""
-    found = [path] if path.is_file() else sorted(path.rglob(LOG))
+    found = [path] if path.name == LOG and path.is_file() else sorted(path.rglob(LOG))
     if not found:
         raise EdkdError(f"no {LOG} there or below")
     return found
@@ -185,6 +187,9 @@ def _checked(run: _Run, schedule: Schedule) -> tuple[dict[int, dict[str, float]]
         epoch: {ours: float(block[name]) for name, ours in _METRICS.items() if name in block}
         for epoch, block in sorted(latest.items())
     }
+    lost = [epoch for epoch in metrics if not math.isfinite(metrics[epoch]["test/loss"])]
+    if lost:
+        notes.append(f"test_loss is not finite in {counted(len(lost), 'epoch')}, the first is {lost[0]}")
     return metrics, notes
 
 

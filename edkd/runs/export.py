@@ -66,8 +66,10 @@ class Exported:
     top1: tuple[float, float] | None  # in percent on the test set, before and after int8
 
 
-def export(run_dir: Path, output: Path, *, form: str, which: str, to: Path | None, int8: bool) -> Exported:
+def export(run_dir: Path, output: Path, *, form: str, which: str, to: Path | None, force: bool, int8: bool) -> Exported:
     """Write the student of a run into one file (MLflow: a folder), by default below `output`/exports.
+
+    What is at `to` already is replaced by `force` alone; below `output`/exports the name is the run's own.
 
     It is loaded again and compared with the checkpoint on images of the test set before it gets its name. Raises
     EdkdError for a run without weights, a package that is not installed, and a file that predicts something else.
@@ -89,7 +91,7 @@ def export(run_dir: Path, output: Path, *, form: str, which: str, to: Path | Non
     name = f"{run_dir.parent.name}-{run_dir.name}-{which}{'-int8' if int8 else ''}{ENDINGS[form]}"
     path = to or output / "exports" / name
     top1 = None
-    with _aside(path) as made:
+    with _aside(path, replace=force or to is None) as made:
         _WRITERS[form](network, images, made, about)
         predict = _reader(form, made, lambda: load_student(cfg, file, arrays).eval())
         with torch.no_grad():
@@ -133,12 +135,14 @@ def _about(job: Job, arrays: Arrays | Streamed, which: str, epoch: int | None) -
 
 
 @contextlib.contextmanager
-def _aside(path: Path) -> Iterator[Path]:
+def _aside(path: Path, *, replace: bool) -> Iterator[Path]:
     """A place beside `path` to write to, which takes that name when all went well, and is gone otherwise."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir() and not (path / "MLmodel").is_file():
             raise EdkdError(f"{path} is a folder: --to names the file, or a folder of MLflow's that is there or not")
+        if not replace and path.exists():
+            raise EdkdError(f"{path} exists; --force replaces it")
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as name:
             made = Path(name) / path.name
             yield made

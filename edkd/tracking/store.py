@@ -161,7 +161,9 @@ def serve(*, uri: str, experiment: str, artifacts: str | None, port: int) -> NoR
     print("Ctrl-C ends it", flush=True)
     # One process: four, as is usual, take a gigabyte, and on a busy machine longer to start than they are given.
     command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
-    os.execv(sys.executable, [*command, "--backend-store-uri", store.uri])
+    # At Ctrl-C its workers for jobs, of which pages need none, and its lifespan events would print tracebacks.
+    command += ["--uvicorn-opts", "--lifespan off", "--backend-store-uri", store.uri]
+    os.execve(sys.executable, command, {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
 
 
 def redacted(text: str) -> str:

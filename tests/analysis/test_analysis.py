@@ -298,10 +298,20 @@ def test_rows_and_columns_by_parameters(analyse):
     assert last["student alone"][1].startswith("70.00") and "another configuration" not in text
     _, text, _, _ = analyse(swept(4), "--rows", "distiller.temperature", "--columns", "pair")
     assert block(text, "Last epoch")["KD temperature=4"][3].startswith("74.00")
-    code, _, _, error = analyse(swept(4), "--rows", "distiller.heat")
-    assert code == 1 and "'distiller.heat'; there are: distiller.temperature" in error
-    code, _, _, error = analyse(swept(1, 4), "--rows", "method")
-    assert code == 1 and f"--cell {PAIR}:kd=kd1 " in error and "distiller.temperature=4; runs: t4" in error
+    for name in ("method", "distiller"):
+        code, _, _, error = analyse(swept(1, 4), "--rows", name)
+        assert code == 1 and f"--cell {PAIR}:kd=kd1 " in error and "distiller.temperature=4; runs: t4" in error
+
+
+@pytest.mark.parametrize("name", ["distiller.heat", "seed", "pair", "method"])
+@pytest.mark.parametrize(("option", "always"), [("--rows", "method, distiller"), ("--columns", "pair")])
+def test_what_sets_no_rows_or_columns_apart(analyse, option, name, always):
+    code, _, _, error = analyse(swept(4), option, name)
+    if name in always:
+        assert code == 0
+    else:
+        refused = f"{option} names {name!r}, which is no parameter of the runs here; there are: {always}, "
+        assert (code, error) == (1, f"analysis: {refused}distiller.temperature\n")
 
 
 def test_another_optimizer_is_named_without_its_own_parameters(analyse):
@@ -416,6 +426,14 @@ def test_the_choice_of_metric_seeds_and_methods(analyse):
     assert "see --metric selected" in analyse(runs, "--metric", "best")[3]
 
 
+def test_no_file_of_an_earlier_table_stays(tmp_path, monkeypatch):
+    for top1, form in ((60.0, "markdown"), (70.0, "latex")):
+        monkeypatch.setattr(load, "load_runs", lambda uri, experiment, top1=top1: [make(top1=top1)])
+        assert main(["--uri", "http://127.0.0.1:1", "--output", str(tmp_path), "--format", form]) == 0
+    texts = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert texts.keys() == {"table.md", "table.tex"} and all("70.00" in text for text in texts.values())
+
+
 def test_latex_and_html(analyse, tmp_path, monkeypatch):
     runs = [*seeded("kd", 70.0, 71.0, 72.0, pair=OTHER), *seeded("edkd", 75.0, 76.01, 77.02, pair=OTHER)]
     monkeypatch.setattr(load, "load_runs", lambda uri, experiment: runs)
@@ -462,6 +480,14 @@ def test_only_some_pairs(analyse):
     assert code == 1 and "vgg13-mobilenetv2" in error
 
 
+def test_the_lists_of_pairs_of_the_configuration(analyse):
+    runs = [make(), make(pair=OTHER)]
+    _, text, _, _ = analyse(runs, "--pairs", "vgg13")
+    last = block(text, "Last epoch")
+    assert last["**student**"] == ["**vgg8**", "**mobilenetv2**"] and f"--pairs {PAIR},vgg13-mobilenetv2 " in text
+    assert len(block(analyse(runs, "--pairs", f"{OTHER},field")[1], "Last epoch")["teacher"]) == 13
+
+
 def test_the_head_names_commits_and_the_command_without_a_password(analyse):
     runs = [make(), make("dkd", git_commit="fedcba9876543210", git_dirty="True")]
     text = analyse(runs, "--uri", "http://me:secret@server")[1]
@@ -470,12 +496,13 @@ def test_the_head_names_commits_and_the_command_without_a_password(analyse):
 
 
 @pytest.mark.parametrize(
-    "bad", ["--cell kd=1", "--pairs vgg13", "--pairs ,", "--format pdf", "--seeds a", "--rows ,", "--recipes x"]
+    "bad", ["--cell kd=1", "--pairs vgg14", "--pairs ,", "--format pdf", "--seeds a", "--rows ,", "--recipes x"]
 )
 def test_bad_options(bad, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(bad.split())
-    assert bad.split()[0] in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("analysis: ") and bad.split()[0] in line and line.endswith("; see python -m analysis --help")
 
 
 def test_a_store_that_is_not_there_is_not_made(tmp_path, capsys, monkeypatch):
@@ -507,6 +534,11 @@ def test_a_table_of_packed_runs_alone_says_so(analyse, monkeypatch):
     monkeypatch.setattr(load, "load_packed", lambda folder: [make()])
     said = f"analysis: all of these runs are packed ones, of {load.RESULTS}\n"
     assert [analyse(stored)[3] for stored in ([], [make("dkd")])] == [said, ""]
+
+
+def test_a_folder_without_packed_runs_is_named(analyse, tmp_path):
+    assert analyse([make()], "--results", str(tmp_path))[::3] == (0, f"analysis: no packed runs in {tmp_path}\n")
+    assert analyse([make()])[3] == ""
 
 
 def test_an_older_table_survives_a_full_disk(analyse, tmp_path, monkeypatch, capsys):

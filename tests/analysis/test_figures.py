@@ -174,7 +174,9 @@ def test_a_forest_has_a_dot_for_every_seed():
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == [pair.replace("-", " → ") for pair in PAIRS[:7]] + ["all 7 pairs"]
     row = given.comparisons[given.comparisons["first"] == "m1"].iloc[0]
-    assert f"{signed(row['difference'])} [{signed(row['low'])}, {signed(row['high'])}]" in texts(axes)
+    assert {f"{signed(row['difference'])} [{signed(row['low'])}, {signed(row['high'])}]", "adjusted p"} <= {
+        *texts(axes)
+    }
     assert "Method1 − Method0" in axes.get_xlabel()
 
 
@@ -182,8 +184,9 @@ def test_a_pooled_row_without_interval_is_an_open_mark():
     given = frames(2, 1, 1)
     pooled = SimpleNamespace(**{**ALL._asdict(), "pairs": 1, "low": np.nan, "high": np.nan, "p_wilcoxon": np.nan})
     arguments = {"first": "m1", "second": "m0", "titles": TITLES, "quantity": "x", "title": "T"}
-    axes = figures.forest(given.comparisons, pooled, **arguments).axes[0]
+    axes = figures.forest(given.comparisons.assign(p_holm=np.nan), pooled, **arguments).axes[0]
     assert points(axes, "D", filled=False) == 1 and not axes.patches
+    assert "p" in texts(axes) and "adjusted p" not in texts(axes)
 
 
 def test_accuracies_have_one_dot_a_cell(given):

@@ -130,7 +130,10 @@ def test_the_page_of_a_small_store(write, tmp_path):
     assert [row[:3] for row in over_pairs[1:]] == [["DKD − KD", "2", "+1.05"]]
     assert sorted(missing[1:]) == [[PAIR, "dkd", "2", "failed"], [OTHER, "dkd", "2", "not begun"]]
     assert (
-        f"python launch.py -m distiller=dkd pair={OTHER},{PAIR} seed=2 dataset=digits dataset.image_size=8 "
+        f"edkd retry --output {tmp_path / 'out'} --dataset digits-8 --pair {PAIR} --distiller dkd --seed 2</pre>"
+    ) in said
+    assert (
+        f"python launch.py -m distiller=dkd pair={OTHER} seed=2 dataset=digits dataset.image_size=8 "
         f"'schedule.milestones=[1,2]' schedule.epochs=3 engine.precision=bf16 output={tmp_path / 'out'}"
     ) in said
     assert len(provenance) == 1 + 10
@@ -163,6 +166,21 @@ def test_one_method_alone(write, tmp_path):
     assert write([make("kd")]) == 0
     text = text_of(tmp_path)
     assert "KD alone has runs: nothing is compared." in text and "Every method has a finished run" in text
+
+
+def test_what_began_and_did_not_finish_is_missing_also_outside_of_the_grid(write, tmp_path):
+    runs = [make("kd"), make("dkd", status="FAILED"), make("kd", seed=2, status="KILLED")]
+    runs += [make("vanilla", "vgg8", status="RUNNING"), make("kd", name="earlier", status="FAILED", started=1)]
+    runs += [make("kd", seed=3, cell="trial", status="KILLED", pruned_after="1")]
+    assert write(runs) == 0
+    text = text_of(tmp_path)
+    assert Page(text).tables[-2][1:] == [
+        [PAIR, "dkd", "1", "failed"],
+        [PAIR, "kd", "2", "killed"],
+        ["vgg8", "vanilla", "1", "running"],
+    ]
+    assert f"--dataset cifar100 --pair {PAIR},vgg8 --distiller dkd,kd,vanilla --seed 1,2</pre>" in text
+    assert "launch.py" not in text
 
 
 def test_few_methods_stand_beside_student_and_teacher_alone(write, tmp_path):

@@ -164,7 +164,7 @@ def test_power_by_known_numbers_and_where_it_cannot_be_said():
 
 def test_what_n_permits():
     alone = st.permits(st.comparisons(random_frame(SEVEN, ["kd", "dkd"], 1), "last"))
-    assert "n = 1" in alone[0] and "no conclusion" in alone[0]
+    assert "n = 1" in alone[0] and alone[0].endswith("no conclusion on a pair.")
     assert alone[1].startswith("4 of 7 pairs share a teacher")
     assert alone[2] == "Over 7 pairs a two-sided Wilcoxon test cannot give p below 0.0156."
     assert len(alone) == 3
@@ -213,7 +213,12 @@ def test_one_run_decides_nothing():
     tidy["value"] += 5.0 * (tidy["method"] == "dkd")
     first, second = verdict(tidy, "dkd", ["kd"])
     assert "win/tie/loss 7/0/0" in first and "better" not in first and "interval" not in first
-    assert "permits no conclusion" in second
+    assert second.endswith(
+        "no conclusion: the intervals over pairs say how pairs differ, and not how other seeds would."
+    )
+    assert verdict(tidy[tidy["pair"].isin(SEVEN[:4])], "dkd", ["kd"])[1].endswith(
+        "(n = 1), which permits no conclusion."
+    )
     assert verdict(tidy, "dkd", ["crd"])[0].endswith("nothing is compared.")
 
 

@@ -94,6 +94,14 @@ def test_what_is_exported_predicts_as_the_checkpoint(output: Path, form: str, en
     assert export(form, "--which", "last").code == 0  # again, over what is there
 
 
+def test_a_file_that_exists_is_replaced_by_force_alone(output: Path) -> None:
+    Path("student.pt").write_text("mine")
+    assert error(export("torchscript", "--to", "student.pt")) == "student.pt exists; --force replaces it"
+    assert Path("student.pt").read_text() == "mine"
+    assert export("torchscript", "--to", "student.pt", "--force").code == 0
+    assert by_torchscript(Path("student.pt"))[1]["network"] == "resnet8"
+
+
 def test_int8(output: Path) -> None:
     done = export("onnx", "--int8", "--to", "small.onnx")
     assert (done.code, done.err) == (0, "")

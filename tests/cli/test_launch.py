@@ -21,7 +21,7 @@ from edkd import models
 from edkd.config.compose import quoted
 from edkd.rundir import checkpoint
 from edkd.teachers import store as teacher_store
-from tests.commandline import REPOSITORY, error, files, journals, launch, metrics, python
+from tests.commandline import REPOSITORY, Ended, error, files, journals, launch, metrics, python
 
 DATA = "digits-8-20perclass-test10"  # the key of the `tiny` data set
 RUN = f"runs/{DATA}"
@@ -260,6 +260,11 @@ def test_a_file_that_is_no_yaml(here: Path, multirun: list[str]) -> None:
     file.write_text("weight: 0.1\n  bad yaml: [\n")
     message = error(launch("--config-dir", "own", *multirun, "distiller=bad"))
     assert message == f'mapping values are not allowed here in "{file}", line 2, column 11'
+
+
+def test_an_option_without_its_value(here: Path) -> None:
+    said = "launch.py: argument --config-dir/-cd: expected one argument; see launch.py --help\n"
+    assert launch("--config-dir") == Ended(2, "", said)
 
 
 # ---- data

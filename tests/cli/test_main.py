@@ -1,5 +1,6 @@
 """The `edkd` command, on runs that `launch.py` made."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,6 @@ def test_what_cannot_be_synced(output: Path) -> None:
 
 def test_usage() -> None:
     assert edkd("--version") == Ended(0, f"edkd {__version__}\n", "")
-    for wrong in ([], ["evaluate"], ["train"], ["teachers"]):
+    for wrong in ([], ["evaluate"], ["train"], ["teachers"], ["status", "--stat"], ["logs", "run", "--lines", "x"]):
         done = edkd(*wrong)
-        assert done.code == 2 and done.err.startswith("usage: edkd ")
+        assert done.code == 2 and re.fullmatch("edkd: .*; see edkd( [a-z]+)? --help\n", done.err)

@@ -204,6 +204,7 @@ def test_a_file_becomes_a_teacher(output: Path) -> None:
     assert (entry.id, entry.num_classes, entry.epochs) == (identity, 10, None)
     assert entry.test == {name: last[name] for name in ("top1", "top5", "loss")}
     assert import_(str(file), "--force").code == 0  # the same file again
+    assert f"  {file.relative_to(output.parent)}" in edkd("teachers", "list").out
     assert f"\n{said(last)}\n" in evaluate().out
 
     common = ["dataset=digits", *DIGITS, "schedule=short", "schedule.epochs=1", "tracking=journal", "teacher=resnet8"]

@@ -115,5 +115,8 @@ def test_nothing_to_import(logs: Path) -> None:
     assert (done.code, done.err) == (1, "edkd: nothing was imported\n")
     assert "left out: elsewhere: no worklog.txt there or below\n" in done.out
     assert not Path("outputs").exists()
+    (logs / "README.md").write_text("# Results")
+    alone = error(edkd("import", "mdistiller", str(logs / "README.md")))
+    assert alone == f"nothing was imported: {logs / 'README.md'}: no worklog.txt there or below"
     wrong = edkd("import", "mdistiller", str(logs), "schedule.epoch=3")
     assert error(wrong).startswith("schedule.epoch: no such key in schedule")

@@ -104,6 +104,11 @@ def test_a_run_without_its_last_line(tmp_path: Path) -> None:
     assert result.notes == ("has no best_acc: the best epoch is that of the blocks",)
 
 
+def test_a_loss_that_is_not_finite_is_noted(tmp_path: Path) -> None:
+    result = only(read(tmp_path, worklog().replace("test_loss: 1.25", "test_loss: nan", 2)))
+    assert result.notes == ("test_loss is not finite in 2 epochs, the first is 1",)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

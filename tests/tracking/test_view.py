@@ -84,8 +84,9 @@ def test_the_printed_link_leads_to_accuracies_curves_table_and_report(output, tm
         link = re.search(r"http://\S+", said)[0]
         listed, bars, lines, seen = asyncio.run(look(link, sweep, pictures, tmp_path / "profile"))
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
+        os.killpg(server.pid, signal.SIGINT)  # as Ctrl-C does
         server.wait(60)
+    assert server.returncode == 0 and "Traceback" not in (output / "ui.log").read_text()
     assert listed.index("67.89") < listed.index("61.23")  # the best first
     assert "sweep nightly" not in listed
     assert bars >= 3 and lines >= 1

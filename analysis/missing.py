@@ -1,0 +1,108 @@
+"""What is not in the numbers of a table and why, and the commands that train or continue it."""
+
+import shlex
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from analysis import literature
+
+
+class Missing(NamedTuple):
+    """A run that would complete the grid, and what became of it."""
+
+    pair: str
+    method: str
+    seed: int
+    state: str
+
+
+def left_out(runs: pd.DataFrame, used: pd.DataFrame) -> list[str]:
+    """One line for each of `runs` that is not among the `used` ones, and why."""
+    absent = runs[~runs["run_id"].isin(used["run_id"])]
+    lines = []
+    for run, again in zip(absent.to_dict("records"), _superseded(absent, used)):
+        if run["damage"]:
+            why = run["damage"]
+        elif run["status"] != "FINISHED":
+            why = run["status"].lower() + (", a later run of the same configuration is in the table" if again else "")
+        elif again:
+            why = "an older run of a configuration and seed that is in the table"
+        elif pd.isna(run["last_top1"]) or pd.isna(run["best_top1"]):
+            why = "finished without final metrics"
+        else:
+            why = f"another configuration (cell {run['cell']}) was picked"
+        lines.append(f"{run['name']}: {why}")
+    return lines
+
+
+def unfinished(runs: pd.DataFrame, used: pd.DataFrame) -> list[Missing]:
+    """The runs that began and did not finish, without those that a search has pruned."""
+    begun = runs[runs["status"] != "FINISHED"]
+    found = [
+        Missing(run["pair"], run["distiller"], run["seed"], run["status"].lower())
+        for run, again in zip(begun.to_dict("records"), _superseded(begun, used))
+        if not again and "pruned_after" not in run["tags"]
+    ]
+    return list(dict.fromkeys(found))
+
+
+def without_run(runs: pd.DataFrame, distilled: pd.DataFrame, begun: Sequence[Missing]) -> list[Missing]:
+    """The combinations of the pairs, methods and seeds of `distilled` that are neither in it nor in `begun`."""
+    pairs = distilled["teacher"] + "-" + distilled["student"]  # without what sets columns apart
+    known = {*zip(pairs, distilled["distiller"], distilled["seed"]), *(row[:3] for row in begun)}
+    last = runs.sort_values("started", kind="stable")
+    state = dict(zip(zip(last["pair"], last["distiller"], last["seed"]), last["status"].str.lower()))
+    grid = product(pairs.unique(), distilled["distiller"].unique(), sorted(distilled["seed"].unique()))
+    return [Missing(*each, state.get(each, "not begun")) for each in grid if each not in known]
+
+
+def _superseded(runs: pd.DataFrame, used: pd.DataFrame) -> list[bool]:
+    """Whether another run of the configuration and seed of each of `runs` is among the `used` ones."""
+    keys = ["teacher", "student", "distiller", "cell", "seed"]
+    covered = set(used[keys].itertuples(index=False, name=None))
+    return [key in covered for key in runs[keys].itertuples(index=False, name=None)]
+
+
+def retry_command(rows: Sequence[Missing], dataset: str, output: Path) -> str:
+    """The command that continues `rows` as they were planned, from the output folder that they are in."""
+    words = ["edkd", "retry", *(["--output", str(output)] if output != Path("outputs") else []), "--dataset", dataset]
+    for option, values in zip(("--pair", "--distiller", "--seed"), _values(rows)):
+        words += [option, values]
+    return shlex.join(words)
+
+
+def launch_command(rows: Sequence[Missing], distilled: pd.DataFrame, output: Path) -> str:
+    """The command that trains `rows`, with what the `distilled` runs have other than the defaults of `launch.py`."""
+    pairs, methods, seeds = _values(rows)
+    words = ["python", "launch.py", "-m", f"distiller={methods}", f"pair={pairs}", f"seed={seeds}"]
+    values: dict[str, set[str]] = {}
+    for params in distilled["params"]:
+        for key, value in params.items():
+            values.setdefault(key, set()).add(value)
+    params = {key: found.pop() for key, found in values.items() if len(found) == 1}
+    if not literature.comparable(distilled):
+        source = params.get("dataset.source._target_", "").rsplit(".", 1)[-1]
+        words += [f"dataset={source}"] if source else []
+        options = ("train_per_class", "test_per_class", "validation", "padding", "flip", "image_size")
+        words += [
+            f"dataset.{name}={params[f'dataset.{name}']}"
+            for name in options
+            if params.get(f"dataset.{name}", "None") not in ("None", "0.0")
+            and (name != "image_size" or "dataset.source.image_size" in params)
+        ]
+        words += [f"{key}={value}".replace(", ", ",") for key, value in params.items() if key.startswith("schedule.")]
+    words += (
+        [f"engine.precision={params['engine.precision']}"] if params.get("engine.precision", "fp32") != "fp32" else []
+    )
+    words += [f"output={output}"] if output != Path("outputs") else []
+    return shlex.join(words)
+
+
+def _values(rows: Sequence[Missing]) -> tuple[str, str, str]:
+    """The pairs, methods and seeds of `rows`, each as a list such as 0,1,2."""
+    pairs, methods = dict.fromkeys(row.pair for row in rows), dict.fromkeys(row.method for row in rows)
+    return ",".join(pairs), ",".join(methods), ",".join(map(str, sorted({row.seed for row in rows})))
