@@ -13,6 +13,7 @@ import yaml
 from rich.console import Console
 
 from analysis import attach, formats, literature, load, missing, numbers, report, tables
+from edkd import CONF
 from edkd.console import Parser
 from edkd.errors import EdkdError
 from edkd.rundir import results
@@ -143,9 +144,8 @@ def _cell(text: str) -> tuple[tuple[str, str], str]:
 
 def _pairs(text: str) -> list[str]:
     """The named pairs; a file of conf/pair, such as vgg13, stands for the pairs that it lists."""
-    from edkd.config.schema import folder  # takes longer than the rest of the options
 
-    files = {path.stem: path for path in (folder() / "pair").glob("*.yaml")}
+    files = {path.stem: path for path in (CONF / "pair").glob("*.yaml")}
     pairs: list[str] = []
     for name in _names(text):
         if "-" not in name and name not in files:

@@ -15,8 +15,8 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from edkd import CONF
 from edkd.config import job as config_job
-from edkd.config import schema
 from edkd.config.compose import resolve
 
 Compose = Callable[..., dict[str, Any]]
@@ -46,7 +46,7 @@ def compose() -> Compose:
 
     def composed(*overrides: str) -> dict[str, Any]:
         GlobalHydra.instance().clear()
-        with initialize_config_dir(version_base="1.3", config_dir=str(schema.folder())):
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             return resolve(hydra_compose("config", overrides=list(overrides)))
 
     return composed

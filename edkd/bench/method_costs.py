@@ -12,12 +12,12 @@ from typing import Any
 
 from rich.table import Table
 
+from edkd import CONF
 from edkd.bench import measure, table
 from edkd.bench.modes import WAYS, Ours
 from edkd.bench.table import Timing
 from edkd.bench.turns import in_turns
 from edkd.bench.workload import Workload
-from edkd.config import schema
 from edkd.config.schema import Settings
 from edkd.console import console
 from edkd.rundir import files
@@ -30,7 +30,7 @@ FILE = "methods_cost.csv"
 
 def options() -> list[str]:
     """All methods of conf/distiller, KD first."""
-    names = sorted(path.stem for path in (schema.folder() / "distiller").glob("*.yaml"))
+    names = sorted(path.stem for path in (CONF / "distiller").glob("*.yaml"))
     return [BASE, *(name for name in names if name != BASE)]
 
 

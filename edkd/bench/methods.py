@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
+from edkd import CONF
 from edkd.bench.method_costs import FILE
 from edkd.bench.workload import table_pairs
 from edkd.config.instantiate import target
-from edkd.config.schema import folder
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "methods.md"
@@ -45,7 +45,7 @@ def page() -> str:
     """The text of the page."""
     costs = list(csv.DictReader(COSTS.read_text().splitlines())) if COSTS.exists() else []
     of_method = {row["method"]: row for row in costs if row["pair"] == costs[0]["pair"]}
-    options = sorted((folder() / "distiller").glob("*.yaml"))
+    options = sorted((CONF / "distiller").glob("*.yaml"))
     head = HEAD.format(costs=_machine(costs[0]) if costs else NOT_MEASURED)
     return head + "".join(_row(path, of_method.get(path.stem)) for path in options)
 

@@ -9,8 +9,8 @@ import torch
 import yaml
 from torch import nn
 
+from edkd import CONF
 from edkd.bench.plain import LOSSES
-from edkd.config import schema
 from edkd.config.compose import compose_settings
 from edkd.config.instantiate import build
 from edkd.config.schema import Settings
@@ -41,7 +41,7 @@ class Workload:
 
 def table_pairs() -> list[str]:
     """The seven pairs of the published table."""
-    text = (schema.folder() / "pair" / "all.yaml").read_text(encoding="utf-8")
+    text = (CONF / "pair" / "all.yaml").read_text(encoding="utf-8")
     return list(yaml.safe_load(text)["pairs"])
 
 

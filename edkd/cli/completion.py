@@ -7,6 +7,7 @@ from typing import Any
 
 import argcomplete
 
+from edkd import CONF
 from edkd.rundir.paths import find_runs, recorded_sweeps
 from edkd.status.state import STATES
 
@@ -33,9 +34,7 @@ def _values(prefix: str, action: argparse.Action, parsed_args: argparse.Namespac
     if action.dest == "dataset" and action.metavar:  # its key, as the runs' folders have it
         return {run.parent.parent.name for run in _runs(parsed_args.output)}
     if action.dest in _OF_CONF:
-        from edkd.config.schema import folder  # takes as long as all else here
-
-        return (path.stem for path in (folder() / _OF_CONF[action.dest]).glob("*.yaml"))
+        return (path.stem for path in (CONF / _OF_CONF[action.dest]).glob("*.yaml"))
     files: Iterable[str] = argcomplete.FilesCompleter()(prefix)
     return files
 

@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from edkd.config import schema
+from edkd import CONF
 from edkd.config.compose import explain, resolve
 from edkd.console import Parser, console, fail
 from edkd.errors import EdkdError
@@ -34,9 +34,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends runs as Ctrl-C does, and the journals say so
     sys.argv[1:] = _sorted(sys.argv[1:])
-    command: Callable[[], None] = hydra.main(
-        version_base="1.3", config_path=str(schema.folder()), config_name="config"
-    )(task)
+    command: Callable[[], None] = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)
     try:
         try:
             command()

@@ -17,6 +17,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from edkd import CONF
 from edkd.config import schema
 from edkd.errors import EdkdError
 
@@ -109,17 +110,16 @@ def _file(option: str) -> str:
 def _folders() -> list[Path]:
     """Where options lie: in the user's folder, and in conf/."""
     own = own_folder()
-    return [*([Path(own)] if own else []), schema.folder()]
+    return [*([Path(own)] if own else []), CONF]
 
 
 def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     """Name the keys that stand where `key` was meant to, in the options that `overrides` choose."""
     GlobalHydra.instance().clear()
-    folder = schema.folder()
-    groups = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in ("hydra", "tweak"))
+    groups = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "tweak"))
     choosing = [*groups, "hydra/launcher", "hydra/sweeper"]
     chosen = [override for override in overrides if override.partition("=")[0] in choosing and "," not in override]
-    with initialize_config_dir(version_base="1.3", config_dir=str(folder)):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         try:
             composed = compose("config", overrides=[*chosen, *_own_options()], return_hydra_config=True)
         except (HydraException, OmegaConfBaseException):
@@ -190,7 +190,7 @@ def compose_values(overrides: list[str]) -> dict[str, Any]:
     """The resolved configuration that some overrides give, outside a run. Raises EdkdError for what does not fit."""
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(schema.folder())):
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             return resolve(compose("config", overrides=overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise EdkdError(explain(error, overrides)) from error

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from edkd import CONF
 from edkd.config import schema
 from edkd.config.compose import compose_settings, compose_values
 from edkd.config.job import digest, identity, recipe
@@ -143,7 +144,7 @@ def _free_number(folder: Path, distiller: str) -> int:
 
 def _labels(method: str, origin: str) -> dict[str, str]:
     """What tables call the method: as ours of that name, with the code base behind it."""
-    path = schema.folder() / "distiller" / f"{method}.yaml"
+    path = CONF / "distiller" / f"{method}.yaml"
     known = yaml.safe_load(path.read_text()) if path.exists() else {}
     labels = {name: str(known[name]) for name in LABELS if name in known}
     return {**labels, "title": f"{labels.get('title', method)} ({origin})"}

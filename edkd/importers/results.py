@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edkd.config import schema
+from edkd import CONF
 from edkd.errors import EdkdError
 
 
@@ -40,7 +40,7 @@ def network(name: str) -> str:
     plain = re.sub(r"^res(?=\d)", "resnet", plain)
     plain = re.sub(r"^wrn(\d\d)(\d)$", r"wrn_\1_\2", plain)
     plain = _ALIASES.get(plain, plain)
-    known = sorted(path.stem for path in (schema.folder() / "student").glob("*.yaml"))
+    known = sorted(path.stem for path in (CONF / "student").glob("*.yaml"))
     if plain not in known:
         raise EdkdError(f"{name!r} is no network known here ({', '.join(known)})")
     return plain

@@ -15,7 +15,7 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from edkd.config import schema
+from edkd import CONF
 from edkd.config.compose import explain, quoted
 from edkd.config.job import Job, directory_of, thaw, training_run
 from edkd.errors import EdkdError
@@ -115,7 +115,7 @@ def compose_launcher(
         if not config_dir.is_dir():
             raise EdkdError(f"Additional config directory '{config_dir.absolute()}' not found")
         given.append(f"hydra.searchpath=[{quoted(f'file://{config_dir.absolute()}')}]")
-    initialize_config_dir(version_base="1.3", config_dir=str(schema.folder()), job_name="edkd")
+    initialize_config_dir(version_base="1.3", config_dir=str(CONF), job_name="edkd")
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
     try:

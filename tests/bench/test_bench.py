@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from edkd import CONF
 from edkd.bench import contention, costs, main, method_costs, modes, plain, streaming, table, workload
 from edkd.bench.modes import WAYS, Ours, Plain
 from edkd.bench.table import Timing
 from edkd.bench.workload import Workload
-from edkd.config import schema
 from edkd.config.instantiate import build
 from edkd.config.schema import Network, Settings
 from edkd.data.streaming import StreamedData
@@ -364,4 +364,4 @@ def test_every_method_in_turns_beside_kd(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_methods_of_the_costs_are_all_that_there_are() -> None:
     options = method_costs.options()
     assert options[0] == "kd"
-    assert {*options} == {path.stem for path in (schema.folder() / "distiller").iterdir()}
+    assert {*options} == {path.stem for path in (CONF / "distiller").iterdir()}

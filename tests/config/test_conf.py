@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from edkd import models
+from edkd import CONF, models
 from edkd.config import schema
 from edkd.config.compose import own_folder
 from edkd.config.instantiate import target
@@ -42,7 +42,7 @@ SLOW = ("mobilenetv2", "shufflenetv1", "shufflenetv2")  # students whose learnin
 
 
 def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (schema.folder() / group).glob("*.yaml"))
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
@@ -103,7 +103,7 @@ def test_a_tweak_for_a_data_set(compose: Any, overrides: str, negatives: int) ->
 
 def test_every_tweak_names_a_method_and_two_networks_or_a_data_set() -> None:
     # `optional` hides a misspelt file: it would never be read.
-    folder = schema.folder() / "tweak"
+    folder = CONF / "tweak"
     for path in folder.rglob("*.yaml"):
         method, *optimizer, _ = path.relative_to(folder).parts  # an optimiser's own values lie in a folder of its name
         assert method in options("distiller")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from edkd.config import schema
+from edkd import CONF
 from tests.commandline import REPOSITORY, Ended, error, files, journals, launch, python
 
 
@@ -171,12 +171,12 @@ def test_a_mistake_is_one_line(
 
 def test_a_misspelt_name_is_told_with_the_methods_from_both_places(tiny: list[str], folder: Path) -> None:
     message = error(launch("--config-dir", "myconf", *tiny, "distiller=mes"))
-    methods = sorted(["mse", *(path.stem for path in (schema.folder() / "distiller").glob("*.yaml"))])
+    methods = sorted(["mse", *(path.stem for path in (CONF / "distiller").glob("*.yaml"))])
     assert message == f"distiller=mes: no such option, did you mean mse?; allowed: {', '.join(methods)}"
 
 
 def test_nothing_in_the_repository_knows_the_method() -> None:
-    assert not (schema.folder() / "distiller" / "mse.yaml").exists()
+    assert not (CONF / "distiller" / "mse.yaml").exists()
 
 
 def test_a_method_with_a_module_of_its_own(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from edkd import models
-from edkd.config import schema
+from edkd import CONF, models
 from edkd.config.compose import compose_settings
 from edkd.config.schema import Settings
 from edkd.runs.setup import Inputs, device_data, load_arrays, new_state
@@ -18,7 +17,7 @@ from edkd.training.trainer import TrainState, seeded, train_epoch
 
 CPU = torch.device("cpu")
 EPOCHS = 4
-METHODS = sorted(path.stem for path in (schema.folder() / "distiller").iterdir())
+METHODS = sorted(path.stem for path in (CONF / "distiller").iterdir())
 GIVEN = [
     *("dataset=digits", "dataset.image_size=8", "dataset.train_per_class=16", "teacher=resnet14", "student=resnet8"),
     *("schedule=short", "schedule.lr=0.01", "schedule.warmup_epochs=0", "engine.teacher_cache=false"),

@@ -8,7 +8,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from edkd import models
+from edkd import CONF, models
 from edkd.config import schema
 from edkd.config.instantiate import build
 from edkd.distillers.base import Batch, Distiller, Shapes, Spec
@@ -71,7 +71,7 @@ def configured(name: str, pair: str = "", **changes: Any) -> Distiller:
     """The method with the values of conf/ for this pair; read without Hydra, which would take most of the time."""
     values: dict[str, Any] = {}
     for part in (f"distiller/{name}.yaml", f"tweak/{name}/{pair}.yaml"):
-        path = schema.folder() / part
+        path = CONF / part
         values |= yaml.safe_load(path.read_text()) if path.exists() else {}
     if "warmup_epochs" in values:  # ${schedule.warmup_epochs}
         values["warmup_epochs"] = 20
@@ -189,7 +189,7 @@ def test_bad_values_are_refused_in_one_line(change: str, message: str) -> None:
 
 @each_method
 def test_weights_below_0_are_refused(name: str) -> None:
-    values = yaml.safe_load((schema.folder() / "distiller" / f"{name}.yaml").read_text())
+    values = yaml.safe_load((CONF / "distiller" / f"{name}.yaml").read_text())
     weights = [key for key in values if key.endswith("_weight") or key in ("alpha", "beta", "gamma")]
     assert weights
     for weight in weights:

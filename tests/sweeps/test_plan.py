@@ -11,6 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from edkd import CONF
 from edkd.config import schema
 from edkd.config.compose import Composer
 from edkd.errors import EdkdError
@@ -27,7 +28,7 @@ def planner() -> Iterator[Planner]:
         from hydra import initialize_config_dir
 
         GlobalHydra.instance().clear()
-        initialize_config_dir(version_base="1.3", config_dir=str(folder or schema.folder()))
+        initialize_config_dir(version_base="1.3", config_dir=str(folder or CONF))
         loader = GlobalHydra.instance().config_loader()
         return loader.load_configuration("config", list(own), RunMode.MULTIRUN), loader
 
