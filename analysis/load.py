@@ -84,6 +84,7 @@ def _row(run: Mapping[str, Any]) -> dict[str, Any]:
         "run_id": run["run_id"],
         "name": run["name"],
         "status": run["status"],
+        "state": _state(run),
         "started": run["start_time"],
         **{tag: tags.get(tag, "") for tag in _TAGS},
         "method": tags.get("distiller", ""),
@@ -98,6 +99,13 @@ def _row(run: Mapping[str, Any]) -> dict[str, Any]:
         "packed": "packed" in run,
         "damage": run.get("damage", ""),
     }
+
+
+def _state(run: Mapping[str, Any]) -> str:
+    """What became of a run; MLflow says KILLED of what was stopped, whose process is gone, and what was pruned."""
+    if run["status"] == "KILLED":
+        return "pruned" if "pruned_after" in run["tags"] else "interrupted"
+    return str(run["status"]).lower()
 
 
 def damaged(uri: str) -> dict[str, str]:
@@ -125,8 +133,7 @@ def choose(runs: pd.DataFrame, *, dataset: str | None, recipe: str | None) -> pd
     """
     distilled = runs[~runs["alone"] & finished(runs)]
     if distilled.empty:
-        count = runs["status"].value_counts()
-        states = ", ".join(f"{n} {str(status).lower()}" for status, n in count.items())
+        states = ", ".join(f"{n} {state}" for state, n in runs["state"].value_counts().items())
         raise EdkdError(
             f"no finished distillation run among the {counted(len(runs), 'run')} here ({states}); {HOW_TO_RUN}"
         )

@@ -28,7 +28,7 @@ def left_out(runs: pd.DataFrame, used: pd.DataFrame) -> list[str]:
         if run["damage"]:
             why = run["damage"]
         elif run["status"] != "FINISHED":
-            why = run["status"].lower() + (", a later run of the same configuration is in the table" if again else "")
+            why = run["state"] + (", a later run of the same configuration is in the table" if again else "")
         elif again:
             why = "an older run of a configuration and seed that is in the table"
         elif pd.isna(run["last_top1"]) or pd.isna(run["best_top1"]):
@@ -43,9 +43,9 @@ def unfinished(runs: pd.DataFrame, used: pd.DataFrame) -> list[Missing]:
     """The runs that began and did not finish, without those that a search has pruned."""
     begun = runs[runs["status"] != "FINISHED"]
     found = [
-        Missing(run["pair"], run["distiller"], run["seed"], run["status"].lower())
+        Missing(run["pair"], run["distiller"], run["seed"], run["state"])
         for run, again in zip(begun.to_dict("records"), _superseded(begun, used))
-        if not again and "pruned_after" not in run["tags"]
+        if not again and run["state"] != "pruned"
     ]
     return list(dict.fromkeys(found))
 
@@ -55,7 +55,7 @@ def without_run(runs: pd.DataFrame, distilled: pd.DataFrame, begun: Sequence[Mis
     pairs = distilled["teacher"] + "-" + distilled["student"]  # without what sets columns apart
     known = {*zip(pairs, distilled["distiller"], distilled["seed"]), *(row[:3] for row in begun)}
     last = runs.sort_values("started", kind="stable")
-    state = dict(zip(zip(last["pair"], last["distiller"], last["seed"]), last["status"].str.lower()))
+    state = dict(zip(zip(last["pair"], last["distiller"], last["seed"]), last["state"]))
     grid = product(pairs.unique(), distilled["distiller"].unique(), sorted(distilled["seed"].unique()))
     return [Missing(*each, state.get(each, "not begun")) for each in grid if each not in known]
 

@@ -606,6 +606,6 @@ def test_from_journals_through_mlflow_to_the_table(tmp_path, capsys):
     assert block(text, "Last epoch")["KD"] == ["51.00 ± 1.41 (n=2)"]
     assert block(text, "Best epoch, chosen on the test set itself")["KD"] == ["51.50 ± 1.41 (n=2)"]
     assert block(text, "Last epoch")["teacher alone"] == ["97.50"]
-    assert f"digits/{PAIR}/kd-s3: killed" in text
+    assert f"digits/{PAIR}/kd-s3: interrupted" in text
     assert main(["--uri", store, "--experiment", "other"]) == 1
     assert "'other'" in capsys.readouterr().err

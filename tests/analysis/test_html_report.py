@@ -176,7 +176,7 @@ def test_what_began_and_did_not_finish_is_missing_also_outside_of_the_grid(write
     text = text_of(tmp_path)
     assert Page(text).tables[-2][1:] == [
         [PAIR, "dkd", "1", "failed"],
-        [PAIR, "kd", "2", "killed"],
+        [PAIR, "kd", "2", "interrupted"],
         ["vgg8", "vanilla", "1", "running"],
     ]
     assert f"--dataset cifar100 --pair {PAIR},vgg8 --distiller dkd,kd,vanilla --seed 1,2</pre>" in text
