@@ -111,6 +111,14 @@ class Lab:
             "hydra.launcher.mem_gb=1", "hydra.launcher.timeout_min=60", *arguments, cluster=cluster,
         )  # fmt: skip
 
+    def local(self, name: str, base: list[str], output: Path, *arguments: str) -> None:
+        """Run a command without SLURM to its end, in peace."""
+        done = self.python(
+            f"undisturbed-{name}", str(REPOSITORY / "launch.py"), "-m", "--config-dir", str(self.folder / "conf"),
+            *base, f"output={output}", f"tracking.uri={self.store}", "tracking.experiment=undisturbed", *arguments,
+        ).ended()  # fmt: skip
+        assert done.code == 0, done
+
     def give_teachers(self, name: str) -> Path:
         """The output folder of that name, with the teachers that the undisturbed runs trained."""
         wait_for("two teachers", lambda: len(list(self.peace.glob("teachers/*/*.json"))) == 2)
@@ -143,7 +151,7 @@ class Lab:
     def _calibrate(self) -> None:
         """Choose the numbers of epochs by this machine's pace."""
         output = self.folder / "calibration"
-        self._local("calibration", self._base(40), output, "distiller=vanilla", "student=resnet8")
+        self.local("calibration", self._base(40), output, "distiller=vanilla", "student=resnet8")
         (book,) = output.glob("runs/*/*/*/journal.jsonl")
         times = [record["time"] for record in journal.read(book.parent) if record["event"] == "epoch"]
         # That of the fastest epochs: what disturbs this machine now may be gone when it matters.
@@ -159,13 +167,6 @@ class Lab:
             "long": ["distiller=kd"],
         }[family]
         epochs = self.long if family == "long" else self.epochs
-        self._local(family, self._base(epochs), self.peace, *runs)
+        self.local(family, self._base(epochs), self.peace, *runs)
         if family == "seeds":
-            self._local("more", self._base(epochs), self.peace, "distiller=kd,dkd", "seed=2,3")
-
-    def _local(self, name: str, base: list[str], output: Path, *arguments: str) -> None:
-        done = self.python(
-            f"undisturbed-{name}", str(REPOSITORY / "launch.py"), "-m", "--config-dir", str(self.folder / "conf"),
-            *base, f"output={output}", f"tracking.uri={self.store}", "tracking.experiment=undisturbed", *arguments,
-        ).ended()  # fmt: skip
-        assert done.code == 0, done
+            self.local("more", self._base(epochs), self.peace, "distiller=kd,dkd", "seed=2,3")
