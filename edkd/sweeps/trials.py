@@ -114,8 +114,9 @@ class Trials:
         return whole
 
     def _ask(self) -> int:
-        """A new trial. What it draws depends on the seed, its number and the trials before it, not on the command."""
-        seed = (self.values.seed * 1_000_003 + len(self.study.trials)) % 2**32
+        """A new trial. What it draws depends on the seed and the trials before it, not on kills while one was drawn."""
+        drawn = sum(trial.state is not TrialState.FAIL or "run" in trial.user_attrs for trial in self.study.trials)
+        seed = (self.values.seed * 1_000_003 + drawn) % 2**32
         if self.values.sampler == "tpe":
             startup = self.values.startup_trials
             self.study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)

@@ -10,6 +10,7 @@ from typing import Any
 import mlflow
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 from edkd.rundir import checkpoint, journal
 from edkd.runs.pruning import load_optuna, storage
@@ -112,6 +113,26 @@ def test_an_interrupted_search_goes_on_as_if_nothing_had_been(
     assert whole.code == 0 and len(shown) == 4
     starts = [each["start"] for name, each in sorted(events(here / "outputs").items())]
     assert sorted(starts) == [1, 1, 1, 1, 2]
+
+
+def test_a_kill_while_a_trial_is_drawn_costs_its_number_alone(
+    tiny: list[str], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert searched(tiny, *KD, f"output={here / 'whole'}").code == 0
+    draw, drawn = optuna.Trial._suggest, []
+
+    def interrupted(trial: optuna.Trial, name: str, distribution: Any) -> Any:
+        drawn.append(name)
+        if len(drawn) == 6:  # the third trial has its first value then, and lacks its second
+            raise KeyboardInterrupt
+        return draw(trial, name, distribution)
+
+    monkeypatch.setattr(optuna.Trial, "_suggest", interrupted)
+    assert [searched(tiny, *KD).code for _ in range(2)] == [130, 0]
+    ended = (TrialState.COMPLETE, TrialState.PRUNED)
+    before, after = (study(here / name).get_trials(states=ended) for name in ("whole", "outputs"))
+    assert [(each.params, each.value) for each in after] == [(each.params, each.value) for each in before]
+    assert [each.number for each in after] == [0, 1, 3, 4]
 
 
 def test_a_trial_with_better_ones_is_pruned_and_recorded(tiny: list[str], here: Path) -> None:
