@@ -200,6 +200,11 @@ def settings(config: Mapping[str, Any], method: str) -> Settings:
             f"engine.devices={values['engine'].devices}: the optimiser {values['optimizer']['_target_']} does not add "
             "the gradients of several processes (adds_gradients in edkd/training/optimizers.py); use engine.devices=1"
         )
+    if values["engine"].devices > values["schedule"].batch_size:
+        raise EdkdError(
+            f"engine.devices={values['engine'].devices}: each takes a part of a batch, which has "
+            f"schedule.batch_size={values['schedule'].batch_size} images"
+        )
     check_call(values["dataset"].source, "dataset.source", {})
     for role in ("teacher", "student"):
         check_call(values[role].model, f"{role}.model", {"num_classes": 2})

@@ -32,6 +32,7 @@ TRAIN_IMAGES = {
 """Training images and classes of the sources that hold the same ones wherever they are read, by function."""
 NETWORK_TIMEOUT = 30.0  # seconds without an answer; a node whose packets are dropped would otherwise wait for ever
 DIGITS_TEST_FRACTION = 0.2
+_UNPACKED = "is the archive unpacked whole?"
 DECODE_BLOCK = 1024  # images decoded between two looks at errors
 
 
@@ -159,9 +160,10 @@ def imagefolder(*, root: str, image_size: int, workers: int, broken: Broken = "s
 
 
 def imagenet(*, root: str, image_size: int, workers: int, broken: Broken) -> Streamed:
-    """ImageNet (Russakovsky et al., IJCV 2015) as its archives unpack: root/train/<wnid>/*, root/val/<wnid>/*.
+    """ImageNet (Russakovsky et al., IJCV 2015): root/train/<wnid>/*, root/val/<wnid>/*.
 
-    1,281,167 and 50,000 photographs of 1000 classes. The validation images are the test set.
+    1,281,167 and 50,000 photographs of 1000 classes. The validation images are the test set. Their archive has them in
+    one folder: they are to be moved into folders of their classes, as is usual.
     """
     return _streamed(*_find_splits(root, image_size, "val"), image_size, workers, "resized_crop", broken)
 
@@ -174,8 +176,12 @@ def tiny_imagenet(*, root: str, image_size: int, workers: int, broken: Broken) -
     image_size: 64; with another number images are resized.
     """
     layout = "dataset.root=DIR names the folder that tiny-imagenet-200.zip unpacks to, with train/ and val/"
-    train = _find_images(Path(root).expanduser() / "train", layout)
-    val = _annotated(Path(train.root).parent / "val", train.class_to_idx, layout)
+    folder = Path(root).expanduser()
+    train = _find_images(folder / "train", layout)
+    wnids = folder / "wnids.txt"
+    if wnids.exists() and (absent := sorted({*wnids.read_text().split()} - {*train.classes})):
+        raise EdkdError(f"{wnids} names {_few(absent)}, not among the classes of {train.root}; {_UNPACKED}")
+    val = _annotated(folder / "val", train.class_to_idx, layout)
     return _streamed(train, val, image_size, workers, "rotation", broken)
 
 
@@ -189,24 +195,26 @@ class _Found(NamedTuple):
 def _annotated(val: Path, labels: Mapping[str, int], layout: str) -> _Found:
     """Tiny-ImageNet's validation images: each line of val_annotations.txt begins with a file's name and its class."""
     path = val / "val_annotations.txt"
-    again = "is the archive unpacked whole?"
     try:
         lines = path.read_text().splitlines()
         there = {each.name for each in (val / "images").iterdir()}
     except (OSError, UnicodeDecodeError) as error:
         raise EdkdError(f"cannot read {path} and {val / 'images'}: {error}; {layout}") from None
-    samples = []
+    samples, named = [], set()
     for number, line in enumerate(lines, 1):
         name, wnid, *_ = [*line.split("\t"), ""]
         if name not in there or wnid not in labels:
             what = f"no image {name!r} in {val / 'images'}" if name not in there else f"no class {wnid!r} in train"
-            raise EdkdError(f"{path}, line {number}: {what}; {again}")
+            raise EdkdError(f"{path}, line {number}: {what}; {_UNPACKED}")
+        if name in named:
+            raise EdkdError(f"{path}, line {number}: image {name!r} has a line before; {_UNPACKED}")
+        named.add(name)
         samples.append((str(val / "images" / name), labels[wnid]))
     if len(samples) < len(there):
-        raise EdkdError(f"{path} names {len(samples)} of the {len(there)} images in {val / 'images'}; {again}")
+        raise EdkdError(f"{path} names {len(samples)} of the {len(there)} images in {val / 'images'}; {_UNPACKED}")
     seen = {label for _, label in samples}
     if absent := sorted(wnid for wnid, label in labels.items() if label not in seen):
-        raise EdkdError(f"{path} has no image of {_few(absent)}; {again}")
+        raise EdkdError(f"{path} has no image of {_few(absent)}; {_UNPACKED}")
     return _Found(str(val), samples)
 
 
@@ -250,7 +258,7 @@ def _find_images(path: Path, layout: str) -> Any:
     try:
         return _torchvision.load().datasets.ImageFolder(str(path))
     except OSError as error:
-        raise EdkdError(f"no images in {path}: {error}; {layout}".replace("\n", " ")) from None
+        raise EdkdError(f"{path} lacks images: {error}; {layout}".replace("\n", " ")) from None
 
 
 def _decode(samples: list[tuple[str, int]], size: int) -> np.ndarray:

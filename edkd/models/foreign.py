@@ -57,7 +57,7 @@ def pretrained(library: str, arch: str, weights: str) -> Pretrained:
     offered = _torchvision_models().get_model_weights(_known("torchvision", arch))
     if weights not in offered.__members__:
         raise EdkdError(
-            f"weights={weights}: torchvision has for {arch} {', '.join(offered.__members__)}, DEFAULT; or name a file"
+            f"weights={weights}: torchvision has for {arch} {', '.join(offered.__members__)}; or name a file"
         )
     chosen = offered[weights]
     shown = chosen.transforms()

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
+from edkd import CONF
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint, files
 from edkd.rundir.paths import NAME
@@ -209,10 +210,11 @@ def tables_of_former_teachers(store: Path, in_use: set[str]) -> list[Path]:
 def missing(dataset: str, name: str, store: Path) -> EdkdError:
     """The error for a run whose teacher is not in the store: how to get it there."""
     known = [entry.name for entry in listing(store) if entry.dataset == dataset]
+    alone = f"`python launch.py distiller=vanilla student={name}` with the same dataset options trains it alone, "
     return EdkdError(
         f"no teacher {name} for the data set {dataset} in {store} (there: {', '.join(known) or 'none'}); a sweep (-m) "
-        f"of its students trains it first, `python launch.py distiller=vanilla student={name}` with the same dataset "
-        f"options trains it alone, `edkd teachers import {name} FILE` adds one from a file"
+        f"of its students trains it first, {alone if (CONF / 'student' / f'{name}.yaml').exists() else ''}"
+        f"`edkd teachers import {name} FILE` adds one from a file"
     )
 
 

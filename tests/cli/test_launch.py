@@ -316,7 +316,7 @@ def test_own_images_that_are_missing_or_corrupt(here: Path) -> None:
     assert error(launch(*birds)).startswith(f"no folder {here / 'birds' / 'train'}; dataset.root=DIR names a folder")
     for part, name in itertools.product(("train", "test"), ("crow", "owl")):
         (here / "birds" / part / name).mkdir(parents=True)
-    assert error(launch(*birds)).startswith(f"no images in {here / 'birds' / 'train'}")
+    assert error(launch(*birds)).startswith(f"{here / 'birds' / 'train'} lacks images: ")
     for part, name in itertools.product(("train", "test"), ("crow", "owl")):
         (here / "birds" / part / name / "1.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
     assert error(launch(*birds)).startswith(f"cannot read the image {here / 'birds' / 'train' / 'crow' / '1.png'}")

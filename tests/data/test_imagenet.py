@@ -65,7 +65,7 @@ def test_a_class_without_images_is_named(large: Path) -> None:
     with pytest.raises(EdkdError, match=rf"differ: only in train: {WNIDS[1]}; only in val: none; both need a folder"):
         imagenet(root=str(large), image_size=32, workers=0, broken="stop")
     (large / "val" / WNIDS[1]).mkdir()
-    with pytest.raises(EdkdError, match=rf"^no images in .*/val: .*{WNIDS[1]}.*and val/<class>/\* images$"):
+    with pytest.raises(EdkdError, match=rf"^.*/val lacks images: .*{WNIDS[1]}.*and val/<class>/\* images$"):
         imagenet(root=str(large), image_size=32, workers=0, broken="stop")
 
 
@@ -92,6 +92,7 @@ def test_the_annotations_have_the_classes_of_the_validation_images(tiny_root: Pa
         ("val_7.JPEG\tn01629819\t0\t0\t10\t10\n", "val_7.JPEG\tn016", "line 8: no class 'n016' in train"),
         ("val_7.JPEG\tn01629819\t0\t0\t10\t10\n", "val_7.JP", "line 8: no image 'val_7.JP' in "),
         (WNIDS[1], WNIDS[0], f"has no image of {WNIDS[1]}"),
+        ("val_7.JPEG", "val_5.JPEG", "line 8: image 'val_5.JPEG' has a line before"),
     ],
 )
 def test_truncated_annotations_are_one_line(tiny_root: Path, old: str, new: str, complaint: str) -> None:
@@ -105,6 +106,12 @@ def test_truncated_annotations_are_one_line(tiny_root: Path, old: str, new: str,
     with pytest.raises(
         EdkdError, match=r"^cannot read .*val_annotations.txt and .*; dataset.root=DIR names the folder"
     ):
+        read_tiny(tiny_root)
+
+
+def test_a_class_that_the_archive_names_is_missed(tiny_root: Path) -> None:
+    (tiny_root / "wnids.txt").write_text("\n".join([*WNIDS, "n02669723"]))
+    with pytest.raises(EdkdError, match=r"wnids.txt names n02669723, not among the classes of .*unpacked whole\?$"):
         read_tiny(tiny_root)
 
 
