@@ -76,7 +76,8 @@ def build(options: argparse.Namespace) -> tuple[str, pd.DataFrame]:
         hours=[metrics.get("seconds", math.nan) / 3600 for metrics in used["metrics"]],
         memory=[metrics.get("peak_memory_mb", math.nan) for metrics in used["metrics"]],
     )
-    place = {pair.name: i for i, pair in enumerate(tables.columns(used, options.pairs))}
+    columns = tables.columns(used, options.pairs)
+    place = {pair.name: i for i, pair in enumerate(columns)}
     used = _in_order(used, place)
     distilled = used[~used["alone"]]
     tidy = load.tidy(used)
@@ -103,7 +104,7 @@ def build(options: argparse.Namespace) -> tuple[str, pd.DataFrame]:
         figures.save(figure, options.figures, re.sub(r"\W+", "-", name.lower()))
     ours_alone = distilled[distilled["imported"] == ""]  # what this code can train
     begun = missing.unfinished(runs, used)
-    absent = missing.without_run(runs, ours_alone, begun)
+    absent = missing.without_run(runs, ours_alone, begun, [f"{pair.teacher}-{pair.student}" for pair in columns])
     made_by = command("analysis.html_report", options, dataset, recipe)
     template = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),

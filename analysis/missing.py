@@ -1,7 +1,7 @@
 """What is not in the numbers of a table and why, and the commands that train or continue it."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -50,14 +50,20 @@ def unfinished(runs: pd.DataFrame, used: pd.DataFrame) -> list[Missing]:
     return list(dict.fromkeys(found))
 
 
-def without_run(runs: pd.DataFrame, distilled: pd.DataFrame, begun: Sequence[Missing]) -> list[Missing]:
-    """The combinations of the pairs, methods and seeds of `distilled` that are neither in it nor in `begun`."""
-    pairs = distilled["teacher"] + "-" + distilled["student"]  # without what sets columns apart
-    known = {*zip(pairs, distilled["distiller"], distilled["seed"]), *(row[:3] for row in begun)}
+def without_run(
+    runs: pd.DataFrame, distilled: pd.DataFrame, begun: Sequence[Missing], pairs: Iterable[str]
+) -> list[Missing]:
+    """The combinations of `pairs` and the methods and seeds of `distilled` that are neither in it nor in `begun`."""
+    theirs = distilled["teacher"] + "-" + distilled["student"]  # without what sets columns apart
+    known = {*zip(theirs, distilled["distiller"], distilled["seed"]), *(row[:3] for row in begun)}
     last = runs.sort_values("started", kind="stable")
     state = dict(zip(zip(last["pair"], last["distiller"], last["seed"]), last["state"]))
-    grid = product(pairs.unique(), distilled["distiller"].unique(), sorted(distilled["seed"].unique()))
-    return [Missing(*each, state.get(each, "not begun")) for each in grid if each not in known]
+    grid = product(dict.fromkeys(pairs), distilled["distiller"].unique(), sorted(distilled["seed"].unique()))
+    return [
+        Missing(pair, method, seed, state.get((pair, method, seed), "not begun"))
+        for pair, method, seed in grid
+        if (pair, method, seed) not in known
+    ]
 
 
 def _superseded(runs: pd.DataFrame, used: pd.DataFrame) -> list[bool]:

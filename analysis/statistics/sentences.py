@@ -111,12 +111,12 @@ def verdict(ours: str, over: Mapping[str, Pooled], rows: pd.DataFrame, level: fl
 
 
 def _observed(ours: str, found: Mapping[str, Pooled], rows: pd.DataFrame, level: float, *, interval: bool) -> str:
-    """The mean difference from the baseline that comes closest, without the full stop."""
+    """The mean difference from the strongest baseline, without the full stop."""
     name = min(found, key=lambda name: found[name].mean)
     result = found[name]
     head = f"{ours} − {name} is {_points(result.mean)} points"
     if len(found) > 1:
-        head = f"The smallest difference from {len(found)} baselines, {head}"
+        head = f"The strongest of {len(found)} baselines is {name}: {head}"
     if result.pairs == 1:
         row = rows[rows["second"] == name].iloc[0]
         shown, low, high = f"n = {row['n']}", float(row["low"]), float(row["high"])

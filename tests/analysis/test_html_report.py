@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from analysis import html_report, load
+from analysis import html_report, literature, load
 from edkd.errors import EdkdError
 from edkd.rundir import files
 from edkd.rundir.journal import Journal
@@ -163,7 +163,7 @@ def test_names_are_escaped(write, tmp_path):
 
 
 def test_one_method_alone(write, tmp_path):
-    assert write([make("kd")]) == 0
+    assert write([make("kd")], "--pairs", PAIR) == 0
     text = text_of(tmp_path)
     assert "KD alone has runs: nothing is compared." in text and "Every method has a finished run" in text
 
@@ -172,7 +172,7 @@ def test_what_began_and_did_not_finish_is_missing_also_outside_of_the_grid(write
     runs = [make("kd"), make("dkd", status="FAILED"), make("kd", seed=2, status="KILLED")]
     runs += [make("vanilla", "vgg8", status="RUNNING"), make("kd", name="earlier", status="FAILED", started=1)]
     runs += [make("kd", seed=3, cell="trial", status="KILLED", pruned_after="1")]
-    assert write(runs) == 0
+    assert write(runs, "--pairs", PAIR) == 0
     text = text_of(tmp_path)
     assert Page(text).tables[-2][1:] == [
         [PAIR, "dkd", "1", "failed"],
@@ -181,6 +181,13 @@ def test_what_began_and_did_not_finish_is_missing_also_outside_of_the_grid(write
     ]
     assert f"--dataset cifar100 --pair {PAIR},vgg8 --distiller dkd,kd,vanilla --seed 1,2</pre>" in text
     assert "launch.py" not in text
+
+
+def test_pairs_of_the_published_table_without_runs_are_missing(write, tmp_path):
+    assert write([make("kd")]) == 0
+    missing = Page(text_of(tmp_path)).tables[-2][1:]
+    assert [row[1:] for row in missing] == [["kd", "1", "not begun"]] * 6
+    assert {row[0] for row in missing} == {*literature.SEVEN} - {PAIR}
 
 
 def test_few_methods_stand_beside_student_and_teacher_alone(write, tmp_path):

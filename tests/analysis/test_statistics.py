@@ -189,7 +189,7 @@ def test_verdict_follows_from_the_numbers():
     lift = {"edkd": 1.0, "at": 3.0, "kd": 0.5}
     tidy["value"] += tidy["method"].map(lift).fillna(0)
     worse, mixed, single = verdict(tidy, "edkd", ["kd", "dkd", "at"])
-    assert worse.startswith("The smallest difference from 3 baselines, edkd − at is −") and "edkd is worse" in worse
+    assert worse.startswith("The strongest of 3 baselines is at: edkd − at is −") and "edkd is worse" in worse
     assert mixed == "On average over pairs it is better than kd and dkd (not corrected for the number of baselines)."
     assert single.startswith("On single pairs, ") and "of 21 comparisons" in single
     assert "edkd is better on average." in verdict(tidy, "edkd", ["kd"])[0]
