@@ -169,7 +169,8 @@ def _read(run_dir: Path) -> tuple[RecordedRun | None, str]:
 
 def _digest(run_dir: Path) -> str:
     """By which a journal is known that has not changed since it was logged: read faster than understood."""
-    content = RunDir(run_dir).journal.read_bytes()
+    path = RunDir(run_dir).journal
+    content = path.read_bytes() if path.exists() else b""  # of a run that has just begun
     return f"{len(content)}:{zlib.crc32(content):08x}"
 
 

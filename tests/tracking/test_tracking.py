@@ -766,10 +766,11 @@ def test_the_password_of_a_server_stays_out_of_messages(run_dir):
 # Beside the training
 
 
-def test_the_live_tracker_follows_the_journal(where, run_dir):
+def test_the_live_tracker_follows_the_journal(where, run_dir, caplog):
     with lock.hold(run_dir):
-        write(run_dir, start())
+        assert not sync_run(run_dir, **where).created  # as the tracker does at once, before there is a journal
         tracker = LiveTracker(run_dir, **where)
+        write(run_dir, start())
         for number in (1, 2, 3):
             write(run_dir, epoch(number))
             tracker.notify()
@@ -777,6 +778,7 @@ def test_the_live_tracker_follows_the_journal(where, run_dir):
         assert only_run(where)["status"] == "RUNNING"
         write(run_dir, END)
         assert tracker.close()
+    assert warnings_of(caplog) == []
     assert only_run(where)["status"] == "FINISHED"
 
 
