@@ -23,6 +23,8 @@ def check_outcome(outcome: Any, distiller: Distiller) -> None:
             if not isinstance(value, Tensor) or value.dim():
                 found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise EdkdError(f"{name} returned {kind}[{key!r}] as {found}; it must be a 0-dim tensor")
+    if not any(loss.requires_grad for loss in outcome.losses.values()):
+        raise EdkdError(f"{name} returned losses without a gradient: none depends on the student or on the method")
 
 
 class Held:
@@ -53,25 +55,28 @@ class Unsaved:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self.made, self.tensors = self._made(), self._plain()
+        self.made, self.kept = self._made(), self._plain()
 
     def _made(self) -> dict[str, Any]:
         """Each parameter itself, for it may be replaced, and which buffers there are."""
         parameters = {f"parameter {name}": parameter for name, parameter in self.network.named_parameters()}
         return parameters | {f"buffer {name}": True for name, _ in self.network.named_buffers()}
 
-    def _plain(self) -> dict[str, list[tuple[Tensor, int]]]:
-        """Tensors in plain attributes, alone or in a container, with the count of their changes, by name."""
+    def _plain(self) -> dict[str, list[tuple[Any, int]]]:
+        """Tensors, modules and numbers in plain attributes, alone or in a container, by name.
+
+        With a tensor is the count of its changes.
+        """
         return {
-            f"{place}.{name}".lstrip("."): [(tensor, tensor._version) for tensor in held]
+            f"{place}.{name}".lstrip("."): [(each, getattr(each, "_version", 0)) for each in held]
             for place, module in self.network.named_modules()
             for name, value in vars(module).items()
             if name not in ("_parameters", "_buffers", "_modules")
-            and (held := [each for each in _leaves(value) if isinstance(each, Tensor)])
+            and (held := [each for each in _leaves(value) if isinstance(each, (Tensor, nn.Module, int, float))])
         }
 
     def check(self) -> None:
-        """Raise EdkdError for a parameter, buffer or plain tensor that was added or replaced since the beginning."""
+        """Raise EdkdError for a parameter, buffer or plain attribute that was added or replaced since the beginning."""
         for name, made in self._made().items():
             if self.made.get(name) is not made:
                 raise EdkdError(
@@ -79,13 +84,20 @@ class Unsaved:
                     "finds it: a method makes its modules and buffers in setup(spec) (docs/extending.md)"
                 )
         for name, held in self._plain().items():
-            before = self.tensors.get(name, [])
-            same = len(before) == len(held) and all(a is b and m == n for (a, m), (b, n) in zip(before, held))
-            if not same:
+            before = self.kept.get(name, [])
+            if len(before) != len(held) or not all(_same(*pair) for pair in zip(before, held)):
+                kind = type(held[-1][0]).__name__ if held else "container"
                 raise EdkdError(
-                    f"{name} is a plain tensor that a training step changes: no checkpoint holds it, so a resumed run "
-                    "would differ; a method keeps it by register_buffer in setup(spec) (docs/extending.md)"
+                    f"{name} is a plain {kind} that a training step changes: no checkpoint holds it, so a resumed run "
+                    "would differ; in setup(spec) a method keeps numbers and tensors by register_buffer, and modules "
+                    "as its attributes or in a ModuleList (docs/extending.md)"
                 )
+
+
+def _same(before: tuple[Any, int], after: tuple[Any, int]) -> bool:
+    (was, changes), (now, changes_now) = before, after
+    is_number = type(was) is type(now) and isinstance(was, (int, float))
+    return (was is now and changes == changes_now) or (is_number and was == now)
 
 
 def _leaves(value: Any) -> Iterable[Any]:

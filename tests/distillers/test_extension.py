@@ -124,6 +124,7 @@ def test_a_run_is_not_continued_by_another_version_of_its_method(tiny: list[str]
         ("Outcome({}, {})", "returned no loss; it must return"),
         ("Outcome({'ce': 1.0}, {})", "returned losses['ce'] as float; it must be a 0-dim tensor"),
         ("Outcome({'ce': ce}, {'y': 1.0})", "returned metrics['y'] as float; it must be a 0-dim tensor"),
+        ("Outcome({'ce': ce.detach()}, {})", "returned losses without a gradient: none depends on the student"),
         ("Outcome({'ce': ce.expand(3)}, {})", "returned losses['ce'] as shape (3,); it must be a 0-dim tensor"),
     ],
 )

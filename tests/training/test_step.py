@@ -298,6 +298,7 @@ class Forgetful(Distiller):
         self.table = torch.ones(5)  # a constant may be a plain tensor
         self.seen = torch.zeros(5)
         self.queue: deque[Tensor] = deque(maxlen=2)
+        self.steps, self.parts = 0, dict[str, torch.nn.Module]()
         self.register_buffer("memory", torch.zeros(5))
 
     def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
@@ -313,6 +314,10 @@ class Forgetful(Distiller):
                 self.seen += mean
             case "queue":
                 self.queue.append(mean)
+            case "counter":
+                self.steps += 1
+            case "module in a dict":
+                self.parts["scale"] = torch.nn.Linear(5, 5)
             case "buffer":
                 self.memory += mean
         return Outcome({"ce": torch.nn.functional.cross_entropy(student.logits, batch.target)}, {})
@@ -323,9 +328,11 @@ class Forgetful(Distiller):
     [
         ("module", "the parameter distiller.scale.weight was made in the first training step"),
         ("new buffer", "the buffer distiller.average was made in the first training step"),
-        ("replaced", "distiller.seen is a plain tensor that a training step changes"),
-        ("in place", "distiller.seen is a plain tensor that a training step changes"),
-        ("queue", "distiller.queue is a plain tensor that a training step changes"),
+        ("replaced", "distiller.seen is a plain Tensor that a training step changes"),
+        ("in place", "distiller.seen is a plain Tensor that a training step changes"),
+        ("queue", "distiller.queue is a plain Tensor that a training step changes"),
+        ("counter", "distiller.steps is a plain int that a training step changes"),
+        ("module in a dict", "distiller.parts is a plain Linear that a training step changes"),
         ("buffer", ""),
     ],
 )
