@@ -208,8 +208,8 @@ def one_cell_each(
 
     Runs of one pair and distiller that differ in hyper-parameters are rows of their own, or what `rows` and `columns`
     say (see `settings.place`). Before that, `picked[pair, distiller]` names the only configuration that counts, by the
-    hash in the tag `cell` or its beginning, and `latest` takes that of the newest run. Where runs of one row and column
-    still have several configurations, EdkdError lists them and the parameters in which they differ.
+    hash in the tag `cell` or its beginning. Where runs of one row and column still have several configurations,
+    `latest` takes that of the newest run; without it EdkdError lists them and the parameters in which they differ.
     """
     done = runs[finished(runs)].sort_values("started", kind="stable")
     groups = {(str(p), str(d)): group for (p, d), group in done.groupby(["pair", "distiller"], sort=False)}
@@ -221,10 +221,11 @@ def one_cell_each(
     for key, group in groups.items():
         if key in picked:
             group = _picked(group, key, picked[key])
-        elif latest:
-            group = group[group["cell"] == group["cell"].iloc[-1]]
         chosen.append(group.assign(asked=":".join(key)))
     placed = settings.place(pd.concat(chosen) if chosen else done, rows=rows, columns=columns)
+    if latest:
+        newest = placed.groupby(["pair", "method"], sort=False)["cell"].transform("last")
+        placed = placed[placed["cell"] == newest]
     places = placed.groupby(["pair", "method"], sort=False)
     clashing = placed[places["cell"].transform("nunique") > 1]
     if len(clashing):
@@ -247,6 +248,9 @@ def _picked(group: pd.DataFrame, key: tuple[str, str], start: str) -> pd.DataFra
     return group[group["cell"] == cells[0]]
 
 
+_UNSEEN = "no parameter differs, but the teacher's weights or the code of the method"
+
+
 def _clash(group: pd.DataFrame) -> str:
     lines = []
     differing = settings.differing(group)
@@ -255,7 +259,7 @@ def _clash(group: pd.DataFrame) -> str:
         values = ", ".join(f"{k}={runs['params'].iloc[-1].get(k, '(absent)')}" for k in differing)
         made = f"{counted(len(runs), 'run')}, newest {_when(runs['started'].max())}"
         lines.append(f"  --cell {runs['asked'].iloc[0]}={cell}   ({made})")
-        lines.append(f"      {values or 'no logged parameter differs'}; runs: {names}")
+        lines.append(f"      {values or _UNSEEN}; runs: {names}")
     return "\n".join(lines)
 
 

@@ -264,12 +264,10 @@ def swept(*values, method="kd", **changes):
     return [
         make(
             method,
-            cell=f"{method}{value}",
-            top1=70.0 + value,
+            **{"cell": f"{method}{value}", "top1": 70.0 + value, **changes},
             params={"distiller.temperature": str(value), "distiller.title": f"draft {value}", "engine.device": "cpu"},
             name=f"t{value}",
             started=1_790_000_000_000 + value,
-            **changes,
         )
         for value in values
     ]
@@ -285,9 +283,11 @@ def test_a_sweep_of_a_hyper_parameter_makes_rows(analyse):
     assert set(csv["method"]) >= {"kd temperature=1", "kd temperature=10", "edkd-kd temperature=1"}
     _, text, csv, _ = analyse(runs, "--cell", f"{PAIR}:kd=kd10")
     assert "- t1: another configuration (cell kd1) was picked" in text and f"--cell {PAIR}:kd=kd10" in text
-    _, text, csv, _ = analyse(swept(1, 4), "--latest-cell")
-    assert csv["top1_mean"].tolist() == [74.0, 75.0] and "--latest-cell" in text
-    assert list(block(text, "Last epoch"))[3:] == ["teacher alone", "KD"]
+    taught = [*swept(1, 4), *swept(4, cell="kd of another teacher", top1=60.0)]
+    assert "no parameter differs, but the teacher's weights or the code of the method" in analyse(taught)[3]
+    _, text, csv, _ = analyse(taught, "--latest-cell")
+    assert csv["top1_mean"].tolist()[:4] == [71.0, 72.0, 60.0, 61.0] and "--latest-cell" in text
+    assert list(block(text, "Last epoch"))[4:] == ["KD temperature=1", "KD temperature=4"]
 
 
 def test_rows_and_columns_by_parameters(analyse):
