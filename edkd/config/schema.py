@@ -86,7 +86,7 @@ class Schedule:
     epochs: PositiveInt
     batch_size: PositiveInt
     lr: PositiveFloat
-    momentum: NaturalFloat
+    momentum: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: NaturalFloat
     milestones: list[float]  # as given; whole epochs once resolved
     gamma: PositiveFloat

@@ -1,6 +1,7 @@
 """What a sweep leaves behind: its results and its summary on the terminal, and its parent run in MLflow."""
 
 import contextlib
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -57,15 +58,22 @@ def next_steps(cfg: Settings) -> str:
     """The commands that look at results, as they read the store of this configuration's runs."""
     own = f"sqlite:///{cfg.output}/mlflow.db"
     store = cfg.tracking.uri or own
-    table, ui = "", "`make ui`"
+    sync, table, ui = "edkd sync", "", "`make ui`"
     if store != "sqlite:///outputs/mlflow.db":
         known = store if store.startswith("sqlite:") else "URI"  # a server's may hold a password
-        table = f" ARGS='--uri {known}'"
-        ui = f"`make ui ARGS='--output {cfg.output}'`" if store == own else "the pages of that store"
+        table = f" ARGS='--uri {_quoted(known)}'"
+        ui = f"`make ui ARGS='--output {_quoted(cfg.output)}'`" if store == own else "the pages of that store"
+    if cfg.output != "outputs":
+        sync += f" --output {_quoted(cfg.output)}"
     return (
-        f"{'' if cfg.tracking.uri else '`edkd sync` for MLflow, then '}`make table{table}` for the table, "
+        f"{'' if cfg.tracking.uri else f'`{sync}` for MLflow, then '}`make table{table}` for the table, "
         f"`make report{table}` for one page with figures, {ui} for the curves"
     )
+
+
+def _quoted(word: str) -> str:
+    """For a shell, also between the single quotes of make's ARGS."""
+    return word if shlex.quote(word) == word else f'"{word}"'
 
 
 def open_tracking(where: Tracking) -> None:

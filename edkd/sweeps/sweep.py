@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from edkd.config.compose import Composer, quoted
 from edkd.config.job import Job, freeze
-from edkd.console import LOG, console, counted, size
+from edkd.console import LOG, console, size
 from edkd.errors import EdkdError
 from edkd.rundir import journal, provenance
 from edkd.rundir.paths import forget_sweep, record_sweep, recorded_sweeps
@@ -48,6 +48,9 @@ def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, la
     if isinstance(launcher, submit.Queue):  # before the plan, which takes longer
         launcher.check()
     overrides, dry_run = parse(arguments, loader)
+    named = {override.get_key_element() for override in overrides}
+    if "pair" in named and (beside := sorted(named & {"teacher", "student"})):  # in place of the pair's, in silence
+        raise EdkdError(f"pair= names teacher and student: leave out {' and '.join(f'{key}=' for key in beside)}")
     combinations = expand(overrides, pair_lists(overrides, master, loader))
     planned = make_plan(combinations, overrides, Composer(master, loader))
     carry_out(planned, master, launcher, dry_run=dry_run)
@@ -81,7 +84,7 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
         print(estimate.line())
     if todo := _todo(planned, statuses):
         needed = 2 * sum(weights_size(job.settings) for job in todo)  # last.pt and best.pt
-        print(f"disk: {size(needed)} when {counted(len(todo), 'run')} are finished")
+        print(f"disk: {size(needed)} at the end")
     if dry_run:
         return
     prepare(todo, here=parallel is not None)

@@ -239,6 +239,7 @@ def test_a_wrong_configuration(tiny: list[str], teacher: Path, here: Path, argum
             "schedule.lr=interval(0,1)",
             "schedule.lr=interval(0,1): only lists of values can be swept, such as schedule.lr=1,2,3; hydra/sweeper=",
         ),
+        ("pair=all", "pair= names teacher and student: leave out student= and teacher="),
         ("+dry_run=perhaps", "dry_run=perhaps: must be true or false"),
         ("hydra/launcher=local hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs is 0; allowed: 1 or more runs"),
         ("hydra/launcher=lokal", "hydra/launcher=lokal: no such option, did you mean local?; allowed: basic, "),

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -171,6 +172,14 @@ def test_targets_that_cannot_be_called(path: str | None, message: str) -> None:
     with pytest.raises(EdkdError) as caught:
         instantiate.target({"_target_": path}, "x")
     assert str(caught.value) == message or re.fullmatch(message, str(caught.value))
+
+
+def test_a_module_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "unfinished.py").write_text("def (")
+    monkeypatch.syspath_prepend(tmp_path)
+    message = r"^x._target_: importing unfinished fails: SyntaxError: .*\(unfinished.py, line 1\)$"
+    with pytest.raises(EdkdError, match=message):
+        instantiate.target({"_target_": "unfinished.Method"}, "x")
 
 
 def test_a_group_as_a_dataclass() -> None:

@@ -74,6 +74,7 @@ def changed(base: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("schedule.lr", -1, "schedule.lr=-1: must be above 0"),
         ("schedule.lr", math.inf, "schedule.lr=inf: must be a finite number"),
         ("schedule.batch_size", 0, "schedule.batch_size=0: must be above 0"),
+        ("schedule.momentum", 2, "schedule.momentum=2: must be below 1"),
         ("schedule.momentum", -0.1, "schedule.momentum=-0.1: must be 0 or more"),
         ("schedule.warmup_epochs", -1, "schedule.warmup_epochs=-1: must be 0 or more"),
         ("schedule.milestones", 3, "schedule.milestones=3: must be a list"),
