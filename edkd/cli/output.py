@@ -104,6 +104,8 @@ def _sync(args: argparse.Namespace) -> None:
 def _ui(args: argparse.Namespace) -> None:
     from edkd import tracking
 
+    if not (args.output / "mlflow.db").exists() and not (args.output / "runs").is_dir():
+        raise EdkdError(f"neither mlflow.db nor runs/ in {args.output}; --output DIR names the folder that holds them")
     uri, artifacts = f"sqlite:///{args.output / 'mlflow.db'}", str(args.output / "mlartifacts")
     tracking.serve(uri=uri, experiment=args.experiment, artifacts=artifacts, port=args.port)
 

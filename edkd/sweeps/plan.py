@@ -189,7 +189,7 @@ def make_plan(combinations: Iterable[Sequence[str]], overrides: Sequence[Overrid
 
 
 def differences(entry: store.Entry, wanted: Job) -> list[str]:
-    """In what the training of a stored teacher differs from a run that would train it now, but for the seed.
+    """In what the training of a stored teacher differs from a run that would train it now, `teacher_seed` included.
 
     Of one whose run is not in the output folder only the recipe is known, which leaves out the learning rate; of one
     that was imported, nothing.
@@ -201,7 +201,7 @@ def differences(entry: store.Entry, wanted: Job) -> list[str]:
     if source is not None:
         with contextlib.suppress(EdkdError):  # changed since
             known, now = (dict(leaves(job.identity)) for job in (thaw(RunDir(source).config)[0], wanted))
-            keys = [key for key in {**known, **now} if key != "seed" and known.get(key) != now.get(key)]
+            keys = [key for key in {**known, **now} if known.get(key) != now.get(key)]
             return [f"{key} {known.get(key)}, here {now.get(key)}" for key in keys]
     recipe = wanted.tags["recipe"]
     return [f"recipe {entry.recipe}, here {recipe}"] if entry.recipe not in (None, recipe) else []

@@ -60,6 +60,7 @@ def test_a_reader_who_has_enough_ends_the_command_quietly(output: Path) -> None:
 
 
 def test_what_cannot_be_synced(output: Path) -> None:
+    assert error(edkd("ui", "--output", "elsewhere")).startswith("neither mlflow.db nor runs/ in elsewhere; --output ")
     assert error(edkd("sync", "--output", "elsewhere")).startswith("no runs in elsewhere/runs; --output DIR names ")
     assert error(edkd("sync", "--uri", "mlruns")).startswith("tracking URI 'mlruns': folders such as ./mlruns")
     (output / "mlflow.db").mkdir()

@@ -403,6 +403,8 @@ def test_a_stored_teacher_that_was_trained_otherwise_is_shown_and_strictly_refus
     assert "which teacher_recipe=strict refuses" in alone
     same = swept(command, "teacher_recipe=strict", "schedule.lr=0.00001")
     assert same.code == 0 and "WARNING" not in same.out
+    other = swept(command, "teacher_seed=1", "schedule.lr=0.00001")
+    assert "  WARNING: trained otherwise than this sweep would: seed 0, here 1\n" in other.out
 
 
 def test_a_teacher_that_was_removed_is_not_trained_for_finished_students(tiny: list[str], here: Path) -> None:
