@@ -424,10 +424,12 @@ class Spoilt(Distiller):
     """One of two losses stops being finite at a step of epoch 2."""
 
     needs_teacher = False
+    steps: Tensor
 
     def __init__(self, values: dict[str, float]) -> None:
         super().__init__()
-        self.values, self.steps = values, 0
+        self.values = values
+        self.register_buffer("steps", torch.zeros(()))
 
     def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
         self.steps += 1
