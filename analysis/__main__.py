@@ -144,7 +144,6 @@ def _cell(text: str) -> tuple[tuple[str, str], str]:
 
 def _pairs(text: str) -> list[str]:
     """The named pairs; a file of conf/pair, such as vgg13, stands for the pairs that it lists."""
-
     files = {path.stem: path for path in (CONF / "pair").glob("*.yaml")}
     pairs: list[str] = []
     for name in _names(text):

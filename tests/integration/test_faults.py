@@ -60,7 +60,7 @@ def test_six_jobs_and_as_many_faults(lab: Lab, cluster: Cluster, table: FaultTab
         hold_against(row, {name: runs[name]}, lab.peace, uri=lab.store, experiment="faults")
         assert len(starts(runs[name])) == attempts and len(row.resumed) == attempts - 1
 
-    itself, command_ = "continues by itself", "told in the summary, exit code 1; the same command continues it"
+    itself, command_ = "continues by itself", "named in the summary, exit code 1; the same command continues it"
     with table.row("USR2, then requeue, twice", f"stops after an epoch and is queued again; {itself}") as row:
         check(row, "kd-s0", attempts=3)
     with table.row("scontrol requeue", itself) as row:

@@ -23,7 +23,9 @@ def test_detached_then_edited_then_retried(lab: Lab, cluster: Cluster, table: Fa
         return {view["distiller"] + f"-s{view['seed']}": view for view in json.loads(ended.out)["runs"]}
 
     with (
-        table.row("detached", "returns after submission; edkd status tells; edkd retry continues what vanished") as row,
+        table.row(
+            "detached", "returns after submission; edkd status shows it; edkd retry continues what vanished"
+        ) as row,
         table.row("YAML edited while queued", "the jobs compute what was planned") as edited,
     ):
         cluster.run("scontrol", "update", "PartitionName=main", "State=DOWN")
