@@ -177,7 +177,7 @@ def thaw(path: Path) -> tuple[Job, str | None]:
         frozen = yaml.load(path.read_text(), Loader=_LOADER)
         about = frozen.pop("run")
         frozen.setdefault("optimizer", SGD)  # earlier versions froze neither
-        frozen.setdefault("teacher_recipe", "any")
+        frozen.setdefault("teacher_recipe", "warn")
         job = make_job(frozen, about["method"], about["teacher_id"])
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise EdkdError(f"{path} is not a frozen configuration of a run: {error}") from error

@@ -161,7 +161,7 @@ class Settings:
     optimizer: dict[str, Any]
     engine: Engine
     tracking: Tracking
-    teacher_recipe: Literal["any", "strict"]
+    teacher_recipe: Literal["any", "warn", "strict"]
     method: str  # the name of the distiller's configuration file
 
     def __post_init__(self) -> None:

@@ -167,7 +167,7 @@ def make_plan(combinations: Iterable[Sequence[str]], overrides: Sequence[Overrid
                         f"teacher {entry.name} of {entry.dataset} was trained otherwise than teacher_recipe=strict "
                         f"allows: {'; '.join(others)}; remove {entry.path} to train it anew"
                     )
-                stored[entry.path, given] = _described(entry, others)
+                stored[entry.path, given] = _described(entry, [] if cfg.teacher_recipe == "any" else others)
             job = replace(job, teacher_id=entry.id if entry is not None else teacher_id)
         students[job.run] = job
     for (dataset, name), jobs in wanted.items():
@@ -213,7 +213,10 @@ def _described(entry: store.Entry, others: Sequence[str]) -> str:
     run = training_run(entry.id)
     origin = f"trained by run {run[:8]}" if run else f"imported from {entry.source}"
     line = f"teacher {entry.name} of {entry.dataset}: {accuracy}, recipe {entry.recipe or 'unknown'}, {origin}"
-    return f"{line}\n  WARNING: trained otherwise than this sweep would: {'; '.join(others)}" if others else line
+    if not others:
+        return line
+    warning = f"WARNING: trained otherwise than this sweep would: {'; '.join(others)}"
+    return f"{line}\n  {warning} (teacher_recipe=any says nothing of it)"
 
 
 def show_plan(planned: Sweep, statuses: Mapping[str, RunStatus]) -> None:

@@ -397,14 +397,16 @@ def test_a_stored_teacher_that_was_trained_otherwise_is_shown_and_strictly_refus
     line, warning = done.out.splitlines()[-4:-2]
     assert line.startswith("teacher resnet8 of digits-8-20perclass-test10: top-1 ")
     assert line.endswith(f"trained by run {run[:8]}")
-    assert warning == "  WARNING: trained otherwise than this sweep would: schedule.lr 1e-05, here 0.01"
+    differs = "trained otherwise than this sweep would: schedule.lr 1e-05, here 0.01"
+    assert warning == f"  WARNING: {differs} (teacher_recipe=any says nothing of it)"
+    assert "WARNING" not in swept(command, "teacher_recipe=any").out
     assert "schedule.lr 1e-05, here 0.01; remove " in error(swept(command, "teacher_recipe=strict"))
     alone = error(launch(*command, "teacher_recipe=strict", "schedule.weight_decay=0.1"))
     assert "which teacher_recipe=strict refuses" in alone
     same = swept(command, "teacher_recipe=strict", "schedule.lr=0.00001")
     assert same.code == 0 and "WARNING" not in same.out
     other = swept(command, "teacher_seed=1", "schedule.lr=0.00001")
-    assert "  WARNING: trained otherwise than this sweep would: seed 0, here 1\n" in other.out
+    assert "  WARNING: trained otherwise than this sweep would: seed 0, here 1 (" in other.out
 
 
 def test_a_teacher_that_was_removed_is_not_trained_for_finished_students(tiny: list[str], here: Path) -> None:
