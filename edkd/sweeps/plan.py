@@ -30,10 +30,12 @@ from edkd.rundir.paths import RunDir
 from edkd.rundir.settings import leaves
 from edkd.runs.pretrained import weights_id
 from edkd.runs.setup import check_method, teacher_folder
+from edkd.runs.teaching import is_lost
 from edkd.status.state import RunStatus
 from edkd.teachers import store
 
 LONG_PLAN = 60  # rows; of a longer plan only the numbers are shown
+DONE, LOST = "finished", "finished, to train again: its network is gone"
 _ABOUT_STUDENTS = ("pair", "teacher", "student", "distiller", "tweak", "seed")  # no override of these is a teacher's
 
 
@@ -222,6 +224,8 @@ def _described(entry: store.Entry, others: Sequence[str]) -> str:
 def show_plan(planned: Sweep, statuses: Mapping[str, RunStatus]) -> None:
     """Print what the sweep will do: every run with its status, then the numbers."""
     stages = [("1 teacher", job) for job in planned.teachers] + [("2 student", job) for job in planned.students]
+    states = {run: _planned_as(status) for run, status in statuses.items()}
+    states |= {job.run: LOST for job in planned.teachers if states[job.run] == DONE and is_lost(job)}
     if len(stages) <= LONG_PLAN:
         varied = labels(planned.jobs)
         names = {job.run: f"{job.name} {varied[job.run]}".rstrip() for job in planned.jobs}
@@ -231,10 +235,10 @@ def show_plan(planned: Sweep, statuses: Mapping[str, RunStatus]) -> None:
             status = statuses[job.run]
             done = f", after epoch {status.epoch}" if status.state != "done" and status.epoch else ""
             which = f" (job {status.job})" if _active_in_slurm(status) else ""
-            print(f"{stage}  {names[job.run]:<{width}}  {_planned_as(status)}{which}{done}")
-    counts = Counter(_planned_as(statuses[job.run]) for job in planned.students)
+            print(f"{stage}  {names[job.run]:<{width}}  {states[job.run]}{which}{done}")
+    counts = Counter(states[job.run] for job in planned.students)
     numbers = ", ".join(f"{count} {name}" for name, count in counts.items())
-    missing = len(planned.teachers)
+    missing = sum(states[job.run] != DONE for job in planned.teachers)
     print(f"sweep {planned.id}: {counted(len(planned.students), 'run')}: {numbers}; teachers to train first: {missing}")
     for line in planned.stored:
         print(line)
@@ -270,7 +274,7 @@ def _active_in_slurm(status: RunStatus) -> bool:
 
 def _planned_as(status: RunStatus) -> str:
     if status.state == "done":
-        return "finished"
+        return DONE
     if _active_in_slurm(status):
         return f"{status.state} in SLURM"
     if status.state == "running":

@@ -417,7 +417,9 @@ def test_a_teacher_that_was_removed_is_not_trained_for_finished_students(tiny: l
     done = swept(command)
     assert (done.code, plan_of(done)) == (0, [["2", "resnet8-resnet8/kd-s0", "finished"]])
     assert not list(here.glob("outputs/teachers/*/*.pt"))
-    assert plan_of(swept(command, "seed=0,1", "+dry_run=true"))[0] == ["1", "resnet8/vanilla-s0", "finished"]
+    planned = swept(command, "seed=0,1", "+dry_run=true")
+    assert plan_of(planned)[0] == ["1", "resnet8/vanilla-s0", plan.LOST]
+    assert "teachers to train first: 1\n" in planned.out
 
 
 def test_runs_of_another_process_are_left_to_it(tiny: list[str], here: Path, make_job: Any) -> None:
