@@ -46,7 +46,7 @@ def main() -> None:
     except KeyboardInterrupt:
         console.print(INTERRUPTED)
         raise SystemExit(130) from None
-    except (EdkdError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+    except (EdkdError, HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
         _fail(error)
     except ValueError as error:  # Hydra's own, such as for a group without an option
         if f"{os.sep}hydra{os.sep}" not in traceback.extract_tb(error.__traceback__)[-1].filename:

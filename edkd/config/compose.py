@@ -49,6 +49,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         return f"{group}={name}: no such option{_guess(name, error.options)}; allowed: {', '.join(error.options)}"
     text = _first_line(error)
+    if isinstance(error, UnicodeDecodeError):
+        return f"{_undecodable()}: YAML files are text in UTF-8, this one is not ({error.reason})"
     if isinstance(error, yaml.YAMLError):
         return " ".join(str(error).split())
     if found := re.match("In '(.+?)': (?:Could not load '(.+)'|.* raised while composing config:)", text):
@@ -99,6 +101,16 @@ def _in_file(option: str, wanted: str | None, cause: BaseException | None) -> st
         return f"{where}: no such key{_guess(str(key), allowed)}; allowed: {', '.join(allowed)}"
     text = _first_line(cause) if cause is not None else "cannot be read"
     return f"{where}: must be a list, such as ['…']" if "is not a ListConfig" in text else f"{where}: {text}"
+
+
+def _undecodable() -> str:
+    """The file of an option that is not UTF-8."""
+    for path in (path for folder in _folders() for path in sorted(folder.rglob("*.yaml"))):
+        try:
+            path.read_text("utf-8")
+        except UnicodeDecodeError:
+            return str(path)
+    return "a file of the configuration"
 
 
 def _file(option: str) -> str:

@@ -263,6 +263,15 @@ def test_a_file_that_is_no_yaml(here: Path, multirun: list[str]) -> None:
     assert message == f'mapping values are not allowed here in "{file}", line 2, column 11'
 
 
+@pytest.mark.parametrize("multirun", [[], ["-m"]])
+def test_a_file_that_is_not_utf8(here: Path, multirun: list[str]) -> None:
+    file = here / "own" / "distiller" / "bad.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_bytes("_target_: edkd.distillers.kd.KD\n".encode("utf-16"))
+    message = error(launch("--config-dir", "own", *multirun, "distiller=bad"))
+    assert message == "own/distiller/bad.yaml: YAML files are text in UTF-8, this one is not (invalid start byte)"
+
+
 def test_an_option_without_its_value(here: Path) -> None:
     said = "launch.py: argument --config-dir/-cd: expected one argument; see launch.py --help\n"
     assert launch("--config-dir") == Ended(2, "", said)
