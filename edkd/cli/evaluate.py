@@ -35,6 +35,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     networks = [*chosen("student", args.model), *(chosen("teacher", args.teacher) if args.teacher else [])]
     settings = compose_settings([f"dataset={args.dataset}", *networks, *args.overrides])
     found = evaluate_network(settings, args.checkpoint, with_teacher=args.teacher is not None)
+    if not math.isfinite(found.overall["loss"]):
+        line = f"edkd: {found.where}: the network's logits are not finite, so that its accuracies mean nothing"
+        print(line, file=sys.stderr)
     overall, classes, pace = found.overall, found.classes, found.images / found.seconds
     teacher_name = settings.teacher.name if args.teacher else None
     if args.json:

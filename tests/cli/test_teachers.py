@@ -131,6 +131,14 @@ def test_weights_of_another_network(output: Path, weights: Any, said: str) -> No
     assert message.startswith("other.pt does not fit the architecture ResNet: of 56 entries ") and said in message
 
 
+def test_weights_that_are_not_finite(output: Path) -> None:
+    state = checkpoint.load_weights(run_file(output, "kd", "last.pt"))
+    torch.save({name: value * float("nan") for name, value in state.items()}, "nan.pt")
+    done = evaluate("-c", "nan.pt")
+    assert (done.code, "  loss nan\n" in done.out) == (0, True)
+    assert done.err == "edkd: nan.pt: the network's logits are not finite, so that its accuracies mean nothing\n"
+
+
 def test_what_cannot_be_evaluated(output: Path) -> None:
     before = files(output)
     (output.parent / "broken.pt").write_bytes(b"PK\x03\x04 and no more")
