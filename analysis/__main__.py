@@ -84,8 +84,8 @@ def chosen(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
         if not options.results.is_dir():
             raise EdkdError(f"--results {options.results}: there is no such folder")
         print(f"analysis: no packed runs in {options.results}", file=sys.stderr)
-    runs = load.read(options.uri, options.experiment, options.results, damaged)
-    runs = load.choose(runs, dataset=options.dataset, recipe=options.recipe)
+    there = load.read(options.uri, options.experiment, options.results, damaged)
+    runs = load.choose(there, dataset=options.dataset, recipe=options.recipe)
     runs = load.of_columns(runs, pairs=options.pairs)
     runs = load.limited(runs, seeds=options.seeds, methods=options.methods)
     used = load.one_cell_each(
@@ -95,7 +95,11 @@ def chosen(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
         named = [*(options.pairs or ()), *(options.methods or ()), *(f"seed {seed}" for seed in options.seeds or ())]
         raise EdkdError(f"no finished run of {', '.join(named)}; {load.HOW_TO_RUN}")
     if used["packed"].all():
-        print(f"analysis: all of these runs are packed ones, of {options.results}", file=sys.stderr)
+        own = there[~there["packed"]]
+        none = "; the store has runs, and among them no finished student with a teacher"
+        distilled = load.finished(own) & ~own["alone"]
+        line = f"all of these runs are packed ones, of {options.results}"
+        print(f"analysis: {line}{none if len(own) and not distilled.any() else ''}", file=sys.stderr)
     if options.metric not in (None, *load.tidy(used)["protocol"].unique()):
         raise EdkdError(f"--metric {options.metric}: {_NO_METRIC[options.metric]}")
     return runs, used

@@ -534,6 +534,10 @@ def test_a_table_of_packed_runs_alone_says_so(analyse, monkeypatch):
     monkeypatch.setattr(load, "load_packed", lambda folder: [make()])
     said = f"analysis: all of these runs are packed ones, of {load.RESULTS}\n"
     assert [analyse(stored)[3] for stored in ([], [make("dkd")])] == [said, ""]
+    alone = make("vanilla", "vgg8", dataset="digits")
+    assert (
+        analyse([alone])[3] == f"{said[:-1]}; the store has runs, and among them no finished student with a teacher\n"
+    )
 
 
 def test_a_folder_without_packed_runs_is_named(analyse, tmp_path):
