@@ -1,6 +1,7 @@
 """Writing files in one piece: whoever reads one finds the old content or the new, never a part of it."""
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -38,8 +39,11 @@ def replacing(path: Path, *parts: bytes | memoryview) -> Iterator[None]:
         with _exchanged(path.with_name(f".{path.name}.tmp"), path, "wb", *parts):
             yield
         sync_directory(path.parent)
+    except FileExistsError as error:
+        raise EdkdError(f"could not save {path}: {path.parent} is not a folder") from error
     except OSError as error:
-        raise EdkdError(f"could not save {path}: {error.strerror or error}{_free(path.parent)}") from error
+        room = _free(path.parent) if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise EdkdError(f"could not save {path}: {error.strerror or error}{room}") from error
 
 
 def sync_directory(path: Path) -> None:

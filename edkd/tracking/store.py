@@ -116,7 +116,8 @@ def one_line(uri: str) -> Iterator[None]:
         if path is not None and type(root) is sqlite3.DatabaseError and sqlite_file.is_broken(path.resolve()):
             cure = f"`edkd sync --uri {uri}` sets it aside and fills another from the journals"
             raise EdkdError(f"MLflow store {redacted(uri)} is damaged ({root}): {cure}") from error
-        reason = (isinstance(root, OSError) and root.strerror) or str(error) or type(error).__name__
+        reason = (isinstance(root, OSError) and root.strerror) or (isinstance(root, sqlite3.Error) and str(root))
+        reason = reason or str(error) or type(error).__name__
         reason = textwrap.shorten(reason, _LONGEST, placeholder="…")
         raise EdkdError(f"MLflow store {redacted(uri)} failed: {redacted(reason)}") from error
 

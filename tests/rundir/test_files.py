@@ -63,6 +63,12 @@ def test_a_failed_write_of_bytes_is_one_line(tmp_path: Path, monkeypatch: pytest
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old\n")
+    with pytest.raises(EdkdError, match=rf"^could not save {tmp_path}/file/new: {tmp_path}/file is not a folder$"):
+        files.write_bytes(tmp_path / "file" / "new", b"new")
+
+
 def test_what_a_killed_writer_of_bytes_left_is_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file.bin"
     files.write_bytes(path, b"old")
