@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 DEMO = 12ep-b64-fp32-4b53a774
 # METRIC=last as --metric last; nothing where it is not set. Options' names are those of the variables.
-given = $(if $($(1)),--$(shell echo $(1) | tr A-Z a-z) $($(1)))
+given = $(if $($(1)),--$(shell echo $(1) | tr A-Z a-z) '$($(1))')
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slurm chaos lint table report bench ui clean
 
@@ -56,7 +56,7 @@ report: setup  ## outputs/report.html alone, the table as one page with figures;
 	$(RUN) -m analysis.html_report $(OPTIONS)
 
 bench: setup  ## time per step against the plain loop; DATA=dir holds cifar-100-python/; ARGS=--quick
-	$(VENV)/bin/edkd bench $(if $(DATA),dataset.root=$(DATA)) $(ARGS)
+	$(VENV)/bin/edkd bench $(if $(DATA),'dataset.root=$(DATA)') $(ARGS)
 
 ui: setup  ## the MLflow UI on http://127.0.0.1:5000; prints the link to the runs; ARGS='--port 5001'
 	@$(VENV)/bin/edkd ui $(ARGS)
