@@ -36,7 +36,8 @@ def resolve(composed: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         text = _first_line(error)
         _, missing, key = text.partition("Missing mandatory value: ")
-        raise EdkdError(f"{key} has no value yet: set {key}=…" if missing else text) from error
+        where = f"{error.full_key}: " if error.full_key else ""
+        raise EdkdError(f"{key} has no value yet: set {key}=…" if missing else f"{where}{text}") from error
     assert isinstance(resolved, dict)
     if absent := sorted(OmegaConf.missing_keys(plain)):
         raise EdkdError(f"{absent[0]} has no value yet: set {absent[0]}=…")

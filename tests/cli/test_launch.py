@@ -206,6 +206,7 @@ def test_help_lists_groups_and_values() -> None:
         ("distiller=dkd distiller.temperature=0", "distiller.temperature is 0.0: it must be greater than 0"),
         ("engine.device=gpu", "engine.device=gpu: "),
         ("dataset=folder", "dataset.root has no value yet: set dataset.root=…"),
+        ("schedule.lr=${schedule.rate}", "schedule.lr: Interpolation key 'schedule.rate' not found"),
         ("dataset=folder dataset.root=x", "dataset.name has no value yet: set dataset.name=…"),
         ("seed=0,1", "seed=0,1: several values are a sweep: add -m"),
         ("seed=[", "seed=[ is no KEY=VALUE: "),
