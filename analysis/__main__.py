@@ -26,7 +26,7 @@ _NO_METRIC = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the table; returns the exit code. What the user can mend is said on standard error, without a traceback."""
+    """Make the table; returns the exit code. Errors that the user can fix go to standard error, without a traceback."""
     options = parser("analysis", __doc__, "table.md, table.csv and others").parse_args(arguments)
     try:
         made = build(options)
@@ -76,7 +76,7 @@ def build(options: argparse.Namespace) -> report.Report:
 
 
 def chosen(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The runs of the table's data set, recipe and pairs, and those of them that are in its numbers."""
+    """The runs of the table's data set, recipe and pairs, and the subset that enters its numbers."""
     damaged = load.damaged(options.uri)
     for line in damaged.values():
         print(f"analysis: {line}", file=sys.stderr)
@@ -106,7 +106,7 @@ def chosen(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
-    """What the table is of, a line each."""
+    """Lines on the table's data set and recipe, its runs and seeds, and its git commits."""
     distilled = used[~used["alone"]]
     ours = distilled[distilled["imported"] == ""]
     seeds = ", ".join(str(seed) for seed in sorted(ours["seed"].unique()))

@@ -1,4 +1,4 @@
-"""What was made of a sweep's runs, given to the sweep's own run in MLflow, where people look first."""
+"""Attach the table or report of a sweep's runs to the sweep's own run in MLflow, where people look first."""
 
 import argparse
 import sys
@@ -14,9 +14,9 @@ from edkd.errors import EdkdError
 
 
 def to_sweeps(used: pd.DataFrame, options: argparse.Namespace, paths: Sequence[Path]) -> None:
-    """Give files, a sentence and each method's mean accuracies to the sweeps that trained the `used` runs.
+    """Attach files, a sentence and each method's mean accuracies to the sweeps that trained the `used` runs.
 
-    A store that cannot be written is left as it is; what else goes wrong is said in a line.
+    A read-only SQLite store is left as it is. Any other EdkdError is printed as one line on standard error.
     """
     sweeps = sorted({tags["mlflow.parentRunId"] for tags in used["tags"] if "mlflow.parentRunId" in tags})
     if not sweeps:

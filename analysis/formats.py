@@ -136,7 +136,7 @@ def _html_entry(entry: Entry) -> str:
 
 
 def _marked_up(text: str, bold: str, code: str) -> str:
-    """The notes' Markdown for bold and code in another language."""
+    """A note with its Markdown for bold and code replaced by these patterns."""
     return re.sub("`(.+?)`", code, re.sub(r"\*\*(.+?)\*\*", bold, text))
 
 
@@ -154,9 +154,9 @@ FORMATS: dict[str, tuple[str, Callable[[Report], str]]] = {
 
 
 def write(report: Report, folder: Path, formats: Sequence[str]) -> list[Path]:
-    """Write the table into `folder` in each of `formats`, and in those that are there, for none may be an older table.
+    """Write the table into `folder` in each of `formats`, and renew files of other formats, so that none is outdated.
 
-    Each file is written in one piece. Raises EdkdError.
+    Each file is replaced atomically. Raises EdkdError.
     """
     texts = {
         folder / name: render(report)

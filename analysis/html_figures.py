@@ -26,8 +26,8 @@ QUANTITY = {
     "selected": "test top-1 at the epoch chosen on held-out images",
 }
 _STUDENT, _TEACHER = "student alone", "teacher alone"  # as the table names them
-_FORESTS = 4  # of the methods that come closest to ours, or exceed it most
-# Of a figure's natural width. A narrower screen scrolls, for smaller text cannot be read.
+_FORESTS = 4  # forest plots, against the strongest other methods
+# Display widths relative to the natural one. A narrower screen scrolls, because smaller text cannot be read.
 _WIDEST, _NARROWEST = 1.1, 0.78
 
 
@@ -54,11 +54,11 @@ def draw(
     ours: str,
     subject: str,
 ) -> Drawn:
-    """Draw every figure that has data. `used` has a row a run that is in `tidy`, `curves` a row a run and epoch;
-    `by_class` are the values that a method recorded of each class, see `figures.by_class`.
+    """Draw every figure that has data. `used` has a row for each run in `tidy`, `curves` one for each run and epoch.
 
-    `compared` are the comparisons of `ours` with each other method, and `over` has them over pairs; these are the
-    methods as `tidy` names them. `beside` are `references`, shown beside few methods; `subject` says what all is of.
+    `by_class` has the values that a method recorded by class (see `figures.by_class`). `compared` are the comparisons
+    of `ours` with each other method, and `over` has these over all pairs; `tidy` has the methods' names. `beside` are
+    `references`, shown only beside few methods. `subject` is the first line of the accuracies' note.
     """
     others, cells = list(over), st.cells(tidy)
     titles = {name: name for name in (*others, ours)}
@@ -141,7 +141,7 @@ def _and(names: Iterable[str]) -> str:
 
 
 def matrix(tidy: pd.DataFrame, protocol: str, methods: Sequence[str]) -> pd.DataFrame:
-    """All two of `methods` over their pairs, p of the Wilcoxon test adjusted by Holm over all rows."""
+    """Each two of `methods` over their pairs, with p of the Wilcoxon test adjusted by Holm over all rows."""
     names = list(combinations(methods, 2))
     found = pd.DataFrame(st.over_pairs(tidy, protocol, names), columns=st.Pooled._fields)
     found = found.assign(first=[a for a, _ in names], second=[b for _, b in names])[found["pairs"] > 0]
@@ -149,7 +149,7 @@ def matrix(tidy: pd.DataFrame, protocol: str, methods: Sequence[str]) -> pd.Data
 
 
 def beside_published(used: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells with a published number of their protocol (the last epoch's, where it is unknown); of few runs none.
+    """The cells that have a published number of their protocol (unknown: the last epoch's), if `literature.comparable`.
 
     The number is the method's authors' own where there is one, else the one of the EDKD table.
     """
@@ -172,7 +172,7 @@ def _first_drop(used: pd.DataFrame) -> int:
 
 
 def _measured(used: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds of what a run's last record says of the student's nearness to its teacher."""
+    """Means over seeds of top-1, agreement with the teacher, KL to it and calibration error, from the last metrics."""
     columns = ["agreement", "kl_teacher", "ece"]
     told = pd.DataFrame(
         [[metrics.get(f"test/{name}") for name in columns] for metrics in used["metrics"]],
@@ -187,7 +187,7 @@ def _measured(used: pd.DataFrame) -> pd.DataFrame:
 def _costs(
     against: Literal["hours", "memory"], used: pd.DataFrame, cells: pd.DataFrame, *, title: str, **same: Any
 ) -> Figure:
-    used = used[used["imported"] == ""]  # of the others neither device nor hours are known
+    used = used[used["imported"] == ""]  # an imported run's device and hours are unknown
     devices = sorted({tags.get("device", "an unrecorded device") for tags in used["tags"]})
     if len(devices) != 1:
         raise ValueError(f"{against} of {', '.join(devices) or 'other code'} cannot be compared")
@@ -198,7 +198,7 @@ def _costs(
 
 
 def svg(figure: Figure, title: str, prefix: str) -> str:
-    """The figure as an element of a page: without a document's head, its identifiers unlike another figure's."""
+    """The figure as an SVG element for a page: without a document's head, and with `prefix` before each identifier."""
     buffer = io.StringIO()
     with styled():
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})  # `savefig` draws everything twice

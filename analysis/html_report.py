@@ -25,7 +25,7 @@ from edkd.rundir.paths import find_runs
 
 
 class Cell(NamedTuple):
-    """What a table shows, and by which number it sorts: "" for one that is missing, None for text."""
+    """A cell's text, and the number by which it sorts: "" if the number is missing, None for text."""
 
     text: str
     key: float | str | None = None
@@ -40,7 +40,7 @@ class Table(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the page; returns the exit code. What the user can mend is said on standard error, without a traceback."""
+    """Write the page; returns the exit code. Errors that the user can fix go to standard error, without a traceback."""
     options_of = parser("analysis.html_report", __doc__, "report.html")
     options_of.add_argument(
         "--ours", metavar="METHOD", help="the method that is compared with the others (default: the table's last)"
@@ -247,7 +247,7 @@ def _by_epoch(used: pd.DataFrame, options: argparse.Namespace) -> tuple[pd.DataF
         columns["top1"] += [record["metrics"].get("test/top1") for record in by_epoch.values()]
         for name in by_epoch[max(by_epoch)].get("by_class", ()):
             table = [by_epoch[epoch].get("by_class", {}).get(name) for epoch in sorted(by_epoch)]
-            if all(table):  # else an earlier version began the run
+            if all(table):  # otherwise an earlier version, without them, began the run
                 classes.setdefault((run["method"], name, run["pair"]), []).append(np.array(table, dtype=float))
     values: dict[str, dict[str, dict[str, NDArray[np.float64]]]] = {}
     for (method, name, pair), tables_of in classes.items():

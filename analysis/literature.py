@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import pandas as pd
 
 FULL_DATASET, FULL_EPOCHS = "cifar100", 240  # what the published numbers were measured on
-RECIPE = {  # and how, as MLflow has parameters; the learning rate depends on the student
+RECIPE = {  # their recipe, as MLflow parameters; the learning rate depends on the student
     "schedule.batch_size": "64",
     "schedule.momentum": "0.9",
     "schedule.weight_decay": "0.0005",
@@ -51,10 +51,10 @@ SEVEN = PUBLISHED[:7]  # the pairs of the published table, in its order
 
 
 def number(pair: str, method: str) -> Published | None:
-    """The published accuracy of `method` on `pair`: of the EDKD table, and the method's authors' own.
+    """The published accuracy of `method` on `pair`: from the EDKD table, and from the method's authors.
 
-    Of `cifar100.csv` only what was measured by the table's recipe may stand beside ours; a number of another recipe
-    (its column `recipe` says which) is for readers of the file.
+    Only numbers by the table's recipe count, because no other may stand beside ours. Numbers of other recipes, named
+    in the column `recipe` of `cifar100.csv`, are for readers of the file.
     """
     return _numbers().get((pair, method))
 

@@ -1,4 +1,4 @@
-"""From the MLflow store and packed results to the runs of a table: one row a run, one configuration a cell."""
+"""Read the runs of a table from the MLflow store and packed results: one row a run, one configuration a cell."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -34,20 +34,20 @@ _TAGS = (
     "cell",
     "git_commit",
     "best_by",
-    "imported",  # the code base that trained the run, where it was another one
+    "imported",  # the other code base that trained the run, if any
 )
 _METRICS = [(which, key) for which in ("last", "best") for key in ("top1", "top5", "epoch")]
 
 
 def read(uri: str, experiment: str, results: Path, damaged: Mapping[str, str]) -> pd.DataFrame:
-    """Every training run of `experiment` in the MLflow store at `uri`, and every one packed in `results`, a row each.
+    """The training runs of `experiment` in the MLflow store at `uri`, and those packed in `results`, a row each.
 
-    Accuracies are in percent, NaN where a run has none (yet); `alone` says that a run has no teacher. A run that is in
-    both counts once; a sweep's parent run trains nothing and is left out. What MLflow says of runs whose journals are
-    `damaged` (see there) cannot be checked any more: they get the status DAMAGED, and the reason.
+    Accuracies are in percent, NaN where a run has none (yet); `alone` marks a run without a teacher. A run in both
+    places counts once. A sweep's parent run trains nothing and is left out. If a run's journal is `damaged` (see the
+    function), MLflow's record of it cannot be checked: the run gets the status DAMAGED and the reason.
 
-    Raises EdkdError if the store is not there (it is never created) and what is packed makes no table or was not asked
-    for, if both hold no runs, or if a packed file is damaged.
+    Raises EdkdError if a packed file is damaged, if both places hold no runs, or if the store does not exist (it is
+    never created) and either the packed runs make no table or only `uri` differs from its default.
     """
     packed = load_packed(results)
     path = Path(uri.removeprefix("sqlite:///").split("?")[0])
@@ -66,14 +66,14 @@ def read(uri: str, experiment: str, results: Path, damaged: Mapping[str, str]) -
 
 
 def _united(stored: Sequence[Mapping[str, Any]], packed: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Each run once. What is packed and finished is whole; MLflow may not have been told of the end."""
+    """Each run once. A packed run replaces a stored one that is not FINISHED: MLflow may have missed its end."""
     done = {_identity(run) for run in stored if run["status"] == "FINISHED"}
     added = {_identity(run): {**run, "packed": True} for run in packed if _identity(run) not in done}
     return [*(run for run in stored if _identity(run) not in added), *added.values()]
 
 
 def _identity(run: Mapping[str, Any]) -> tuple[Any, Any]:
-    """A run is what began at one time with one configuration."""
+    """The configuration's hash and the start time, which together identify a run."""
     return run["tags"].get("config_hash"), run["start_time"]
 
 
@@ -102,14 +102,14 @@ def _row(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _state(run: Mapping[str, Any]) -> str:
-    """What became of a run; MLflow says KILLED of what was stopped, whose process is gone, and what was pruned."""
+    """The state of a run. MLflow's KILLED covers stopped runs, runs whose process is gone, and pruned runs."""
     if run["status"] == "KILLED":
         return "pruned" if "pruned_after" in run["tags"] else "interrupted"
     return str(run["status"]).lower()
 
 
 def damaged(uri: str) -> dict[str, str]:
-    """A line for each journal that is damaged, of the runs beside a store that is a file, by the path below `runs`."""
+    """An error line for each damaged journal beside a SQLite store, by the run's path below `runs`."""
     output = Path(uri.removeprefix("sqlite:///").split("?")[0]).parent
     lines = {}
     for run_dir in find_runs(output) if uri.startswith("sqlite:///") and (output / "runs").is_dir() else ():
@@ -128,8 +128,8 @@ def finished(runs: pd.DataFrame) -> pd.Series:
 def choose(runs: pd.DataFrame, *, dataset: str | None, recipe: str | None) -> pd.DataFrame:
     """The runs of one data set and one recipe, finished or not.
 
-    None leaves that side open. Raises EdkdError, one line per choice, unless the distillation runs leave just one;
-    of packed and other runs, the other ones decide.
+    None allows any value. Raises EdkdError, one line per choice, unless the finished distillation runs leave just one
+    choice. Runs that are not packed decide alone if they leave just one.
     """
     distilled = runs[~runs["alone"] & finished(runs)]
     if distilled.empty:
@@ -144,7 +144,7 @@ def choose(runs: pd.DataFrame, *, dataset: str | None, recipe: str | None) -> pd
         fits = fits[fits["recipe"] == recipe]
     key = ["dataset", "recipe"]
     own = fits[~fits["packed"]]
-    if len(own.drop_duplicates(key)) == 1:  # what the reader has run here, not what came with the code
+    if len(own.drop_duplicates(key)) == 1:  # runs made here take precedence over packed ones
         fits = own
     head = f"one table holds one data set and one recipe; pick one of these {_WITH_MAKE}:"
     if fits.empty:
@@ -162,8 +162,7 @@ def choose(runs: pd.DataFrame, *, dataset: str | None, recipe: str | None) -> pd
 
 
 def of_columns(runs: pd.DataFrame, *, pairs: list[str] | None) -> pd.DataFrame:
-    """The runs of `pairs` (None: of all there are) and of their students alone; networks alone that are no
-    student here (teachers, mostly) are no row of the table.
+    """The runs of `pairs` (None: all) and of their students alone; other networks alone, mostly teachers, are left out.
 
     Raises EdkdError for a pair that is neither among the runs nor published.
     """
@@ -179,7 +178,7 @@ def of_columns(runs: pd.DataFrame, *, pairs: list[str] | None) -> pd.DataFrame:
 
 
 def limited(runs: pd.DataFrame, *, seeds: Sequence[int] | None, methods: Sequence[str] | None) -> pd.DataFrame:
-    """The runs of these seeds and methods (None: of all); students alone are of no method.
+    """The runs of these seeds and methods (None: all); students alone have no method and stay.
 
     Raises EdkdError for a seed or method that no run has.
     """
@@ -204,12 +203,12 @@ def one_cell_each(
     rows: Sequence[str] | None = None,
     columns: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """The finished runs that enter the table: per row and column one configuration, per seed the newest run.
+    """The finished runs of the table: one configuration per row and column, and its newest run per seed.
 
-    Runs of one pair and distiller that differ in hyper-parameters are rows of their own, or what `rows` and `columns`
-    say (see `settings.place`). Before that, `picked[pair, distiller]` names the only configuration that counts, by the
-    hash in the tag `cell` or its beginning. Where runs of one row and column still have several configurations,
-    `latest` takes that of the newest run; without it EdkdError lists them and the parameters in which they differ.
+    First, `picked[pair, distiller]` names the only configuration to keep, by the hash in the tag `cell` or its start.
+    Then runs of one pair and distiller that differ in hyper-parameters get rows of their own, or the rows and columns
+    that `rows` and `columns` ask for (see `settings.place`). If one row and column still has several configurations,
+    `latest` keeps that of the newest run; without it EdkdError lists them and the parameters in which they differ.
     """
     done = runs[finished(runs)].sort_values("started", kind="stable")
     groups = {(str(p), str(d)): group for (p, d), group in done.groupby(["pair", "distiller"], sort=False)}
@@ -266,10 +265,10 @@ def _clash(group: pd.DataFrame) -> str:
 def tidy(runs: pd.DataFrame) -> pd.DataFrame:
     """The finished runs of students with a teacher as `analysis.statistics` reads them: a row per run and protocol.
 
-    `method` is the row of the table that a run belongs to, `teacher` the identity of its teacher's weights, `value`
-    the test top-1 in percent. Protocol "last" is the last epoch; of the best epoch, "selected" says that it was chosen
-    on held-out training images, "best" on the test set. One run per pair, method, seed and teacher, as `one_cell_each`
-    leaves them, is the caller's part.
+    `method` is the run's row of the table, `teacher` the identity of its teacher's weights, `value` the test top-1 in
+    percent. Protocol "last" is the last epoch, "best" the best epoch chosen on the test set, and "selected" the best
+    epoch chosen on held-out training images. The caller passes one run per pair, method, seed and teacher, as
+    `one_cell_each` returns them.
     """
     used = runs[finished(runs) & ~runs["alone"]]
     frame = used[["pair", "method", "seed"]].assign(teacher=[params["teacher_id"] for params in used["params"]])

@@ -1,4 +1,4 @@
-"""What is not in the numbers of a table and why, and the commands that train or continue it."""
+"""The runs that are missing from a table, the reasons, and the commands that train or continue them."""
 
 import shlex
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ from analysis import literature
 
 
 class Missing(NamedTuple):
-    """A run that would complete the grid, and what became of it."""
+    """A run that would complete the grid, and its state."""
 
     pair: str
     method: str
@@ -40,7 +40,7 @@ def left_out(runs: pd.DataFrame, used: pd.DataFrame) -> list[str]:
 
 
 def unfinished(runs: pd.DataFrame, used: pd.DataFrame) -> list[Missing]:
-    """The runs that began and did not finish, without those that a search has pruned."""
+    """The runs that began and did not finish, without pruned runs and those that a `used` run supersedes."""
     begun = runs[runs["status"] != "FINISHED"]
     found = [
         Missing(run["pair"], run["distiller"], run["seed"], run["state"])
@@ -54,7 +54,7 @@ def without_run(
     runs: pd.DataFrame, distilled: pd.DataFrame, begun: Sequence[Missing], pairs: Iterable[str]
 ) -> list[Missing]:
     """The combinations of `pairs` and the methods and seeds of `distilled` that are neither in it nor in `begun`."""
-    theirs = distilled["teacher"] + "-" + distilled["student"]  # without what sets columns apart
+    theirs = distilled["teacher"] + "-" + distilled["student"]  # names without column settings
     known = {*zip(theirs, distilled["distiller"], distilled["seed"]), *(row[:3] for row in begun)}
     last = runs.sort_values("started", kind="stable")
     state = dict(zip(zip(last["pair"], last["distiller"], last["seed"]), last["state"]))
@@ -67,7 +67,7 @@ def without_run(
 
 
 def _superseded(runs: pd.DataFrame, used: pd.DataFrame) -> list[bool]:
-    """Whether another run of the configuration and seed of each of `runs` is among the `used` ones."""
+    """For each of `runs`, whether a run of its configuration and seed is among the `used` ones."""
     keys = ["teacher", "student", "distiller", "cell", "seed"]
     covered = set(used[keys].itertuples(index=False, name=None))
     return [key in covered for key in runs[keys].itertuples(index=False, name=None)]
@@ -82,7 +82,7 @@ def retry_command(rows: Sequence[Missing], dataset: str, output: Path) -> str:
 
 
 def launch_command(rows: Sequence[Missing], distilled: pd.DataFrame, output: Path) -> str:
-    """The command that trains `rows`, with what the `distilled` runs have other than the defaults of `launch.py`."""
+    """The command that trains `rows`, with the settings of the `distilled` runs that are not `launch.py`'s defaults."""
     pairs, methods, seeds = _values(rows)
     words = ["python", "launch.py", "-m", f"distiller={methods}", f"pair={pairs}", f"seed={seeds}"]
     values: dict[str, set[str]] = {}

@@ -1,4 +1,4 @@
-"""Every number of the table as a frame, a row each, as the CSV has it."""
+"""Every number of the table as a frame with one row a number, as in the CSV."""
 
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -26,8 +26,8 @@ def long_table(runs: pd.DataFrame, tidy: pd.DataFrame, compared: Sequence[tuple[
     """The accuracies of every method on every pair, and the paired differences of the methods that are `compared`.
 
     The kinds are `last`, `best` (chosen on the test set) and `selected` (chosen on held-out training images). `runs`
-    holds one finished run per cell and seed, and `tidy` is of these (see `load.tidy`). Accuracies in percent; intervals
-    cover 95 %; p is of a paired t-test, and `p_holm` adjusted by Holm over the differences of its kind.
+    holds one finished run per cell and seed, and `tidy` is `load.tidy` of them. Accuracies are in percent. Intervals
+    cover 95 %. `p` is from a paired t-test, and `p_holm` is adjusted by Holm over the differences of its kind.
     """
     cells = _accuracies(runs)
     differences = pd.concat([st.comparisons(tidy, kind, compared).assign(kind=kind) for kind in KINDS])
@@ -44,7 +44,7 @@ def long_table(runs: pd.DataFrame, tidy: pd.DataFrame, compared: Sequence[tuple[
 
 
 def commits(runs: pd.DataFrame) -> pd.Series:
-    """The git commit of each run, shortened, `+dirty` where the working tree had changes; imported ones have none."""
+    """The git commit of each run, shortened, with `+dirty` for a changed working tree; NaN for an imported run."""
     dirty = runs["git_dirty"].map({True: "+dirty", False: ""})
     shown = runs["git_commit"].str[:10].replace("", "unknown") + dirty
     return shown.mask(runs["imported"] != "")
@@ -90,7 +90,7 @@ def _accuracies(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _beside(pair: str, method: str, kind: Kind, ours: float) -> dict[str, float | str | None]:
-    """What is published beside one of our cells; the difference only where both are of one protocol."""
+    """The published numbers for one of our cells, and the differences from them if both have one protocol."""
     known = literature.number(pair, method)
     if known is None:
         return {}

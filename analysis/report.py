@@ -1,4 +1,4 @@
-"""The benchmark table for people: what it says beside its numbers, and the terminal."""
+"""The benchmark table for people: its notes, and its form on the terminal."""
 
 from dataclasses import dataclass
 
@@ -32,13 +32,13 @@ IMPORTED = (
     "by that code. Their seeds and their teacher's weights are not known, so they are compared with no other run; a "
     "running number stands where ours have a seed.",
 )
-_ACROSS = 8  # methods that have a column each on the terminal
-_SHOWN = 10  # runs that are left out, on the terminal; the file lists them all
+_ACROSS = 8  # the most methods that have a column each on the terminal
+_SHOWN = 10  # the most left-out runs that the terminal lists; the file lists them all
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that the table says: `facts` are one line each, `long` the CSV's rows, `used` the runs in its numbers."""
+    """The table's content: `facts` are one line each, `long` the CSV's rows, `used` the runs in its numbers."""
 
     title: str
     facts: tuple[str, ...]
@@ -50,13 +50,13 @@ class Report:
     used: pd.DataFrame
 
     def student(self, pair: Pair) -> str:
-        """The student of a column, with the column's setting; a footnote mark stands only where its note does."""
+        """The student of a column and the column's setting, with a footnote mark if the notes have its footnote."""
         mark = "¹" if pair.mislabelled and self.notes[0] == literature.NOTES[0] else ""
         return f"{pair.student}{mark} {pair.setting}".rstrip()
 
 
 def title(dataset: str, runs: pd.DataFrame) -> str:
-    """What the table is of; says REDUCED for anything on CIFAR-100 that is less than all of it for 240 epochs."""
+    """The title; REDUCED marks runs on CIFAR-100 with fewer images, other epochs than 240 or another recipe."""
     epochs = "/".join(str(int(e)) for e in sorted(runs["last_epoch"].dropna().unique())) or "?"
     trained = f"{epochs} epoch{'' if epochs == '1' else 's'}"
     full = literature.FULL_EPOCHS
@@ -70,7 +70,7 @@ def title(dataset: str, runs: pd.DataFrame) -> str:
 
 
 def recipe(runs: pd.DataFrame) -> str:
-    """How the distilled students were trained, as far as their parameters say it; several values where they differ."""
+    """The recorded recipe of the distilled students as a sentence, with all values where runs differ."""
     distilled = runs[~runs["alone"]]
     names = sorted({name for params in distilled["params"] for name in params if name.startswith("schedule.")})
     values = {
@@ -90,7 +90,7 @@ def sources(runs: pd.DataFrame) -> list[str]:
 
 
 def show(report: Report, console: Console) -> None:
-    """Print the report, a line for each pair."""
+    """Print the report, with at most `_SHOWN` of the left-out runs."""
     console.print(f"\n{report.title}", style="bold", highlight=False, markup=False)
     for fact in report.facts:
         console.print(fact, style="dim", highlight=False, markup=False)
@@ -107,7 +107,7 @@ def show(report: Report, console: Console) -> None:
 
 
 def _terminal_grid(grid: Grid) -> Table:
-    """A line for each pair, or of many methods a line for each method."""
+    """A row for each pair, or for each method if there are more than `_ACROSS`."""
     title = f"{grid.title}, {grid.remark}" if grid.remark else grid.title
     table = Table(title=title, title_justify="left", title_style="bold", show_lines=True)
     pairs = [f"{pair.teacher}\n{pair.student} {pair.setting}".rstrip() for pair in grid.columns]

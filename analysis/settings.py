@@ -7,17 +7,17 @@ import pandas as pd
 from edkd.errors import EdkdError
 from edkd.rundir.settings import INCIDENTAL, Setting, setting, without_swapped
 
-METHOD, PAIR = ("method", "distiller"), ("pair",)  # names of what rows and columns are without any parameter
+METHOD, PAIR = ("method", "distiller"), ("pair",)  # names of the plain row and column, without parameters
 _HYPER_PARAMETERS = ("distiller.", "optimizer.", "schedule.")
 
 
 def place(runs: pd.DataFrame, *, rows: Sequence[str] | None, columns: Sequence[str]) -> pd.DataFrame:
-    """The runs with the row and the column of each as `method` and `pair`: "kd temperature=2", "vgg13-vgg8 beta=4".
+    """The runs with their row as `method` and their column as `pair`: "kd temperature=2", "vgg13-vgg8 beta=4".
 
-    `rows` and `columns` are names of parameters such as distiller.temperature. Without `rows` they are the parameters
-    of distiller, optimizer and schedule in which the runs of one method on one pair differ. The settings themselves
-    are in the columns `row` and `column`. A run without such a parameter has no setting of it, and a student alone
-    none of `columns`. Raises EdkdError for a parameter that no run has.
+    `rows` and `columns` are names of parameters such as distiller.temperature. By default, `rows` are the parameters of
+    distiller, optimizer and schedule in which the runs of one method on one pair differ. The settings themselves are
+    in the columns `row` and `column`. A run that lacks a parameter has no setting of it, and a student alone has no
+    setting of `columns`. Raises EdkdError for a parameter that no run has.
     """
     rows = None if rows is None else [name for name in rows if name not in METHOD]
     columns = [name for name in columns if name not in PAIR]
@@ -42,7 +42,7 @@ def place(runs: pd.DataFrame, *, rows: Sequence[str] | None, columns: Sequence[s
 
 
 def differing(group: pd.DataFrame) -> list[str]:
-    """Names of the parameters that differ between the cells of a group, and not within one of them."""
+    """Names of the parameters that differ between the cells of a group but not within any cell."""
     if group["cell"].nunique() == 1:
         return []
     by_cell = [list(params) for _, params in group.groupby("cell", sort=False)["params"]]

@@ -26,7 +26,7 @@ class Pair(NamedTuple):
     name: str
     teacher: str
     student: str
-    setting: str = ""  # "beta=4" where columns are apart by a parameter
+    setting: str = ""  # such as "beta=4", if a parameter separates columns
 
     @property
     def mislabelled(self) -> bool:
@@ -35,7 +35,7 @@ class Pair(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A cell of a grid: the number, and lines with published ones under it; empty where there is nothing to say."""
+    """A cell of a grid: the number, and lines with published numbers below it; empty if there is no number."""
 
     text: str = ""
     below: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class Entry(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A method of the table, by its title and what its runs have set; `year` is infinite for the unpublished."""
+    """A row of the table: the method, its title with its settings, and its year (infinite if unpublished)."""
 
     method: str
     title: str
@@ -63,8 +63,8 @@ class Grid:
 def columns(runs: pd.DataFrame, pairs: Sequence[str] | None) -> tuple[Pair, ...]:
     """`pairs` if given, else the seven of the published table, in its order, and then any other pair of the runs.
 
-    Of other data than CIFAR-100 only the pairs that have runs. A pair has a column for each of its settings where
-    `settings.place` has set columns apart.
+    On other data than CIFAR-100, or if `settings.place` gave the columns settings, only pairs that have runs count. A
+    pair has a column for each of its settings.
     """
     distilled = runs[~runs["alone"]].drop_duplicates("pair")
     found: dict[str, list[tuple[tuple[Setting, ...], Pair]]] = {}
@@ -81,9 +81,9 @@ def columns(runs: pd.DataFrame, pairs: Sequence[str] | None) -> tuple[Pair, ...]
 
 
 def rows_of(runs: pd.DataFrame) -> tuple[Row, ...]:
-    """The methods of the runs, ordered by year of publication and title; those without a year last, of them EDKD.
+    """The methods of the runs by year of publication and title, then those without a year, and EDKD last.
 
-    Title and year are tags of the runs, the newest's where they differ. A method without a title has its own name.
+    Title and year are tags of the runs; the newest run's count. A method without a title has its own name.
     """
     newest_first = runs[~runs["alone"]].sort_values("started", ascending=False, kind="stable")
     rows = []
@@ -100,13 +100,13 @@ def rows_of(runs: pd.DataFrame) -> tuple[Row, ...]:
 
 
 def contrasts(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """What is compared in pairs: the last row, and every method without a year of publication, with all rows above."""
+    """The pairs of rows to compare: the last row and every method without a year, each with all rows above it."""
     new = [i for i, row in enumerate(rows) if row.year == float("inf") or row is rows[-1]]
     return [(rows[i], other) for i in reversed(new) for other in rows[:i]]
 
 
 def leaders(tidy: pd.DataFrame, kind: Kind) -> set[tuple[str, str]]:
-    """(pair, method) where the method is better than all others on the pair, each time significantly after Holm."""
+    """Each (pair, method) where the method is significantly better, after Holm, than every other one on the pair."""
     rows = comparisons(tidy, kind)
     clear = rows[rows["p_holm"] < 0.05]
     better = Counter(zip(clear["pair"], clear["first"].where(clear["difference"] > 0, clear["second"])))
@@ -115,8 +115,8 @@ def leaders(tidy: pd.DataFrame, kind: Kind) -> set[tuple[str, str]]:
 
 
 def taught_apart(runs: pd.DataFrame) -> list[str]:
-    """What is not compared, though both methods have the seed: students of two teachers of one name."""
-    distilled = runs[~runs["alone"] & (runs["imported"] == "")]  # of imported ones neither seed nor teacher is known
+    """A line for each contrast and pair with the seeds that are not compared, because the teachers' weights differ."""
+    distilled = runs[~runs["alone"] & (runs["imported"] == "")]  # an imported run's seed and teacher are unknown
     distilled = distilled.assign(taught=[params["teacher_id"] for params in distilled["params"]])
     teachers = distilled.pivot(index=["pair", "seed"], columns="method", values="taught")
     teachers = teachers[teachers.nunique(axis="columns") > 1]
@@ -167,7 +167,7 @@ def grids(
 
 
 def _grid(title: str, shape: tuple[Pair, ...], body: Iterable[tuple[str, tuple[Entry, ...]]]) -> Grid:
-    """Without empty rows; that every number is of one run is said once."""
+    """A grid without empty rows; if all numbers have n = 1, the remark reports it instead of the cells."""
     rows = [(label, entries) for label, entries in body if any(entry.text for entry in entries)]
     counts = {found for _, entries in rows for entry in entries for found in re.findall(r" \(n=\d+\)$", entry.text)}
     if counts != {_ONE}:
@@ -177,7 +177,7 @@ def _grid(title: str, shape: tuple[Pair, ...], body: Iterable[tuple[str, tuple[E
 
 
 def reference_grid(shape: tuple[Pair, ...]) -> Grid:
-    """The published table itself, for the readers of a table whose cells must not stand beside it."""
+    """The published table itself, for a report whose numbers must not stand beside it."""
 
     def numbers(method: str, column: Literal["table", "authors"]) -> tuple[Entry, ...]:
         known = (literature.number(pair.name, method) for pair in shape)
@@ -210,7 +210,7 @@ def _entry(row: Mapping[Hashable, Any] | None, sign: Literal["", "+"] = "", *, b
 
 
 def _below(row: Mapping[Hashable, Any]) -> tuple[str, ...]:
-    """`published 76.01 (+0.12)`: the difference is ours − published; without one, in brackets, of another epoch."""
+    """`published 76.01 (+0.12)`, the difference being ours − published; `published [76.01]` if the protocol differs."""
     lines = []
     for name, column, difference in (
         ("published", "published", "minus_published"),

@@ -99,9 +99,9 @@ def _times(task: "Task") -> str:
 
 @contextlib.contextmanager
 def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show how far a count has come, how fast, and the time left; yields `update(done)`.
+    """Show a count's progress, its rate and the time left; yields `update(done)`.
 
-    A bar on a terminal; elsewhere a line whenever some seconds have passed.
+    On a terminal it is a bar; elsewhere a line is printed at most every `LINE_EVERY` seconds.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -126,7 +126,7 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def stdout() -> Console:
-    """A console on standard output, for tables; where that is no terminal, it breaks no line."""
+    """A console on standard output, for tables; it wraps lines only on a terminal."""
     return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=10_000)
 
 
@@ -144,7 +144,7 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that says in one line what is wrong with a command, as every other error is said."""
+    """A parser that reports a wrong command in one line, like every other error."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2; the line begins with the name of the program or the module."""
@@ -170,5 +170,5 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
-    """A number with so many decimals; empty where there is none."""
+    """A number with `digits` decimals; empty for None."""
     return "" if value is None else f"{value:.{digits}f}"

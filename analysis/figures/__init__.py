@@ -1,8 +1,8 @@
 """Figures of a benchmark: pure functions from DataFrames to `matplotlib.figure.Figure`, and `save`.
 
-They draw what `analysis.statistics` has computed; of their own they subtract runs, and average the lines and bars that
-say so. No method is known by name: every figure takes `titles`, a mapping from the name of a method in the frame to its
-title, and draws the methods of that mapping alone, in its order. Pairs keep the order in which the frame has them.
+They draw what `analysis.statistics` has computed. Themselves they only subtract runs, and average the lines and bars
+that are labelled as means. No method is known by name: every figure takes `titles`, a mapping from the name of a method
+in the frame to its title, and draws only the methods of that mapping, in its order. Pairs keep the frame's order.
 Accuracies are in percent, differences of them in points. A figure without anything to draw raises a ValueError that
 says what is missing.
 """

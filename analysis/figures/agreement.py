@@ -1,4 +1,4 @@
-"""How near students are to their teachers, and how well calibrated, against how accurate they are."""
+"""The accuracy of students against their agreement with the teacher, their KL to it and their calibration."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def teacher_agreement(
     """Draw accuracy against agreement (percent), KL to the teacher (nats) and calibration error (percent).
 
     `measured` has one row a dot: pair, method, top1 (percent), agreement, kl_teacher, ece; a missing value leaves a dot
-    out of its panel. What a row stands for, a run or a mean over seeds, is up to the caller, and `quantity` says it:
-    it labels the vertical axis, e.g. "test top-1 at the last epoch, mean of the seeds". Marks differ by method;
+    out of its panel. A row may be a run or a mean over seeds. `quantity` says which and labels the vertical axis,
+    e.g. "test top-1 at the last epoch, mean of the seeds". Marks differ by method;
     `highlight` names the methods that have a colour (None: all), the others are grey.
     """
     rows = chosen(measured, titles, ["top1"], "accuracy").dropna(subset=list(_AXES), how="all")

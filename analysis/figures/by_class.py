@@ -1,4 +1,4 @@
-"""What a method records of each class: over epochs, and class by class after the last one."""
+"""Quantities that a method records by class: over the epochs, and class by class after the last one."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Values = Mapping[str, Mapping[str, NDArray[np.float64]]]
 
 @styled()
 def by_class(values: Values, *, names: Mapping[str, str], title: str) -> Figure:
-    """Draw quantities that were averaged over the images of each class: a row for each, of two panels.
+    """Draw quantities that were averaged over the images of each class: one row of two panels for each quantity.
 
     `values[quantity][pair]` is [epochs, classes], from epoch 1 on; `names` are the quantities' titles, in order. The
-    left panel has the mean of the classes against the epoch, for up to three pairs with a band from the 10th to the
-    90th percentile of the classes; the right one the last epoch's values, in the order of their size.
+    left panel has the mean of the classes against the epoch and, for up to three pairs, a band from the 10th to the
+    90th percentile of the classes. The right panel has the last epoch's values in ascending order.
     """
     quantities = [quantity for quantity in names if values.get(quantity)]
     if not quantities:

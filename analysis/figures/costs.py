@@ -1,4 +1,4 @@
-"""What accuracy costs: hours of a run, or memory."""
+"""Accuracy against its cost: hours or memory of a run."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def costs(
     """Draw accuracy (percent) against hours, or against peak memory (10⁶ bytes), one panel a pair.
 
     `spent` has one row a pair and method: pair, method, n, mean, low, high (accuracy, as `statistics.cells` gives it),
-    hours (mean of the runs' wall time) and memory (only what is drawn `against` must be there; absent values leave a
-    dot out). Lines are intervals; one run alone is an open mark. Only hours of one machine may be compared; `title`
+    hours (mean of the runs' wall time) and memory. Only the column drawn `against` is needed; a missing value leaves
+    its dot out. Lines are intervals; one run alone is an open mark. Only hours of one machine may be compared; `title`
     should say which. `quantity` labels the vertical axis, e.g. "test top-1 at the last epoch". `highlight`
-    names the methods that have a colour (None: all), the others are grey. Runs of less than an hour are in minutes.
+    names the methods that have a colour (None: all), the others are grey. Hours are in minutes if all are below 1.
     """
     rows = chosen(spent, titles, ["mean", against], f"accuracy with {against} recorded")
     label = _LABELS[against]

@@ -41,11 +41,10 @@ def training_curves(
     """Draw test top-1 (percent) against the epoch, one panel a pair.
 
     `curves` has one row a run and epoch (pair, method, seed, epoch, top1). A method's line is the mean of its seeds at
-    each epoch, its band reaches from the lowest seed to the highest; one seed alone has no band, and
-    neither have grey methods, nor any where more than seven are coloured. Epochs before
-    `from_epoch` are left out: what methods differ by at the end is small beside the way there, so
-    the epoch of the first drop of the learning rate is a good choice. `highlight` names the
-    methods that have a colour (None: all); the others are grey.
+    each epoch, and its band reaches from the lowest seed to the highest. One seed alone and grey methods have no band;
+    nor has any method if more than seven are coloured. Epochs before `from_epoch` are left out: final differences are
+    small beside the rise before them, so the epoch of the first drop of the learning rate is a good choice.
+    `highlight` names the methods that have a colour (None: all); the others are grey.
     """
     rows = chosen(curves[curves["epoch"] >= from_epoch], titles, ["top1"], f"test top-1 from epoch {from_epoch} on")
     methods, pairs = present(rows, titles), list(rows["pair"].unique())
@@ -79,7 +78,7 @@ def training_curves(
 
 
 def _curve(axes: Axes, seeds: pd.DataFrame, look: Look, *, banded: bool) -> float:
-    """Draw a method's line and band, of mean, min and max by epoch; returns where the line ends."""
+    """Draw a method's line and band, of mean, min and max by epoch; returns the line's last value."""
     if banded:
         axes.fill_between(seeds.index, seeds["min"], seeds["max"], color=look.colour, alpha=0.2, linewidth=0)
     alone = "o" if len(seeds) == 1 else ""

@@ -77,7 +77,7 @@ def forest(
         corners = [(pooled.low, last), (pooled.mean, last - 0.25), (pooled.high, last), (pooled.mean, last + 0.25)]
         axes.add_patch(Polygon(corners, closed=True, facecolor=INK, edgecolor=INK, linewidth=0.6))
     _columns(axes, last, (_estimate(pooled.mean, pooled.low, pooled.high), "", _p(pooled.p_wilcoxon)), va="center")
-    head = "adjusted p" if rows["p_holm"].notna().any() else "p"  # of one run a pair only the last row has one
+    head = "adjusted p" if rows["p_holm"].notna().any() else "p"  # with one run a pair, only the last row has a p
     _columns(axes, -0.7, (f"mean [{100 * level:g} % interval]", "n", head), va="bottom", color=QUIET)
     for x, text, side in ((0.0, f"← {titles[second]} better", "left"), (1.0, f"{titles[first]} better →", "right")):
         axes.text(

@@ -36,7 +36,7 @@ def estimates(
     size: float = 4,
     width: float = 1.2,
 ) -> None:
-    """A mark `at` each row's `mean`, open where `n` is 1, on a line from `low` to `high`.
+    """Draw each row's `mean` as a mark at position `at`, open where `n` is 1, on a line from `low` to `high`.
 
     Where a line leaves the axis, an arrow at the edge says so. The axis' limits must be set.
     """

@@ -1,4 +1,4 @@
-"""Where names go that stand beside what they name: no two of them on one spot."""
+"""Places for names beside what they name, without two names on one spot."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from analysis.figures.style import SMALL
 
-# Where a text's centre goes, seen from its mark: beside it, above and below, at its corners, and then farther away; the
-# last two numbers are the gap between the text's box and the mark in points.
+# Places of a text's centre around its mark: beside it, above and below, at its corners, and then farther away. `gap`
+# and `rise` are the horizontal and the vertical gap between the text's box and the mark, in points.
 _PLACES = [
     (dx, dy, gap, rise)
     for gap, rise in ((5, 4), (10, 8), (16, 13))
@@ -25,8 +25,8 @@ _PLACES = [
 def apart(values: ArrayLike, gap: float, low: float, high: float) -> NDArray[np.float64]:
     """Positions in [low, high] that are nearest to `values` [n] (least squares), at least `gap` from each other.
 
-    With `gap · i` taken off the i-th smallest value this is isotonic regression, by pooling adjacent violators.
-    Where n of them do not fit between `low` and `high`, the uppermost lie above `high`.
+    With `gap · i` subtracted from the i-th smallest value, this is isotonic regression by pooling adjacent violators.
+    If n positions do not fit between `low` and `high`, the uppermost lie above `high`.
     """
     x = np.asarray(values, dtype=np.float64)
     order = np.argsort(x, kind="stable")

@@ -21,9 +21,9 @@ def matrix(pooled: pd.DataFrame, *, titles: Mapping[str, str], quantity: str, ti
     """Draw the mean difference over pairs of each method (row) to each other one (column), in points.
 
     `pooled` has one row for two methods: first, second, mean (of first − second), wins, ties, losses (of first over
-    second, counted over pairs) and p_holm (adjusted over all of these rows). The cell of the two the other way round
-    is its mirror image, so each needs to be there only once. A cell says mean, wins/ties/losses and adjusted p, and is
-    blue where the row's method is better; cells that are missing are empty. `quantity` is, e.g., "test top-1 at the
+    second, counted over pairs) and p_holm (adjusted over all of these rows). The cell of second against first mirrors
+    it, so one row for the two is enough. A cell shows mean, wins/ties/losses and adjusted p, and is blue where the
+    row's method is better; cells that are missing are empty. `quantity` is, e.g., "test top-1 at the
     last epoch".
     """
     cells = {}
@@ -53,7 +53,7 @@ def matrix(pooled: pd.DataFrame, *, titles: Mapping[str, str], quantity: str, ti
     bar = figure.colorbar(image, ax=axes, shrink=0.7, aspect=25)
     bar.outline.set_visible(False)
     bar.set_label(f"row − column, points of\n{quantity}")
-    freeze(figure)  # now, for the texts need no room
+    freeze(figure)  # before the texts, which need no room
     for y, a in enumerate(methods):
         for x, b in enumerate(methods):
             if (a, b) in cells:

@@ -32,8 +32,8 @@ def against_published(beside_ours: pd.DataFrame, *, titles: Mapping[str, str], t
     """Draw our accuracies against published ones: left both (percent), right ours − published (points).
 
     `beside_ours` has one row a published number that may stand beside ours: pair, method, published (percent), protocol
-    ("last", "best" or "unknown", as published; the row's own numbers are by the same protocol, or of the last epoch
-    where it is unknown), n, mean, low, high (ours, as `statistics.cells` gives them; one run has no interval and an
+    ("last", "best" or "unknown", as published; our numbers are by the same protocol, or of the last epoch if it is
+    unknown), n, mean, low, high (ours, as `statistics.cells` gives them; one run has no interval and an
     open mark). Marks differ by protocol; the six points with the largest differences have names.
     """
     rows = chosen(beside_ours, titles, ["published", "mean"], "published accuracy beside one of ours")

@@ -1,4 +1,4 @@
-"""What a student has learnt of its teacher: their features in the plane, and how their logits go together."""
+"""A student beside its teacher: their features in two dimensions, and the correlations of their logits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from analysis.figures.style import COLOURS, FAINT, MARKERS, SMALL, freeze, page, panels, styled
 
-FEW, SHOWN = 10, 7  # so many classes all have a colour; of more, so many have one
+FEW, SHOWN = 10, 7  # up to FEW classes are all coloured; of more classes, only SHOWN are
 
 Array = NDArray[np.float64]
 
@@ -22,7 +22,7 @@ def embedding(
     """Draw the test images by their features in two dimensions, the student's and the teacher's, a panel each.
 
     `student` and `teacher` are [images, 2], `target` [images] the classes; `names` head the panels. Up to ten classes
-    have a colour and a mark each; of more, seven evenly spaced ones, and the others are grey.
+    have a colour and a mark each; of more classes, seven evenly spaced ones have, and the others are grey.
     """
     classes = np.unique(target)
     shown = classes if len(classes) <= FEW else classes[np.linspace(0, len(classes) - 1, SHOWN).round().astype(int)]
@@ -56,7 +56,7 @@ def _scatter(axes: Axes, points: Array, target: NDArray[np.int64], shown: NDArra
 def correlation(student: Array, teacher: Array, *, title: str) -> Figure:
     """Draw how the correlations of a student's logits differ from its teacher's, both [classes, classes].
 
-    White is where two classes' logits go together over the test images as much as the teacher's do.
+    White marks two classes whose logits correlate over the test images as much as the teacher's do.
     """
     difference = student - teacher
     limit = float(np.nanmax(np.abs(difference))) or 1.0

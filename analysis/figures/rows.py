@@ -49,11 +49,11 @@ def accuracies(
 ) -> Figure:
     """Draw the accuracy (percent) of every method, one panel a pair, one row a method, each panel on its own scale.
 
-    `cells` is the frame of `statistics.cells` (pair, method, protocol, n, mean, low, high); of it, the rows of
+    `cells` is the frame of `statistics.cells` (pair, method, protocol, n, mean, low, high); only its rows of
     `protocol` are drawn. A dot is a mean, its line the interval at `level`; one run alone is an open circle; a method
-    without runs on a pair has an empty row. `highlight` names the methods that are drawn in another colour, `beside`
-    those that are no methods, such as the teacher, in grey. Up to seven rows have their means written above the dots.
-    `quantity` labels the axis, e.g. "test top-1 at the last epoch", and `subject` says what all of it is of.
+    without runs on a pair has an empty row. `highlight` names the methods that are drawn in another colour. `beside`
+    names rows that are no methods, such as the teacher, drawn in grey. Up to seven rows have means above the dots.
+    `quantity` labels the axis, e.g. "test top-1 at the last epoch", and `subject` is the note's first line.
     """
     rows = chosen(cells[cells["protocol"] == protocol], titles, ["mean"], f"accuracy under the protocol {protocol!r}")
     methods, pairs = present(rows, titles), list(rows["pair"].unique())

@@ -22,7 +22,7 @@ WIDTH = 7.2  # inches: the text of an A4 page
 SMALL = 6.5  # points: the smallest type
 # Okabe and Ito, "Color Universal Design", 2008, without its yellow, which is too light for thin lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v")  # of five marks and seven colours, 35 methods get different ones
+MARKERS = ("o", "s", "^", "D", "v")  # five marks times seven colours tell 35 methods apart
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1, 1, 1)))
 INK, QUIET, FAINT = "#222222", "#777777", "#DDDDDD"
 PLAIN, STANDOUT = COLOURS[0], COLOURS[1]
@@ -34,7 +34,7 @@ _STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so text has the same size everywhere
     "font.size": 8,
     "axes.titlesize": 7.5,
-    "axes.titley": 1.0,  # not searched for, which takes time
+    "axes.titley": 1.0,  # fixed, because the search for it takes time
     "axes.labelsize": 8,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
@@ -72,13 +72,13 @@ class Look(NamedTuple):
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """The settings under which figures are made and saved, whatever the reader's own matplotlibrc says."""
+    """The settings under which figures are made and saved, whatever the user's matplotlibrc contains."""
     with style.context(["default", _STYLE]):
         yield
 
 
 def looks(titles: Mapping[str, str], highlight: Collection[str] | None = None) -> dict[str, Look]:
-    """A look for each method, by its place in `titles`; those that are not in `highlight` are grey (None: none is)."""
+    """A look for each method, by its place in `titles`; methods outside `highlight` are grey (None: no method)."""
     return {
         method: Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], DASHES[i // len(COLOURS) % len(DASHES)])
         if highlight is None or method in highlight
@@ -88,7 +88,7 @@ def looks(titles: Mapping[str, str], highlight: Collection[str] | None = None) -
 
 
 def coloured(methods: Collection[str], highlight: Collection[str] | None) -> list[str]:
-    """Those of the methods that have a colour."""
+    """The methods that have a colour (all if `highlight` is None)."""
     return [method for method in methods if highlight is None or method in highlight]
 
 
@@ -137,8 +137,8 @@ def page(
     """An empty figure with `body` inches of height for panels, a title above and three things below them.
 
     These are `below`, the label of all horizontal axes; `note`, how to read the marks; and a legend of `handles`, each
-    `entry` inches wide. They have strips of their own, for the layout engine gives one place to a legend and a common
-    label.
+    `entry` inches wide. Each has its own strip, because the layout engine would put a legend and a common label in one
+    place.
     """
     columns = max(1, int(width / entry))
     lines = [line for text in note.split("\n") for line in textwrap.wrap(text, int(19 * width))]
@@ -193,16 +193,16 @@ def panels(
 
 
 def freeze(figure: Figure) -> Figure:
-    """Lay the figure out for good, so that labels can be placed by measure, and return it.
+    """Fix the figure's layout, so that labels can be placed by measured sizes, and return the figure.
 
-    The solver's positions differ in their last bits from run to run, and an SVG names its clip paths by them. Rounded
-    to a millionth of the figure, they are the same each time.
+    The solver's positions differ in their last bits from run to run, and an SVG names its clip paths by them. Rounding
+    to a millionth of the figure makes them the same each time.
     """
     solver = figure.get_layout_engine()
-    assert solver is not None  # of every `page`
+    assert solver is not None  # every `page` has one
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
         if not axis.get_label_text():
-            axis.set_label_coords(0, 0)  # no place is searched for it, which takes time
+            axis.set_label_coords(0, 0)  # saves the search for a place, which takes time
     solver.execute(figure)  # draws nothing, unlike `draw_without_rendering`
     if any(axes.get_aspect() != "auto" for axes in figure.axes):
         solver.execute(figure)  # it needs a second round
@@ -216,7 +216,7 @@ GREY_NOTE = " Grey: the other methods."
 
 
 def marks(methods: Collection[str], titles: Mapping[str, str]) -> list[Line2D]:
-    """What a legend shows for `methods` that are drawn as marks."""
+    """The legend's entries for `methods` that are drawn as marks."""
     look = looks(titles)
     return [
         Line2D([], [], linestyle="none", marker=look[m].marker, color=look[m].colour, markersize=4.5, label=titles[m])

@@ -1,4 +1,4 @@
-"""What seeds say: of one method its mean and interval, of two methods on a pair their paired difference."""
+"""Statistics over seeds: a method's mean and interval, and the paired difference of two methods on a pair."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from statsmodels.stats.multitest import multipletests  # type: ignore[import-unt
 
 Floats = NDArray[np.float64]
 
-SAME = 1e-9  # points; what is closer than this differs by rounding errors alone
+SAME = 1e-9  # points; smaller differences are rounding errors
 
 
 class Moments(NamedTuple):
@@ -54,7 +54,7 @@ def comparisons(
     """Paired t-test and interval of `first − second` on each pair, over the (seed, teacher) that both methods have.
 
     Runs of one seed share initial weights, order and augmentation, so much of the seed's noise cancels in the
-    difference; what two teachers make of their students does not. `contrasts` are (first, second), None: all pairs of
+    difference; the effect of different teachers does not. `contrasts` are (first, second), None: all pairs of
     methods. `p_holm` is corrected over all rows that have a p (n ≥ 2 and differences that are not all equal).
     """
     if contrasts is None:
@@ -85,7 +85,7 @@ def comparisons(
 
 
 def holm(p: Floats) -> Floats:
-    """p [n] adjusted by Holm over those that are numbers."""
+    """p [n], adjusted by Holm over the entries that are not NaN."""
     adjusted = np.full(p.shape, np.nan)
     tested = ~np.isnan(p)
     if tested.any():
@@ -109,7 +109,7 @@ def differences(tidy: pd.DataFrame, protocol: str, contrasts: Sequence[tuple[str
 
 
 def moments(gaps: Floats, level: float) -> Moments:
-    """Over the second axis of gaps [pairs, runs] or [pairs, runs, contrasts], without its NaN."""
+    """The moments over the second axis of gaps [pairs, runs] or [pairs, runs, contrasts], ignoring NaN."""
     values = np.ma.masked_invalid(gaps)
     n = values.count(axis=1)
     mean = values.mean(axis=1).filled(np.nan)

@@ -1,4 +1,4 @@
-"""What pairs say together of two methods."""
+"""The difference of two methods over all pairs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from scipy import stats  # type: ignore[import-untyped]
 
 from analysis.statistics.paired import Floats, differences, moments
 
-TIE = 0.005  # points; half of what one image of a test set of 10,000 counts
-FEWEST_PAIRS = 5  # fewer give no interval: in simulations one of 95 % covered as little as 49 % (2 pairs) to 87 % (4)
+TIE = 0.005  # points; half the weight of one image in a test set of 10,000
+FEWEST_PAIRS = 5  # fewer give no interval: in simulations, 95 % intervals covered only 49 % (2 pairs) to 87 % (4)
 
 
 class Pooled(NamedTuple):
-    """What all pairs together say of `first − second`; NaN where there are too few pairs to say it."""
+    """Statistics of `first − second` over all pairs; NaN where there are too few pairs."""
 
     pairs: int
     mean: float
@@ -43,10 +43,10 @@ def over_pairs(
 
     `low` and `high` come from a hierarchical bootstrap (pairs, then the runs of each drawn pair) with the expanded
     percentiles of Hesterberg (2015, arXiv:1411.5279): plain percentiles are too narrow for few pairs.
-    In simulations of 5 to 13 pairs with 1 to 4 runs, 91 % (5 pairs, 1 run) to 99.7 % of the intervals of 95 % covered.
+    In simulations of 5 to 13 pairs with 1 to 4 runs, the 95 % intervals covered 91 % (5 pairs, 1 run) to 99.7 %.
     `improvement` is the probability of improvement: the mean over pairs of the share of paired runs in which `first`
-    is better, equal runs counted half.
-    A pair is a tie where the t interval of its difference includes 0, or, where it has none, if |difference| < 0.005;
+    is better; equal runs count half.
+    A pair is a tie if the t interval of its difference includes 0 or, without an interval, if |difference| < 0.005;
     otherwise the sign decides. `p_wilcoxon` is the exact two-sided p of the signed ranks of the pairs' differences.
     """
     gaps = differences(tidy, protocol, contrasts).gaps
@@ -98,8 +98,8 @@ def pooled(
 
 
 def _wilcoxon(mean: Floats) -> Floats:
-    """The p of each contrast's differences over pairs, [pairs, contrasts]; those that are missing or 0 do not count."""
-    rounded = mean.round(9)  # equal differences are equal to the last bit
+    """The p of each contrast over its differences `mean` [pairs, contrasts]; missing ones and 0 do not count."""
+    rounded = mean.round(9)  # so that equal differences are equal to the last bit
     counted = ~np.isnan(rounded) & (rounded != 0)
     size, p = counted.sum(axis=0), np.full(mean.shape[1], np.nan)
     for number in set(size.tolist()) - {0}:
@@ -112,10 +112,10 @@ def _wilcoxon(mean: Floats) -> Floats:
 
 @lru_cache(maxsize=16)
 def _bootstrap_weights(runs: tuple[int, ...], resamples: int, seed: int) -> Floats:
-    """What each run counts in each resample's mean over pairs, [resamples, sum(runs)]; `runs` is their number by pair.
+    """The weight of each run in each resample's mean over pairs, [resamples, sum(runs)]; `runs` counts them by pair.
 
-    Each resample draws as many pairs as there are, and for each drawn pair its runs anew, both with replacement. That
-    is a multinomial number of draws of each pair, and of each of its runs.
+    Each resample draws as many pairs as there are, and for each drawn pair as many runs as it has, with replacement.
+    So the number of draws of each pair, and of each of its runs, is multinomial.
     """
     draw = np.random.default_rng(seed)
     pairs = len(runs)

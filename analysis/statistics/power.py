@@ -1,4 +1,4 @@
-"""What n permits: the smallest difference that is found, and the n that a difference needs."""
+"""The power of a paired t-test: the smallest difference that n runs detect, and the n that a difference needs."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ _NAMED = 6  # baselines in one sentence
 
 
 def permits(rows: pd.DataFrame, power: float = 0.8, level: float = 0.95) -> list[str]:
-    """What the n of these `comparisons` permits and what not, in sentences; empty for no rows."""
+    """Sentences on what the n of these `comparisons` permits and does not permit; empty for no rows."""
     said = []
     alone, flat = int((rows["n"] == 1).sum()), int((rows["sd"] == 0).sum())
     if alone:
@@ -63,7 +63,7 @@ def _sensitivity(n: int, group: pd.DataFrame, power: float, level: float) -> str
 def verdict(ours: str, over: Mapping[str, Pooled], rows: pd.DataFrame, level: float = 0.95) -> list[str]:
     """What the statistics say of `ours`, in at most three sentences.
 
-    `over` has what all pairs say of `ours` minus each baseline, and `rows` are the `comparisons` of the same contrasts.
+    `over` has `ours` minus each baseline over all pairs, and `rows` are the `comparisons` of the same contrasts.
     """
     found = {name: result for name, result in over.items() if result.pairs}
     if not found:

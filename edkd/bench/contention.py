@@ -1,8 +1,8 @@
-"""Threads on cores that others use as well: one run with all threads beside runs of one thread each.
+"""Training on cores that other processes use: one run with all threads beside runs of one thread each.
 
-`edkd bench --contention`. The threads of a run wait for each other several hundred times a step. Where another process
-holds a core, all wait for the one whose turn it is not; a run with one thread waits for none. The others here are loops
-that do nothing else than take their core's time.
+`edkd bench --contention`. The threads of a run wait for each other several hundred times a step. If another process
+occupies a core, all threads wait for the one that is not scheduled; a run with one thread waits for none. The other
+processes here are busy loops.
 """
 
 import contextlib
@@ -30,12 +30,12 @@ PAUSE = 0.2  # seconds that a loop is given to begin
 
 
 def loads(work: Workload) -> list[int]:
-    """How many loops run beside: none, on half of the threads' cores, on all."""
+    """The numbers of busy loops beside the runs: none, half as many as threads, as many as threads."""
     return sorted({0, max(1, work.threads // 2), work.threads})
 
 
 def timings(cells: Sequence[Settings], work: Workload, most: int, seconds: float) -> list[Timing]:
-    """Each cell's ways under each load, all in turns, up to `most` repetitions in about so many seconds."""
+    """The timings of each cell's ways under each load, in turns: up to `most` repetitions in about `seconds`."""
     timed: list[Timing] = []
     for number, cfg in enumerate(cells):
         until = time.monotonic() + seconds / len(cells)
@@ -86,7 +86,7 @@ def _start(way: str, cfg: Settings, work: Workload, stack: contextlib.ExitStack)
 
 @contextlib.contextmanager
 def _waiting(policy: str | None) -> Iterator[None]:
-    """How the OpenMP threads of the processes wait that start meanwhile; None: as they are built."""
+    """Set how OpenMP threads wait in processes that start within the context; None changes nothing."""
     if policy is None:
         yield
         return
@@ -99,7 +99,7 @@ def _waiting(policy: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _busy(count: int) -> Iterator[None]:
-    """So many loops beside."""
+    """Run `count` busy loops within the context."""
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         if loops:
@@ -112,7 +112,7 @@ def _busy(count: int) -> Iterator[None]:
 
 
 def summary(timed: Sequence[Timing], work: Workload) -> tuple[list[str], list[list[str]]]:
-    """Images per second of all runs, and beside those of the first way, as (header, rows)."""
+    """Images per second of each way, all runs together, and the ratios to the first way, as (header, rows)."""
     n, count = work.threads, runs_alone(work)
     header = ["pair", "loops beside", f"1 run x {n} threads", "OMP_WAIT_POLICY=passive", f"{count} runs x 1 thread"]
     rows = []

@@ -44,7 +44,7 @@ def of_an_epoch(configured: Sequence[Settings], timings: Sequence[Timing], work:
 
 
 def evaluation(cfg: Settings, work: Workload) -> float:
-    """Seconds to evaluate the student on the whole test set, from those for a part of it."""
+    """Seconds to evaluate the student on the whole test set, scaled up from a part of it."""
     data = device_data(work.cut, cfg, work.device).test
     network = to_device(networks(cfg, work)[1], cfg.engine, work.device)
     precision = Precision(cfg.engine.precision, work.device)
@@ -53,7 +53,7 @@ def evaluation(cfg: Settings, work: Workload) -> float:
 
 
 def tracked(cfg: Settings, work: Workload) -> dict[str, float]:
-    """Seconds an epoch: {"journal": the step waits, "sync": a thread beside it works, "checkpoint": the step waits}."""
+    """Median seconds an epoch: the step waits for "journal" and "checkpoint"; another thread does "sync"."""
     folder = work.folder / "tracked"
     folder.mkdir()
     store: dict[str, Any] = {
@@ -79,7 +79,7 @@ def tracked(cfg: Settings, work: Workload) -> dict[str, float]:
 
 
 def planning(folder: Path) -> Cost:
-    """A sweep of a thousand runs planned by a process of its own, as a user waits for it."""
+    """The time to plan a sweep of at least a thousand runs in a new process, as a user waits for it."""
     cells = len(table_pairs()) * len(METHODS)
     seeds = -(-RUNS // cells)
     command = "import sys; from edkd.cli.launch import main; sys.argv[0] = 'launch.py'; main()"

@@ -1,4 +1,4 @@
-"""The benchmark in its order: cell by cell all modes in turn, then what surrounds the steps."""
+"""The whole benchmark: for each cell all modes in turns, then what surrounds the steps."""
 
 import contextlib
 import tempfile
@@ -24,11 +24,11 @@ from edkd.errors import EdkdError
 from edkd.runs.processes import check_devices
 from edkd.training.device import cores, pick_device, set_up
 
-MOST_TURNS = 50  # of every method; the time ends them before
+MOST_TURNS = 50  # the most repetitions of every method; the time limit usually ends them earlier
 STEPS = {"cpu": 2, "cuda": 100}  # of one repetition
 MOST_WORKERS = 8  # of the plain loop, one for each core
 SIDE_BY_SIDE = (1, 2, 4, 8)
-EPOCHS_TOGETHER = 5  # cut epochs that runs side by side train at once
+EPOCHS_TOGETHER = 5  # cut epochs that each run side by side trains in a repetition
 
 
 def run(
@@ -50,8 +50,8 @@ def run(
 ) -> list[Path]:
     """Measure, print the tables, write the files and return their paths. Raises EdkdError for what does not fit.
 
-    None leaves the choice to the benchmark: 10 minutes of steps, or 90 seconds if `quick`. Instead of the modes
-    `streaming` measures images from files, `devices` as many processes beside one, `contention` threads beside others.
+    None leaves the choice to the benchmark: 10 minutes of steps, or 90 seconds if `quick`. Instead of the modes,
+    `streaming` measures image files, `devices` that many processes beside one, `contention` threads on busy cores.
     """
     numbers = {"repetitions": repetitions, "steps": steps, "seconds": seconds, "threads": threads}
     for name, value in numbers.items():
@@ -122,7 +122,7 @@ def run(
 
 
 def _check_methods(asked: Sequence[str], allowed: Sequence[str]) -> None:
-    """Raise EdkdError for a method that is not measured: the plain loop has few, and all are measured by themselves."""
+    """Raise EdkdError for a method that the plain loop lacks; `all` is no method and is allowed only alone."""
     for method in asked:
         if method not in workload.METHODS:
             raise EdkdError(f"--methods={method}: no such method; allowed: {', '.join(allowed)}")
@@ -130,7 +130,7 @@ def _check_methods(asked: Sequence[str], allowed: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _room(output: Path) -> Iterator[Path]:
-    """A folder for caches and images, gone in the end, where there is room for results too."""
+    """A temporary folder in `output`, for caches and images. Raises EdkdError if `output` cannot be written."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(prefix=".bench-", dir=output, ignore_cleanup_errors=True)
@@ -143,7 +143,7 @@ def _room(output: Path) -> Iterator[Path]:
 def _timings(
     cells: Sequence[Settings], chosen: Sequence[str], work: Workload, most: int, seconds: float
 ) -> list[Timing]:
-    """All cells, each with up to `most` repetitions in about so many seconds."""
+    """The timings of all cells, each with up to `most` repetitions in about `seconds`."""
     timings: list[Timing] = []
     with process() as away:
         for cfg in cells:
@@ -161,7 +161,7 @@ def _timings(
 def _in_turns(
     cfg: Settings, names: Sequence[str], work: Workload, away: Executor, most: int, seconds: float
 ) -> list[Timing]:
-    """Modes of a cell: each is made and warmed up, then they take turns, the first to go changing each time."""
+    """The timings of a cell's modes: each is made and warmed up, then they take turns, each time another one first."""
     until = time.monotonic() + seconds
 
     def call(name: str, action: Callable[..., Any], *arguments: object) -> Any:
@@ -180,7 +180,7 @@ def _in_turns(
 
 
 def _side_by_side(cfg: Settings, work: Workload) -> list[Timing]:
-    """Captured runs, a process each: the time of a step of one, the images of all."""
+    """The timings of captured runs, each in its own process: seconds per step of one run, images of all."""
     timings = []
     with contextlib.ExitStack() as stack:
         runs = [stack.enter_context(process()) for _ in range(max(SIDE_BY_SIDE))]

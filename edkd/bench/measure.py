@@ -29,8 +29,8 @@ def seconds(action: Callable[[], object], device: torch.device) -> float:
 class Memory:
     """The peak memory of what is built and run after this object is made, in MB (1e6 bytes).
 
-    On a GPU: device memory that PyTorch reserved, for a graph's tensors do not count as allocated. On Linux: resident
-    memory of this process, over what it held before. Elsewhere `peak` is None.
+    On a GPU it is the memory that PyTorch reserved, because a graph's tensors do not count as allocated. On Linux it is
+    the resident memory of this process beyond what it held before. Elsewhere `peak` is None.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -39,7 +39,7 @@ class Memory:
         self.before = torch.cuda.memory_reserved(device) / 1e6 if self.cuda else _read("self/status", "VmRSS:")
 
     def restart(self) -> None:
-        """Forget the peak so far, not what is held; what nothing uses goes back to the system where it can."""
+        """Reset the peak to what is held now, after unused memory has gone back to the system where possible."""
         gc.collect()
         if self.cuda:
             torch.cuda.empty_cache()
@@ -49,7 +49,7 @@ class Memory:
             Path("/proc/self/clear_refs").write_text("5")
 
     def peak(self, *, children: bool) -> float | None:
-        """The peak since `restart`; on a CPU with what child processes hold for themselves now, if `children`."""
+        """The peak since `restart`; on a CPU, `children` adds the private memory that child processes hold now."""
         if self.cuda:
             return torch.cuda.max_memory_reserved(self.device) / 1e6 - self.before
         workers = multiprocessing.active_children() if children else []

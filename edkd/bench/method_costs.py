@@ -1,4 +1,4 @@
-"""What a step of every method costs beside one of KD: `edkd bench --methods all`.
+"""The cost of a step of every method, relative to KD's: `edkd bench --methods all`.
 
 All methods of a pair are made at once, each with the code of a real run, and take turns, so that whatever slows the
 machine down slows all of them: a cost is the median of the ratios to KD's step within a repetition.
@@ -35,7 +35,7 @@ def options() -> list[str]:
 
 
 def timings(cells: Sequence[Settings], work: Workload, most: int, seconds: float) -> list[Timing]:
-    """Each pair with all its methods, up to `most` repetitions in about so many seconds; `ratio` is the cost."""
+    """The timings of all methods of each pair: up to `most` repetitions in about `seconds`; `ratio` is the cost."""
     found: list[Timing] = []
     pairs = list(dict.fromkeys(map(_pair, cells)))
     for pair in pairs:
@@ -51,7 +51,7 @@ def _pair(cfg: Settings) -> str:
 
 def _of_a_pair(cells: Sequence[Settings], work: Workload, most: int, seconds: float) -> list[Timing]:
     until = time.monotonic() + seconds
-    _made(cells[0], work)  # what the first steps of a process take once is no method's
+    _made(cells[0], work)  # the one-time costs of a process's first steps belong to no method
     made, timings = {}, []
     for cfg in cells:
         made[cfg.method], peak = _made(cfg, work)
@@ -68,7 +68,7 @@ def _of_a_pair(cells: Sequence[Settings], work: Workload, most: int, seconds: fl
 
 
 def _made(cfg: Settings, work: Workload) -> tuple[Ours, float | None]:
-    """A method, warmed up, and the MB that it takes at its most."""
+    """A warmed-up method, and its peak memory in MB."""
     memory = measure.Memory(work.device)
     method = Ours(WAYS["warm"], cfg, work)
     memory.restart()
@@ -87,6 +87,6 @@ def show(found: Sequence[Timing]) -> None:
 
 
 def write(folder: Path, found: Sequence[Timing], about: dict[str, Any]) -> list[Path]:
-    """Write `<folder>/methods_cost.csv`, which docs/methods.md is made of when it lies in docs/; returns it."""
+    """Write `<folder>/methods_cost.csv` and return its path; docs/methods.md is made from the one in docs/."""
     files.write_bytes(folder / FILE, table.as_csv(found, about).encode())
     return [folder / FILE]

@@ -51,7 +51,7 @@ def page() -> str:
 
 
 def _machine(first: dict[str, str]) -> str:
-    """What *cost* and *MB* are, and of which machine."""
+    """The page's sentence on *cost* and *MB*, and on the machine that measured them."""
     machine = f"{first['cpu']}, {first['threads']} threads, torch {first['torch']}, {first['date'][:10]}"
     return (
         "*Cost* is the time of a step as a multiple\nof KD's, *MB* the peak memory of a run beside data and libraries, "

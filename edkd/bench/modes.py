@@ -1,8 +1,8 @@
-"""The ways to train that are compared: made once for a cell, each repeats the same few steps from the same weights.
+"""The compared modes of training. Each is made once for a cell and repeats the same few steps from the same weights.
 
 `ready` and `run` alternate, and only `run` is timed. Ours run the code of a real run, over an epoch of a few batches.
-The plain loop has a process of its own, for what makes ours fast is partly a matter of the process (how memory is kept,
-which algorithms cuDNN takes) and must not leak into it. Runs side by side have one each.
+The plain loop has its own process: part of what makes ours fast is set for a whole process (how memory is kept, which
+algorithms cuDNN takes) and must not leak into the loop. Runs side by side have a process each.
 """
 
 import copy
@@ -67,11 +67,11 @@ _prepared: dict[str, "Plain | Ours"] = {}  # in this process, for the present ce
 
 
 def prepare(name: str, cfg: Settings, work: Workload) -> float | None:
-    """Put a mode, warmed up, in the place of the one before; returns the MB that it takes at its most."""
-    _prepared.pop(name, None)  # its memory is to be free
-    pick_device(str(work.device))  # the current one of this process too
+    """Make and warm up a mode, in place of the earlier one of this name; returns its peak memory in MB."""
+    _prepared.pop(name, None)  # frees its memory
+    pick_device(str(work.device))  # also makes it this process's current device
     if name == PLAIN:
-        _torchvision.load()  # a library counts as little as torch does
+        _torchvision.load()  # before the measurement: libraries do not count
     memory = measure.Memory(work.device)
     mode = Plain(cfg, work) if name == PLAIN else Ours(WAYS[name], cfg, work)
     memory.restart()
@@ -150,7 +150,7 @@ class Ours:
         self.cfg = replace(cfg, engine=engine, output=str(work.folder / way.cache))
         set_up(engine, work.threads)
         self.teacher = to_device(networks(cfg, work)[0], engine, work.device)
-        name = f"untrained {cfg.teacher.name}"  # its answers take as long as a trained one's
+        name = f"untrained {cfg.teacher.name}"  # its forward pass takes as long as a trained one's
         note = {"id": name, "sha256": name, "top1": 0.0}
         self.inputs = Inputs(work.cut, "cut for the benchmark", work.device, self.teacher, note)
         self.state = new_state(self.cfg, replace(self.inputs, arrays=work.arrays))  # memories as large as a run's
@@ -165,7 +165,7 @@ class Ours:
             raise EdkdError(f"{way.label}: no CUDA graph was recorded")
 
     def ready(self) -> None:
-        """Go back to the first weights, and to an empty cache where it is to be cold."""
+        """Go back to the first weights and zeroed buffers of the optimiser; if the mode is cold, empty the cache."""
         self.state.student.load_state_dict(self.first)
         for memory in self.state.optimizer.state.values():
             for buffer in memory.values():
@@ -174,7 +174,7 @@ class Ours:
             self.step = self._step()
 
     def run(self) -> dict[str, float]:
-        """Train for an epoch; the progress is not moved on, so that all repetitions see the same views."""
+        """Train for an epoch without advancing the progress, so that all repetitions see the same views."""
         return train_epoch(self.state, self.step, self.cfg.schedule, seed=self.cfg.seed)
 
     def _step(self) -> Step:

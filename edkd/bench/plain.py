@@ -48,7 +48,7 @@ def loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
-        # Linux's own way, which a process that was itself spawned would not take by default.
+        # Linux's usual method; a process that was itself spawned would spawn its workers by default.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
 
@@ -93,7 +93,7 @@ def kd(student: Tensor, teacher: Tensor, target: Tensor, epoch: int, cfg: Mappin
 
 
 def dkd(student: Tensor, teacher: Tensor, target: Tensor, epoch: int, cfg: Mapping[str, Any]) -> Tensor:
-    """Zhao et al. 2022, equation 7: target and non-target parts of KD, weighted on their own."""
+    """Zhao et al. 2022, equation 7: target and non-target parts of KD, each with its own weight."""
     tckd, nckd, _ = _decoupled(student, teacher, target, cfg["temperature"])
     distilled = cfg["alpha"] * tckd + cfg["beta"] * nckd.mean()
     return cfg["ce_weight"] * F.cross_entropy(student, target) + _warmup(epoch, cfg) * distilled

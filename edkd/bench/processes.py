@@ -23,7 +23,7 @@ MODE = "warm"
 
 
 def timings(cells: Sequence[Settings], work: Workload, size: int, most: int, seconds: float) -> list[Timing]:
-    """Each cell in one process and in `size`, up to `most` repetitions in about so many seconds."""
+    """The timings of each cell in one process and in `size`: up to `most` repetitions in about `seconds`."""
     timed: list[Timing] = []
     for number, cfg in enumerate(cells):
         with console.status(f"{cfg.pair} {cfg.method}, {size} processes beside one"):

@@ -39,19 +39,19 @@ LABELS = {"loader": "(a) our loader", "step": "(b) our step", "both": "(c) both 
 
 
 def made_data(workers: int) -> list[str]:
-    """The configuration of images that are yet to be made."""
+    """Overrides for images that the benchmark makes later, with a placeholder for their folder."""
     return ["dataset.name=jpeg", "dataset.root=?", "dataset.image_size=224", f"dataset.workers={workers}"]
 
 
 def with_images(cells: Sequence[Settings], folder: Path) -> list[Settings]:
-    """The cells with images that are made in this folder."""
+    """Make images in this folder and return the cells that read them."""
     make_images(folder)
     sources = [{**cfg.dataset.source, "root": str(folder)} for cfg in cells]
     return [replace(cfg, dataset=replace(cfg.dataset, source=source)) for cfg, source in zip(cells, sources)]
 
 
 def read(cfg: Settings) -> tuple[Streamed, str]:
-    """The images of a configuration, and what they are. Raises EdkdError for those that are in memory or not there."""
+    """The images of a configuration, and their description. Raises EdkdError if they are in memory or missing."""
     arrays, _ = load_arrays(cfg)
     if not isinstance(arrays, Streamed):
         raise EdkdError(f"--streaming reads images from files, and {cfg.dataset.key} is in memory")
@@ -81,14 +81,14 @@ def photograph(stream: Generator) -> Image.Image:
     """A random image of about 400x300 pixels, smooth and detailed at once: some 40 kB as JPEG, as a photograph has."""
     width, height = (int(side) for side in stream.integers((360, 270), (440, 330)))
     pixels = stream.normal(128, 8, (height, width, 3))
-    for cells, contrast in ((3, 0.5), (12, 0.3), (60, 0.2)):  # patches across the image, from sky to leaves
+    for cells, contrast in ((3, 0.5), (12, 0.3), (60, 0.2)):  # patches across the image, from coarse to fine
         patches = Image.fromarray(stream.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
         pixels += contrast * (np.asarray(patches.resize((width, height), Image.Resampling.BICUBIC), np.float32) - 128)
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 class Modes:
-    """The four, made once for a pair and a method; each is called for an epoch of `work.steps` batches."""
+    """The four modes, made once for a pair and a method; each call is an epoch of `work.steps` batches."""
 
     def __init__(self, cfg: Settings, work: Workload) -> None:
         self.cfg, self.device, self.batch = cfg, work.device, cfg.schedule.batch_size
@@ -105,12 +105,12 @@ class Modes:
             self.files.next(count)
 
     def step(self) -> None:
-        """Train, with images that are there."""
+        """Train on the batch in memory."""
         self.ours.step.data = self.held
         self.ours.run()
 
     def both(self) -> None:
-        """Train."""
+        """Train on images from files."""
         self.ours.step.data = self.files
         self.ours.run()
 
@@ -141,7 +141,7 @@ def plain_loader(files: Streamed, cfg: Settings, batch: int, device: torch.devic
 
 
 class Held:
-    """One batch in memory, as every batch of an epoch: `TrainData` that takes no time."""
+    """`TrainData` that takes no time: every batch of an epoch is the same one in memory."""
 
     on_device = False
     skipped = 0
@@ -163,7 +163,7 @@ class Held:
 
 
 def timings(cells: Sequence[Settings], work: Workload, most: int, seconds: float) -> list[Timing]:
-    """Each cell with its four modes, up to `most` repetitions in about so many seconds."""
+    """The timings of each cell's four modes: up to `most` repetitions, in about `seconds` for all cells."""
     timed: list[Timing] = []
     for cfg in cells:
         until = time.monotonic() + seconds / len(cells)

@@ -1,4 +1,4 @@
-"""What was measured, and what a person reads of it: tables on the screen, a CSV, and Markdown for a README."""
+"""The measurements, and their output: tables on the screen, a CSV, and Markdown for a README."""
 
 import csv
 import io
@@ -33,7 +33,7 @@ class Timing:
     mode: str
     batch: int  # images a step; times the number of runs for runs side by side
     seconds: list[float] = field(default_factory=list)  # per step, one entry a repetition
-    ratio: float | None = None  # how many times as fast as the plain loop
+    ratio: float | None = None  # times as fast as the plain loop; other benchmarks compare otherwise
     peak_mb: float | None = None
 
     @property
@@ -49,7 +49,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Cost:
-    """What something beside the step takes."""
+    """The cost of something beside the step."""
 
     name: str
     value: float
@@ -131,7 +131,7 @@ def show_and_write(
 
 
 def write(folder: Path, timings: Sequence[Timing], text: str, about: dict[str, Any], *, kind: str = "") -> list[Path]:
-    """Write `<folder>/<device>-<date>.csv`, and `text` as `….md`; returns them. Raises EdkdError."""
+    """Write `<folder>/<device>-<kind><date>.csv`, and `text` as `….md`; returns their paths. Raises EdkdError."""
     device = "".join(letter if letter.isalnum() else "-" for letter in str(about["device"])).lower()
     stem = folder / f"{device}-{kind}{about['date'][:19].replace(':', '').replace('-', '')}"
     contents = {stem.with_suffix(".csv"): as_csv(timings, about), stem.with_suffix(".md"): text}

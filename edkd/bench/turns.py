@@ -11,9 +11,9 @@ LEAST = 3  # repetitions, whatever the time
 
 
 def in_turns(timings: Sequence[Timing], seconds_of: Callable[[Timing], float], most: int, until: float) -> None:
-    """Add up to `most` repetitions of a step's seconds to each timing, the first to go changing each time.
+    """Add up to `most` repetitions of a step's seconds to each timing; each repetition begins with another timing.
 
-    until: when to add no more, if there are enough; in seconds of the monotonic clock.
+    until: no repetition begins after this time (seconds of the monotonic clock) once `LEAST` are done.
     """
     for repetition in range(most if timings else 0):
         first = repetition % len(timings)
@@ -24,5 +24,5 @@ def in_turns(timings: Sequence[Timing], seconds_of: Callable[[Timing], float], m
 
 
 def process() -> Executor:
-    """A process that does one thing after another."""
+    """An executor with one spawned process, which runs one task after another."""
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))

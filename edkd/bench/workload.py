@@ -1,4 +1,4 @@
-"""What every mode is given: data, configuration, networks. The same for all of them."""
+"""The inputs that all modes share: data, configuration, networks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from edkd.runs.setup import load_arrays
 from edkd.training.trainer import seeded
 
 METHODS = tuple(LOSSES)
-LEARNING_RATE = 1e-4  # a step takes as long with any
+LEARNING_RATE = 1e-4  # the time of a step does not depend on it
 EVALUATED = 1000  # images at most; the time is scaled to the whole test set
 LIKE_CIFAR100 = (50_000, 10_000)  # training and test images
 
@@ -48,7 +48,7 @@ def table_pairs() -> list[str]:
 def settings(pair: str, method: str, dataset: str, overrides: Sequence[str]) -> Settings:
     """The configuration of a run of this pair and method, from the real conf/. Raises EdkdError for what does not fit.
 
-    Only the learning rate is another, for what an untrained teacher teaches must not make a student diverge.
+    Only the learning rate differs, so that an untrained teacher does not make its student diverge.
     """
     teacher, _, student = pair.partition("-")
     if not (teacher and student):
@@ -59,9 +59,9 @@ def settings(pair: str, method: str, dataset: str, overrides: Sequence[str]) -> 
 
 
 def read_data(cfg: Settings, *, required: bool) -> tuple[Arrays, str]:
-    """The data set of a configuration and its description; without it, unless `required`, images like CIFAR-100's.
+    """The data set of a configuration, and its description.
 
-    Nothing is downloaded.
+    Random images replace CIFAR-100 if it cannot be loaded and is not `required`. Nothing is downloaded.
     """
     source = {key: False if key == "download" else value for key, value in cfg.dataset.source.items()}
     try:

@@ -1,4 +1,4 @@
-"""What the shell offers after Tab: by argcomplete, without torch."""
+"""Shell completion, by argcomplete and without loading torch."""
 
 import argparse
 from collections.abc import Iterable
@@ -11,18 +11,18 @@ from edkd import CONF
 from edkd.rundir.paths import find_runs, recorded_sweeps
 from edkd.status.state import STATES
 
-# By argument: the folder of conf/ whose files are its values.
+# The folder of conf/ whose files are the values, by argument.
 _OF_CONF = {"dataset": "dataset", "model": "student", "name": "student", "names": "teacher", "teacher": "teacher"}
 
 
 def answer(parser: argparse.ArgumentParser) -> None:
-    """Print completions and end the process, where it is the shell that asks for them."""
-    # By its documentation a completer is any function; its types ask for a class.
+    """Print completions and end the process, if the shell asks for them."""
+    # argcomplete's documentation allows any function as a completer; its types ask for a class.
     argcomplete.autocomplete(parser, always_complete_options="long", default_completer=_values)  # type: ignore[arg-type]
 
 
 def _values(prefix: str, action: argparse.Action, parsed_args: argparse.Namespace, **_: Any) -> Iterable[str]:
-    """What may stand where `action` is asked for: runs, what they have, sweeps, names in conf/, or any file."""
+    """The possible values of `action`: runs, their pairs and data sets, sweeps, states, names in conf/, or any file."""
     if action.dest == "sweep":
         return recorded_sweeps(parsed_args.output)
     if action.dest == "state":

@@ -1,4 +1,4 @@
-"""The command `edkd figures`: what a student has learnt of its teacher, drawn."""
+"""The command `edkd figures`: figures that compare a student with its teacher."""
 
 import argparse
 import subprocess
@@ -39,7 +39,7 @@ def _draw(args: argparse.Namespace) -> None:
     found = representations.represent(run_dir, args.output)
     file.parent.mkdir(parents=True, exist_ok=True)
     getattr(representations, args.kind)(found, file)
-    # In a process of its own: drawing is the analysis's part, which this package does not know.
+    # In a separate process: `analysis` draws, and this package does not import it.
     command = [sys.executable, "-m", "analysis.figures", args.kind, str(file)]
     drawn = subprocess.run(command, capture_output=True, text=True)
     if drawn.returncode:

@@ -36,7 +36,7 @@ def add_to(commands: Any) -> None:
 def _import(args: argparse.Namespace) -> None:
     from edkd import importers
 
-    # Paths and overrides may follow each other in any order: an override is what has a "=" and is no file.
+    # Paths and overrides may come in any order: an argument with a "=" that is no existing file is an override.
     overrides = [*args.overrides, *(word for word in args.paths if "=" in word and not Path(word).exists())]
     paths = [Path(word) for word in args.paths if word not in overrides]
     importer = getattr(importers, args.origin)

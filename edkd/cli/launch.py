@@ -1,4 +1,4 @@
-"""Hydra's side of the command line: compose, hand over, and say in one line what was wrong."""
+"""Hydra's side of the command line: composes the configuration, starts runs, and reports errors in one line."""
 
 import functools
 import multiprocessing
@@ -32,7 +32,7 @@ def main() -> None:
     """Entry point of `launch.py`: exits with 0 if all that was asked for is done, 1 after an error, 130 interrupted."""
     # Hydra then raises instead of printing, so that every error is reported here and in the same way.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends runs as Ctrl-C does, and the journals say so
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends runs as Ctrl-C does, and the journals record it
     sys.argv[1:] = _sorted(sys.argv[1:])
     command: Callable[[], None] = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)
     try:
@@ -40,7 +40,7 @@ def main() -> None:
             command()
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads the output, such as `head`, has enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would fail again as it ends
         raise SystemExit(141) from None
     except KeyboardInterrupt:
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def _sorted(arguments: list[str]) -> list[str]:
-    """Options before overrides, for Hydra's parser takes no option between two overrides."""
+    """Put options before overrides: Hydra's parser accepts no option between two overrides."""
     parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--multirun", "-m", action="store_true")
     parser.add_argument("--config-dir", "-cd")
@@ -65,7 +65,7 @@ def _sorted(arguments: list[str]) -> list[str]:
 
 
 def may_add(overrides: list[str]) -> list[str]:
-    """Overrides that may name any option of sbatch, also one that the configuration does not have yet."""
+    """Let overrides of sbatch's options also add options that the configuration does not have yet."""
     free = "hydra.launcher.additional_parameters"
     return [f"++{each}" if each.startswith((f"{free}.", f"{free}=")) else each for each in overrides]
 
@@ -100,13 +100,13 @@ def task(composed: DictConfig) -> None:
         if launcher != "basic":
             raise EdkdError(f"hydra/launcher={launcher} is for sweeps: add -m, also for one run")
         run_one(resolve(composed), HydraConfig.get().runtime.choices["distiller"])
-    except EdkdError as error:  # here, for Hydra would add a line of its own
+    except EdkdError as error:  # here, because Hydra would add a line of its own
         _fail(error)
 
 
-@functools.cache  # once in a process, which is given several jobs
+@functools.cache  # once in a process, which may execute several jobs
 def _end_with_parent() -> None:
-    """In a worker process of a local sweep: end soon after the process that started it, however that was ended."""
+    """End a worker process of a local sweep soon after the process that started it ends, for whatever reason."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -120,7 +120,7 @@ def _end_with_parent() -> None:
 
 
 def _empty_frames(error: BaseException | None) -> None:
-    """Let go of what the run had: Hydra keeps a sweep's errors to its end, and they the networks and their data."""
+    """Free the run's networks and data: Hydra keeps a sweep's errors to its end, and their frames keep these."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__

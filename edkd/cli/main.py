@@ -1,4 +1,4 @@
-"""The `edkd` command: what is done with runs and teachers besides training them."""
+"""The `edkd` command: everything for runs and teachers except training them."""
 
 import argparse
 import os
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     completion.answer(parser)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments[:1] and arguments[0] in _OF_RUNS:  # as launch.py takes it
+    if arguments[:1] and arguments[0] in _OF_RUNS:  # output=DIR is accepted, as in launch.py
         arguments = [f"--{word}" if word.startswith("output=") else word for word in arguments]
     # Overrides may stand anywhere among the options, which argparse alone does not allow below a subcommand.
     args, surplus = parser.parse_known_args(arguments)
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(str(error))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except BrokenPipeError:  # whoever reads the output, such as `head`, has enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would fail again as it ends
         raise SystemExit(141) from None
 

@@ -111,7 +111,7 @@ def _ui(args: argparse.Namespace) -> None:
 
 
 def _ended_sweeps(output: Path) -> dict[str, Counter[str]]:
-    """Of sweeps of which no run waits or runs: how many runs there are in each of a journal's states."""
+    """Count the runs in each of a journal's states, for each sweep that has no waiting or running run."""
     from edkd.rundir.paths import find_runs, recorded_sweeps, runs_of_sweep
     from edkd.status.state import look
 

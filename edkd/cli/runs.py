@@ -126,7 +126,7 @@ def _retry(args: argparse.Namespace) -> None:
     from edkd.sweeps import retry
     from edkd.sweeps.sweep import carry_out
 
-    if args.sweep is not None and "=" in args.sweep:  # an override, for all runs
+    if args.sweep is not None and "=" in args.sweep:  # an override instead of a sweep: all runs
         args.overrides.insert(0, args.sweep)
         args.sweep = None
     foreign = [word for word in args.overrides if not word.lstrip("+~").startswith(("hydra/launcher", "hydra."))]

@@ -41,7 +41,7 @@ def add_to(commands: Any) -> None:
 
 
 def add_dataset(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which data set, and how it is configured."""
+    """Add the options that choose and configure the data set."""
     parser.add_argument("-d", "--dataset", default="cifar100", help="data set (see conf/dataset); default cifar100")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="more of the configuration, such as dataset.root=/data"
@@ -93,7 +93,7 @@ def _import_teacher(args: argparse.Namespace) -> None:
         args.overrides = [*([args.file] if args.file else []), *args.overrides]
         _import_archive(args)
         return
-    # It is composed as a student, and given as the teacher that it becomes: torchvision FILE teacher.arch=resnet34.
+    # The network is composed as a student, but its overrides call it teacher: torchvision FILE teacher.arch=resnet34.
     given = [re.sub(r"^(\+*)teacher\.", r"\1student.", override) for override in args.overrides]
     settings = compose_settings([f"dataset={args.dataset}", *chosen("student", args.name), *given])
     entry = import_teacher(settings, Path(args.file), replace=args.replace, force=args.force)
@@ -135,7 +135,7 @@ def _cache_teachers(args: argparse.Namespace) -> None:
     from edkd.config.compose import chosen, compose_settings
     from edkd.runs.teacher_source import fill
 
-    # Names, seeds and overrides may follow each other in any order: an override is what has a "=".
+    # Names, seeds and overrides may come in any order: an argument with a "=" is an override.
     words = [*args.names, *args.seeds, *args.overrides]
     seeds = _seeds([*args.seeds, *(word for word in words if word.startswith("seed="))])
     if args.all and (seeds or args.epochs):
@@ -150,7 +150,7 @@ def _cache_teachers(args: argparse.Namespace) -> None:
 
 
 def _seeds(words: Sequence[str]) -> list[int]:
-    """The seeds among some words, each once: numbers, or as in seed=0,1; other KEY=VALUEs are passed over."""
+    """The seeds among `words`, each once: numbers, or as in seed=0,1; other KEY=VALUEs are skipped."""
     named = [word.removeprefix("seed=") for word in words if "=" not in word or word.startswith("seed=")]
     seeds = [seed for name in named for seed in name.split(",")]
     for seed in seeds:

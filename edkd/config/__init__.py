@@ -1,1 +1,1 @@
-"""Configurations: what they may say, how they become objects, and the identity of the run that they describe."""
+"""Configurations: their allowed values, how they become objects, and the identity of the run that they describe."""

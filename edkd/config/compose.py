@@ -1,4 +1,4 @@
-"""Composing configurations with Hydra, of a run and of a sweep's jobs, and saying in one line what does not fit."""
+"""Compose configurations of a run and of a sweep's jobs with Hydra, and explain errors in one line."""
 
 import difflib
 import re
@@ -21,7 +21,7 @@ from edkd import CONF
 from edkd.config import schema
 from edkd.errors import EdkdError
 
-_LIBRARIES = ("torchvision", "timm")  # options of conf/student and conf/teacher of which an arch is asked
+_LIBRARIES = ("torchvision", "timm")  # options of conf/student and conf/teacher that need an arch
 
 
 def _without_hydra(composed: DictConfig) -> DictConfig:
@@ -89,7 +89,7 @@ def _unnamed_option(overrides: Sequence[str]) -> str | None:
 
 
 def _in_file(option: str, wanted: str | None, cause: BaseException | None) -> str:
-    """What is wrong in the file of an option: it names no other option that there is, or OmegaConf says it."""
+    """What is wrong in the file of an option: it names another option that does not exist, or OmegaConf's error."""
     if wanted is not None:
         group, _, name = wanted.rpartition("/")
         there = sorted(path.stem for folder in _folders() for path in (folder / group).glob("*.yaml"))
@@ -127,7 +127,7 @@ def _folders() -> list[Path]:
 
 
 def _unknown_key(key: str, overrides: Sequence[str]) -> str:
-    """Name the keys that stand where `key` was meant to, in the options that `overrides` choose."""
+    """The line for an unknown `key`; it lists the keys allowed there in the options that `overrides` choose."""
     GlobalHydra.instance().clear()
     groups = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "tweak"))
     choosing = [*groups, "hydra/launcher", "hydra/sweeper"]
@@ -162,7 +162,7 @@ def own_folder() -> str | None:
     """The command line's --config-dir."""
     arguments = iter(sys.argv[1:])
     for option, equals, value in (each.partition("=") for each in arguments):
-        if option in ("--config-dir", "-cd"):  # not argparse, to which -c FILE of another command is short for it
+        if option in ("--config-dir", "-cd"):  # not argparse: it takes another command's -c FILE for an abbreviation
             return value if equals else next(arguments, None)
     return None
 
@@ -210,14 +210,14 @@ def compose_values(overrides: list[str]) -> dict[str, Any]:
 
 
 def quoted(text: str) -> str:
-    """A text as the value of an override, whatever it has of quotes, backslashes and interpolation."""
+    """A text quoted as the value of an override; quotes, backslashes and interpolations in it are escaped."""
     plain = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text)
     return "'{}'".format(plain.replace("${", "\\${"))
 
 
 _SEED = re.compile(r"seed=(0|[1-9][0-9]*)")
 _ABOUT_SEED = re.compile(r"(?<!\w)seed(?!\w)")
-# An interpolation that names the seed, or that holds another one, so that what it names is not known here.
+# An interpolation that names the seed, or that contains another one, so that its name is not known here.
 _MAY_REFER_TO_SEED = re.compile(r"\$\{[^}]*((?<!\w)seed(?!\w)|\$\{)")
 
 
@@ -226,13 +226,13 @@ class Composer:
 
     def __init__(self, master: DictConfig, loader: ConfigLoader) -> None:
         self.master, self.loader = master, loader
-        # By all overrides but the seed; the last part says whether other values may follow the seed.
+        # Keyed by all overrides but the seed; the last item says whether other values may depend on the seed.
         self.composed: dict[tuple[str, ...], tuple[dict[str, Any], str, bool]] = {}
 
     def compose(self, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
         """The resolved configuration of a job and the name of its method. Raises EdkdError for what does not fit.
 
-        Configurations share their parts: they are to be read only.
+        Configurations share their parts, so the caller must not change them.
         """
         seeds = [text for text in overrides if _SEED.fullmatch(text)]
         others = tuple(text for text in overrides if text not in seeds)

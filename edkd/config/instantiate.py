@@ -1,4 +1,4 @@
-"""How nodes of a configuration become objects, and the line that a user reads about a value that does not fit.
+"""Build objects from nodes of a configuration, with one-line errors for values that do not fit.
 
 Every value that goes into a constructor is checked against that constructor's type hints, whoever wrote it: a method
 added by a user gets the same errors as ours. `where` is the dotted key of a node, which every error begins with.
@@ -20,7 +20,7 @@ from edkd.errors import EdkdError
 
 T = TypeVar("T")
 Others = Literal["forbid", "ignore"]
-# Strict: an int passes for a float, a bool for no number, a text for itself alone.
+# Strict: an int is accepted as a float, a bool not as a number, a text only as a text.
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
 
 _FITTING = {  # by pydantic's name of an error
@@ -96,9 +96,9 @@ def _checked(
 
 @functools.cache
 def _arguments(found: Any, given: frozenset[str], others: Others) -> tuple[dict[str, Any], TypeAdapter[Any]]:
-    """The arguments of a class or function with their type hints, but for those that are given already.
+    """The type hints of the arguments of a class or function, except those already `given`.
 
-    And what checks a mapping of them.
+    Also returns the adapter that checks a mapping of these arguments.
     """
     parameters = inspect.signature(found).parameters.values()
     hints = typing.get_type_hints(found.__init__ if inspect.isclass(found) else found, include_extras=True)
@@ -146,7 +146,7 @@ def _misfit(error: ValidationError, values: Mapping[str, Any], where: str, hints
 
 
 def _place(values: Any, loc: tuple[int | str, ...]) -> tuple[tuple[int | str, ...], Any]:
-    """Where an error's value lies, and the value; pydantic's location may go on with the option of a union."""
+    """The path of an error's value, and the value. An option of a union that ends pydantic's location is dropped."""
     for depth, part in enumerate(loc):
         if not ((isinstance(values, Mapping) and part in values) or isinstance(part, int)):
             return loc[:depth], values

@@ -24,7 +24,7 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is to exist: what it computes and where it lives."""
+    """A planned run: what it computes and where its files are."""
 
     config: dict[str, Any]  # resolved
     settings: Settings
@@ -32,7 +32,7 @@ class Job:
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """See `config.identity`."""
+        """See `config.job.identity`."""
         return identity(self.settings, self.teacher_id)
 
     @functools.cached_property
@@ -42,7 +42,7 @@ class Job:
 
     @functools.cached_property
     def name(self) -> str:
-        """Readable, and unique by the hash at its end."""
+        """A readable name, unique by the hash at its end."""
         cfg = self.settings
         return f"{cfg.dataset.key}/{cfg.pair}/{cfg.method}-s{cfg.seed}-{self.run[:8]}"
 
@@ -53,7 +53,7 @@ class Job:
 
     @property
     def used(self) -> dict[str, Any]:
-        """The configuration without the teacher of a run that has none."""
+        """The configuration; without its teacher group if the method needs no teacher."""
         return {key: node for key, node in self.config.items() if key != "teacher" or self.settings.needs_teacher}
 
     @property
@@ -77,7 +77,7 @@ class Job:
 def identity(cfg: Settings, teacher_id: str | None) -> dict[str, Any]:
     """All that can change a run's result, and nothing else: no paths, no tracking, no launcher, no device.
 
-    `teacher_id` says which weights teach: the hash of the run that trained them, or of the file they came from.
+    `teacher_id` identifies the teacher's weights: the hash of the run that trained them, or of the file they came from.
     """
     dataset = asdict(cfg.dataset)
     dataset["source"] = {k: v for k, v in cfg.dataset.source.items() if k not in ("root", "download", "workers")}
@@ -107,19 +107,19 @@ def digest(value: Any) -> str:
 
 
 def recipe(identified: Mapping[str, Any]) -> str:
-    """Names what one table must have in common: data, schedule without its learning rate, precision."""
+    """A name for what the runs of one table must share: data, schedule without its learning rate, precision."""
     schedule = {name: value for name, value in identified["schedule"].items() if name != "lr"}
     common = digest([identified["dataset"], schedule, identified["precision"]])[:8]
     return f"{schedule['epochs']}ep-b{schedule['batch_size']}-{identified['precision']}-{common}"
 
 
 def cell(identified: Mapping[str, Any]) -> str:
-    """Names what the runs of one table cell must have in common: everything but the seed."""
+    """A name for what the runs of one table cell must share: everything but the seed."""
     return digest({name: value for name, value in identified.items() if name != "seed"})
 
 
 def make_job(resolved: Mapping[str, Any], method: str, teacher_id: str | None) -> Job:
-    """A job from a resolved configuration; `teacher_id` names the weights that teach (None without a teacher)."""
+    """A job from a resolved configuration; `teacher_id` identifies the teacher's weights (None without a teacher)."""
     cfg = settings(resolved, method)
     schedule = {**resolved["schedule"], "milestones": cfg.schedule.milestones}  # in epochs
     return Job(
@@ -128,7 +128,7 @@ def make_job(resolved: Mapping[str, Any], method: str, teacher_id: str | None) -
 
 
 def labels(jobs: Iterable[Job]) -> dict[str, str]:
-    """Of each run, by its hash: in what it differs from the others of its data, pair and method, but for the seed."""
+    """For each run, by its hash: the settings, except the seed, that differ among runs of its data, pair and method."""
     given = {job.run: ((job.settings.dataset.key, job.settings.pair, job.settings.method), job.config) for job in jobs}
     return rundir_settings.labels(given)
 
@@ -136,8 +136,8 @@ def labels(jobs: Iterable[Job]) -> dict[str, str]:
 def freeze(job: Job, *, sweep: str | None, threads: int | None, planned_with: provenance.Code | None = None) -> Path:
     """Write the job's configuration into its directory, whole or not at all, and return the file.
 
-    What runs later is this file: changing conf/ afterwards does not change a job that waits. It names the code that
-    planned it, by default that on the disk now; changes that git does not have yet are saved beside it.
+    The run later reads this file, so a change of conf/ does not affect a waiting job. The file names the code that
+    planned it, by default the code on the disk now. Uncommitted changes are saved beside the file.
     """
     known = planned_with or provenance.read()
     frozen = {**job.config, "engine": {**job.config["engine"], "threads": job.settings.engine.threads or threads}}
@@ -156,12 +156,12 @@ def freeze(job: Job, *, sweep: str | None, threads: int | None, planned_with: pr
 
 
 def absent(job: Job) -> list[Path]:
-    """The run's directory and the folders around it, as far as `freeze` will make them."""
+    """Those of the run's directory and its parents up to `runs` that do not exist yet: `freeze` will make them."""
     return [folder for folder in (job.directory, *job.directory.parents[:3]) if not folder.exists()]
 
 
 def unmake(folders: Iterable[Path]) -> None:
-    """Remove folders that `freeze` has made, with what it wrote; one with anything else in it by now stays as it is."""
+    """Remove folders that `freeze` made, with the files that it wrote; a folder with anything else in it stays."""
     for folder in sorted({*folders}, key=lambda folder: len(folder.parts), reverse=True):
         with contextlib.suppress(OSError):
             held = set(folder.iterdir())
@@ -187,7 +187,7 @@ def thaw(path: Path) -> tuple[Job, str | None]:
 
 
 def training_run(teacher_id: str | None) -> str:
-    """The hash of the run that trains a teacher; empty for one that was imported, and for none."""
+    """The hash of the run that trains a teacher; empty for an imported teacher, and without a teacher."""
     kind, _, value = (teacher_id or "").partition(":")
     return value if kind == "run" else ""
 

@@ -1,4 +1,4 @@
-"""What a configuration may say: its groups as typed values, checked together.
+"""The allowed values of a configuration: its groups as typed values, checked together.
 
 Works on the resolved configuration as plain dicts.
 """
@@ -27,7 +27,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 def _check_name(key: str, name: str) -> None:
-    """Raise ValueError for a name that names no file, or one elsewhere."""
+    """Raise ValueError for a name that is no valid file name, or leads to another folder."""
     if not NAME.fullmatch(name):
         raise ValueError(
             f"{key}={name}: a name has up to 100 letters, digits, '_', '-' and '.', and begins with none of '-', '.'"
@@ -56,7 +56,7 @@ class Dataset:
 
     @property
     def key(self) -> str:
-        """Names the images that are trained and tested on: teachers and runs are kept apart by it."""
+        """The name of the set of training and test images, which separates teachers and runs by their data."""
         key = self.name
         if self.train_per_class is not None:
             key += f"-{self.train_per_class}perclass"
@@ -73,7 +73,7 @@ class Network:
 
     name: str
     model: dict[str, Any]
-    weights: str | None = None  # of a teacher that comes with them: a name in its library, or a file
+    weights: str | None = None  # pretrained weights of a teacher: a name in its library, or a file
 
     def __post_init__(self) -> None:
         _check_name("name", self.name)
@@ -101,7 +101,7 @@ class Schedule:
                 f"milestones={given}: must be epochs, or fractions of the epochs above 0 and below 1, each above the "
                 "one before"
             )
-        if fractions:  # in few epochs two may be one, or fall on the end
+        if fractions:  # with few epochs, two may coincide or fall on the end
             resolved = {round(milestone * self.epochs) for milestone in given} - {0, self.epochs}
         else:
             resolved = {int(milestone) for milestone in given}
@@ -114,7 +114,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Engine:
-    """How a run computes. Only the precision belongs to its identity, and several devices (`config.job.identity`)."""
+    """How a run computes. Only the precision, and several devices, belong to its identity (`config.job.identity`)."""
 
     device: str
     precision: Literal["fp32", "bf16"]
@@ -126,7 +126,7 @@ class Engine:
     threads: Annotated[int, Field(gt=0, le=1024)] | None
     teacher_cache: bool
     teacher_cache_gb: NaturalFloat
-    # Their defaults are for configurations that were frozen before there was a choice.
+    # The defaults are for configurations that were frozen before these keys existed.
     devices: PositiveInt = 1
     sync_batch_norm: bool = False
     checkpoint_every_minutes: PositiveFloat | None = None
@@ -219,16 +219,16 @@ _GROUPS: dict[str, type] = {
     "engine": Engine,
     "tracking": Tracking,
 }
-_OPEN = (Dataset, Network)  # have values for other groups to refer to
+_OPEN = (Dataset, Network)  # may have further values, which other groups refer to
 
 
 LABELS = ("title", "family", "year")
-"""What a method's YAML file says for tables, of which nothing enters the method or the identity of a run."""
+"""Keys of a method's YAML file that only tables use; neither the method nor a run's identity has them."""
 
 
 def _distiller(node: Any) -> dict[str, Any]:
-    """The checked node of a method, which is constructed with these values, for it may refuse one."""
-    from edkd.distillers.base import Distiller  # loads torch, without which help and completion start
+    """The checked node of a method. The method is constructed to see whether it refuses one of the values."""
+    from edkd.distillers.base import Distiller  # loads torch, which help and completion do not need
 
     method = target(node, "distiller")
     if not (inspect.isclass(method) and issubclass(method, Distiller)):
@@ -248,6 +248,6 @@ def _optimizer(node: Any) -> dict[str, Any]:
 
 
 def misfit_of(optimizer: Mapping[str, Any], method: "type[Distiller]") -> str | None:
-    """What keeps an optimiser's node from serving a method's losses; None where nothing does, or it declares none."""
+    """Why an optimiser cannot serve a method's losses; None if it can, or if it declares no `misfit`."""
     declared = getattr(target(optimizer, "optimizer"), "misfit", None)
     return None if declared is None else declared(method)

@@ -5,7 +5,7 @@ from typing import Any
 
 def load() -> Any:
     """The torchvision module, see `edkd.models._torchvision`."""
-    from edkd.models import _torchvision  # loads torch, without which the data sets' functions are known
+    from edkd.models import _torchvision  # late: importing `edkd.data.sources` must not load torch
 
     return _torchvision.load()
 

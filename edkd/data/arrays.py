@@ -1,4 +1,4 @@
-"""A data set as arrays in memory, and how to take parts of it without upsetting the balance of its classes."""
+"""A data set as arrays in memory, and how to take parts of it that keep the balance of its classes."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -87,7 +87,7 @@ def _ranks(labels: npt.NDArray[np.int64], keys: npt.NDArray[np.uint64]) -> npt.N
 def subset(split: Split, per_class: int) -> Split:
     """`per_class` images of each class, always the same ones, interleaved by class.
 
-    They are the first of a fixed shuffle, for the first in the order of files would be a biased choice.
+    They are the first of a fixed shuffle, because the first in file order would be a biased choice.
     A smaller subset is the beginning of a larger one. Raises EdkdError if a class has fewer images.
     """
     counts = np.bincount(split.labels)
@@ -101,7 +101,7 @@ def subset(split: Split, per_class: int) -> Split:
 
 
 def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """Part a split in (rest, held), with `fraction` of each class held, rounded half up; both keep the original order.
+    """Divide `split` into (rest, held), with `fraction` of each class held, rounded half up; both keep its order.
 
     Raises EdkdError unless both parts get at least one image of every class.
     """

@@ -1,4 +1,4 @@
-"""Where batches come from: what training and evaluation ask of a data set, resident on the device or streamed."""
+"""The interface from which training and evaluation get batches, resident on the device or streamed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,27 +20,27 @@ class ImageBatch:
     index: Tensor
     """int64 [B], each image's position in the training set."""
     view: Tensor | None
-    """int64 [B], what was done to each image, where that is an integer (`edkd.data.views`)."""
+    """int64 [B], the view of each image; None where views are not integers (`edkd.data.views`)."""
     strong: Tensor | None = None
-    """float32 [B, 3, H, W], the strong view of the same images (`edkd.data.strong`), where one was asked for."""
+    """float32 [B, 3, H, W], the strong view of the same images (`edkd.data.strong`), if requested."""
 
 
 class Epoch(NamedTuple):
-    """What an epoch will bring."""
+    """The plan of an epoch."""
 
     counts: list[int]
     """The number of images of each batch, in this process."""
     views: Tensor | None
-    """int64 [N], the view in which each image of the training set will be seen, where views are integers."""
+    """int64 [N], the view of each image of the training set; None where views are not integers."""
     whole: list[int]
     """The number of images of each batch, in all processes together."""
 
 
 def share(images: int, batch_size: int, rank: int, size: int) -> tuple[list[range], list[int]]:
-    """The places in an epoch's order that are process `rank`'s part of each batch, and each batch's whole size.
+    """Process `rank`'s part of each batch, as places in the epoch's order, and each batch's whole size.
 
-    A batch is parted into `size` pieces that follow each other and differ by one image at most. Raises EdkdError for a
-    batch that leaves a process without an image.
+    A batch is divided into `size` contiguous parts that differ by one image at most. Raises EdkdError for a batch that
+    leaves a process without an image.
     """
     firsts = range(0, images, batch_size)
     whole = [min(batch_size, images - first) for first in firsts]
@@ -58,24 +58,24 @@ def share(images: int, batch_size: int, rank: int, size: int) -> tuple[list[rang
 class TrainData(Protocol):
     """Training images, batch by batch.
 
-    `begin` and `next` rather than one generator: on a GPU `next` of resident data is part of the captured step, which
-    is replayed without a word from Python. What an epoch draws is a pure function of (seed, epoch); of `size` processes
-    the one of `rank` gets its part of each batch (`share`).
+    There are `begin` and `next` instead of one generator, because on a GPU `next` of resident data is part of the
+    captured step, which is replayed without Python. What an epoch draws is a pure function of (seed, epoch). With
+    `size` processes, process `rank` gets its part of each batch (`share`).
     """
 
     on_device: bool
     """Whether `next` neither reads from the host nor makes tensors of host data: a CUDA graph can then capture it."""
     skipped: int
-    """How many images of this epoch were left out so far, for they could not be read; their batches are smaller."""
+    """The number of images that this epoch has left out because they could not be read; their batches are smaller."""
 
     def __len__(self) -> int:
         """The number of images."""
 
     def begin(self, seed: int, epoch: int, batch_size: int, rank: int = 0, size: int = 1, done: int = 0) -> Epoch:
-        """Begin an epoch, of which `done` batches were trained on before: `next` gives the one after them."""
+        """Begin an epoch after `done` batches that are trained already: `next` returns the batch after them."""
 
     def next(self, count: int) -> ImageBatch:
-        """The next batch of the epoch, of so many images."""
+        """The next batch of the epoch: `count` images, or fewer if some could not be read."""
 
 
 class EvaluationData(Protocol):

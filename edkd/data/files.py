@@ -18,7 +18,7 @@ def read_image(path: str) -> Any:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except Exception as error:  # decoders raise whatever they please, and always because of this file
+    except Exception as error:  # decoders raise errors of any type, always because of this file
         raise EdkdError(f"cannot read the image {path}: {error}; repair or remove it".replace("\n", " ")) from None
 
 
@@ -37,7 +37,7 @@ class Files:
 class Streamed:
     """A whole data set in files; `workers` processes read it.
 
-    augmentation: what training does to an image, see `edkd.data.streaming`. broken: what becomes of an image that
+    augmentation: what training does to an image, see `edkd.data.streaming`. broken: what happens if an image
     cannot be read: `stop` ends the run, `skip` leaves it out of its batch.
     """
 

@@ -20,13 +20,13 @@ class ResidentData:
     flip: whether views include horizontal flips. channels_last: memory format of the images it returns.
     strong_view: whether a batch also holds a strong view of its images.
 
-    Nothing here but `begin` waits for the device or makes a tensor from host data, so a CUDA graph can capture every
-    other method; index tensors must lie on `device`.
+    Only `begin` waits for the device or makes a tensor from host data, so a CUDA graph can capture every other
+    method; index tensors must lie on `device`.
     """
 
     # A crop is gathered as whole rows of pixels, by one index_select over overlapping windows of the padded images:
     # 16 µs for 64 CIFAR images on one core, where indexing each pixel takes 190 (index_select) or 600 (advanced).
-    # The images are stored in the memory format that leaves, so nothing is transposed.
+    # The images are stored in the memory format of the output, so nothing is transposed.
 
     on_device = True
     skipped = 0
@@ -71,7 +71,7 @@ class ResidentData:
         self._std = self._spread(std, device)
         self._labels = torch.from_numpy(split.labels).to(device)
 
-        # These stay where they are, for a captured step reads them.
+        # These keep their memory, because a captured step reads it.
         self.order = torch.zeros(len(split.labels), dtype=torch.int64, device=device)
         self.views = torch.zeros_like(self.order)  # by place in the order
         self.strong_draws = torch.zeros(len(split.labels) if strong_view else 0, strong.DRAWS, device=device)
@@ -107,7 +107,7 @@ class ResidentData:
         return Epoch([len(each) for each in places], seen, whole)
 
     def next(self, count: int) -> ImageBatch:
-        """The next batch of the epoch; the last, smaller one is kept."""
+        """The next batch of the epoch; a smaller last batch is not dropped."""
         where = self.position + self._offsets[:count]
         index, view = self.order.index_select(0, where), self.views.index_select(0, where)
         self.position.add_(count)

@@ -29,18 +29,18 @@ TRAIN_IMAGES = {
     "imagenet": (1_281_167, 1000),
     "tiny_imagenet": (100_000, 200),
 }
-"""Training images and classes of the sources that hold the same ones wherever they are read, by function."""
+"""The numbers of training images and classes of the sources whose contents are fixed, by function."""
 NETWORK_TIMEOUT = 30.0  # seconds without an answer; a node whose packets are dropped would otherwise wait for ever
 DIGITS_TEST_FRACTION = 0.2
 _UNPACKED = "is the archive unpacked whole?"
-DECODE_BLOCK = 1024  # images decoded between two looks at errors
+DECODE_BLOCK = 1024  # images decoded between two checks for errors
 
 
 def cifar100(*, root: str, download: bool) -> Arrays:
     """CIFAR-100 (Krizhevsky 2009): 50,000 and 10,000 images, 32x32, 100 classes, verified and read by torchvision.
 
     root: the folder that holds cifar-100-python/. download: fetch what is missing or corrupt there; False never touches
-    the network. Of several processes that share the folder, one downloads and the others wait for it.
+    the network. If several processes share the folder, one downloads and the others wait for it.
     """
     folder = Path(root).expanduser()
     try:
@@ -56,7 +56,7 @@ def _read_cifar100(folder: Path) -> Arrays:
     dataset = _torchvision.load().datasets.CIFAR100
     try:
         with warnings.catch_warnings():
-            # The files are pickles of Python 2, whose way to write a dtype newer versions of numpy complain about.
+            # The files are pickles of Python 2; newer versions of numpy warn about the form of their dtypes.
             warnings.simplefilter("ignore")
             train, test = (dataset(str(folder), train=is_train, download=False) for is_train in (True, False))
     except RuntimeError:
@@ -92,7 +92,7 @@ def _download_cifar100(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{dataset.filename}.lock"), _downloading(NETWORK_TIMEOUT):
             try:
-                # Verifies first, so it finds nothing to do where another process has just done it.
+                # Verifies first, so it does nothing if another process has just downloaded the files.
                 dataset(str(folder), download=True)
             except BaseException:
                 if not torchvision.datasets.utils.check_integrity(archive, dataset.tgz_md5):
@@ -111,7 +111,7 @@ def _download_cifar100(folder: Path) -> None:
 
 @contextmanager
 def _downloading(seconds: float) -> Iterator[None]:
-    """Connections give up after `seconds` of silence; no warning of Python 3.12's tarfile about its future default."""
+    """Connections time out after `seconds` of silence; Python 3.12's tarfile does not warn of its future default."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -154,7 +154,7 @@ def folder(*, root: str, image_size: int) -> Arrays:
 def imagefolder(*, root: str, image_size: int, workers: int, broken: Broken = "stop") -> Streamed:
     """Your own images as `folder`, but left in their files and read anew in every epoch by `workers` processes.
 
-    broken: see `Streamed`. Its default is here for configurations that were frozen before there was a choice.
+    broken: see `Streamed`. Its default is here for configurations that were frozen before this option existed.
     """
     return _streamed(*_find_splits(root, image_size), image_size, workers, "resized_crop", broken)
 
@@ -163,7 +163,7 @@ def imagenet(*, root: str, image_size: int, workers: int, broken: Broken) -> Str
     """ImageNet (Russakovsky et al., IJCV 2015): root/train/<wnid>/*, root/val/<wnid>/*.
 
     1,281,167 and 50,000 photographs of 1000 classes. The validation images are the test set. Their archive has them in
-    one folder: they are to be moved into folders of their classes, as is usual.
+    one folder: move them into one folder per class, as is usual.
     """
     return _streamed(*_find_splits(root, image_size, "val"), image_size, workers, "resized_crop", broken)
 
@@ -172,7 +172,7 @@ def tiny_imagenet(*, root: str, image_size: int, workers: int, broken: Broken) -
     """Tiny-ImageNet (Le and Yang 2015) as its archive unpacks: 100,000 and 10,000 images of 64x64, 200 classes.
 
     Training images are root/train/<wnid>/images/*. The validation images, root/val/images/* with their classes in
-    root/val/val_annotations.txt, are the test set, for those of the test folder have no published classes.
+    root/val/val_annotations.txt, are the test set, because those of the test folder have no published classes.
     image_size: 64; with another number images are resized.
     """
     layout = "dataset.root=DIR names the folder that tiny-imagenet-200.zip unpacks to, with train/ and val/"

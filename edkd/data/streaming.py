@@ -1,7 +1,7 @@
 """Images that stay in files: read, cropped and flipped by worker processes, normalised on the device.
 
-What happens to an image is a pure function of (seed, epoch, image): the transforms' random numbers begin anew for each
-image from a number that these three determine, in whichever worker it is read. The number of workers changes nothing.
+What happens to an image is a pure function of (seed, epoch, image): every worker seeds the transforms' random numbers
+anew for each image, with a number that these three determine. The number of workers changes nothing.
 """
 
 import logging
@@ -27,7 +27,7 @@ _Item = tuple[Tensor, int, int]
 class _Images(Dataset[_Item | str]):
     """(image uint8 [3, H, W], label, index) by (index, seed of its transform).
 
-    With `skip`, an image that cannot be read is the line that says why.
+    With `skip`, an image that cannot be read gives its error message instead.
     """
 
     def __init__(self, files: Files, transform: Any, skip: bool) -> None:
@@ -42,7 +42,7 @@ class _Images(Dataset[_Item | str]):
             if not self.skip:
                 raise
             return str(error)
-        # By hand: torch.manual_seed and fork_rng look after every GPU, which is slow beside an image.
+        # By hand: torch.manual_seed and fork_rng also handle every GPU, which is slow beside reading an image.
         state = torch.default_generator.get_state()
         torch.default_generator.manual_seed(seed)
         transformed = self.transform(image)
@@ -51,7 +51,7 @@ class _Images(Dataset[_Item | str]):
 
 
 def _collate(items: list[_Item | str]) -> tuple[Any, list[str]]:
-    """The images that were read as a batch, and the lines about the others."""
+    """A batch of the images that were read, and the error messages of the others."""
     read, broken = (
         [each for each in items if not isinstance(each, str)],
         [each for each in items if isinstance(each, str)],
@@ -65,9 +65,9 @@ class StreamedData:
     """One split of streamed images, as `TrainData` and `EvaluationData`.
 
     mean, std: per channel, for pixels scaled to [0, 1]. Training images are flipped with probability one half, after
-    what `augmentation` says. `resized_crop`: cropped at random to between 8 and 100 % of their area and resized to
-    `size`; images are evaluated resized and cropped at the centre. `rotation`: resized, where
-    their size is another, and rotated by up to 20 degrees, black outside; evaluated without the rotation.
+    their `augmentation`. `resized_crop` crops them at random to between 8 and 100 % of their area and resizes them to
+    `size`; in evaluation they are resized and cropped at the centre. `rotation` resizes them, if their size differs,
+    and rotates them by up to 20 degrees, black outside; in evaluation they are not rotated.
     """
 
     on_device = False
@@ -87,7 +87,7 @@ class StreamedData:
         channels_last: bool,
     ) -> None:
         self.augmentation, self.skip = augmentation, broken == "skip"
-        self._named: set[str] = set()  # broken images that the log has
+        self._named: set[str] = set()  # error messages of broken images, already logged
         self.files, self.size, self.workers, self.device = files, size, workers, device
         self._mean, self._std = (torch.tensor(each, device=device)[:, None, None] for each in (mean, std))
         self._layout = torch.channels_last if channels_last else torch.contiguous_format

@@ -1,12 +1,12 @@
-"""Strong views: an own crop and flip, two random distortions and a cutout, as MLKD and CRLD train on them.
+"""Strong views: a crop and flip of their own, two random distortions and a cutout, as MLKD and CRLD train on them.
 
 Jin, Wang and Lin, "Multi-Level Logit Distillation", CVPR 2023. Two of fourteen operations are drawn with replacement,
 each with a uniform magnitude; then a square of up to half the side is painted over. Every operation gives the pixels
 that Pillow gives. A strong view is a function of (image, draws), and the draws are a function of (seed, epoch).
 
-All images of a batch are distorted at once, whatever was drawn for each, and nothing is read back from the device: an
-operation moves pixels (an affine map), or maps values (a table of 256 for each channel), or blends with another image,
-and each of these three runs for the whole batch with what leaves an image alone where something else was drawn.
+All images of a batch are distorted at once, whatever was drawn for each, and nothing is read back from the device. An
+operation moves pixels (an affine map), or maps values (a table of 256 for each channel), or blends with another image.
+Each of these three runs for the whole batch, as the identity on images for which another kind was drawn.
 """
 
 import math

@@ -5,8 +5,8 @@ Zero-padding by p, cropping to the original size and perhaps flipping has (2p+1)
 image, in pixels from the top left. A network in eval mode is therefore a function of (image, view).
 
 Random draws are pure functions of a seed, a stream and a counter. Only the raw output of Philox (Salmon et al., SC
-2011), keyed by a `SeedSequence`, is used: numpy keeps both the same on every platform and in every version, and
-promises that for no distribution built on top of them (NEP 19).
+2011), keyed by a `SeedSequence`, is used: numpy keeps both the same on every platform and in every version, but
+does not promise that for distributions built on top of them (NEP 19).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:  # what prepares data needs the draws, and no torch
+if TYPE_CHECKING:  # preparing data needs the draws, but not torch
     from torch import Tensor
 
 # One number for each use, so that no two uses share their draws. Changing one changes every result after it.
@@ -42,7 +42,7 @@ def n_views(padding: int, flip: bool) -> int:
 def decode(view: Tensor, padding: int, flip: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Split views into (dy, dx, flip), each an int64 tensor of the shape of `view`; flip is 0 or 1.
 
-    Values outside [0, n_views) are not checked, for that would wait for the device.
+    Values outside [0, n_views) are not checked, because that would wait for the device.
     """
     corner = view // 2 if flip else view
     flipped = view % 2 if flip else view.new_zeros(()).expand_as(view)

@@ -31,7 +31,7 @@ class Batch:
     epoch: Tensor
     """float32, 0-dim, on the device; epochs count from 1. A tensor, so that one captured graph serves every epoch."""
     strong: StrongView | None = None
-    """What the networks say of a second, strongly distorted view, for methods that declare `needs_strong_view`."""
+    """The networks' predictions of a second, strongly distorted view, for methods that declare `needs_strong_view`."""
 
 
 class Shapes(NamedTuple):
@@ -92,7 +92,7 @@ class Distiller(nn.Module, ABC):
     loss_names: ClassVar[tuple[str, ...]] = ("ce", "kd")
     """The names of the losses of `forward`, for optimisers that do not descend their sum."""
     needs_losses_apart: ClassVar[bool] = False
-    """Whether the method is one only with an optimiser that has a momentum for each of its losses."""
+    """Whether the method needs an optimiser that has a separate momentum for each of its losses."""
 
     def __init__(self) -> None:
         # Narrower than nn.Module's (*args, **kwargs): the signature is what configuration is validated against.
@@ -101,13 +101,13 @@ class Distiller(nn.Module, ABC):
     def setup(self, spec: Spec) -> None:
         """Make the method's own modules and memory; called once, when a run is put together.
 
-        What is drawn here is a function of the run's seed; the caller moves it to the device.
+        Random draws here depend on the run's seed alone; the caller moves the method to the device.
         """
 
     def predict(self, student: Prediction) -> Prediction:
-        """What is evaluated of the student's prediction: by default all of it, unchanged.
+        """The prediction to evaluate: by default the student's, unchanged.
 
-        The method's modules are then a part of the network: its weights files hold them beside the student.
+        If a method overrides this, its modules are part of the network: weights files hold them beside the student.
         """
         return student
 

@@ -12,8 +12,8 @@ class CATKD(Distiller):
     """ce_weight·CE + feat_weight·MSE of the class maps of student and teacher, pooled to resolution x resolution.
 
     A class map is a classifier's weight, without its bias, at each place of the last map. `normalize` scales each
-    pooled map to length 1; `binarize` is an ablation of the paper, see `losses.catkd`. The student there has no bias in
-    its classifier at all; here it keeps it in its logits.
+    pooled map to length 1; `binarize` is an ablation of the paper, see `losses.catkd`. The paper's student has no bias
+    in its classifier; here the student's logits keep the bias.
     """
 
     needs_feats: ClassVar[bool] = True

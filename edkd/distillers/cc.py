@@ -26,8 +26,8 @@ class Embedding(nn.Module):
 class CC(Distiller):
     """ce_weight·CE + feat_weight·mean over neighbours in the batch of Σ_c E_ic·E_(i+1)c.
 
-    E_i is the absolute difference of the two networks' embeddings of `pooled_feat`, `feat_dim` wide, both trained. It
-    depends on the order of the batch. The paper compares kernels of all pairs of samples instead.
+    E_i is the absolute difference of the two networks' embeddings of `pooled_feat`, `feat_dim` wide, both trained. The
+    loss depends on the order of the batch. The paper compares kernels of all pairs of samples instead.
     """
 
     needs_feats: ClassVar[bool] = True

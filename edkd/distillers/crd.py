@@ -34,8 +34,8 @@ class CRD(Distiller):
 
     The negatives of an image are successive images of other classes in a random order of the training set, beginning
     at a random place: a uniform draw without replacement. The images of a batch share the order, which is therefore
-    drawn once a step. Where other classes have fewer than `negatives` images, these repeat in that order; the published
-    code repeats images at random then. More than there are training images are refused. Order and places depend on
+    drawn once a step. If other classes have fewer than `negatives` images, these repeat in that order; the published
+    code then repeats images at random. `setup` refuses more negatives than training images. Order and places depend on
     `seed` (drawn at setup and saved), the epoch and the batch's images alone, so a resumed run continues with the same
     negatives.
 
@@ -113,7 +113,7 @@ class CRD(Distiller):
     def draw_negatives(self, batch: Batch) -> Tensor:
         """Indices of training images of other classes, int64 [B, negatives]."""
         count = len(self.labels)
-        key = _mix(_mix(self.seed + batch.epoch.long()) + batch.index[0])  # another one in each step
+        key = _mix(_mix(self.seed + batch.epoch.long()) + batch.index[0])  # another key in each step
         order = _mix(key + torch.arange(count, device=key.device)).argsort()
         others_so_far = (self.labels[order] != batch.target[:, None]).cumsum(dim=1)  # [B, train_images]
         others = others_so_far[:, -1:]

@@ -1,6 +1,6 @@
 """DeepKD: Huang et al., "DeepKD: A Deeply Decoupled and Denoised Knowledge Distillation Trainer", 2025.
 
-arXiv:2505.15133. This is what it distils; its optimiser, which gives each of the three losses a momentum of its own, is
+arXiv:2505.15133. These are its losses; its optimiser, which gives each of the three losses a momentum of its own, is
 `edkd.training.optimizers.DeepKD`.
 """
 
@@ -25,7 +25,7 @@ from edkd.models.base import Prediction
 
 
 class _TopClasses(Distiller):
-    """NCKD over all classes but the target, or with `top_k` over the teacher's largest logits."""
+    """TCKD, and NCKD over all classes but the target or, with `top_k`, over the teacher's largest logits."""
 
     loss_names: ClassVar[tuple[str, ...]] = ("ce", "tckd", "nckd")
     needs_losses_apart: ClassVar[bool] = True
@@ -41,7 +41,7 @@ class _TopClasses(Distiller):
         self.top_k = top_k
 
     def setup(self, spec: Spec) -> None:
-        """Check that there are so many classes."""
+        """Check that there are at least `top_k` classes."""
         if self.top_k > spec.num_classes:
             raise EdkdError(f"distiller.top_k is {self.top_k}: the data set has {spec.num_classes} classes")
 
@@ -80,7 +80,7 @@ class DeepKD(_TopClasses):
 
 
 class DeepDKD(_TopClasses):
-    """ce_weight·CE, w(epoch)·alpha·TCKD and w(epoch)·beta·NCKD: DKD in three losses, w as there."""
+    """ce_weight·CE, w(epoch)·alpha·TCKD and w(epoch)·beta·NCKD: DKD in three losses, w as in DKD."""
 
     def __init__(
         self, *, ce_weight: float, alpha: float, beta: float, temperature: float, warmup_epochs: int, top_k: int

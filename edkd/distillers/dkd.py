@@ -17,8 +17,8 @@ from edkd.models.base import Prediction
 class DKD(Distiller):
     """ce_weight·CE + w(epoch)·(alpha·TCKD + beta·NCKD), w rising linearly to 1 over `warmup_epochs` (0: no warm-up).
 
-    standardise: compare standardised logits (LS, see `losses.standardise`); CE sees raw ones. Its default is here: in
-    dkd.yaml it would enter the hashes of that file's older runs.
+    standardise: compare standardised logits (LS, see `losses.standardise`); CE uses raw ones. Its default is here: in
+    dkd.yaml it would change the hashes of that file's older runs.
     """
 
     def __init__(

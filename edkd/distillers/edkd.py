@@ -21,8 +21,8 @@ class EDKD(Distiller):
     `weighting` says where beta_i is applied: "batch" is as published, mean(beta_i)·mean(NCKD); "sample" is
     mean(beta_i·NCKD_i).
 
-    standardise: compare standardised logits (LS, see `losses.standardise`); CE sees raw ones. Its default is here: in
-    edkd.yaml it would enter the hashes of that file's older runs.
+    standardise: compare standardised logits (LS, see `losses.standardise`); CE uses raw ones. Its default is here: in
+    edkd.yaml it would change the hashes of that file's older runs.
     """
 
     def __init__(

@@ -8,8 +8,8 @@ from edkd.models.base import Prediction
 class KD(Distiller):
     """ce_weight·CE + kd_weight·T²·KL(teacher ‖ student), without a warm-up.
 
-    standardise: compare standardised logits (LS, see `losses.standardise`); CE sees raw ones. Its default is here: in
-    kd.yaml it would enter the hashes of that file's older runs.
+    standardise: compare standardised logits (LS, see `losses.standardise`); CE uses raw ones. Its default is here: in
+    kd.yaml it would change the hashes of that file's older runs.
     """
 
     def __init__(self, *, ce_weight: float, kd_weight: float, temperature: float, standardise: bool = False) -> None:

@@ -21,11 +21,11 @@ class MLKDOneView(Distiller):
 
     kd_T is T²·mean KL; a is the fraction of samples whose confidence max softmax(t) is at most the median of the
     batch, b the fraction of classes whose summed softmax(t) is at most the median, t the teacher's logits. In the
-    published code these masks multiply values that are averaged already, so only the fractions act: the default.
+    published code the masks multiply values that are averaged already, so only the fractions act. This is the default.
     `masking="per_sample"` averages kd_T over the samples that the mask keeps, weighed by their fraction.
 
-    standardise: the kd terms see standardised logits, as logit standardisation has it on MLKD (Sun et al., CVPR 2024,
-    arXiv:2403.01427).
+    standardise: the kd terms use standardised logits, as in logit standardisation's version of MLKD (Sun et al., CVPR
+    2024, arXiv:2403.01427).
     """
 
     loss_names: ClassVar[tuple[str, ...]] = ("ce", "kd", "class", "batch")
@@ -58,7 +58,7 @@ class MLKDOneView(Distiller):
         return torch.stack([losses.kd_per_sample(student, teacher, each) for each in self.temperatures])
 
     def masked(self, kd: Tensor, teacher: Tensor) -> Tensor:
-        """The sum over the temperatures of `kd` [temperatures, B], as the less confident samples enter it."""
+        """The sum over the temperatures of `kd` [temperatures, B]; `masking` chooses how the confidence mask acts."""
         mask = _at_most_median(teacher.softmax(1).amax(1))
         return (mask * kd).mean(1).sum() if self.masking == "per_sample" else mask.mean() * kd.mean(1).sum()
 
@@ -76,7 +76,7 @@ class MLKD(MLKDOneView):
     """ce_weight·(CE_w + CE_S) + kd_weight·(the one-view bracket on the weak view w + Σ kd_T on the strong view S).
 
     In the published code the strong sum takes the weak view at the temperatures 2 and 6, and the class and batch terms
-    of the strong view reach no loss: the default. `strong_temperatures="all"` takes the strong view at all five.
+    of the strong view reach no loss; this is the default. `strong_temperatures="all"` uses the strong view at all five.
     """
 
     needs_strong_view: ClassVar[bool] = True

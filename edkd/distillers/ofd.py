@@ -18,8 +18,8 @@ class OFD(Distiller):
     the student's size and raised to the margin of its channel, the expected value of the negative outputs of the batch
     norm before that ReLU. Entries where the teacher is not active and the student is below it count nothing.
 
-    A student without `preact_feats` (mobilenetv2, whose stages end without a ReLU) gives its `feats`; nobody published
-    the code for such pairs. Stages are paired from the last one backwards, without the stems. The published code
+    A student without `preact_feats` (mobilenetv2, whose stages end without a ReLU) gives its `feats`; no code for such
+    pairs is published. Stages are paired from the last one backwards, without the stems. The published code
     leaves the teacher in train mode and rounds margins to single precision; here the teacher is in eval mode.
     """
 

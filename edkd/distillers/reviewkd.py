@@ -16,9 +16,9 @@ Shape = tuple[int, int, int]
 
 
 class Fusion(nn.Module):
-    """One level: brings the student's map to `mid` channels, fuses it with the deeper levels, and compares.
+    """One level: brings the student's map to `mid` channels and fuses it with the deeper levels.
 
-    The fused map goes on to the next level; a convolution of it has the width of the teacher's map.
+    The fused map goes on to the next level; a convolution of it has the width of the teacher's map, for comparison.
     """
 
     def __init__(self, student: Shape, teacher: Shape, mid: int, deepest: bool) -> None:
@@ -47,8 +47,8 @@ class ReviewKD(Distiller):
 
     Levels run from deep to shallow: the pooled vector as a 1x1 map, then the last stage to the first. Student maps are
     those after the ReLU, teacher maps those before it. `mid`, the width of all fused maps, is the student's pooled
-    width, at most `max_width`. The heights that the published code lists for each pair are those of the two networks'
-    maps and are taken from them. Stages are paired from the last one backwards, without the stems.
+    width, at most `max_width`. The published code lists heights for each pair; they are those of the two networks'
+    maps, from which they are taken here. Stages are paired from the last one backwards, without the stems.
     """
 
     needs_feats: ClassVar[bool] = True

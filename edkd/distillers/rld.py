@@ -20,7 +20,7 @@ class RLD(Distiller):
 
     SCD, at `alpha_temperature`, compares the student's target with the teacher's top class; MCD, at `temperature`, the
     classes that the teacher ranks below the target; see `losses.rld`. In the published code alpha_temperature is 1
-    unless its "same temperature" is asked for, as in its authors' example.
+    unless its "same temperature" option is set, as in its authors' example.
 
     standardise: compare standardised logits (LS, see `losses.standardise`), which the authors offer as well.
     """

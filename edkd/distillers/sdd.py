@@ -67,7 +67,7 @@ class SDD(Distiller):
 
 
 class SDKD(SDD):
-    """SDD with KD, T²·KL(teacher ‖ student), in each region; kd_weight, without a warm-up."""
+    """SDD with KD, T²·KL(teacher ‖ student), in each region, with kd_weight and without a warm-up."""
 
     def __init__(self, *, ce_weight: float, kd_weight: float, temperature: float, scales: list[int]) -> None:
         super().__init__(ce_weight=ce_weight, temperature=temperature, scales=scales)
@@ -116,8 +116,8 @@ class SDDKD(SDD):
 class SDNKD(SDD):
     """SDD with NKD in each region, under DKD's warm-up.
 
-    `mask_target` leaves the target out of NKD's second sum, as NKD does. The published code of SDD means to and does
-    not: there that sum runs over all classes with the plain softmax, which False computes.
+    `mask_target` leaves the target out of NKD's second sum, as NKD does. The published code of SDD intends this
+    but runs that sum over all classes with the plain softmax, as False does.
     """
 
     def __init__(

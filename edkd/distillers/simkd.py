@@ -15,11 +15,11 @@ class SimKD(Distiller):
     """feat_weight·MSE(projected last map of the student, last map of the teacher), without a cross-entropy.
 
     The larger of the two last maps is pooled to the smaller's size. The projector has three convolutions (1x1, 3x3,
-    1x1, without biases), each with batch norm and ReLU, C_t / factor wide inside. What is evaluated are the logits of
+    1x1, without biases), each with batch norm and ReLU, C_t / factor wide inside. Evaluation uses the logits of
     the teacher's classifier, kept here as it is, on the projected map's mean over the image; the student's own
     classifier is not trained.
 
-    The last map is the one whose mean is `pooled_feat`. The authors take that of the last stage, which for mobilenetv2
+    The last map is the one whose mean is `pooled_feat`. The authors take the last stage's map, which for mobilenetv2
     and shufflenetv2 comes before a last 1x1 convolution.
     """
 

@@ -17,8 +17,8 @@ class VID(Distiller):
     """ce_weight·CE + feat_weight·Σ over stages of mean(½·((μ − f_t)² / v + log v)).
 
     μ is the student's map after three 1x1 convolutions (ReLU between them, no biases, the teacher's width), v one
-    variance a channel of the teacher, log(1 + exp(log_scale)) + eps, which starts at `init_pred_var`. Regressors and
-    log-scales are trained; one published benchmark hands the log-scales to no optimiser. Stages are paired from the
+    variance per channel of the teacher, log(1 + exp(log_scale)) + eps, which starts at `init_pred_var`. Regressors and
+    log-scales are trained; one published benchmark gives the log-scales to no optimiser. Stages are paired from the
     last one backwards, without the stems; the larger map is pooled to the smaller's size.
     """
 

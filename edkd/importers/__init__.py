@@ -1,6 +1,6 @@
-"""Results and networks of other code bases: their folders and archives, read safely, as journals of runs beside ours.
+"""Read results and networks of other code bases safely from folders and archives; results become journals of runs.
 
-What a file does not say is not made up: it is left out, or the file is refused with the reason.
+No value is invented: what a file lacks is left out, or the file is refused with the reason.
 """
 
 from edkd.importers import archive, mdistiller, repdistiller

@@ -1,7 +1,7 @@
 """A teachers' archive: a tar file of folders `<network>_vanilla/` with `ckpt_epoch_240.pth` in each.
 
-Nothing is unpacked to where the archive says: of plain files with that name the content is copied, into a folder of
-the reader's own. Links, devices and names that lead out of the archive are refused.
+Nothing is unpacked to a path from the archive. Only the content of plain files with that name is copied, into a folder
+that the caller chooses. Links, devices and names that lead out of the archive are refused.
 """
 
 import re
@@ -26,7 +26,7 @@ class Teacher(NamedTuple):
 
 
 def unpack(archive: Path, folder: Path) -> Iterator[tuple[str, Teacher | EdkdError]]:
-    """Each member of an archive that is no folder: its name, and the teacher that it holds or why it holds none.
+    """Yield each member of an archive that is no folder: its name, and its teacher or the reason why it has none.
 
     Checkpoints are copied into `folder`, one at a time. Raises EdkdError for a file that is no archive.
     """
@@ -43,7 +43,7 @@ def unpack(archive: Path, folder: Path) -> Iterator[tuple[str, Teacher | EdkdErr
                     yield member.name, error
                     continue
                 content = tar.extractfile(member)
-                assert content is not None  # of a plain file there is one
+                assert content is not None  # every plain file has content
                 file = folder / f"{name}.pth"
                 with content, file.open("wb") as copy:
                     shutil.copyfileobj(content, copy)

@@ -1,8 +1,8 @@
 """Output folders of mdistiller-style training: `<method>,<teacher>,<student>/worklog.txt`.
 
-A work log is a text of blocks between dashed lines, one an epoch, of lines `name: value`: `epoch`, `lr`, `train_acc`,
-`train_loss`, `test_acc`, `test_acc_top5`, `test_loss`, accuracies in percent. A run that reaches its end writes
-`best_acc<TAB>value`. Files are appended to: one may hold several runs, and a run that was started again repeats epochs.
+A work log has one block for each epoch, between dashed lines. A block has lines `name: value`: `epoch`, `lr`,
+`train_acc`, `train_loss`, `test_acc`, `test_acc_top5`, `test_loss`; accuracies are in percent. A complete run ends with
+`best_acc<TAB>value`. Training appends to the file: it may hold several runs, and a restarted run repeats epochs.
 """
 
 import math
@@ -30,7 +30,7 @@ _METRICS = {
 }
 _NEEDED = ("lr", "test_acc", "test_acc_top5", "test_loss")
 
-Block = dict[str, str]  # of one epoch: values as they are printed
+Block = dict[str, str]  # the values of one epoch, as printed
 
 
 @dataclass
@@ -54,7 +54,7 @@ def find(path: Path) -> list[Path]:
 
 
 def named(log: Path) -> tuple[str, str, str]:
-    """Method, teacher (empty of a student alone) and student, by the name of a work log's folder. Raises EdkdError."""
+    """Method, teacher (empty for a student alone) and student, by the name of a work log's folder. Raises EdkdError."""
     folder = log.absolute().parent.name
     method, *networks = folder.split(",")
     if not NAME.fullmatch(method) or len(networks) not in (1, 2):
@@ -66,7 +66,7 @@ def named(log: Path) -> tuple[str, str, str]:
 
 
 def read(log: Path, schedule: Schedule) -> Iterator[Result | EdkdError]:
-    """The runs of a work log that were trained by this schedule, or the reason why one of them is none.
+    """Each run of a work log, or an EdkdError with the reason if it is no whole run by this schedule.
 
     Raises EdkdError for a file that is no work log, or one in another form.
     """
@@ -104,7 +104,7 @@ def _parse(text: str) -> Iterator[Block | str]:
     for number, line in enumerate(text.splitlines(keepends=True), 1):
         cut = not line.endswith("\n")
         line = line.strip()
-        # The value has no line of its own where the next run was appended.
+        # If the next run was appended, its dashes follow the value on the same line.
         best = re.fullmatch(r"best_acc\s+([\d.]+)-*", line)
         pair = re.fullmatch(r"(\w+):\s*(\S+)", line)
         if best or not line.strip("-"):
@@ -150,7 +150,7 @@ def _split(entries: Iterator[Block | str]) -> list[_Run]:
 
 
 def _checked(run: _Run, schedule: Schedule) -> tuple[dict[int, dict[str, float]], list[str]]:
-    """The metrics of each epoch, and what was odd about them. Raises EdkdError unless the run is whole."""
+    """The metrics of each epoch, and notes on oddities. Raises EdkdError unless the run is whole and by `schedule`."""
     latest: dict[int, Block] = {}
     notes: list[str] = []
     since = 0  # the entry at which the run was started again
@@ -194,12 +194,12 @@ def _checked(run: _Run, schedule: Schedule) -> tuple[dict[int, dict[str, float]]
 
 
 def _prints_as(rate: float, printed: str) -> bool:
-    """Whether a learning rate is the one that was printed with so many digits."""
+    """Whether `rate`, rounded to the digits of `printed`, is the learning rate that was printed."""
     exact = abs(float(printed) - rate) <= 1e-6 * rate
     decimals = len(printed.partition(".")[2]) if "e" not in printed else 12
     return exact or abs(float(printed) - rate) <= 0.5001 * 10**-decimals
 
 
 def _possible_bests(blocks: Sequence[Block], latest: dict[int, Block], since: int) -> set[float]:
-    """What a run may call its best accuracy: a restart may have forgotten the epochs before it, or replaced them."""
+    """The best accuracies that a run may report: a restart may have forgotten or replaced the epochs before it."""
     return {max(float(block["test_acc"]) for block in some) for some in (blocks, latest.values(), blocks[since:])}

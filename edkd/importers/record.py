@@ -1,4 +1,4 @@
-"""Writing what importers find as journals of runs, each once."""
+"""Write the runs that importers find as journals, each once."""
 
 import functools
 import time
@@ -23,7 +23,7 @@ from edkd.rundir.paths import DIRECTORY_NAME, RunDir
 
 @dataclass
 class Outcome:
-    """What an import did: the directories of new runs and of those that were there, and a line for whatever else."""
+    """The directories of new and of existing runs, and a line for each thing left out and for each note."""
 
     written: list[Path] = field(default_factory=list)
     there: list[Path] = field(default_factory=list)
@@ -34,11 +34,11 @@ class Outcome:
 def record(importer: ModuleType, paths: Sequence[Path], output: Path, overrides: Sequence[str]) -> Outcome:
     """Write every finished run that an importer finds below some paths into an output folder, each once.
 
-    The overrides name the recipe by which they were trained, as for a run of ours: the journals say so, and what a
-    file tells of its recipe must agree. What is no finished run by this recipe is left out, with the reason. Raises
-    EdkdError for overrides that do not fit, and if a journal cannot be written.
+    The overrides name the recipe that trained the runs, as for a run of ours. The journals record it, and a file must
+    not contradict it. Anything but a finished run by this recipe is left out, with the reason. Raises EdkdError for
+    overrides that do not fit, and if a journal cannot be written.
     """
-    compose_settings(list(overrides))  # what does not fit is wrong for all of them
+    compose_settings(list(overrides))  # overrides that do not fit are wrong for all runs
     done = Outcome()
     for path in paths:
         try:
@@ -68,14 +68,14 @@ def _read(importer: ModuleType, source: Path, overrides: tuple[str, ...]) -> lis
 
 @functools.cache
 def _composed(teacher: str, student: str, overrides: tuple[str, ...]) -> tuple[dict[str, Any], Settings]:
-    """The recipe that is said to be an imported run's, resolved and typed."""
+    """The recipe that the overrides give an imported run, resolved and typed."""
     networks = [f"student={student}", *([f"teacher={teacher}"] if teacher else [])]
     values = compose_values(["distiller=vanilla", *networks, *overrides])
     return values, schema.settings(values, "vanilla")
 
 
 def _write(result: Result, output: Path, overrides: tuple[str, ...]) -> tuple[Path, bool]:
-    """The directory of an imported run, and whether it is new. A run is what its content says, wherever it lay."""
+    """Write an imported run; returns its directory and whether it is new. Its content identifies it, not its path."""
     values, cfg = _composed(result.teacher, result.student, overrides)
     about = [result.origin, result.method, result.teacher, result.student]
     run = digest([*about, dict(result.given), dict(result.best), list(result.epochs.items())])
@@ -119,7 +119,7 @@ def _write(result: Result, output: Path, overrides: tuple[str, ...]) -> tuple[Pa
             "given": dict(result.given),
             "notes": list(result.notes),
         },
-        # Which weights taught is not known, so nothing is compared as if it had the same teacher.
+        # The teacher's weights are not known: a unique id prevents comparisons as if the teacher were the same.
         "teacher": {"id": f"unknown:{run}"} if result.teacher else None,
     }
     last = max(result.epochs)
@@ -136,14 +136,14 @@ def _write(result: Result, output: Path, overrides: tuple[str, ...]) -> tuple[Pa
 
 
 def _free_number(folder: Path, distiller: str) -> int:
-    """What stands in the place of a seed, which is not known: the first number that no such run has yet."""
+    """A number in place of the seed, which is not known: the first that no run of this distiller has yet."""
     names = (DIRECTORY_NAME.fullmatch(each.name) for each in folder.glob(f"{distiller}-s*"))
     taken = {int(name["seed"]) for name in names if name}
     return next(number for number in range(len(taken) + 1) if number not in taken)
 
 
 def _labels(method: str, origin: str) -> dict[str, str]:
-    """What tables call the method: as ours of that name, with the code base behind it."""
+    """The method's labels in tables: those of our method of that name, with the code base after the title."""
     path = CONF / "distiller" / f"{method}.yaml"
     known = yaml.safe_load(path.read_text()) if path.exists() else {}
     labels = {name: str(known[name]) for name in LABELS if name in known}

@@ -1,8 +1,8 @@
 """Output folders of RepDistiller: `S:<student>_T:<teacher>_cifar100_<method>_r:<r>_a:<a>_b:<b>_<trial>/`.
 
-Their checkpoints hold accuracies: `<student>_best.pth` that of the best epoch on the test set (`epoch`, `best_acc`),
-`ckpt_epoch_<epoch>.pth` that of every fortieth (`accuracy`), the last among them. Learning curves are in TensorBoard's
-event files alone, which are not read; nor is `<student>_last.pth`, which has no accuracy.
+Accuracies come from checkpoints: `<student>_best.pth` has the best epoch's on the test set (`epoch`, `best_acc`), and
+`ckpt_epoch_<epoch>.pth` has that of every fortieth epoch, the last included (`accuracy`). Two kinds of files are not
+read: TensorBoard's event files, which alone have learning curves, and `<student>_last.pth`, which has no accuracy.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""What an importer finds: one trained student each, and the names of other code bases in ours."""
+"""The result of an importer, one for each trained student, and our names of other code bases' networks."""
 
 import re
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ class Result:
     origin: str  # the code base
     source: Path
     method: str
-    teacher: str  # empty of a student alone
+    teacher: str  # empty for a student alone
     student: str
-    epochs: Mapping[int, Mapping[str, float]]  # metrics by our names, of the epochs that are known; the last is
+    epochs: Mapping[int, Mapping[str, float]]  # metrics by our names, of the known epochs; the last is known
     best: Mapping[str, float]  # epoch and top1 (percent), of the best epoch on the test set
-    given: Mapping[str, str] = field(default_factory=dict)  # what a name says of hyper-parameters
-    notes: tuple[str, ...] = ()  # what a reader should know of how the file was read
+    given: Mapping[str, str] = field(default_factory=dict)  # hyper-parameters from the folder's name
+    notes: tuple[str, ...] = ()  # for a reader: how the file was read
 
 
 _ALIASES = {

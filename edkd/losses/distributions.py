@@ -1,4 +1,4 @@
-"""Losses that compare predicted distributions otherwise than KD does: by correlation (DIST), and with a temperature on
+"""Losses that compare predicted distributions in other ways than KD: by correlation (DIST), and with a temperature on
 the teacher's side alone (TTM, WTTM).
 
 Shapes as in `edkd.losses.logits`.

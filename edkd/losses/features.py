@@ -64,8 +64,8 @@ def at(feat_student: Tensor, feat_teacher: Tensor, p: float) -> Tensor:
 
     Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv:1612.03928. A sample's
     attention is Σ_c |f_c|^p over its channels, as a vector of all places, scaled to length 1. The larger map is pooled
-    to the smaller's size first; channels may differ. As in the CRD benchmark the difference is averaged over places,
-    where the paper takes its norm.
+    to the smaller's size first; channels may differ. As in the CRD benchmark, the difference is averaged over places;
+    the paper takes its norm instead.
     """
     student, teacher = to_smaller(feat_student, feat_teacher.detach())
     return F.mse_loss(_attention(student, p), _attention(teacher, p))
@@ -75,8 +75,8 @@ def nst(feat_student: Tensor, feat_teacher: Tensor) -> Tensor:
     """Neuron selectivity transfer: squared maximum mean discrepancy of the channels' patterns, batch mean (scalar).
 
     Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017, arXiv:1707.01219,
-    with the polynomial kernel k(x, y) = (xᵀy)². A pattern is a channel's map, scaled to length 1. Of each
-    sample, mean k(s, s) + mean k(t, t) − 2·mean k(s, t) over all pairs of channels. The larger map is pooled to the
+    with the polynomial kernel k(x, y) = (xᵀy)². A pattern is a channel's map, scaled to length 1. Each sample
+    gives mean k(s, s) + mean k(t, t) − 2·mean k(s, t) over all pairs of channels. The larger map is pooled to the
     smaller's size first; channels may differ.
     """
     student, teacher = (F.normalize(feat.flatten(2), dim=2) for feat in to_smaller(feat_student, feat_teacher.detach()))
@@ -88,7 +88,7 @@ def vid(mean: Tensor, log_scale: Tensor, feat_teacher: Tensor, eps: float) -> Te
     """Variational information distillation: −log of a normal density of the teacher's map, mean over entries (scalar).
 
     Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019, arXiv:1904.05835:
-    ½·((mean − f_t)² / v + log v) with one variance a channel, v = log(1 + exp(log_scale)) + eps; the constant
+    ½·((mean − f_t)² / v + log v) with one variance per channel, v = log(1 + exp(log_scale)) + eps; the constant
     ½·log 2π is left out.
 
     Args:
@@ -111,7 +111,7 @@ def ofd(connected: Tensor, feat_teacher: Tensor, margin: Tensor) -> Tensor:
     Args:
         connected: x, the student's map after its connector, [B, C, H, W].
         feat_teacher: [B, C, H, W].
-        margin: one negative number a channel, [C].
+        margin: one negative number per channel, [C].
     """
     feat_teacher = feat_teacher.detach()
     goal = torch.maximum(feat_teacher, margin[:, None, None])
@@ -166,7 +166,7 @@ def catkd(maps_student: Tensor, maps_teacher: Tensor, resolution: int, normalize
 
     Args:
         maps_student: `class_maps` of the student, [B, K, H_s, W_s].
-        maps_teacher: those of the teacher, [B, K, H_t, W_t].
+        maps_teacher: `class_maps` of the teacher, [B, K, H_t, W_t].
         resolution: r, the height to which both are pooled.
         normalize: whether each pooled map is scaled to length 1 (a length below 1e-12 counts as that).
         binarize: whether the teacher's map first becomes 1 where it exceeds the mean of its absolute values over the
@@ -189,8 +189,8 @@ def _attention(feat: Tensor, p: float) -> Tensor:
 def _polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
     """Mean of (x_iᵀy_j)² over all samples and pairs of rows; x is [B, C, N], y is [B, D, N] (scalar).
 
-    Σ_ij (x_iᵀy_j)² is also the inner product of xᵀx and yᵀy, two N x N matrices: the smaller way is taken, because
-    2048 channels would make matrices of a gigabyte.
+    Σ_ij (x_iᵀy_j)² is also the inner product of xᵀx and yᵀy, two N x N matrices. The way with the smaller matrices
+    is taken, because 2048 channels would make matrices of a gigabyte.
     """
     batch, rows, places = x.shape
     columns = y.shape[1]

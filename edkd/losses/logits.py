@@ -37,7 +37,7 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def kd(logits_student: Tensor, logits_teacher: Tensor, temperature: float | Tensor) -> Tensor:
-    """Knowledge distillation, batch mean of `kd_per_sample` (scalar). The weights beside CE are the caller's.
+    """Knowledge distillation, batch mean of `kd_per_sample` (scalar). The caller weighs it against CE.
 
     Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531, section 2.
     """

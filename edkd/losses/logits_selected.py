@@ -85,8 +85,8 @@ def nckd_among_top(
     """NCKD over the classes of the teacher's `top_k` largest logits, without the target: [B].
 
     Huang, Song, Zhang and Ren, "DeepKD: A Deeply Decoupled and Denoised Knowledge Distillation Trainer", 2025,
-    arXiv:2505.15133. k − 1 classes take part where the target is among the k, and all that equal the k-th; 0 where
-    none remains.
+    arXiv:2505.15133. If the target is among the k, k − 1 classes take part. All classes that tie with the
+    k-th take part. The result is 0 if no class remains.
     """
     teacher = logits_teacher.detach()
     smaller = teacher < teacher.topk(top_k, dim=1).values[:, -1:]

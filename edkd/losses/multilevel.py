@@ -1,7 +1,7 @@
 """Losses on logits at the levels of a class and of a batch, as pure tensor functions. B samples, K classes.
 
 Jin, Wang and Lin, "Multi-Level Logit Distillation", CVPR 2023, equations 5 to 8. Gradients reach the student's logits
-only; with Q(z) the [B, K] matrix of softmax(z / T).
+only. Q(z) is the [B, K] matrix of softmax(z / T).
 """
 
 import torch.nn.functional as F

@@ -31,7 +31,7 @@ def split(logits: Tensor, is_target: Tensor, temperature: float) -> tuple[Tensor
 
 
 def log_softmax_among(logits: Tensor, left_out: Tensor, temperature: float) -> Tensor:
-    """log softmax(logits / T) over the classes that are not `left_out`, bool [B, K], at least one a sample: [B, K].
+    """log softmax(logits / T) over the classes that are not `left_out`, bool [B, K], at least one per sample: [B, K].
 
     The classes that are left out hold a finite number: their distance to the others' log-sum-exp.
     """
@@ -60,9 +60,9 @@ def kl(p_teacher: Tensor, log_teacher: Tensor, log_student: Tensor) -> Tensor:
 def kl_among(logits_student: Tensor, logits_teacher: Tensor, left_out: Tensor, temperature: float) -> Tensor:
     """KL between the softmaxes at T over the classes that are not `left_out`, bool [B, K]: [B].
 
-    A sample of which every class is left out gives 0.
+    A sample whose classes are all left out gives 0.
     """
-    # Where no class remains, all of them keep the logarithms finite; their weights are 0 nevertheless.
+    # If no class remains, none is masked, to keep the logarithms finite; all weights are 0 nevertheless.
     masked = left_out & ~left_out.all(dim=1, keepdim=True)
     log_student = log_softmax_among(logits_student, masked, temperature)
     log_teacher = log_softmax_among(logits_teacher.detach(), masked, temperature)
@@ -72,6 +72,6 @@ def kl_among(logits_student: Tensor, logits_teacher: Tensor, left_out: Tensor, t
 def weights_among(log_probabilities: Tensor, left_out: Tensor) -> Tensor:
     """Probabilities from their logarithms, 0 for the classes that are left out: [B, K].
 
-    −inf in the exponent makes such a weight exactly 0, against a finite factor.
+    −inf in the exponent makes such a weight exactly 0, so its product with a finite factor is 0, too.
     """
     return log_probabilities.masked_fill(left_out, -torch.inf).exp()

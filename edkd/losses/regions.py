@@ -16,7 +16,7 @@ GRID = 4
 """The height to which the last map is pooled before its regions are taken."""
 
 RowLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From the logits of student and teacher, [R, K] each, and the target, int64 [R], to one loss a row, [R]."""
+"""From the logits of student and teacher, [R, K] each, and the target, int64 [R], to one loss per row, [R]."""
 
 
 def regional_logits(last_map: Tensor, weight: Tensor, bias: Tensor, scales: Sequence[int]) -> Tensor:

@@ -1,8 +1,8 @@
 """Distillation losses on the relations between the samples of a batch, as pure tensor functions.
 
 B samples; a vector or map may have another width in the student than in the teacher, because only relations between
-samples are compared. Gradients reach the student's side only, but for `cc`, whose embeddings are both trained. A batch
-of one sample has no relations and gives 0. No function reads a value back from the device.
+samples are compared. Gradients reach the student's side only, except in `cc`, whose embeddings are both trained. A
+batch of one sample has no relations and gives 0. No function reads a value back from the device.
 """
 
 import torch
@@ -33,7 +33,7 @@ def sp(feat_student: Tensor, feat_teacher: Tensor) -> Tensor:
     """Similarity-preserving distillation: mean squared difference of the batch's similarity matrices (scalar).
 
     Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv:1907.09682:
-    G = F·Fᵀ with one flattened map a row, each row of G scaled to length 1; ‖G_t − G_s‖² / B².
+    G = F·Fᵀ with one flattened map per row, each row of G scaled to length 1; ‖G_t − G_s‖² / B².
 
     Args:
         feat_student: [B, C_s, H_s, W_s].
@@ -51,7 +51,7 @@ def cc(embedded_student: Tensor, embedded_teacher: Tensor) -> Tensor:
 
     Args:
         embedded_student: [B, D]; receives a gradient.
-        embedded_teacher: [B, D]; receives one, too, for the embedding is trained.
+        embedded_teacher: [B, D]; receives one, too, because the embedding is trained.
     """
     distance = (embedded_student - embedded_teacher).abs()
     return (distance[:-1] * distance[1:]).sum() / max(len(distance) - 1, 1)

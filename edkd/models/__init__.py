@@ -1,7 +1,7 @@
 """The networks of the CIFAR-100 distillation benchmark, and those of its ImageNet pairs.
 
 `edkd.models.<name>(num_classes=100)` makes one with fresh weights; `network(x, want_feats=True)` maps normalised
-images [B, 3, H, W] of any square size that the network's strides leave something of to a `Prediction`.
+square images [B, 3, H, W] to a `Prediction`. Any size is allowed that is large enough for the network's strides.
 `edkd.models.foreign` has networks of other libraries.
 """
 

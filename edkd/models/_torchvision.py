@@ -1,4 +1,4 @@
-"""The one place that imports torchvision: late, because it costs seconds, and also beside a CPU build of torch."""
+"""The one place that imports torchvision: late, because it costs seconds, and also with a CPU build of torch."""
 
 import functools
 import warnings
@@ -9,12 +9,12 @@ from typing import Any
 def load() -> Any:
     """The torchvision module.
 
-    The wheel of the package registry is built for CUDA. Beside a CPU build of torch its compiled part stays unloaded,
-    and the import fails where it describes two operators which that part would have declared. Declaring them is
+    The wheel of the package registry is built for CUDA. With a CPU build of torch its compiled part does not load,
+    and the import fails where it describes two operators that the compiled part declares. Declaring them here is
     enough for data sets and transforms, which use neither.
     """
     with warnings.catch_warnings():
-        # Compiled image and video readers that do not load are announced; nothing here uses them.
+        # torchvision warns of compiled image and video readers that do not load; nothing here uses them.
         warnings.simplefilter("ignore")
         try:
             import torchvision

@@ -27,10 +27,10 @@ class Prediction(NamedTuple):
     """[B, K], before the softmax."""
 
     feats: tuple[Tensor, ...] = ()
-    """One [B, C, H, W] map a stage, the stem's first."""
+    """One [B, C, H, W] map per stage, the stem's first."""
 
     preact_feats: tuple[Tensor, ...] = ()
-    """The same maps before the ReLU that ends each stage (WideResNet: after the batch norm that follows it), but for
+    """The same maps before the ReLU that ends each stage (WideResNet: after the batch norm that follows it), except
     the first, which is the first of `feats` again: the benchmark's convention. Empty where a family has no such point
     (MobileNetV2)."""
 
@@ -111,7 +111,7 @@ def classify(last_map: Tensor, classifier: nn.Linear, kept: StagePass | None) ->
 
 
 def last_norm(stage: nn.Module) -> nn.BatchNorm2d:
-    """The last batch norm of the main path of a stage, whose output its last ReLU receives (or the shortcut joins)."""
+    """The last batch norm of a stage's main path; its output goes to the last ReLU or is added to the shortcut."""
     main = [module for name, module in stage.named_modules() if "downsample" not in name and "shortcut" not in name]
     return [module for module in main if isinstance(module, nn.BatchNorm2d)][-1]
 
@@ -140,7 +140,7 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 def in_own_names(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A ``state_dict`` under the network's names for what torchvision calls otherwise (its `torchvision_names`)."""
+    """A ``state_dict`` with torchvision's names replaced by the network's own (its `torchvision_names`)."""
     renamed = dict(state)
     for theirs, ours in getattr(network, "torchvision_names", {}).items():
         renamed = {key.replace(theirs, ours): tensor for key, tensor in renamed.items()}

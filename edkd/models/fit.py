@@ -10,9 +10,9 @@ from edkd.models.base import in_own_names
 
 
 def closest(state: Mapping[str, Tensor]) -> str:
-    """Say which network has the most entries of a ``state_dict`` by name and shape, and how many.
+    """Name the network whose entries overlap most with a ``state_dict``, by name and shape, and how many do.
 
-    The number of classes is that of the last matrix of the file, as in every network here.
+    The number of classes is the number of rows of the file's last matrix, as in every network here.
     """
     classes = [tensor.shape[0] for tensor in state.values() if tensor.ndim == 2][-1:]
     best, shared, entries = "", 0, 1

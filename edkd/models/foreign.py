@@ -87,12 +87,12 @@ def _of_timm(arch: str, tag: str) -> Pretrained:
 
 
 def predicting(network: nn.Module, *, feats: Sequence[str] | None = None, last_map: str | None = None) -> nn.Module:
-    """Make a network whose `forward` gives logits [B, K] one that gives a `Prediction`, and return it.
+    """Convert a network whose `forward` gives logits [B, K] to one that gives a `Prediction`, and return it.
 
     feats: names of modules whose outputs are `feats`; by default the last map of each size that a stage gives.
-    last_map: the name of the module whose output, averaged over the image, is what the last linear layer receives; by
-    default what the last average pooling receives, where nothing with weights follows before that layer.
-    That layer is the classifier; a network without one has none, nor a `pooled_feat`. Parameters keep their names.
+    last_map: the name of the module whose output, averaged over the image, is the input of the last linear layer; by
+    default the input of the last average pooling, unless a module with weights lies between it and that layer.
+    That layer is the classifier; without one there is no `pooled_feat`, either. Parameters keep their names.
     """
     modules = dict(network.named_modules())
     for name in [*(feats or ()), *([last_map] if last_map else ())]:
@@ -109,23 +109,23 @@ def predicting(network: nn.Module, *, feats: Sequence[str] | None = None, last_m
         classifier=classifier,
     )
     kind = type(network)
-    # A class of its own, rather than a module around it: names of parameters and all else of the class stay.
+    # A subclass, not a module around the network, keeps the parameters' names and everything else of the class.
     network.__class__ = type(kind.__name__, (_Predicting, kind), {"places": places})
     return network
 
 
 class _Places(NamedTuple):
-    """The names of the modules of a network at which its features are."""
+    """The names of the modules whose inputs or outputs are a network's features."""
 
     feats: list[str]
-    by_size: bool  # of the outputs there, the last of each size is a stage's
-    last_map: str | None  # the module that gives it
-    pool: str | None  # the module that receives it
+    by_size: bool  # whether only the last output of each size is kept, as its stage's map
+    last_map: str | None  # the module whose output is the last map
+    pool: str | None  # the module whose input is the last map
     classifier: str | None
 
 
 class _Predicting(nn.Module):
-    """What is put before the class of another's network."""
+    """The base class that `predicting` puts before a network's own class."""
 
     places: _Places
 
@@ -235,5 +235,5 @@ def _torchvision_models() -> Any:
 
 
 def _timm() -> Any:
-    _torchvision.load()  # which timm imports, too
+    _torchvision.load()  # timm imports it, too
     return import_extra("timm", "timm")

@@ -1,7 +1,7 @@
 """MobileNetV1: Howard et al., MobileNets: Efficient CNNs for Mobile Vision Applications, 2017, arXiv:1704.04861.
 
-As its table 1, but that the last depthwise convolution has stride 1: the table's 2 disagrees with the size of its own
-output. Initial weights are `init_convolutions`, and the classifier as torch draws it; the paper states neither.
+As its table 1, except that the last depthwise convolution has stride 1: the table's 2 disagrees with its own output
+size. Initial weights are `init_convolutions`, and the classifier as torch draws it; the paper states neither.
 """
 
 from torch import Tensor, nn

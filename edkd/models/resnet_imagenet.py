@@ -63,8 +63,8 @@ class Bottleneck(nn.Module):
 class ResNetImageNet(nn.Module):
     """Four stages of `blocks` basic or bottleneck blocks, 64 to 512 channels wide.
 
-    large_stem: ImageNet's stem, which divides the side of an image by four. With it this is torchvision's network but
-    for the names of some parameters.
+    large_stem: ImageNet's stem, which divides the side of an image by four. With it this is torchvision's network,
+    except for the names of some parameters.
     """
 
     torchvision_names: ClassVar[dict[str, str]] = {".downsample.": ".shortcut.", "fc.": "linear."}

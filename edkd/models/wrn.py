@@ -4,8 +4,8 @@ Depth 6n+4, width factor k: a 3x3 stem of 16 channels and three stages of n pre-
 64k channels, without dropout. Parameter names and initial weights (`init_convolutions`; the classifier as torch
 draws its weight, bias zero) are those of the CRD benchmark (Tian et al., ICLR 2020).
 
-Features as that benchmark takes them: `feats` are the sums that stages hand on, `preact_feats` the same after the
-batch norm that follows, which belongs to the next stage or, at the end, to the network. The stem has one map for both.
+Features are those of that benchmark: `feats` are the sums that stages return, `preact_feats` the same after the batch
+norm that follows, which belongs to the next stage or, at the end, to the network. The stem has one map for both.
 """
 
 from typing import cast
@@ -19,7 +19,7 @@ from edkd.models.base import Prediction, StagePass, classify, init_convolutions
 class Block(nn.Module):
     """Batch norm, ReLU, convolution, twice, and a shortcut.
 
-    The first batch norm and ReLU are the caller's to run, once: their result is also a feature.
+    The caller runs the first batch norm and ReLU, once, because their result is also a feature.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:

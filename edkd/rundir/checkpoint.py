@@ -2,9 +2,9 @@
 
 Two kinds of files:
 
-- *Checkpoints* (`save`, `load`) are what a run continues from: a header of magic, length and SHA-256 before what
-  `torch.save` writes, and the previous one kept beside the current one. A power cut, a kill or a full disk at any
-  moment leaves at least one of the two whole, and a damaged one is noticed.
+- *Checkpoints* (`save`, `load`) are for resuming a run: a header of magic, length and SHA-256, then the output of
+  `torch.save`. The previous checkpoint is kept beside the current one. A power cut, a kill or a full disk at any
+  moment leaves at least one of the two whole, and a damaged one is detected.
 - *Weights files* (`save_weights`, `load_weights`) are for exchange: plain `torch.save` files
   ``{"model": state_dict, ...}`` that any program of the field reads.
 
@@ -32,24 +32,24 @@ from edkd.rundir import files
 
 MAGIC = b"EDKDCKP1"
 _HEADER = struct.Struct(">8sQ32s")  # magic, length of the payload in bytes, its SHA-256
-# Of weights files, of a run's checkpoints, of other programs.
+# Keys of a state_dict in our files and in files of other programs.
 _KEYS = ("model", "student", "state_dict", "model_state_dict", "net")
-_WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel, of torch.compile
-_NAMED = 3  # so many keys does an error line name
+_WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DataParallel and torch.compile
+_NAMED = 3  # number of keys that an error line names
 
 _log = logging.getLogger("edkd.rundir.checkpoint")
 
 
 def previous(path: Path) -> Path:
-    """Where the checkpoint before the one at ``path`` is kept: checkpoint.pt -> checkpoint.prev.pt."""
+    """The path of the checkpoint before the one at ``path``: checkpoint.pt -> checkpoint.prev.pt."""
     return path.with_name(f"{path.stem}.prev{path.suffix}")
 
 
 def save(state: dict[str, Any], path: Path) -> None:
-    """Make ``state`` (tensors, numbers, strings, containers of these) the checkpoint at ``path``, atomically.
+    """Write ``state`` (tensors, numbers, strings, containers of these) as the checkpoint at ``path``, atomically.
 
-    The one that was there becomes `previous`. Raises `EdkdError` where the disk does not take it; the checkpoints
-    that were there are then as before.
+    An existing checkpoint becomes `previous`. Raises `EdkdError` if the state cannot be written; the existing
+    checkpoints are then unchanged.
     """
     path = Path(path)
     payload = _serialise(state)
@@ -63,8 +63,8 @@ def save(state: dict[str, Any], path: Path) -> None:
 def load(path: Path) -> tuple[dict[str, Any], Path] | None:
     """The checkpoint at ``path``, or the previous one where that is damaged or absent, and the file it came from.
 
-    None if there is neither. Falling back is logged as a warning. Tensors are on the CPU. Raises `EdkdError` if files
-    are there, but none of them is whole.
+    None if there is neither. A fallback is logged as a warning. Tensors are on the CPU. Raises `EdkdError` if files
+    exist but all are damaged.
     """
     path = Path(path)
     faults = []
@@ -95,7 +95,7 @@ def save_weights(model_state: dict[str, Tensor], path: Path, **info: Any) -> Non
 
 
 def weights_bytes(model_state: dict[str, Tensor], **info: Any) -> memoryview:
-    """The content of such a file."""
+    """The content of a file of `save_weights`."""
     return _serialise({"model": portable(model_state), **info})
 
 
@@ -105,11 +105,11 @@ def portable(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """The network's ``state_dict`` in a file: a checkpoint or weights file of ours, or one of the field.
+    """The network's ``state_dict`` from a checkpoint or weights file, ours or another program's.
 
-    Takes a ``state_dict``, or a dictionary that has one under one of `_KEYS`, and strips the prefixes of wrappers
-    (``module.``, ``_orig_mod.``, ``student.``); of a file that holds a distiller with teacher and connectors, it
-    takes the student. Tensors are on the CPU. Raises `EdkdError` for whatever else, and never executes a pickle.
+    The file holds a ``state_dict``, or a dictionary with one under one of `_KEYS`. Prefixes of wrappers (``module.``,
+    ``_orig_mod.``, ``student.``) are stripped. From a distiller with teacher and connectors, the student is taken.
+    Tensors are on the CPU. Raises `EdkdError` for any other content, and never executes a pickle.
     """
     path = Path(path)
     content = read(path)
@@ -126,13 +126,13 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read(path: Path) -> Any:
-    """What a file of ours, of PyTorch or of safetensors holds.
+    """The content of a file of ours, of PyTorch or of safetensors.
 
-    Raises `EdkdError` if it is damaged, or more than tensors and values.
+    Raises `EdkdError` if the file is damaged, or holds more than tensors and plain values.
     """
     path = Path(path)
     data = _read(path)
-    if data[8:9] == b"{":  # after the length of a header in JSON
+    if data[8:9] == b"{":  # safetensors: 8 bytes of length, then a JSON header
         return _safetensors(path, data)
     return _deserialise(path, _verified(path, data) if data.startswith(MAGIC) else data)
 
@@ -144,11 +144,11 @@ def ends_in_method(path: Path) -> bool:
 
 
 def load_into(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """Load ``state`` into ``model``, every key and shape of it; ``where`` says in errors whose weights they are.
+    """Load ``state`` into ``model``; all keys and shapes must match. ``where`` names the weights in errors.
 
-    Names of torchvision that the model knows are its own. The counters ``num_batches_tracked`` may all be missing, as
-    in files of PyTorch before 0.4.1: no evaluation uses them. Raises `EdkdError` if the weights do not fit; the model
-    is then as before.
+    Torchvision's names that the model knows become its own. The counters ``num_batches_tracked`` may all be missing,
+    as in files of PyTorch before 0.4.1: no evaluation uses them. Raises `EdkdError` if the weights do not fit; the
+    model is then unchanged.
     """
     own, state = model.state_dict(), in_own_names(model, state)
     counters = {key: value for key, value in own.items() if key.endswith(".num_batches_tracked")}
@@ -177,7 +177,7 @@ def load_into(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
 
 
 def _safetensors(path: Path, data: bytes) -> dict[str, Any]:
-    """The tensors of a file, by name; those of a method (`distiller.`), which `edkd export` writes, beside the rest."""
+    """The tensors of a file by name, or {"model", "distiller"} if `edkd export` wrote a method's tensors into it."""
     try:
         state: dict[str, Tensor] = import_extra("safetensors.torch", "export").load(data)
     except EdkdError:
@@ -208,7 +208,7 @@ def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class _NumpyType:
-    """What stands for a ``numpy.dtype`` in a file that we read: its code, such as "f8", and its byte order."""
+    """Stands in for a ``numpy.dtype`` in a file: its code, such as "f8", and its byte order."""
 
     def __init__(self, code: str, *_: Any) -> None:
         if not re.fullmatch("[biuf][1248]", code):
@@ -225,8 +225,8 @@ def _numpy_scalar(kind: _NumpyType, data: bytes) -> bool | int | float:
     return number.item()
 
 
-# Published checkpoints hold accuracies as numpy scalars. They are read as Python numbers by these stand-ins, so that
-# nothing of numpy is callable from a file, under the names that numpy 1 and 2 write.
+# Published checkpoints hold accuracies as numpy scalars, under the names of numpy 1 and 2. These stand-ins read them
+# as Python numbers, so that a file cannot call anything of numpy.
 _STAND_INS: list[Any] = [
     _NumpyType,
     (_NumpyType, "numpy.dtype"),
@@ -238,7 +238,7 @@ _STAND_INS: list[Any] = [
 def _deserialise(path: Path, data: Any) -> Any:
     try:
         with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles that torch did not write: the error below says it better
+            warnings.simplefilter("ignore")  # about pickles that torch did not write: the error below is clearer
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for a damaged file
         objects = re.search(r"GLOBAL ([\w.]+)|numpy type '\w+'", str(error))
@@ -259,7 +259,7 @@ def _read(path: Path) -> bytes:
 
 
 def _verified(path: Path, data: bytes) -> memoryview:
-    """The payload of a checkpoint whose header is true."""
+    """Check a checkpoint against its header and return its payload."""
     if not data.startswith(MAGIC) or len(data) < _HEADER.size:
         raise EdkdError(f"{path} is damaged (no checkpoint header)")
     _, length, digest = _HEADER.unpack_from(data)

@@ -1,4 +1,4 @@
-"""Writing files in one piece: whoever reads one finds the old content or the new, never a part of it."""
+"""Write files atomically: a reader finds the old content or the new, never a part of it."""
 
 import contextlib
 import errno
@@ -12,9 +12,9 @@ from edkd.errors import EdkdError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file into a folder that is there.
+    """Write a small file into an existing folder.
 
-    Several processes may write the same path at once. Raises `OSError`, for the caller knows what would help.
+    Several processes may write the same path at once. Raises `OSError`, because the caller knows what would help.
     """
     with _exchanged(path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp"), path, "x", text):
         pass
@@ -28,10 +28,10 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, *parts: bytes | memoryview) -> Iterator[None]:
-    """Write ``parts`` beside ``path``, run the block, then rename; on a failure nothing but the error remains.
+    """Write ``parts`` to a file beside ``path``, run the block, then rename it; a failure leaves no temporary file.
 
-    One writer of a path at a time: what a killed one left is overwritten by the next. When it returns, the file is on
-    the disk under its name. Raises `EdkdError` for an `OSError`, one of the block included.
+    A path has one writer at a time: the next one overwrites the temporary file of a killed one. On return the file is
+    on the disk under its name. Raises `EdkdError` for an `OSError`, also for one in the block.
     """
     path = Path(path)
     try:
@@ -57,7 +57,7 @@ def sync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def _exchanged(temporary: Path, path: Path, mode: str, *parts: str | bytes | memoryview) -> Iterator[None]:
-    """Fill ``temporary``, run the block, then make it ``path``; whatever fails, ``temporary`` is gone."""
+    """Fill ``temporary``, run the block, then rename it to ``path``; on any failure ``temporary`` is removed."""
     try:
         with temporary.open(mode) as file:
             for part in parts:

@@ -1,12 +1,12 @@
-"""The append-only record of a run, and the truth about it.
+"""The append-only record of a run, which is authoritative.
 
 A run directory holds ``journal.jsonl``: one JSON object a line, each with ``event`` and ``time`` (unix seconds):
 ``start``, ``epoch``, ``end``, ``failure``, ``interrupted``, ``pruned``. A run that was resumed has several starts, and
-may repeat epochs; readers take the last record of an epoch. Numbers that are not finite are written as ``null``, which
-every JSON reader survives (NaN and Infinity are not JSON).
+may repeat epochs; readers take the last record of an epoch. Numbers that are not finite are written as ``null``, since
+NaN and Infinity are not JSON.
 
-A line counts once its newline is on the disk. What a crash left behind the last newline, or a garbled last line, is
-ignored by readers and cut off by the next append.
+A line counts once its newline is on the disk. A crash may leave a garbled last line, or text after the last newline.
+Readers ignore both, and the next append cuts them off.
 """
 
 import json
@@ -70,10 +70,9 @@ def encode(record: Record) -> bytes:
 def read(run_dir: Path, *, every_epoch: bool = True) -> list[Record]:
     """All records of a run, oldest first; none where there is no journal.
 
-    Without `every_epoch`, only the last of the epochs is read, and of the others the ends of the line are looked at:
-    overviews of many runs need no more. A last line that is
-    truncated or garbled is left out; a garbled line elsewhere is no trace of a crash but of damage, and an `EdkdError`
-    that names it.
+    Without `every_epoch`, only the last epoch is parsed and returned, which suffices for overviews of many runs. Of the
+    other epochs, only the first and the last character of the line are checked. A truncated or garbled last line is
+    left out. A garbled line elsewhere means damage, not a crash, and raises an `EdkdError` that names it.
     """
     path = RunDir(run_dir).journal
     try:
@@ -105,7 +104,7 @@ def epochs(run_dir: Path) -> dict[int, Record]:
 
 @dataclass
 class RunState:
-    """What a journal, and the lock, tell about a run."""
+    """The state of a run, from its journal and its lock."""
 
     status: Status
     run: str | None = None  # the hash of its configuration
@@ -114,23 +113,23 @@ class RunState:
     last_epoch: Record | None = None  # the epoch record that was written last
     first_start: Record | None = None
     start: Record | None = None  # the last start
-    end: Record | None = None  # of a finished run
-    failure: Record | None = None  # of a failed run
-    interruption: Record | None = None  # if the last that the run did was to stop as it was told
-    error: str | None = None  # the failure's one line
+    end: Record | None = None  # set for a finished run
+    failure: Record | None = None  # set for a failed run
+    interruption: Record | None = None  # set if the run last stopped on request
+    error: str | None = None  # one line about the failure
     holder: lock.Holder | None = None  # who holds the run directory now
 
     @property
     def epoch(self) -> int:
-        """The number of that epoch; 0 before the first."""
+        """The number of the last epoch; 0 before the first."""
         return 0 if self.last_epoch is None else int(self.last_epoch["epoch"])
 
 
 def state(run_dir: Path) -> RunState:
     """The state of a run. Raises `EdkdError` for a journal that is damaged elsewhere than in its epochs.
 
-    ``new`` has no record yet; ``failed``, ``pruned`` and ``finished`` are as journalled; otherwise the run is
-    ``running`` where a process holds its directory, and ``interrupted`` where none does.
+    ``finished`` and ``pruned`` are as journalled. Any other run is ``running`` while a process holds its directory.
+    Without a holder it is ``new`` (no record yet), ``failed`` (as journalled) or ``interrupted``.
     """
     holder = lock.is_held(run_dir)  # before the journal: a run that ends in between is then finished, not interrupted
     found = _summarise(read(run_dir, every_epoch=False))
@@ -188,7 +187,7 @@ def _finite(value: Any) -> Any:
 
 
 def _sound_size(data: bytes) -> int:
-    """The size of a journal up to and with its last whole record."""
+    """The size of a journal up to the end of its last whole record."""
     end = data.rfind(b"\n") + 1
-    begin = data.rfind(b"\n", 0, max(end - 1, 0)) + 1  # of the last line
+    begin = data.rfind(b"\n", 0, max(end - 1, 0)) + 1  # start of the last line
     return end if _parse(data[begin:end]) is not None else begin

@@ -21,7 +21,7 @@ from edkd.rundir.paths import RunDir
 
 Holder = dict[str, Any]
 
-_PATIENCE = 0.5  # seconds: longer than the instant for which `is_held` of another process takes the lock
+_PATIENCE = 0.5  # seconds: longer than `is_held` in another process keeps the lock
 
 
 class HeldError(EdkdError):
@@ -30,9 +30,9 @@ class HeldError(EdkdError):
 
 @contextlib.contextmanager
 def hold(run_dir: Path) -> Iterator[None]:
-    """Hold the run directory (made where absent) against every other process until the block ends.
+    """Lock the run directory (made where absent) against every other process until the block ends.
 
-    The kernel drops the lock with the process, however it dies. Raises `HeldError`, an `EdkdError` that names the
+    The kernel releases the lock however the process dies. Raises `HeldError`, an `EdkdError` that names the
     holder, if another process has the directory.
     """
     run_dir = Path(run_dir)
@@ -55,8 +55,8 @@ def hold(run_dir: Path) -> Iterator[None]:
         files.write_bytes(RunDir(run_dir).holder, json.dumps(note).encode() + b"\n")
         yield
     finally:
-        # The note goes first: a note without a lock would be read as a crashed holder, which is harmless, but the
-        # next holder's note must not be removed.
+        # Remove the note before releasing the lock: afterwards it may be the next holder's note. (A note without a
+        # lock would be harmless: it is read as the note of a crashed holder.)
         with contextlib.suppress(OSError):
             RunDir(run_dir).holder.unlink()
         lock.release()
@@ -65,7 +65,7 @@ def hold(run_dir: Path) -> Iterator[None]:
 def is_held(run_dir: Path) -> Holder | None:
     """The process that holds the run directory, as {"host", "pid", "since", "slurm_job_id"}; None where none does.
 
-    Does not disturb the holder: the lock is tried only where a holder left its note, and never waited for.
+    Does not disturb the holder: it tries the lock only if there is a holder's note, and never waits for it.
     """
     holder = last_holder(run_dir)
     if holder is None:
@@ -74,13 +74,13 @@ def is_held(run_dir: Path) -> Holder | None:
     try:
         lock.acquire(blocking=False)
     except (Timeout, OSError, NotImplementedError):
-        return holder  # an OSError: somebody else's directory, where the note is all we can know
+        return holder  # OSError: another user's directory, where only the note is readable
     lock.release()
     return None
 
 
 def last_holder(run_dir: Path) -> Holder | None:
-    """Who holds the run directory, or held it and died without taking its note along; as `is_held`."""
+    """The process in the holder's note, which may have died; None without a note. Same form as `is_held`."""
     try:
         holder = json.loads(RunDir(run_dir).holder.read_bytes())
     except (OSError, ValueError):

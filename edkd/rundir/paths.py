@@ -21,9 +21,9 @@ JOURNAL = "journal.jsonl"
 DIRECTORY_NAME = re.compile(r"(?P<distiller>.+)-s(?P<seed>-?\d+)-(?P<hash>[0-9a-f]{8})")
 
 NAME = re.compile(r"\w[\w.-]{0,99}", re.ASCII)
-"""What data sets, networks and methods may be called, of which names of folders and files are made.
+"""Allowed names of data sets, networks and methods, which become parts of folder and file names.
 
-A pair's folder has two of them, and file systems take 255 bytes.
+A pair's folder has two of them in its name, and file systems take 255 bytes.
 """
 
 
@@ -41,12 +41,12 @@ class RunDir:
         self.submission = self.path / "slurm.json"  # the SLURM job that was submitted last
         self.lock = self.path / "run.lock"
         self.holder = self.path / "holder.json"  # the process that holds the lock
-        self.code = self.path / "code.diff"  # what the code had besides its commit
+        self.code = self.path / "code.diff"  # uncommitted changes of the code
         self.mlflow_lock = self.path / "mlflow.lock"  # one process at a time syncs a run
 
     @property
     def journal_size(self) -> int:
-        """Bytes in the journal: more of them later mean that something has happened since."""
+        """The journal's size in bytes (0 if absent), which grows whenever something happens."""
         try:
             return self.journal.stat().st_size
         except OSError:
@@ -63,7 +63,7 @@ def find_runs(output: Path) -> list[Path]:
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """What a run continues from: its last two checkpoints, and damaged ones. A finished run needs none of them."""
+    """The files of a run's last two checkpoints, and damaged ones. A finished run needs none of them."""
     return sorted(Path(run_dir).glob("checkpoint.*"))
 
 
@@ -86,7 +86,7 @@ def study_file(output: Path, sweep: str) -> Path:
 
 
 def forget_sweep(output: Path, sweep: str) -> None:
-    """Remove the record of a sweep of which there is nothing."""
+    """Remove the record of a sweep that submitted no run."""
     with contextlib.suppress(OSError):
         _record(output, sweep).unlink()
 

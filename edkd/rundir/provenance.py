@@ -1,4 +1,4 @@
-"""Which code computes: the git commit, and what the tree had besides."""
+"""The code of a run: its git commit, and uncommitted changes."""
 
 import contextlib
 import hashlib
@@ -17,17 +17,17 @@ from edkd.rundir.paths import RunDir
 
 LARGEST = 1_000_000  # characters of a diff that are kept
 _SOURCES = ("edkd/", "conf/", "hydra_plugins/")  # folders whose new files belong to the changes
-_PARTS = ("distiller", "student", "teacher", "dataset")  # of a configuration, whose code its result depends on
+_PARTS = ("distiller", "student", "teacher", "dataset")  # parts of a configuration whose code affects its result
 
 
 @dataclass(frozen=True)
 class Code:
-    """The code of a checkout at one time; both parts are empty where git does not know it."""
+    """The code of a checkout at one time; both fields are empty where git does not know it."""
 
     version: dict[str, str]
     """`git_commit`, and `git_dirty`: "true" if the tree differed from it."""
     changes: str
-    """Of a dirty tree, `git diff HEAD`, the sources that git does not know, and the names of its other such files."""
+    """For a dirty tree: `git diff HEAD`, the untracked sources, and the names of other untracked files."""
 
 
 def read() -> Code:
@@ -42,13 +42,13 @@ def read() -> Code:
 
 
 def keep_changes(code: Code, run_dir: Path) -> None:
-    """Save what the tree had besides its commit as `code.diff` in a run directory.
+    """Save the uncommitted changes as `code.diff` in a run directory.
 
-    A later attempt at the run that finds other changes adds a second file, named by its hash.
+    If a later attempt at the run finds other changes, it adds a second file, named by its hash.
     """
     if not code.changes:
         return
-    with contextlib.suppress(OSError, EdkdError):  # a full disk: the run itself will say so
+    with contextlib.suppress(OSError, EdkdError):  # a full disk: the run itself will report it
         path = RunDir(run_dir).code
         if path.exists() and path.read_text() != code.changes:
             digest = hashlib.sha256(code.changes.encode()).hexdigest()[:8]
@@ -60,8 +60,8 @@ def keep_changes(code: Code, run_dir: Path) -> None:
 def own_code(*configurations: Mapping[str, Any]) -> dict[str, str]:
     """The classes of configurations whose code no version names, with the SHA-256 (16 digits) of each one's file.
 
-    Keys are the dotted names that `_target_` gives. What is installed among the libraries has a version; the code of
-    this checkout has one where git holds the file as it is. Other classes are the user's own.
+    Keys are the dotted names in `_target_`. An installed library has a version. The code of this checkout has one if
+    git holds the file's current content. Other classes are the user's own.
     """
     named = {target for configuration in configurations for target in targets(configuration)}
     found = {target: file for target in sorted(named) if (file := _file_of(target)) is not None}
@@ -72,9 +72,9 @@ def own_code(*configurations: Mapping[str, Any]) -> dict[str, str]:
 
 
 def differing(known: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """The classes of a run whose code was another when it started; both are its `own_code`, then and now.
+    """The classes of a run whose code has changed since it started; `known` is its `own_code` then, `now` at present.
 
-    Code that git holds by now is the same if its file is; code that git alone held then was changed since.
+    A class only in `known` was committed since: its file decides. A class only in `now` was committed then: it changed.
     """
     committed = {target: _file_of(target) for target in known.keys() - now.keys()}
     current = {target: _digest(file) for target, file in committed.items() if file is not None} | dict(now)
@@ -109,7 +109,7 @@ def _digest(file: Path) -> str:
 
 
 def _changed(paths: set[Path]) -> set[Path]:
-    """Those of some files of the checkout that git does not hold as they are; none where it does not know it."""
+    """Those `paths` of the checkout whose current content git does not hold; none if git does not know the checkout."""
     try:
         top = _top()
         asked = ("--porcelain", "-z", "--no-renames", "--ignored", "--untracked-files=all", "--", *map(str, paths))
@@ -138,7 +138,7 @@ def _diff(commit: str, top: str) -> str:
 
 
 def _git(*arguments: str, folder: str | None = None, codes: tuple[int, ...] = (0,)) -> str:
-    """What git prints. Raises CalledProcessError where it ends with none of these exit codes."""
+    """The output of git. Raises CalledProcessError for an exit code that is neither 0 nor in `codes`."""
     command = ["git", "-C", folder or str(Path(__file__).parent), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20)
     if done.returncode not in codes:

@@ -1,8 +1,8 @@
-"""Results that a repository holds: the journals of a folder of runs in compact form, and back.
+"""Pack the journals of a folder of runs into compact files for a repository, and unpack them.
 
-<folder>/<pair>/<distiller>-s<seed>-<hash>.jsonl.gz, a folder for each data set. Of a journal stay all starts, the last
-record of each epoch, and what came of the run; with them versions, device, commit, tags, data and teacher. What belongs
-to the machine goes: its host and process, absolute paths, and where runs were stored and tracked. The same journal
+<folder>/<pair>/<distiller>-s<seed>-<hash>.jsonl.gz, a folder for each data set. A packed run keeps all starts (with
+versions, device, commit, tags, data and teacher), the last record of each epoch, and the outcome. Facts about the
+machine are removed: its host and process, absolute paths, and where runs were stored and tracked. The same journal
 gives the same bytes.
 """
 
@@ -28,9 +28,9 @@ from edkd.rundir.paths import RunDir, find_runs
 SUFFIX = ".jsonl.gz"
 
 _EPOCH = b'"event":"epoch"'  # in the line of an epoch
-_MACHINE = ("host", "pid", "slurm")  # of a start
-_PLACES = ("output", "tracking")  # of its configuration
-# An absolute path: what begins with a slash that ends no word, as in cpu/x86 or http://, nor a path cut before.
+_MACHINE = ("host", "pid", "slurm")  # removed from records
+_PLACES = ("output", "tracking")  # removed from the configuration
+# An absolute path begins with a slash, but not after a word (cpu/x86), a colon or slash (http://), or a cut path (…/).
 _ABSOLUTE = re.compile(r"(?<![\w.:/…])(?:/[^/\s'\",;:]+)+/?")
 
 
@@ -41,7 +41,7 @@ class Packing:
     written: list[Path] = field(default_factory=list)
     unchanged: int = 0
     left_out: list[str] = field(default_factory=list)  # a line with the reason for each run
-    elsewhere: Counter[str] = field(default_factory=Counter)  # runs of other data sets
+    elsewhere: Counter[str] = field(default_factory=Counter)  # number of runs by other data set
 
     def reasons(self) -> list[str]:
         """Why runs were left out."""
@@ -51,15 +51,15 @@ class Packing:
         return [*self.left_out, *others]
 
     def line(self, to: Path) -> str:
-        """In numbers."""
+        """A line with the numbers of runs."""
         packed, left_out = counted(len(self.written), "run"), len(self.left_out) + self.elsewhere.total()
         return f"{packed} packed, {self.unchanged} there already, {left_out} left out; in {to}"
 
 
 def pack(output: Path, to: Path, *, dataset: str, everything: bool) -> Packing:
-    """Pack the finished runs of a data set, or with `everything` all that have begun, and say which were not, and why.
+    """Pack the finished runs of a data set, or with `everything` all that have begun; report the others with reasons.
 
-    A run that is there is packed anew if its journal has changed since. Raises EdkdError if `output` has no runs or
+    A packed run is packed again if its journal has changed since. Raises EdkdError if `output` has no runs or
     `to` cannot be written.
     """
     done = Packing()
@@ -84,9 +84,9 @@ def pack(output: Path, to: Path, *, dataset: str, everything: bool) -> Packing:
 
 
 def unpack(packed: Path, output: Path) -> int:
-    """Give an output folder the finished runs that it lacks and a folder of packed runs has; returns their number.
+    """Unpack the finished runs that an output folder lacks; return their number.
 
-    They get their journals, so that they count as done, and no weights. Raises EdkdError for a damaged file, and if
+    Only journals are written, not weights: the runs count as done. Raises EdkdError for a damaged file, and if
     `output` cannot be written.
     """
     count = 0
@@ -138,14 +138,14 @@ def compact(records: Iterable[Record]) -> list[Record]:
     kept = [
         record
         for number, record in enumerate(history)
-        # A failure, say, that a later start continued is no part of the result.
+        # Other records, such as a failure before a later start, are no part of the result.
         if record["event"] == "start" or number in (latest.get(record.get("epoch", 0)), len(history) - 1)
     ]
     return [_without_machine(record, hosts) for record in kept]
 
 
 def dump(records: Iterable[Record]) -> bytes:
-    """The file's bytes."""
+    """The bytes of a packed run."""
     lines = (json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False) for record in records)
     buffer = io.BytesIO()
     with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=buffer, mtime=0) as file:
@@ -154,7 +154,7 @@ def dump(records: Iterable[Record]) -> bytes:
 
 
 def read(path: Path, *, every_epoch: bool = True) -> list[Record]:
-    """The records of a packed run, or of its epochs only the last. Raises EdkdError for a file that is damaged."""
+    """The records of a packed run, with only the last epoch unless `every_epoch`. Raises EdkdError if damaged."""
     try:
         records = parse(path.read_bytes(), every_epoch=every_epoch)
         if not records or not all(isinstance(record["event"], str) for record in records):

@@ -1,4 +1,4 @@
-"""In what the configurations of runs differ, in the form in which tables and lists show it: `temperature=2`."""
+"""The parameters in which configurations of runs differ, as tables and lists show them: `temperature=2`."""
 
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -14,7 +14,7 @@ _Run = TypeVar("_Run", bound=Hashable)
 
 
 class Setting(NamedTuple):
-    """A parameter and its value: `temperature`, `2`. In order: numbers by size, then texts."""
+    """A parameter and its value: `temperature`, `2`. Values of a parameter sort by size, texts after numbers."""
 
     name: str
     size: float
@@ -25,7 +25,7 @@ class Setting(NamedTuple):
 
 
 def setting(name: str, value: str) -> Setting:
-    """The parameter of a dotted name, by the last part of that; a class by the name of the part it makes."""
+    """The setting of a parameter, named by the last part of its dotted name; a class `….model._target_` as `model`."""
     if name.endswith(_TARGET):
         return Setting(name.removesuffix(_TARGET).split(".")[-1], float("inf"), value.split(".")[-1])
     short = name.split(".")[-1]
@@ -45,13 +45,13 @@ def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def without_swapped(names: list[str], params: list[Mapping[str, str]]) -> list[str]:
-    """Names of parameters, without those of another class that some runs lack: they say no more than its name does."""
+    """`names` without the arguments of a differing class that some runs lack: the name of the class is enough."""
     swapped = tuple(name.removesuffix(_TARGET) for name in names if name.endswith(_TARGET))
     return [name for name in names if not (name.startswith(swapped) and any(name not in each for each in params))]
 
 
 def labels(runs: Mapping[_Run, tuple[Hashable, Mapping[str, Any]]]) -> dict[_Run, str]:
-    """Of each run the settings that tell it from others of its group, such as "temperature=2"; empty if none does.
+    """For each run, the settings that distinguish it from others of its group, such as "temperature=2"; may be empty.
 
     A run is given by its group, such as its pair and method, and its configuration.
     """

@@ -1,4 +1,4 @@
-"""A network measured on the test set in every respect: `edkd evaluate`, and what becomes a teacher."""
+"""Measure a network on the test set in every respect, for `edkd evaluate` and for imported teachers."""
 
 import time
 from dataclasses import dataclass
@@ -36,18 +36,18 @@ class OfClass(NamedTuple):
 class Evaluation:
     """A network's predictions of the test set, measured."""
 
-    where: str  # the weights came from
+    where: str  # origin of the weights: a file or a stored teacher
     overall: dict[str, float]  # see `edkd.training.evaluation.measure`, and "ece"
     classes: list[OfClass]
     images: int
-    seconds: float  # of the network's passes, without the teacher's
+    seconds: float  # duration of the network's passes, without the teacher's
 
 
 def evaluate_network(cfg: Settings, file: Path | None, *, with_teacher: bool = False) -> Evaluation:
     """Measure `cfg.student` on the test set, with the weights in `file` or those of the stored teacher.
 
-    A student that ends in modules of its method is measured with them. With `with_teacher`, also how near it is to the
-    stored `cfg.teacher`. Raises EdkdError for weights that are missing, damaged or of another network.
+    A student that ends in modules of its method is measured with them. `with_teacher` also measures how near it is to
+    the stored `cfg.teacher`. Raises EdkdError for weights that are missing, damaged or of another network.
     """
     where = str(file)
     if file is None:
@@ -90,11 +90,11 @@ def evaluate_network(cfg: Settings, file: Path | None, *, with_teacher: bool = F
 
 
 class _Found:
-    """What is kept of each batch beside the means."""
+    """Sums over the batches beside the means: calibration, and hits by class."""
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self.calibration = Calibration(device)
-        self.hits = torch.zeros(num_classes, 2, dtype=torch.int64, device=device)  # right, and all
+        self.hits = torch.zeros(num_classes, 2, dtype=torch.int64, device=device)  # [K, 2]: correct predictions, images
 
     def add(self, logits: Tensor, target: Tensor) -> None:
         hit = logits.topk(1, dim=1).indices[:, 0] == target

@@ -33,12 +33,12 @@ Logits = NDArray[np.float32]
 Predict = Callable[[Logits], Logits]  # images [B, 3, H, W], normalised, to logits [B, K]
 
 ENDINGS = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors", "mlflow": ""}
-TOLERANCE = 1e-3  # of the largest logit: another library adds in another order, and no more than that
-CALIBRATION = (8, 64)  # batches of so many training images, of which int8 learns the ranges of activations
+TOLERANCE = 1e-3  # relative to the largest logit; it allows only for another library's order of additions
+CALIBRATION = (8, 64)  # batches, and training images of each, that give int8 the ranges of activations
 
 
 class Student(nn.Module):
-    """A run's student from images to logits, with its method where that makes the last of them."""
+    """A run's student from images to logits, with the modules of its method if it ends in them."""
 
     def __init__(self, student: nn.Module, distiller: Distiller | None) -> None:
         super().__init__()
@@ -51,27 +51,27 @@ class Student(nn.Module):
         return logits
 
     def weights(self) -> dict[str, Tensor]:
-        """The student's weights under its own names; beside a method's, each under `student.` or `distiller.`."""
+        """The student's weights under its own names; with a method, both under prefixes: `student.`, `distiller.`."""
         return checkpoint.portable(self.student.state_dict() if self.distiller is None else self.state_dict())
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """The written file and the results of its check."""
 
     path: Path
-    epoch: int | None  # of the weights
-    images: int  # of the test set that it was checked on
-    difference: float  # the largest, of one logit from the checkpoint's
+    epoch: int | None  # epoch of the weights
+    images: int  # number of test images in the check
+    difference: float  # largest difference of one logit from the checkpoint's
     top1: tuple[float, float] | None  # in percent on the test set, before and after int8
 
 
 def export(run_dir: Path, output: Path, *, form: str, which: str, to: Path | None, force: bool, int8: bool) -> Exported:
     """Write the student of a run into one file (MLflow: a folder), by default below `output`/exports.
 
-    What is at `to` already is replaced by `force` alone; below `output`/exports the name is the run's own.
+    An existing file at `to` is replaced only with `force`; below `output`/exports the run's own file is replaced.
 
-    It is loaded again and compared with the checkpoint on images of the test set before it gets its name. Raises
+    The file is loaded again and compared with the checkpoint on test images before it gets its name. Raises
     EdkdError for a run without weights, a package that is not installed, and a file that predicts something else.
     """
     if int8 and form != "onnx":
@@ -116,7 +116,7 @@ def load_student(cfg: Settings, file: Path, arrays: Arrays | Streamed) -> Studen
 
 
 def _about(job: Job, arrays: Arrays | Streamed, which: str, epoch: int | None) -> dict[str, Any]:
-    """What whoever loads the file must know: how images become input, and where the network comes from."""
+    """The metadata for users of the file: how images become input, and where the network comes from."""
     cfg = job.settings
     return {
         "input": "images, float32 [batch, 3, height, width], RGB: pixels from 0 to 1, minus mean, divided by std",
@@ -136,7 +136,7 @@ def _about(job: Job, arrays: Arrays | Streamed, which: str, epoch: int | None) -
 
 @contextlib.contextmanager
 def _aside(path: Path, *, replace: bool) -> Iterator[Path]:
-    """A place beside `path` to write to, which takes that name when all went well, and is gone otherwise."""
+    """Yield a temporary path beside `path`; it is renamed to `path` on success and removed on an error."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir() and not (path / "MLmodel").is_file():
@@ -159,7 +159,7 @@ def _write_onnx(network: Student, images: Tensor, to: Path, about: dict[str, Any
     for module in ("onnx", "onnxscript", "onnxruntime"):
         import_extra(module, "export")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter about itself
+        warnings.simplefilter("ignore")  # the exporter warns about itself
         program = torch.onnx.export(
             network,
             (images[:2],),
@@ -199,7 +199,7 @@ _WRITERS: dict[str, Callable[[Student, Tensor, Path, dict[str, Any]], None]] = {
 
 
 def _reader(form: str, path: Path, fresh: Callable[[], Student]) -> Predict:
-    """What the written file predicts, read as others will read it; `fresh` makes a network for bare weights."""
+    """The prediction function of the file, loaded as by other programs; `fresh` makes a network for bare weights."""
     if form == "onnx":
         return _onnx_reader(path)
     if form == "mlflow":
@@ -240,7 +240,7 @@ def _top1(predict: Predict, splits: Splits) -> float:
 
 
 def _quantise(path: Path, splits: Splits, seed: int) -> None:
-    """Make an ONNX file one in int8, weights by channel, activations by their ranges on training images."""
+    """Quantise an ONNX file to int8: weights by channel, activations by their ranges on training images."""
     quantization = import_extra("onnxruntime.quantization", "export")
     batches, count = CALIBRATION
     splits.train.begin(seed, 1, count)

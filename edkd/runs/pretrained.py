@@ -23,7 +23,7 @@ _LIBRARIES = {f"edkd.models.foreign.{library}": library for library in ("torchvi
 def weights_id(cfg: Settings) -> str:
     """What the weights of a configuration's teacher will be called in the store; nothing is downloaded for it.
 
-    Raises EdkdError for weights that the library does not have, and a file that is not there.
+    Raises EdkdError for weights that the library does not have, and for a file that cannot be read.
     """
     file = _file(cfg)
     if file is None:
@@ -38,7 +38,7 @@ def publish_weights(cfg: Settings, folder: Path, arrays: Arrays | Streamed) -> s
     """Put the weights of a configuration's teacher into the store, from their file or the library's server.
 
     Logs one warning where the library trained them on images of another normalisation or size. Raises EdkdError for a
-    download that fails, and for weights that do not fit, as those for another number of classes.
+    download that fails, and for weights that do not fit, such as weights for another number of classes.
     """
     file, known = _file(cfg), None
     if file is None:
@@ -93,7 +93,7 @@ def _downloaded(known: foreign.Pretrained) -> dict[str, Tensor]:
 
 
 def _otherwise(known: foreign.Pretrained, cfg: Settings, size: int) -> str:
-    """On which other images a library's weights were trained than the data set has; empty where on the same."""
+    """How the images that trained a library's weights differ from the data set's; empty if they do not."""
     faults = [
         f"with {name} {wanted} (dataset.{name} is {given})"
         for name, wanted, given in (("mean", known.mean, cfg.dataset.mean), ("std", known.std, cfg.dataset.std))

@@ -1,7 +1,7 @@
 """One run in several processes (`engine.devices`), of one node or of several: they begin together, and end together.
 
-On each node one process starts those of that node, by torch's own means, and watches them. Why a run fails is written
-into the store in which all of its processes meet. Each node looks there, and ends its own processes.
+On each node, one process starts that node's share with `torch.multiprocessing` and watches it. The reason for a failure
+is written into the store that all processes of the run share. Each node polls the store, and ends its own processes.
 """
 
 import contextlib
@@ -20,16 +20,16 @@ from edkd.errors import EdkdError
 from edkd.runs.preemption import Ended, Stopped
 from edkd.training.distributed import open_store
 
-LOST = 5  # exit code of a process that ends for want of another
-_LOOK = 0.5  # seconds between two looks at the processes and into the store
-_GRACE = 5.0  # seconds that a node waits for the reason, once its processes have lost those of another
-_FAILED, _STOPPED = "edkd/failed", "edkd/stopped"  # in the store
+LOST = 5  # exit code of a process that ends because another one is gone
+_LOOK = 0.5  # seconds between two polls of the processes and the store
+_GRACE = 5.0  # seconds that a node waits for the reason after its processes lost another node's
+_FAILED, _STOPPED = "edkd/failed", "edkd/stopped"  # keys in the store
 
 
 class Nodes:
-    """The nodes of a run: how many, which of them this is (from 0), and where the run's processes meet.
+    """The nodes of a run: their count, this one's number (from 0), and the address of the store (`open_store`).
 
-    The store is there as long as this process of the first node is.
+    The store exists as long as this process of the first node.
     """
 
     def __init__(self, count: int, number: int, meeting: str) -> None:
@@ -37,7 +37,7 @@ class Nodes:
         self.store = open_store(meeting, serve=number == 0)
 
     def ranks(self, size: int) -> range:
-        """Of the run's processes, those of this node."""
+        """The ranks of this node's processes, of `size` in the run."""
         return range(size * self.number // self.count, size * (self.number + 1) // self.count)
 
 
@@ -56,21 +56,21 @@ def check_devices(engine: Engine, device: torch.device, nodes: int) -> None:
 
 
 def failed(store: Store, line: str) -> None:
-    """Write down why the run fails, unless another process has."""
+    """Record why the run fails, unless another process has done so."""
     with contextlib.suppress(DistError):  # the first node has ended
         store.compare_set(_FAILED, "", line)
 
 
 def stopped(store: Store) -> None:
-    """Write down that the processes have stopped, as they were asked to."""
+    """Record that the processes stopped on request."""
     store.set(_STOPPED, "yes")
 
 
 def run_together(function: Callable[..., None], size: int, nodes: Nodes, *args: Any) -> None:
     """Call `function(number, rank of the first, meeting, *args)` in this node's share of `size` new processes.
 
-    If one of any node fails, or is killed, the others are ended. Raises EdkdError with the line of the first that
-    failed, and `Stopped` where they have `stopped`.
+    If a process of any node fails or is killed, the others are ended. Raises EdkdError with the line of the first that
+    failed, and `Stopped` if the processes stopped on request.
     """
     try:
         _run(function, size, nodes, args)
@@ -108,7 +108,7 @@ def _run(function: Callable[..., None], size: int, nodes: Nodes, args: tuple[Any
 
 
 def _failure(store: Store) -> str:
-    """Why the run has failed, as the first process that noticed has written; empty where none has."""
+    """Why the run failed, as recorded by the first process that noticed; empty if nothing is recorded."""
     try:
         return store.get(_FAILED).decode() if store.check([_FAILED]) else ""
     except DistError:
@@ -116,8 +116,8 @@ def _failure(store: Store) -> str:
 
 
 def _why(codes: Sequence[int], first: int, size: int, nodes: Nodes) -> str:
-    """Why processes of this node have ended with these codes; empty where one has failed with an error of its own."""
-    # The others were ended by SIGTERM, or failed for want of the one that was killed.
+    """Why this node's processes ended with these exit codes; empty if one raised an error that is not recorded."""
+    # The others were ended by SIGTERM, or failed because the killed one was gone.
     killed = [number for number, code in enumerate(codes) if code < 0 and code != -signal.SIGTERM]
     if killed:
         name = signal.Signals(-codes[killed[0]]).name

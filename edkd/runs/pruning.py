@@ -1,8 +1,8 @@
-"""Ending a run early that a search has begun, where Optuna's pruner says that other trials do better.
+"""End a run of a search early if Optuna's pruner finds that other trials do better.
 
-A search is a sweep with an Optuna study beside its record, `<output>/sweeps/<id>.optuna.log`. Each run of it reports
-its held-out accuracy there after every epoch, and asks. Only a study says that a run is a trial, and nothing in the
-run's configuration: so the same run in another sweep is an ordinary one, and trained to its end.
+A search is a sweep with an Optuna study beside its record, `<output>/sweeps/<id>.optuna.log`. After every epoch, each
+of its runs reports its held-out accuracy there, and asks whether to end. Only the study marks a run as a trial: nothing
+in the run's configuration does. So the same run in another sweep is an ordinary one, trained to its end.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from optuna.storages import JournalStorage
     from optuna.trial import FrozenTrial, Trial
 
-HELD_OUT = "val/top1"  # what a search looks at, percent
+HELD_OUT = "val/top1"  # the metric that a search maximises, percent
 
 
 class Pruned(BaseException):
-    """A run was ended by its search; like KeyboardInterrupt no error that some `except Exception` should handle."""
+    """A search ended its run. Like KeyboardInterrupt, it is not an error for `except Exception` to handle."""
 
     def __init__(self, epoch: int) -> None:
         super().__init__(f"after epoch {epoch}")
@@ -30,7 +30,7 @@ class Pruned(BaseException):
 
 
 def load_optuna() -> Any:
-    """Optuna, which logs warnings alone. Raises EdkdError if it is not installed."""
+    """Return Optuna, set to log only warnings. Raises EdkdError if it is not installed."""
     optuna = import_extra("optuna", "search")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
@@ -45,14 +45,14 @@ def storage(path: Path) -> "JournalStorage":
 
 
 def trial_of(study: "Study", frozen: "FrozenTrial") -> "Trial":
-    """A trial that can be reported to, which Optuna itself makes only in the process that asked for it."""
+    """A `Trial`, which accepts reports; Optuna itself makes one only in the process that asked for the trial."""
     from optuna.trial import Trial
 
     return Trial(study, frozen._trial_id)
 
 
 def pruner_of(job: Job, search: str, path: Path) -> Callable[[Mapping[str, Any]], bool]:
-    """What is asked with each epoch's record whether the run shall end; `path` is the study of its search."""
+    """Return a function that reports an epoch's record to the study at `path`, and returns whether to end the run."""
     cfg = job.settings
     optuna = load_optuna()
     study: Study = optuna.load_study(study_name=search, storage=storage(path))
@@ -62,7 +62,7 @@ def pruner_of(job: Job, search: str, path: Path) -> Callable[[Mapping[str, Any]]
     def ask(record: Mapping[str, Any]) -> bool:
         trials = study.get_trials(deepcopy=False, states=running)
         ours = next((trial for trial in trials if trial.user_attrs.get("run") == job.run), None)
-        if ours is None:  # the search has given it up
+        if ours is None:  # the run is no running trial of the study any more
             return False
         trial = trial_of(study, ours)
         if record["epoch"] not in ours.intermediate_values:
@@ -73,7 +73,7 @@ def pruner_of(job: Job, search: str, path: Path) -> Callable[[Mapping[str, Any]]
 
 
 def _pruner(*, name: str, startup_trials: int, after: float, epochs: int) -> "BasePruner":
-    """Optuna's pruner of that name for runs of so many epochs; `after`: the share of them that no run goes without."""
+    """Optuna's pruner `name` for runs of `epochs` epochs; `after` is the share of them before which none is pruned."""
     from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner
 
     least = max(1, round(after * epochs))

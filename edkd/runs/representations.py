@@ -1,4 +1,4 @@
-"""What a finished run's student and its teacher say of the test images, as numbers for figures."""
+"""The outputs of a finished run's student and its teacher for the test images, as numbers for figures."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ Array = NDArray[np.float32]
 
 
 class Seen(NamedTuple):
-    """One network's view of the test images."""
+    """One network's outputs for the test images."""
 
     name: str
     features: Array  # [N, D], before the classifier
@@ -31,7 +31,7 @@ class Seen(NamedTuple):
 
 
 class Representations(NamedTuple):
-    """Both networks' views, in the order of the test images."""
+    """Both networks' outputs, in the order of the test images."""
 
     title: str  # which run it is
     student: Seen

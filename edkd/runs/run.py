@@ -1,4 +1,4 @@
-"""The composition root: from a configuration to a finished run. `launch.py` starts here."""
+"""The composition root: `execute` turns a configuration into a finished run."""
 
 import contextlib
 import logging
@@ -40,15 +40,15 @@ LOG = logging.getLogger("edkd")
 def execute(
     job: Job, *, sweep: str | None, show: bool, stop_asked: Asked | None = None, nodes: Nodes | None = None
 ) -> journal.RunState:
-    """Run a job to its end, from its last checkpoint where there is one; a finished run is left as it is.
+    """Run a job to its end, from its last checkpoint if there is one; a finished run is left as it is.
 
-    `stop_asked` is asked at safe points, and ends the run there with `Stopped`; the same call continues it. `nodes`,
-    of which this is the first, are those over which `engine.devices` are spread, where they are several. A finished
-    run is trained again where it is to teach and its network is gone, here and from the store: its journal may come
-    from elsewhere, without weights. A search may end its run early (`pruning`).
+    `stop_asked` is called at safe points, and ends the run there with `Stopped`; the same call resumes it. If
+    `engine.devices` are spread over several `nodes`, this one is the first. A finished run is trained again if it is to
+    teach, and its network is neither in its directory nor in the store: its journal may come from elsewhere, without
+    weights. A search may end its run early (`pruning`).
 
-    Data and teacher of a run that was not planned by a sweep are found and verified before anything is written. Raises
-    EdkdError for what the user can mend; the journal and the log have every error, once the run's directory exists.
+    If no sweep planned the run, its data and teacher are found and verified before anything is written. Raises
+    EdkdError for errors that the user can fix. Once the run's directory exists, journal and log record every error.
     """
     directory, cfg = job.directory, job.settings
     journal.read(directory)  # all of it: damage is found before anything is written
@@ -73,9 +73,9 @@ def execute(
 
 
 def assist(job: Job, nodes: Nodes, stop_asked: Asked) -> None:
-    """Compute the part of a run that falls to this node, which is not the first; it ends with the first one's part.
+    """Compute this node's part of a run, where another node is the first; it ends with the first one's part.
 
-    What it raises is that of `processes.run_together`: nothing of it is in the journal, which is the first node's.
+    Raises as `check_devices` and `run_together` do. The journal, which the first node writes, records none of it.
     """
     before = journal.state(job.directory)
     check_devices(job.settings.engine, pick_device(job.settings.engine.device), nodes.count)
@@ -93,7 +93,7 @@ def _threads(cfg: Settings, before: journal.RunState) -> int:
 
 @dataclass
 class _Run:
-    """One attempt at a run, whose directory this process holds."""
+    """One attempt at a run, while `execute` holds the lock of its directory."""
 
     job: Job
     before: journal.RunState  # what earlier attempts have left
@@ -113,7 +113,7 @@ class _Run:
             self.tracker = LiveTracker(self.directory, **vars(where))
 
     def journalled(self, inputs: Inputs | None, nodes: Nodes | None) -> None:
-        """Train, and leave word of whatever ends the run."""
+        """Train, and record in the journal how the run ends."""
         try:
             cfg = self.job.settings
             inputs = inputs or gather(cfg, self.job.teacher_id)
@@ -144,7 +144,7 @@ class _Run:
                 self.tracker.close()
 
     def train(self, inputs: Inputs) -> None:
-        """From the beginning or the last checkpoint to the end."""
+        """Train from the beginning or the last checkpoint to the end."""
         job, cfg, device = self.job, self.job.settings, inputs.device
         if self.before.start is not None:
             self.check_unchanged(inputs)
@@ -217,7 +217,7 @@ class _Run:
             self.finish(state, inputs)
 
     def check_unchanged(self, inputs: Inputs) -> None:
-        """A run continues only with the data and the teacher's weights that its first start names."""
+        """Raise EdkdError if the data or the teacher's weights are not those of the run's first start."""
         first, taught_by = self.before.first_start or {}, inputs.taught_by
         if first["data_sha256"] != inputs.data_sha256:
             what = "data"
@@ -228,9 +228,9 @@ class _Run:
         raise EdkdError(f"the {what} changed since {self.directory} began: restore them, or move that directory away")
 
     def resume(self, state: TrainState) -> None:
-        """Continue from the checkpoint, if there is one, with the code of its classes that made it."""
+        """Restore any checkpoint; raise EdkdError if it does not match the journal or the code of the run's classes."""
         saved = checkpoint.load(self.paths.checkpoint) if self.before.start is not None and self.writes else None
-        # Other nodes may for a while see the files that were there before.
+        # Other nodes may see outdated files for a while.
         known = distributed.from_first(None if saved is None else saved[0])
         if known is None:
             return
@@ -251,11 +251,11 @@ class _Run:
             )
 
     def start_record(self, inputs: Inputs, *, resumed_from: int) -> dict[str, Any]:
-        """What is run on what, as the journal keeps it."""
+        """The journal's record of a start: configuration, code, machine, data and teacher."""
         job, running = self.job, provenance.read()
         provenance.keep_changes(running, self.directory)
         sources = provenance.own_code(self.job.used)
-        # Seeds that two versions of a method have trained are no sample of one thing.
+        # Seeds that were trained by two versions of a method are not samples of one setting.
         cell = {"cell": digest([job.tags["cell"], sources])} if sources else {}
         planned_with = planned_code(self.directory)
         return {
@@ -286,7 +286,7 @@ class _Run:
         }
 
     def finish(self, state: TrainState, inputs: Inputs) -> None:
-        """Save the last weights, hand a network trained alone to the teacher store, and close the journal."""
+        """Save the last weights, publish a network trained alone as a teacher, and append the journal's end."""
         epochs = journal.epochs(self.directory)
         metrics, best = epochs[state.epoch]["metrics"], state.best
         assert best is not None
@@ -310,7 +310,7 @@ class _Run:
         )  # fmt: skip
 
     def save_within(self, state: TrainState, within: Callable[[], Within]) -> None:
-        """Make a checkpoint in the middle of an epoch, unless a loss was not finite: the run will fail at its end."""
+        """Make a checkpoint within an epoch, unless a loss was not finite: the run will fail at the epoch's end."""
         state.within = within()
         sound = all(bool(each["measured"]["sound"].all()) for each in state.within["processes"])
         if self.writes and sound:
@@ -318,7 +318,7 @@ class _Run:
         state.within = None
 
     def save_student(self, state: TrainState, file: Path, epoch: int) -> None:
-        """Put the student's weights into a file of the run's directory, and those of a method in which it ends."""
+        """Save the student's weights in a file of the run's directory, with its method's if it ends in the method."""
         about: dict[str, Any] = {"student": self.job.settings.student.name, "run": self.job.run, "epoch": epoch}
         if state.trainable.ends_in_method:
             about["distiller"] = checkpoint.portable(state.distiller.state_dict())
@@ -337,13 +337,13 @@ def _train_part(
     nodes: int,
     stop_asked: Asked | None,
 ) -> None:
-    """Train as one of `engine.devices` processes, from which `run_together` calls this; the first of all writes."""
+    """Train as one of the `engine.devices` processes that `run_together` starts; rank 0 writes the run's files."""
     engine, rank = job.settings.engine, first + number
     set_up(engine, max(1, threads * nodes // engine.devices))
     if pick_device(engine.device).type == "cuda":
         job = replace(job, settings=replace(job.settings, engine=replace(engine, device=f"cuda:{number}")))
     store = distributed.open_store(meeting)
-    # The file is the first node's; another node's processes have SLURM's log.
+    # The first node writes run.log; another node's processes log to SLURM's log.
     log = job.directory / "run.log" if first == 0 else Path(os.devnull)
     with console.logging_to(log, show=first > 0 or (show and rank == 0)):
         try:
@@ -374,7 +374,7 @@ def _resumed(state: TrainState) -> str:
 
 
 def _remove_checkpoints(directory: Path) -> None:
-    """Remove what a finished run continued from; what cannot be removed does not make it fail."""
+    """Remove the checkpoints of a finished run; the run does not fail if they cannot be removed."""
     with contextlib.suppress(OSError):
         for path in checkpoints(directory):
             path.unlink(missing_ok=True)

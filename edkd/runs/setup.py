@@ -33,7 +33,7 @@ from edkd.training.step import Trainable
 from edkd.training.trainer import Splits, TrainState, seeded
 
 LOG = logging.getLogger("edkd")
-_AS_GOOD = 1.0  # points of top-1 that a teacher may have more or less here than where it was trained
+_AS_GOOD = 1.0  # points of top-1 by which a teacher's accuracy here may differ from that in its store entry
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ def gather(cfg: Settings, teacher_id: str | None) -> Inputs:
 
 
 def find_teacher(cfg: Settings, trained_by: str = "") -> store.Entry:
-    """The stored teacher of a configuration, as run `trained_by` was to train it where that is known.
+    """The stored teacher of a configuration; one that comes with weights is put into the store first.
 
-    One that comes with weights is put into the store. Raises EdkdError if there is none, with what became of that run.
+    Raises EdkdError if there is none, with the state of run `trained_by`, which was to train it, if that is known.
     """
     entry = store.find(teacher_folder(cfg), cfg.dataset.key, cfg.teacher.name)
     if entry is not None:
@@ -106,7 +106,7 @@ def load_teacher(cfg: Settings, entry: store.Entry, num_classes: int, device: to
 def new_state(cfg: Settings, inputs: Inputs) -> TrainState:
     """Student, method and optimiser of a run before its first step.
 
-    The methods of one seed share initial weights; a method's own parameters come from another stream.
+    Runs of one seed share the student's initial weights; a method's own parameters come from another stream.
     """
     device, precision = inputs.device, Precision(cfg.engine.precision, inputs.device)
     with seeded(cfg.seed, 0, device):
@@ -186,11 +186,11 @@ def _seen(network: nn.Module, size: int) -> _Seen:
 
 
 def check_method(cfg: Settings) -> None:
-    """Raise EdkdError for a method that refuses the networks of a run, before there are data or teacher.
+    """Raise EdkdError for a method that refuses the networks of a run, before data and teacher are needed.
 
-    So does an optimiser that refuses its values, and a method that needs strong views of streamed images. The method's
-    `setup` runs on PyTorch's meta device, where tensors have shapes and no memory. The number of classes
-    is not known yet and taken to be large, and so is the number of images where only the files have it.
+    Also raised for an optimiser that refuses its values, and a method that needs strong views of streamed images. The
+    method's `setup` runs on PyTorch's meta device, where tensors have shapes but no memory. The number of classes is
+    not known yet and assumed to be large; so is the number of images if only the files give it.
     """
     method = target(cfg.distiller, "distiller")
     if method.needs_strong_view and get_type_hints(target(cfg.dataset.source, "dataset.source"))["return"] is Streamed:
@@ -201,7 +201,7 @@ def check_method(cfg: Settings) -> None:
     if method.setup is Distiller.setup:
         return
     teacher = cfg.teacher.model if cfg.needs_teacher else None
-    # Data sets of another size than CIFAR's say so.
+    # Data sets whose images have another size than CIFAR's give image_size.
     size = cfg.dataset.source.get("image_size", 32)
     refused = _refusal(json.dumps([cfg.distiller, cfg.student.model, teacher, size, _train_images(cfg)]))
     if refused is not None:
@@ -209,7 +209,7 @@ def check_method(cfg: Settings) -> None:
 
 
 def _train_images(cfg: Settings) -> int:
-    """How many images a run will train with, from its configuration; to a few, where a share is held out."""
+    """The number of training images by the configuration of a run; off by a few if a share is held out."""
     data = cfg.dataset
     images, classes = TRAIN_IMAGES.get(data.source["_target_"].removeprefix("edkd.data.sources."), (50_000, 100))
     if data.train_per_class is not None:
@@ -227,7 +227,7 @@ def _refusal(asked: str) -> str | None:
             build(method, "distiller").setup(_spec(seen[0], seen[1], 1000, train_images))
     except EdkdError as error:
         return str(error)
-    except Exception:  # a class of the user's that does without the meta device: its run will say what is wrong
+    except Exception:  # a user's class that fails on the meta device: its run will report the error
         return None
     return None
 
@@ -238,7 +238,7 @@ def _seen_on_meta(model: str, size: int) -> _Seen:
 
 
 def weights_size(cfg: Settings) -> int:
-    """The bytes of the student's weights; 0 for a class of the user's that does without PyTorch's meta device."""
+    """The bytes of the student's weights; 0 for a user's class that fails on PyTorch's meta device."""
     return _size_on_meta(json.dumps(cfg.student.model))
 
 
@@ -247,7 +247,7 @@ def _size_on_meta(model: str) -> int:
     try:
         with torch.device("meta"):
             network = build(json.loads(model), "student.model", num_classes=100)
-    except Exception:  # its run will say what is wrong
+    except Exception:  # its run will report the error
         return 0
     return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
 
@@ -280,7 +280,7 @@ def _load_arrays(asked: str) -> tuple[Arrays | Streamed, str]:
 def device_data(arrays: Arrays | Streamed, cfg: Settings, device: torch.device) -> Splits:
     """The splits, resident on the device or streamed to it; only training images are augmented.
 
-    Of several processes each has all training images, of which an epoch gives it its part, and its part of the others.
+    Each of several processes holds all training images and uses its part in an epoch; of other splits it holds a part.
     """
     data = cfg.dataset
     shown = {"mean": data.mean, "std": data.std, "device": device, "channels_last": cfg.engine.channels_last}

@@ -17,10 +17,10 @@ from edkd.runs.setup import make_method
 
 
 def load_method(cfg: Settings, file: Path, student: nn.Module, arrays: Arrays | Streamed) -> Distiller | None:
-    """The method of a student's weights file with its weights; None for a student that does without.
+    """The method in a student's weights file, with its weights; None for a student that does not end in one.
 
-    It is that of `cfg`, or of the run in whose directory the file lies. Raises EdkdError where neither has one that
-    students end in, or the weights do not fit.
+    It is the method of `cfg`, else of the run in whose directory the file lies. Raises EdkdError if neither has a
+    method that students end in, or if the weights do not fit.
     """
     if not checkpoint.ends_in_method(file):
         return None

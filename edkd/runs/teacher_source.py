@@ -31,7 +31,7 @@ from edkd.training import hardware
 from edkd.training.device import cores, pick_device, set_up
 
 LOG = logging.getLogger("edkd")
-BLOCK = 65536  # entries of a table that are looked at together
+BLOCK = 65536  # entries of a table that are read together
 
 
 def teacher_source(
@@ -52,9 +52,9 @@ def teacher_source(
 
 
 def cached(cfg: Settings, inputs: Inputs, data: TrainData, online: OnlineTeacher) -> CachedTeacher:
-    """The teacher behind its table for these data.
+    """The teacher with its table of logits for these data.
 
-    Raises EdkdError where there can be none, and OSError if its file can be neither opened nor made.
+    Raises EdkdError if the data or the size limit allow no table, and OSError if its file cannot be opened or made.
     """
     assert inputs.taught_by is not None
     if not isinstance(data, ResidentData):
@@ -104,11 +104,11 @@ _NEUTRAL = (  # they change no logit
 
 
 def _stored(online: OnlineTeacher, data: ResidentData) -> torch.dtype:
-    """The precision in which logits are stored: that in which the network computes them."""
+    """The type of the stored logits: the one in which the network computes them."""
     if online.precision.name == "fp32":
         return torch.float32
     first = torch.zeros(1, dtype=torch.int64, device=online.precision.device)
-    return online.raw(data.plain(first)).logits.dtype  # autocast leaves a head that is fp32 by itself as it is
+    return online.raw(data.plain(first)).logits.dtype  # a head that is fp32 by itself stays so under autocast
 
 
 def wanted_rows(seeds: Sequence[int] | None, epochs: int, *, images: int, views: int) -> Rows:
@@ -126,8 +126,8 @@ def wanted_rows(seeds: Sequence[int] | None, epochs: int, *, images: int, views:
 def fill(tables: Sequence[Settings], seeds: Sequence[int] | None) -> None:
     """Fill the table of each configuration's teacher, for the epochs of its schedule, and print what is done.
 
-    Without seeds the whole table. Raises EdkdError for a teacher that is not in the store (before anything is
-    computed), a table above engine.teacher_cache_gb, and a folder or disk that cannot take it.
+    Without seeds, the whole table is filled. Raises EdkdError for a teacher that is not in the store (before anything
+    is computed), a table above engine.teacher_cache_gb, and a folder or disk that cannot hold it.
     """
     for cfg in tables:
         if not cfg.engine.teacher_cache:

@@ -1,4 +1,4 @@
-"""How networks become teachers: trained here alone, or imported from a file after they were measured."""
+"""How networks become teachers: trained here without a teacher, or imported from a file and measured."""
 
 import contextlib
 import csv
@@ -53,7 +53,7 @@ def is_to_teach(job: Job) -> bool:
 
 
 def is_lost(job: Job) -> bool:
-    """Whether the network of a finished run is to teach, and is neither in its directory nor any in the store."""
+    """Whether a finished run was to train a teacher, and neither its directory nor the store has such a network."""
     cfg = job.settings
     return (
         is_to_teach(job)
@@ -63,9 +63,9 @@ def is_lost(job: Job) -> bool:
 
 
 def publish(job: Job, end: Mapping[str, Any] | None) -> None:
-    """Make a network that trained alone a teacher, unless the store has one already that trained as long.
+    """Put a network that trained alone into the store, unless its teacher there was imported or trained as long.
 
-    Of several seeds only `teacher_seed` teaches, so that it does not depend on which of them is done first.
+    Of several seeds, only `teacher_seed` teaches, so the order in which the runs end does not matter.
     """
     cfg = job.settings
     if not is_to_teach(job) or end is None or not RunDir(job.directory).last.exists():
@@ -96,9 +96,9 @@ def publish(job: Job, end: Mapping[str, Any] | None) -> None:
 def import_teacher(cfg: Settings, file: Path, *, replace: bool, force: bool, source: str | None = None) -> store.Entry:
     """Put a checkpoint file into the teacher store, after checking its shapes and measuring it on the test set.
 
-    `source` says where the file came from, where that is not the file itself. Raises EdkdError as `evaluate_network`
-    does, for a student that ends in its method, if another teacher of that name is there and `replace` is False, and
-    for a network that is hardly better than chance, or not finite, unless `force`.
+    `source` is the file's origin, if that is not the file itself. Raises EdkdError as `evaluate_network` does; for a
+    student that ends in its method; for another teacher of that name in the store, unless `replace`; and for a network
+    that is hardly better than chance, or whose loss is not finite, unless `force`.
     """
     if checkpoint.ends_in_method(file):
         raise EdkdError(f"{file}: the student of this method ends in modules of the method, and can be no teacher")

@@ -1,1 +1,1 @@
-"""Runs on SLURM: submitting them, asking the queue about them, and what a job does when SLURM stops it."""
+"""Runs on SLURM: submitting jobs, asking the queue about them, and the program that a job executes."""

@@ -1,13 +1,13 @@
-"""What runs in a SLURM job: one frozen run, which makes way when SLURM asks, and continues when it is started again.
+"""The program of a SLURM job: it executes a frozen run, stops on SLURM's warning, and resumes when started again.
 
     python -m edkd.slurm.job --signal-delay 120 --timeout-min 240 --max-timeouts 1000 --folder DIR HASH:CONFIG
 
 SLURM warns all processes of a job with SIGUSR2: `signal_delay_s` seconds before the walltime ends, and before a
-preemption where the cluster is set up so. The signal is noted, the run stops at the next safe point with its files
-closed and its directory free, and only then SLURM is asked to queue the job again.
+preemption where the cluster is set up so. The signal is recorded. At the next safe point the run stops, closes its
+files and releases its directory. Only then is SLURM asked to queue the job again.
 
-A run over several nodes has a task on each, which starts the run's processes there. The first holds the run's directory
-and speaks to SLURM; the others compute.
+A run over several nodes has one task on each node, which starts the run's processes there. Only the first task locks
+the run's directory and calls SLURM; all tasks compute.
 """
 
 import argparse
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
     from edkd.config.job import Job
 
 _OPTIONS = ("folder", "signal-delay", "timeout-min", "max-timeouts")
-_NO_GPU = ("", "-1", "NoDevFiles")  # CUDA_VISIBLE_DEVICES of a job without; the last is SLURM's
-EARLY = 90.0  # seconds by which SLURM may warn too early, and a job's set-up take
-PORTS = range(12000, 32000)  # in which processes of several nodes meet; the kernel gives others to connections
-PATIENCE = 2.0  # seconds between two looks at a run directory that another process holds, and two requests of SLURM
+_NO_GPU = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES in a job without a GPU; SLURM sets the last
+EARLY = 90.0  # seconds allowed for an early warning of SLURM and for a job's set-up
+PORTS = range(12000, 32000)  # where processes of several nodes meet; the kernel's ephemeral ports start above
+PATIENCE = 2.0  # seconds between two tries to lock a run directory, and between two requests to SLURM
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run to the end, or until SLURM asks for the place: the job is then queued again.
+    """Execute the run to its end, or until SLURM's warning, after which the job is queued again.
 
-    A run that does not end well ends the process with a non-zero code, so that SLURM's tools show the job as failed.
+    If the run does not end well, the exit code is not zero, so that SLURM's tools show the job as failed.
     """
     args = _parser().parse_args(arguments)
     os.chdir(args.folder)  # relative paths in the configuration begin here
-    # It announces SIGKILL, and is no request to stop: whether the job goes back into the queue SLURM has decided.
+    # SIGTERM only announces SIGKILL: SLURM has decided already whether the job goes back into the queue.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     if args.runs_per_job > 1 and not args.one_of_several:
         raise SystemExit(run_several(args))
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_dir = RunDir(Path(config).parent)
     size = run_dir.journal_size
 
-    def note(error: str) -> None:  # unless the run itself could do so
+    def note(error: str) -> None:  # unless the run has written to its journal already
         if _first_task() and run_dir.journal_size == size:
             journal.Journal(run_dir.path).append({"event": "failure", "error": error})
 
@@ -89,9 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_several(args: argparse.Namespace) -> int:
-    """Run several of the stage's runs at a time until none waits, or until SLURM asks for the place.
+    """Execute several of the stage's runs at a time until none waits, or until SLURM's warning.
 
-    Returns the exit code: 1 if a run did not end well here, or is to be continued.
+    Returns the exit code: 1 if a run failed in this job or is to be continued.
     """
     from edkd.training.hardware import slurm_job
 
@@ -126,12 +126,12 @@ def _note_refusal(directories: Sequence[Path], refused: str) -> None:
 
 
 def queue_again(deadline: float) -> str:
-    """Ask SLURM to put this job back into its queue; returns why it does not, or nothing.
+    """Ask SLURM to put this job back into its queue; returns why it does not, or an empty string.
 
-    What is refused is checked against the queue: SLURM may have put the job there itself, as when it preempts one.
-    Where it cannot be asked, or refuses, it is asked again until `deadline`, by the clock of `time.monotonic`.
+    After a refusal the queue is checked: SLURM may have queued the job itself, as in a preemption. If SLURM refuses or
+    does not answer, it is asked again until `deadline`, by the clock of `time.monotonic`.
     """
-    from edkd.training.hardware import slurm_job  # loads torch: not before the warning can be noted
+    from edkd.training.hardware import slurm_job  # loads torch: only after `warnings_noted` has begun
 
     job = slurm_job()
     assert job is not None
@@ -174,11 +174,11 @@ def _first_task() -> bool:
 
 
 def _execute(run_dir: RunDir, run: str, warned: Warned, *, wait: bool) -> None:
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what torch says of a connection that ends is pages long
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch logs pages about a closed connection
     from edkd.config.job import thaw
 
     job, sweep = thaw(run_dir.config)
-    if job.run != run:  # its classes may be anybody's who can write there
+    if job.run != run:  # whoever can write there may have put in classes of their own
         raise EdkdError(f"{run_dir.config} is not what was submitted: it now describes run {job.run}, not {run}")
     if job.settings.engine.device == "auto":
         _check_gpu()
@@ -209,8 +209,8 @@ def _compute(job: "Job", sweep: str | None, warned: Warned, *, wait: bool) -> No
             execute(job, sweep=sweep, show=True, stop_asked=warned.stop_asked, nodes=nodes)
             return
         except lock.HeldError as error:
-            # SLURM starts a job a second time if it loses sight of a node on which the first one lives. The run
-            # needs but one of them; should that die after all, this one continues.
+            # SLURM starts a job a second time if it loses contact with a node, where the first one may still run.
+            # The run needs only one of them. If the first one dies after all, this one resumes the run.
             if not wait:
                 raise
             if not said:
@@ -223,7 +223,7 @@ def _compute(job: "Job", sweep: str | None, warned: Warned, *, wait: bool) -> No
 
 @contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Raise `Ended` on SIGTERM: SLURM sends it to all processes of a job, and those that compute end by it."""
+    """Raise `Ended` on SIGTERM: SLURM sends it to all processes of a job, and those that compute end on it."""
     before = signal.getsignal(signal.SIGTERM)
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -238,7 +238,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def _check_gpu() -> None:
-    """Raise EdkdError where SLURM gave the job a GPU that torch does not find: on the CPU it would take days."""
+    """Raise EdkdError if torch does not find the GPU that SLURM gave the job: the run would take days on the CPU."""
     import torch
 
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")

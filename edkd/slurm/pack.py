@@ -1,7 +1,7 @@
 """Several runs in one SLURM job, for clusters that give whole nodes, and small networks that leave a large GPU idle.
 
-Each run is a process of its own, with its own GPU, threads and log. One that ends makes room for the next of the stage
-that waits, also if another job was to run that. Who runs what the locks on the runs' directories decide.
+Each run is a separate process with one of the job's GPUs, its own threads and its own log. When a run ends, the next
+waiting run of the stage starts, even one of another job. The locks on the runs' directories decide which job runs it.
 """
 
 import dataclasses
@@ -19,22 +19,22 @@ from edkd.rundir.paths import RunDir
 from edkd.slurm.submission import Submission
 
 STOPPED = 3  # exit code of a process whose run has stopped on SLURM's warning
-HELD = 4  # of one whose run another process has
+HELD = 4  # exit code of a process whose run another process holds
 PAUSE = 0.5  # seconds between two looks at the processes
-LOOK = 10.0  # seconds between two looks at the runs of other jobs, where none waited
+LOOK = 10.0  # seconds until the next search for waiting runs if none was found
 
 
 class Pack:
-    """The runs of a stage, `HASH:CONFIG` each, of which those from `first` on are this job's, `size` of them."""
+    """The runs of a stage, `HASH:CONFIG` each; this job's own are the `size` runs from index `first` on."""
 
     def __init__(self, runs: Sequence[str], *, first: int, size: int, options: Sequence[str], job: str) -> None:
         self.own = list(runs[first : first + size])
         self.runs = [*runs[first:], *runs[:first]]
         self.size, self.options, self.job = size, options, job
         self.gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-        self.going: dict[int, _Going] = {}  # by place, of which there are `size`
-        self.ended: dict[str, int] = {}  # exit codes; 0 of what others have finished
-        self.next_look = 0.0  # for runs that wait, by the clock of `time.monotonic`
+        self.going: dict[int, _Going] = {}  # running processes by place, from 0 to size - 1
+        self.ended: dict[str, int] = {}  # exit codes by run; 0 if another process has finished it
+        self.next_look = 0.0  # when to search for waiting runs, by the clock of `time.monotonic`
 
     @property
     def stopped(self) -> list[str]:
@@ -43,11 +43,11 @@ class Pack:
 
     @property
     def over(self) -> bool:
-        """Whether this job's own runs have ended: one that runs in another job may yet die."""
+        """Whether none of this job's own runs waits or is held by another process, which may still die."""
         return not any(self._state(run) in ("waits", "held") for run in self.own)
 
     def start_next(self) -> None:
-        """Start what waits, as far as there is room."""
+        """Start waiting runs in the free places."""
         if time.monotonic() < self.next_look:
             return
         for place in range(self.size):
@@ -60,14 +60,14 @@ class Pack:
             self.going[place] = self._started(run, place)
 
     def collect(self) -> None:
-        """Note which processes have ended, and in the journal which were killed."""
+        """Record the exit codes of ended processes, and journal those that were killed or exited unexpectedly."""
         for place, (run, submission, process) in list(self.going.items()):
             code = process.poll()
             if code is None:
                 continue
             del self.going[place]
             self.next_look = 0.0
-            if code == HELD:  # another job has begun it at the same moment
+            if code == HELD:  # another process began the run at the same moment
                 submission.write(_directory(run))
                 continue
             self.ended[run] = code
@@ -76,7 +76,7 @@ class Pack:
                 journal.Journal(_directory(run)).append({"event": "failure", "error": f"its process {how}"})
 
     def _state(self, run: str) -> str:
-        """Whether a run `waits`, is `held` by some process, or has `ended`, well or not, since it was submitted."""
+        """The state of a run: `waits`, `held` by another process, or `ended`, well or not, or started by this job."""
         if run in self.ended or any(run == each.run for each in self.going.values()):
             return "ended"
         try:

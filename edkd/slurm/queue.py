@@ -1,7 +1,7 @@
-"""What SLURM knows of jobs: one `squeue`, and one `sacct` for what that has forgotten.
+"""Asks SLURM about jobs: by `squeue`, and by `sacct` about jobs that `squeue` has forgotten.
 
-The controller forgets a job `MinJobAge` seconds (300 by default) after its end; only accounting knows it then, and
-many clusters run without. Both are asked without a word of the caller's environment that would filter their answers.
+The controller forgets a job `MinJobAge` seconds (300 by default) after its end. Then only accounting knows it, and many
+clusters run without it. Variables of the caller's environment that would filter the answers are not passed on.
 """
 
 import os
@@ -18,12 +18,12 @@ PATIENCE = 10.0  # seconds for both questions together
 QUEUED = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD"})
 """States of a job that will start, or start again."""
 STARTED = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"})
-"""States of a job that has a node. One that is requeued is COMPLETING first, so this is no word of its end."""
+"""States of a job that has a node. COMPLETING does not mean its end: a job that is requeued has this state first."""
 ALIVE = QUEUED | STARTED
 RETURNING = frozenset({"NODE_FAIL", "PREEMPTED"})
 """States in which a job may be seen for a moment before SLURM queues it again."""
 
-_CURES = {  # how reasons begin that do not end by themselves, and what helps
+_CURES = {  # the beginnings of reasons that do not end by themselves, and what helps
     "PartitionConfig PartitionNodeLimit PartitionTimeLimit BadConstraints MaxMemPerLimit": (
         "no node of the partition can take it: smaller cpus_per_task, mem_gb, gpus_per_node or timeout_min, or another "
         "partition or constraint (`sinfo -o '%P %c %m %G %l %f'`)"
@@ -39,10 +39,10 @@ _CURES = {  # how reasons begin that do not end by themselves, and what helps
     "DependencyNeverSatisfied": "the job that it waits for is lost: `scancel {job}`, then the same command",
 }
 
-_MANY = 2000  # job numbers: more do not go onto a command line
+_MANY = 2000  # job numbers on one command line, at most
 _ARRAY = re.compile(r"(?P<array>\d+)_\[(?P<tasks>[\d,:-]+)(?:%\d+)?\]")
 _SPEAKER = re.compile(r"^(slurmstepd\S*: error: |\S*/slurm_script: )")
-_LONGEST = 150  # characters of a line that is not ours
+_LONGEST = 150  # characters that are kept of a log's line
 
 
 @dataclass(frozen=True)
@@ -52,21 +52,21 @@ class Entry:
     state: str
     """As SLURM calls it: PENDING, RUNNING, COMPLETED, TIMEOUT, ..."""
     where: str
-    """Of a pending job the reason why it waits, of any other its nodes; empty where there are none."""
+    """The reason why a queued job waits, or the nodes of any other job; empty if there are none."""
 
 
 def cure(reason: str, job: str) -> str:
-    """What helps a job that waits for a reason that does not end by itself; empty for one that does."""
+    """Return what helps a job whose reason to wait does not end by itself; empty for any other reason."""
     said = reason.replace(" ", "_")
     found = (text for begins, text in _CURES.items() if said.startswith(tuple(begins.split())))
     return next(found, "").format(job=job)
 
 
 def look_up(job_ids: Iterable[str]) -> dict[str, Entry] | None:
-    """What SLURM says of jobs, named as `squeue` prints them (``12``, ``12_3``).
+    """Return SLURM's entries of jobs by id, as `squeue` prints ids (``12``, ``12_3``).
 
-    A job that SLURM does not know is absent. None where SLURM cannot be asked: there is no `squeue`, or the controller
-    is away. Returns within some ten seconds, whatever SLURM does.
+    A job that SLURM does not know is absent. None if SLURM cannot be asked: there is no `squeue`, or the controller
+    does not answer. Returns within about ten seconds, whatever SLURM does.
     """
     wanted = set(job_ids)
     if not wanted:
@@ -84,7 +84,7 @@ def look_up(job_ids: Iterable[str]) -> dict[str, Entry] | None:
 
 
 def commented(comment: str, user: int) -> list[str] | None:
-    """The jobs of a user whose comment ends so; None where SLURM cannot be asked."""
+    """The jobs of a user whose comment ends with `comment`; None if SLURM cannot be asked."""
     command = ["squeue", "-h", "-r", "-a", "-t", "all", "-u", str(user), "-o", "%i|%k"]
     done = ask(command, time.monotonic() + PATIENCE)
     if done is None or done.returncode != 0:
@@ -94,7 +94,7 @@ def commented(comment: str, user: int) -> list[str] | None:
 
 
 def name_jobs(names: Mapping[str, str]) -> None:
-    """Give jobs names for squeue to show; where SLURM does not want to, they keep those that they have."""
+    """Rename jobs, by id, for squeue to show; if SLURM refuses, they keep their names."""
     orders = "".join(f"update JobId={job} JobName={name}\n" for job, name in names.items())
     ask(["scontrol"], time.monotonic() + PATIENCE, orders)
 
@@ -105,13 +105,13 @@ def _squeue(wanted: set[str], deadline: float) -> dict[str, Entry] | None:
     done = ask(["squeue", "-h", "-r", "-a", "-t", "all", *chosen, "-o", "%i|%T|%r|%N"], deadline)
     if done is None:
         return None
-    if done.returncode != 0:  # a single job that is unknown is an error, one among several is not
+    if done.returncode != 0:  # squeue fails for a single unknown job, not for one among several
         return {} if "Invalid job id" in done.stderr else None
     return dict(_entries(done.stdout))
 
 
 def _sacct(wanted: set[str], deadline: float) -> dict[str, Entry]:
-    """What the accounts say; nothing where there are none."""
+    """Return the entries of the accounting; none if the cluster has no accounting."""
     numbers = _numbers(wanted)
     known: dict[str, Entry] = {}
     for first in range(0, len(numbers), _MANY):
@@ -154,11 +154,11 @@ def _expanded(name: str) -> Iterator[str]:
 
 
 def ask(command: list[str], deadline: float, given: str = "") -> subprocess.CompletedProcess[str] | None:
-    """Run a command of SLURM's, `given` as its standard input; None if it is not there or does not answer in time."""
+    """Run a SLURM command with `given` as its standard input; None if it is missing or does not answer in time."""
     if shutil.which(command[0]) is None:
         return None
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SACCT_"))}
-    plain |= {"LC_ALL": "C", "SLURM_BITSTR_LEN": "0"}  # the latter: lists of array tasks in full
+    plain |= {"LC_ALL": "C", "SLURM_BITSTR_LEN": "0"}  # SLURM_BITSTR_LEN=0 prints lists of array tasks in full
     try:
         process = subprocess.Popen(
             command,
@@ -183,9 +183,9 @@ def ask(command: list[str], deadline: float, given: str = "") -> subprocess.Comp
 
 
 def last_line(log: Path) -> str:
-    """The last line of a job's log that says something, cut short; empty where there is none.
+    """The last line of a job's log that is not empty, cut short; an empty string if there is none.
 
-    What srun adds, that a task has exited, follows the reason.
+    srun's own lines are skipped if there are others: they report that a task has exited, after the reason.
     """
     try:
         lines = [" ".join(line.split()) for line in log.read_text(errors="replace").splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""What a run's directory keeps of the SLURM job that was submitted for it: `slurm.json`."""
+"""The record, in a run's directory, of the SLURM job that was submitted for the run: `slurm.json`."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -11,13 +11,13 @@ from edkd.rundir.paths import RunDir
 
 @dataclass(frozen=True)
 class Submission:
-    """A job that was handed to SLURM for a run."""
+    """A SLURM job that was submitted for a run."""
 
     job_id: str  # as squeue prints it
     submitted: float  # unix seconds
     sweep: str
     log: str
-    journal_size: int = 0  # bytes in the journal at submission: what is written after them is this job's
+    journal_size: int = 0  # bytes in the journal at submission: this job writes what follows
     several: bool = False  # whether the job has other runs too, and goes on when this one has failed
 
     @classmethod
@@ -29,7 +29,7 @@ class Submission:
             return None
 
     def write(self, run_dir: Path) -> None:
-        """Put it into a run's directory. Raises EdkdError that names the job, which SLURM has all the same."""
+        """Write it into a run's directory. If that fails, raises EdkdError naming the job, which SLURM still has."""
         path = RunDir(run_dir).submission
         try:
             files.write_text(path, json.dumps(asdict(self)) + "\n")

@@ -1,9 +1,9 @@
-"""Handing a sweep to SLURM: all of its jobs at once.
+"""Submits a sweep to SLURM, all of its jobs at once.
 
     teachers: arrays of jobs -> students of each teacher: arrays that depend on that teacher's job alone
 
-Each run's directory keeps a `Submission` that names its job. So the launching process may go and come again: the same
-command finds the jobs that wait or run, and submits only the others.
+Each run's directory keeps a `Submission` that names its job. So the launching process may end. The same command then
+finds the jobs that wait or run, and submits only the others.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from edkd.slurm.submission import Submission
 
 NO_ANSWER = "SLURM does not answer"
 SQUEUE_SAYS = "`squeue` says why; the same command continues when it is back"
-_UNDER_WAY = ".submitting"  # how a file is called that names jobs while they are submitted
+_UNDER_WAY = ".submitting"  # suffix of the file that names jobs while they are submitted
 
 
 class Planned(Protocol):
@@ -45,29 +45,29 @@ class Planned(Protocol):
 
 @runtime_checkable
 class Queue(Protocol):
-    """A launcher that hands jobs to a queue instead of running them."""
+    """A launcher that submits jobs to a queue instead of running them."""
 
     detached: bool
     poll_s: float
     threads: int | None
     runs_per_job: int
-    parallel: int  # how many runs of one array go at a time, at most
+    parallel: int  # runs of one array at a time, at most
 
     @property
     def name(self) -> str:
-        """What the jobs' names begin with."""
+        """The prefix of the jobs' names."""
 
     def check(self) -> None:
         """Raise EdkdError for parameters that make no sense."""
 
     def check_devices(self, jobs: Sequence[Job]) -> None:
-        """Raise EdkdError for runs whose devices are not those that their SLURM jobs will have."""
+        """Raise EdkdError for runs whose devices do not match those of their SLURM jobs."""
 
     def submit(self, jobs: Sequence[Job], after: str | None, comment: str) -> Sequence[str]:
-        """Submit the frozen runs of some jobs, to begin when SLURM's job `after` has ended, however it did.
+        """Submit the frozen runs of `jobs`, to begin when SLURM's job `after` has ended, well or not.
 
-        `runs_per_job` of them share one. Returns the id of each run's job. Raises `RefusedError`, or `AwayError` where
-        SLURM may have them or not.
+        Each SLURM job takes `runs_per_job` runs. Returns the SLURM job id of each run. Raises `RefusedError`, or
+        `AwayError` if it is unknown whether SLURM has the jobs.
         """
 
     def log(self, job_id: str) -> str:
@@ -75,15 +75,15 @@ class Queue(Protocol):
 
 
 class RefusedError(EdkdError):
-    """SLURM does not take the jobs."""
+    """SLURM refuses the jobs."""
 
 
 class AwayError(EdkdError):
-    """SLURM does not answer; it may have the jobs all the same."""
+    """SLURM does not answer; it may still have accepted the jobs."""
 
 
 def label(job: Job) -> str:
-    """A run as squeue is to show it."""
+    """The name of a run for squeue."""
     return f"{job.settings.pair}/{job.settings.method}-s{job.settings.seed}"
 
 
@@ -104,11 +104,11 @@ def require_sbatch() -> None:
 def submit(
     planned: Planned, todo: Collection[str], queued: Mapping[str, Submission], launcher: Queue, folder: Path
 ) -> dict[str, Submission]:
-    """Submit those jobs of a sweep whose runs are `todo`; `queued` has what is in the queue already, by run.
+    """Submit the jobs of a sweep whose runs are in `todo`; `queued` has the jobs that are in the queue already, by run.
 
-    A student whose teacher another process trains is left out. Returns the submissions by run. Raises EdkdError if the
-    queue refuses jobs: those that it has by then stay, and of those that it refused nothing stays that was not there.
-    `folder` keeps what is being submitted, for `adopt`.
+    A student is left out if another process trains its teacher. Returns the submissions by run. Raises EdkdError if
+    SLURM refuses jobs or does not answer. Jobs accepted before that stay; folders made for refused jobs are removed.
+    `folder` keeps a record of the jobs during submission, for `adopt`.
     """
     code, limit = provenance.read(), array_limit()
     submitted: dict[str, Submission] = {}
@@ -150,7 +150,7 @@ def submit(
 def _hand_over(
     jobs: Sequence[Job], after: str | None, sweep: str, launcher: Queue, folder: Path
 ) -> dict[str, Submission]:
-    """Submit jobs at once, and write down that they are submitted; what is written before that is for `adopt`."""
+    """Submit jobs in one request and write their submissions; a file written before the request is for `adopt`."""
     comment = f"{sweep} {uuid.uuid4().hex[:8]}"
     sizes = [RunDir(job.directory).journal_size for job in jobs]
     under_way = folder / f".{comment.split()[1]}{_UNDER_WAY}"
@@ -180,7 +180,7 @@ def _hand_over(
 
 
 def adopt(folder: Path, launcher: Queue) -> None:
-    """Write down the jobs that SLURM took from a command that ended, or lost sight of SLURM, before it could do so."""
+    """Write the submissions of jobs that SLURM took from a command that ended, or lost SLURM, before it wrote them."""
     for under_way in folder.glob(f".*{_UNDER_WAY}"):
         about = json.loads(under_way.read_bytes())
         found = queue.commented(about["comment"], about["user"])
@@ -198,7 +198,7 @@ def signals_held() -> Iterator[None]:
     """Keep Ctrl-C, SIGTERM and SIGHUP from this process and from those that it starts, until the block has ended."""
     noted: list[int] = []
     held = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    # Other threads take a signal that this one blocks; its handler runs here all the same.
+    # Another thread may receive a signal that this one blocks; the handler runs in this thread all the same.
     handlers = {each: signal.signal(each, lambda number, frame: noted.append(number)) for each in held}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
     try:
@@ -235,9 +235,9 @@ def _numbers(submissions: Mapping[str, Submission]) -> str:
 
 
 def array_limit() -> int:
-    """The largest number of jobs in one array, as the cluster is set up; 1001, SLURM's default, if it does not say.
+    """The cluster's largest number of jobs in one array; SLURM's default, 1001, if the cluster does not report it.
 
-    This is the first question to SLURM of a sweep's first command. sbatch would try for longer, and in silence.
+    This is the first request to SLURM of a sweep's first command. sbatch would retry for longer, and log nothing.
     """
     asked = queue.ask(["scontrol", "show", "config"], time.monotonic() + queue.PATIENCE)
     if asked is None or asked.returncode != 0:
@@ -251,7 +251,7 @@ def array_limit() -> int:
 def alone(folder: Path) -> Iterator[None]:
     """Let one command at a time submit jobs: two would submit the same.
 
-    sbatch inherits the lock, and keeps it where its command is killed: SLURM may take the jobs only then.
+    sbatch inherits the lock, and keeps it if its command is killed: SLURM may accept the jobs after that.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

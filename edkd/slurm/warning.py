@@ -1,4 +1,4 @@
-"""SLURM's warning, SIGUSR2, noted instead of acted upon: whether it came, and whether a run shall stop for it."""
+"""Records SLURM's warning, SIGUSR2: whether and when it came, and whether a run should stop at a safe point."""
 
 import contextlib
 import signal
@@ -11,19 +11,19 @@ from types import FrameType
 from edkd.runs.preemption import Stopped
 
 WARNING = signal.SIGUSR2
-FINISH_EPOCH = 0.5  # part of the time between the warning and the end in which an epoch may still be finished
-LAST_MOMENT = 0.75  # part of that time after which a run that has met no safe point is broken off where it is
+FINISH_EPOCH = 0.5  # fraction of the time between the warning and the job's end in which an epoch may still finish
+LAST_MOMENT = 0.75  # fraction of that time after which a run that has met no safe point is stopped where it is
 
 
 class Warned:
     """Whether and when SLURM's warning came.
 
-    The processes of a run with several devices are given this by the one that starts them, and see what that has noted.
+    The processes of a run with several devices share it: the one that starts the others records the warning for all.
     """
 
     def __init__(self, delay: float) -> None:
         self.delay, self.began = delay, time.monotonic()
-        self._at = RawValue("d", 0.0)  # in shared memory; 0 is none
+        self._at = RawValue("d", 0.0)  # in shared memory; 0: no warning yet
 
     @property
     def at(self) -> float | None:
@@ -32,7 +32,7 @@ class Warned:
 
     @property
     def ran(self) -> float:
-        """The seconds from the start to the warning."""
+        """The seconds from the start to the warning, or until now if there is none."""
         return (self.at or time.monotonic()) - self.began
 
     @property
@@ -41,28 +41,28 @@ class Warned:
         return self.began + self.ran + self.delay
 
     def note(self) -> None:
-        """The warning has come; further ones change nothing."""
+        """Record the warning and start the timer of `LAST_MOMENT`; further warnings change nothing."""
         if self.at is None:
             self._at.value = time.monotonic()
             signal.setitimer(signal.ITIMER_REAL, max(0.001, LAST_MOMENT * self.delay))
 
     def stop_asked(self, left: float) -> bool:
-        """At a safe point: whether to stop there, with `left` seconds to the end of the epoch."""
+        """Return whether to stop at a safe point with `left` seconds to the end of the epoch."""
         if self.at is None:
             return False
         return left <= 0 or time.monotonic() - self.at + left > FINISH_EPOCH * self.delay
 
     def disarm(self) -> None:
-        """From here on nothing is broken off."""
+        """Stop the timer: nothing is interrupted from here on."""
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @contextlib.contextmanager
 def warnings_noted(delay: float) -> Iterator[Warned]:
-    """Note SLURM's warning instead of acting on it; `delay` seconds later SLURM ends the job.
+    """Record SLURM's warning; SLURM ends the job `delay` seconds after it.
 
-    The signal is blocked rather than handled: children, forked or started, inherit that and are not disturbed, while
-    a thread waits for it. The handler is for threads that were there before, to which the kernel may give the signal.
+    The signal is blocked, and a thread waits for it. Child processes, forked or started, inherit the block and are not
+    interrupted. The handler is for older threads, which do not block the signal and may receive it from the kernel.
     """
     before = signal.getsignal(WARNING), signal.getsignal(signal.SIGALRM)
     warned = Warned(delay)

@@ -1,1 +1,1 @@
-"""What became of runs: the one verdict on each, choosing among them, and showing them."""
+"""The states of runs: deciding the one state of each, selecting runs, and showing them."""

@@ -1,4 +1,4 @@
-"""What an output folder needs no more: what it is, how much it takes, and its removal."""
+"""Finds the files that an output folder no longer needs, with their sizes, and removes them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from edkd.teachers import store
 
 @dataclass(frozen=True)
 class Leftover:
-    """A file that is needed no more."""
+    """A file that is no longer needed."""
 
     path: Path
     kind: str  # in the plural
@@ -22,14 +22,14 @@ class Leftover:
 
     @property
     def size(self) -> int:
-        """The bytes that it takes on the disk, fewer than its length where it has holes."""
+        """The bytes that the file takes on the disk, fewer than its length if it has holes."""
         try:
             return self.path.stat().st_blocks * 512
         except FileNotFoundError:  # another process has removed it
             return 0
 
     def remove(self) -> bool:
-        """Remove it, unless a process has begun to work on its run. Raises EdkdError where that is not allowed."""
+        """Remove the file, or return False if a process holds its run. Raises EdkdError if it cannot be removed."""
         if self.run is not None and lock.is_held(self.run) is not None:
             return False
         try:
@@ -40,7 +40,7 @@ class Leftover:
 
 
 def find_leftovers(output: Path, sweep: str | None) -> list[Leftover]:
-    """The leftovers of the runs of a sweep; where none is named, of all runs and of the teacher store.
+    """The leftovers of a sweep's runs; without a sweep, those of all runs and of the teacher store.
 
     Raises EdkdError for a folder without runs and for an unknown sweep.
     """

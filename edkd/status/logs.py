@@ -1,4 +1,4 @@
-"""The end of a run's log, and of its SLURM job's where that may say more."""
+"""Prints the end of a run's log, and of its SLURM job's log if that may explain more."""
 
 import itertools
 import os
@@ -11,14 +11,14 @@ from edkd.rundir.paths import RunDir
 from edkd.status.state import RunStatus, look
 
 POLL = 0.5  # seconds between looks at a log that is followed
-_LOOK = 20  # looks at the log for one at the run
+_LOOK = 20  # reads of the log for each look at the run's state
 
 
 def show(run_dir: Path, lines: int) -> None:
     """Print the last lines of a run's log.
 
-    The output of its SLURM job follows if the run is not done and the job wrote last, or if the run never got as far as
-    a log. Raises EdkdError if there is no log yet.
+    The output of its SLURM job follows if the run is not done, and the job wrote later or the run has no log.
+    Raises EdkdError if there is no log yet.
     """
     (view,) = look([run_dir])
     found = [path for path in (RunDir(run_dir).log, *_of_job(view)) if path.is_file() and path.stat().st_size]
@@ -32,11 +32,11 @@ def show(run_dir: Path, lines: int) -> None:
 
 
 def follow(run_dir: Path, lines: int) -> None:
-    """Print the end of a run's log and what is added to it until the run is done, failed or vanished."""
+    """Print the end of a run's log, and what is added to it while the run is new, waiting or running."""
     path = RunDir(run_dir).log
-    shown: int | None = None  # bytes of the log that were printed, or were too old to be
+    shown: int | None = None  # bytes of the log that were printed or skipped
     for looks in itertools.count():
-        over = looks % _LOOK == 0 and not _goes_on(run_dir)  # before reading: what is added until then is read
+        over = looks % _LOOK == 0 and not _goes_on(run_dir)  # before reading, so that the last lines are read
         if path.exists():
             data = path.read_bytes()
             print(_end(data, lines) if shown is None else data[shown:].decode(errors="replace"), end="", flush=True)
@@ -58,7 +58,7 @@ def _goes_on(run_dir: Path) -> bool:
 
 
 def _of_job(view: RunStatus) -> list[Path]:
-    """The output and the errors of the run's last SLURM job, where they may say more than its own log."""
+    """The output and error files of the run's last SLURM job, unless the run is done or its own log is newer."""
     if view.log is None or view.state == "done" or not os.access(view.log.parent, os.X_OK):  # it may be another user's
         return []
     try:

@@ -1,4 +1,4 @@
-"""Choosing runs: by sweep, by what they are, by what has become of them; one of them by hash, name or folder."""
+"""Selects runs by sweep, data set, pair, distiller, seed and state, or one run by hash, name or folder."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _FEW = 8  # names in an error message
 
 @dataclass(frozen=True)
 class Selection:
-    """What is asked for; empty means all."""
+    """Which runs are asked for; an empty field means all."""
 
     output: Path
     sweep: str | None = None
@@ -24,7 +24,7 @@ class Selection:
     seed: Sequence[str] = ()
 
     def look(self) -> list[RunStatus]:
-        """The runs that were asked for, by name; of those, `state` is what it is now.
+        """The selected runs, sorted by name, with their present states.
 
         Raises EdkdError for a folder without runs, an unknown sweep, and a pair, method, ... that no run has.
         """
@@ -49,9 +49,9 @@ class Selection:
 
 
 def find_run(output: Path, wanted: str) -> Path:
-    """The directory of the run that a hash (or its beginning), a name (or its end), or a folder names.
+    """The directory of a run, found by its hash (or its beginning), its name (or its end), or its folder.
 
-    The end of a name may leave out its hash: ``vgg13-vgg8/kd-s0``. Raises EdkdError if there is none, or several.
+    The end of a name may leave out its hash: ``vgg13-vgg8/kd-s0``. Raises EdkdError if no run matches, or several.
     """
     folder = Path(wanted)
     if RunDir(folder).config.is_file() or RunDir(folder).journal.is_file():

@@ -1,16 +1,16 @@
-"""What has become of runs: what the journal says, then the lock, then SLURM's queue.
+"""Decides the state of runs: by the journal first, then the lock, then SLURM's queue.
 
-    the journal says end                   -> done
+    the journal records the end            -> done
     a process holds the run's directory    -> running
-    it failed in a job of several runs     -> failed; pruned, where it was
-    its SLURM job is alive                 -> waiting (running, where the lock cannot be seen from here)
-    the journal says failure               -> failed
+    it failed in a job of several runs     -> failed (pruned, if a search ended it)
+    its SLURM job is alive                 -> waiting (running, if the lock cannot be seen from here)
+    the journal records a failure          -> failed
     a search has ended it early            -> pruned
-    it was stopped as one stops it, by Ctrl-C or SIGTERM, outside SLURM -> interrupted
+    Ctrl-C or SIGTERM stopped it outside SLURM -> interrupted
     it was started or submitted            -> vanished
-    none of it                             -> new
+    none of these                          -> new
 
-Loads neither torch nor Hydra, for it is asked often and of many runs.
+Loads neither torch nor Hydra, because it is called often and for many runs.
 """
 
 import os
@@ -36,8 +36,8 @@ STATES: tuple[State, ...] = get_args(State)
 UNSEEN = "SLURM cannot be asked now"
 
 _ABOUT = 1024  # bytes at the end of config.yaml that hold its `run` block
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former is ten times as fast
-_READERS = 8  # threads: on a network file system reading is waiting
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # CSafeLoader is ten times as fast
+_READERS = 8  # threads: reads on a network file system mostly wait
 
 _INTERNAL = {"shown": False}
 
@@ -56,22 +56,22 @@ class RunStatus:
     distiller: str
     seed: int | None
     state: State
-    why: str = ""  # one line: the error, what the queue says of a job that vanished, the reason to wait
-    sweep: str | None = None  # in which the run was planned first
-    epoch: int = 0  # the last that is journalled
-    epochs: int | None = None  # None of a run that never started
+    why: str = ""  # one line: the error, the queue's state of a vanished job, the reason to wait
+    sweep: str | None = None  # id of the sweep that planned the run first
+    epoch: int = 0  # the last in the journal
+    epochs: int | None = None  # None if the run never started
     top1: float | None = None  # percent on the test set after that epoch
-    best: float | None = None  # percent on the test set; of a run that is done
+    best: float | None = None  # percent on the test set; only of a done run
     images_per_second: float | None = None
-    seconds: float | None = None  # that the epochs of a run took that is done
-    seconds_left: float | None = None  # of a running one, by the pace of its last epoch
+    seconds: float | None = None  # of all epochs; only of a done run
+    seconds_left: float | None = None  # only of a running run, estimated from its last epoch
     node: str | None = None  # where it runs
-    job: str | None = None  # of SLURM, as squeue prints it
-    log: Path | None = None  # of that job
-    # From which all this follows; no part of the document.
+    job: str | None = None  # SLURM's id, as squeue prints it
+    log: Path | None = None  # log file of that job
+    # The sources of the fields above; not part of the document.
     known: RunState = field(default_factory=lambda: RunState("new"), metadata=_INTERNAL)  # from journal and lock
     submission: Submission | None = field(default=None, metadata=_INTERNAL)
-    entry: Entry | None = field(default=None, metadata=_INTERNAL)  # of the job
+    entry: Entry | None = field(default=None, metadata=_INTERNAL)  # SLURM's entry of the job
 
     @property
     def in_queue(self) -> bool:
@@ -81,7 +81,7 @@ class RunStatus:
 
     @property
     def why_vanished(self) -> str:
-        """Why, and which job it was."""
+        """Why the run vanished, with its SLURM job and that job's log."""
         log = f", {self.log}" if self.log is not None and os.access(self.log, os.R_OK) else ""
         return f"{self.why} (SLURM job {self.job}{log})" if self.job is not None else self.why
 
@@ -91,10 +91,10 @@ class RunStatus:
 
 
 def look(run_dirs: Iterable[Path], *, ask: Ask = queue.look_up) -> list[RunStatus]:
-    """What has become of each of these runs, in their order. SLURM is asked only if one of them was submitted.
+    """Return the status of each run, in the given order. SLURM is asked only if one of them was submitted.
 
-    Raises nothing for a single run's sake: one whose journal is damaged has failed, and says so. NODE_FAIL may last a
-    second before SLURM queues the job again: who acts upon `vanished` looks twice.
+    A single run never raises an error: if its journal is damaged, it is `failed`, with the reason. NODE_FAIL may last a
+    second before SLURM queues the job again, so a caller should look twice before it acts on `vanished`.
     """
     directories = [Path(each) for each in run_dirs]
     with ThreadPoolExecutor(_READERS) as pool:
@@ -104,16 +104,16 @@ def look(run_dirs: Iterable[Path], *, ask: Ask = queue.look_up) -> list[RunStatu
     views = []
     for facts in found:
         view = _view(facts, entries)
-        if view.state == "vanished":  # or it has ended, or begun, since its journal was read
+        if view.state == "vanished":  # or it ended or began after its journal was read
             view = _view(_Facts(facts.directory, lately=facts.job), entries)
         views.append(view)
     return views
 
 
 def about(run_dir: Path) -> dict[str, Any]:
-    """The `run` block of a frozen configuration, {"hash", "method", "teacher_id", "sweep"}; empty where there is none.
+    """The `run` block of a frozen configuration, {"hash", "method", "teacher_id", "sweep"}; empty if there is none.
 
-    It is the file's end, so this costs one small read.
+    The block ends the file, so this costs one small read.
     """
     try:
         with RunDir(run_dir).config.open("rb") as file:
@@ -126,7 +126,7 @@ def about(run_dir: Path) -> dict[str, Any]:
 
 
 def frozen(run_dir: Path) -> dict[str, Any]:
-    """A frozen configuration, all of it, which takes milliseconds; empty where there is none."""
+    """The whole of a frozen configuration, which takes milliseconds to read; empty if there is none."""
     try:
         values = yaml.load(RunDir(run_dir).config.read_bytes(), Loader=_LOADER)
     except (OSError, yaml.YAMLError):
@@ -146,7 +146,7 @@ class _Facts:
         except EdkdError as error:
             self.state, self.damage = RunState(status="failed"), str(error)
         self.note = lock.last_holder(directory) if self.state.status == "interrupted" else None
-        # Whether the journal has more records than at the submission; sizes, for clocks of nodes differ.
+        # Whether the journal has grown since the submission: sizes are compared, because the clocks of nodes differ.
         self.grown = self.submission is not None and RunDir(directory).journal_size > self.submission.journal_size
 
     @property
@@ -222,7 +222,7 @@ def _judge(facts: _Facts, entry: Entry | None, *, reached: bool) -> tuple[State,
             return "running", ""
         doing = "starting" if entry.state == "RUNNING" else entry.state
         return "waiting", entry.where if entry.state in queue.QUEUED else f"{doing} on {entry.where}"
-    if own_end is not None and (facts.grown or facts.job is None):  # else it is how an earlier job ended
+    if own_end is not None and (facts.grown or facts.job is None):  # otherwise an earlier job recorded it
         return own_end
     if facts.job is not None and not reached:
         return "waiting", UNSEEN

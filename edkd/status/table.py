@@ -28,23 +28,23 @@ STYLES = {
     "failed": "bold red",
 }
 URGENCY = ("failed", "vanished", "interrupted", "running", "waiting", "new", "pruned", "done")
-WORDS = ("state", "node", "job", "run")  # flush left, the numbers flush right
-EXTRA = ("time", "best %", "job", "node", "images/s")  # as far as a screen has room, in this order
+WORDS = ("state", "node", "job", "run")  # columns flush left; the numbers are flush right
+EXTRA = ("time", "best %", "job", "node", "images/s")  # columns that are added in this order as far as the width allows
 _GAP = 2  # characters between columns
 
 
 def show(views: Sequence[RunStatus]) -> None:
-    """Print the table, what needs attention last, and the numbers; without a terminal, each run on one line."""
+    """Print the table, the most urgent runs last, and the counts; without a terminal, each run on one line."""
     ordered = sorted(views, key=lambda view: STATES.index(view.state))
     console = stdout()
     print_lines(console, _table(ordered, console.width) if views else Group(), Text(summary(views), style="bold"))
 
 
 def watch(look: Callable[[], list[RunStatus]], seconds: float) -> list[RunStatus]:
-    """Show the table on the whole screen, renewed every so many seconds, what needs attention first.
+    """Show the table on the whole screen, the most urgent runs first, and renew it every `seconds` seconds.
 
     Ends when every run is done, pruned, failed, vanished or interrupted, and at Ctrl-C; the table is then printed.
-    Returns what was seen last.
+    Returns the last statuses.
     """
     console = Console()
     views = look()
@@ -93,7 +93,7 @@ def _screen(views: Sequence[RunStatus], console: Console) -> Group:
 
 
 def _table(views: Sequence[RunStatus], width: int) -> Table:
-    """A line a run, without the columns that no run fills or that the width does not take; why it is so by its name."""
+    """One line a run, without columns that are empty or too wide for the screen; the reason follows the run's name."""
     same_dataset, varied = len({view.dataset for view in views}) < 2, _labels(views)
     rows = [_row(view, varied.get(view.directory, ""), same_dataset=same_dataset) for view in views]
     widths = {
@@ -120,7 +120,7 @@ def _table(views: Sequence[RunStatus], width: int) -> Table:
 
 
 def _labels(views: Sequence[RunStatus]) -> dict[Path, str]:
-    """In what runs differ that have the same data, pair, method and seed: else their hashes alone tell them apart."""
+    """The settings in which runs of the same data, pair, method and seed differ; else only hashes tell them apart."""
     groups: dict[tuple[Any, ...], list[RunStatus]] = {}
     for view in views:
         groups.setdefault((view.dataset, view.pair, view.distiller), []).append(view)

@@ -1,4 +1,4 @@
-"""Waiting for runs that SLURM has, until each is done, was pruned, has failed or vanished."""
+"""Waits for runs in SLURM until each is done, pruned, failed or vanished."""
 
 import time
 from collections import Counter
@@ -10,13 +10,13 @@ from edkd.slurm import queue
 from edkd.slurm.queue import Entry
 from edkd.status.state import RunStatus, look
 
-SILENCE = 20.0  # seconds that a run must have been seen as vanished until it counts as that
+SILENCE = 20.0  # seconds for which a run must look vanished before it counts as vanished
 _FEW = 8  # jobs in a line
-NEWS = 90.0  # the same for a job that SLURM says has ended well: a network file system shows new files that late
+NEWS = 90.0  # the same for a job that is COMPLETED in SLURM: a network file system may show new files this late
 
 
 def wait(run_dirs: Iterable[Path], poll_s: float) -> dict[Path, RunStatus]:
-    """Look at runs every `poll_s` seconds until all have ended; returns how each of them did, by directory."""
+    """Look at runs every `poll_s` seconds until all have ended; returns the final status of each, by directory."""
     waiting = set(run_dirs)
     silent: dict[Path, float] = {}
     ended: dict[Path, RunStatus] = {}
@@ -52,7 +52,7 @@ def wait(run_dirs: Iterable[Path], poll_s: float) -> dict[Path, RunStatus]:
 
 
 def show_reasons(statuses: Iterable[RunStatus], shown: set[str]) -> set[str]:
-    """Print why runs wait if one of the reasons is not among those `shown` before; returns the reasons."""
+    """Print why runs wait, unless `shown` has all of the reasons; returns the reasons."""
     jobs = _by_reason(statuses)
     reasons = Counter({reason: len(each) for reason, each in jobs.items()})
     if not reasons.keys() <= shown:
@@ -64,7 +64,7 @@ def show_reasons(statuses: Iterable[RunStatus], shown: set[str]) -> set[str]:
 
 
 def show_cures(statuses: Iterable[RunStatus]) -> None:
-    """Print what helps runs that wait for what does not end by itself, once for each reason."""
+    """Print, once for each reason, what helps runs whose reason to wait does not end by itself."""
     _show_cures(_by_reason(statuses))
 
 

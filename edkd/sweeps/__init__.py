@@ -1,1 +1,1 @@
-"""Many runs: planning, launching, watching and repeating them; and one run by hand. Hydra is known here."""
+"""Many runs: planning, launching, watching and repeating them; and one run by hand. This package uses Hydra."""

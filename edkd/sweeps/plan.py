@@ -1,4 +1,4 @@
-"""Planning a sweep: from the command line's overrides to jobs, each once, in the order in which they run, and shown.
+"""Plan a sweep: turn the command line's overrides into jobs, each once, in the order in which they run, and show them.
 
     expand pair=all -> compose every job -> a training run for each teacher that the store lacks
 
@@ -34,9 +34,9 @@ from edkd.runs.teaching import is_lost
 from edkd.status.state import RunStatus
 from edkd.teachers import store
 
-LONG_PLAN = 60  # rows; of a longer plan only the numbers are shown
+LONG_PLAN = 60  # rows; for a longer plan, only the numbers are shown
 DONE, LOST = "finished", "finished, to train again: its network is gone"
-_ABOUT_STUDENTS = ("pair", "teacher", "student", "distiller", "tweak", "seed")  # no override of these is a teacher's
+_ABOUT_STUDENTS = ("pair", "teacher", "student", "distiller", "tweak", "seed")  # not passed on to teachers' runs
 
 
 @dataclass
@@ -44,8 +44,8 @@ class Sweep:
     """The jobs of a sweep, each once, in the order in which they were asked for."""
 
     students: list[Job] = field(default_factory=list)
-    teachers: list[Job] = field(default_factory=list)  # those that some student needs and the store lacks
-    asked: set[str] = field(default_factory=set)  # the runs that were asked for, some of which may be such teachers
+    teachers: list[Job] = field(default_factory=list)  # teachers that some student needs and the store lacks
+    asked: set[str] = field(default_factory=set)  # hashes of the runs that were asked for; some may train such teachers
     stored: list[str] = field(default_factory=list)  # the teachers that the store has, a line each
 
     @property
@@ -55,7 +55,7 @@ class Sweep:
 
     @property
     def id(self) -> str:
-        """The same for the same jobs, so that a repeated command continues the same sweep."""
+        """The id, which is the same for the same jobs, so that a repeated command continues the same sweep."""
         key = self.students[0].settings.dataset.key
         return f"{key}-{digest(sorted(self.asked))[:8]}"
 
@@ -68,9 +68,9 @@ def is_dry(value: Any) -> bool:
 
 
 def stored_teacher(cfg: Settings) -> store.Entry | None:
-    """The teacher of a run, None if the store lacks it.
+    """The stored teacher of a run, None if the store lacks it. Raises EdkdError if it is not `teacher.weights`.
 
-    Raises EdkdError for one that was trained here for fewer epochs than its student will be, unless that is wanted.
+    Also raises EdkdError if it trained here for fewer epochs than its student will, unless `allow_weak_teacher`.
     """
     entry = store.find(teacher_folder(cfg), cfg.dataset.key, cfg.teacher.name)
     if entry is not None and cfg.teacher.weights is not None and entry.id != (wanted := weights_id(cfg)):
@@ -107,7 +107,7 @@ def expand(overrides: Sequence[Override], pair_lists: Mapping[str, Sequence[str]
 
 
 def pair_lists(overrides: Sequence[Override], master: DictConfig, loader: ConfigLoader) -> dict[str, list[str]]:
-    """The pairs that `pair=all` and its like stand for, of the options that some overrides name."""
+    """The pairs that each option such as `pair=all` lists, for the options that the overrides name."""
     chosen = [override for override in overrides if override.get_key_element() == "pair"]
     named = {text.removeprefix("pair=") for combination in expand(chosen, {}) for text in combination}
     lists = {}
@@ -121,8 +121,8 @@ def pair_lists(overrides: Sequence[Override], master: DictConfig, loader: Config
 def make_plan(combinations: Iterable[Sequence[str]], overrides: Sequence[Override], composer: Composer) -> Sweep:
     """Compose every job, and a training run for each teacher that the store lacks.
 
-    A student's identity contains its teacher's, which is known before that is trained: the hash of its run, which has
-    the student's data, schedule and engine, and cross-entropy alone.
+    A student's identity contains its teacher's. This is known before the teacher is trained: it is the hash of its run,
+    which has the student's data, schedule and engine, and only cross-entropy as its loss.
     """
 
     @functools.cache
@@ -191,17 +191,17 @@ def make_plan(combinations: Iterable[Sequence[str]], overrides: Sequence[Overrid
 
 
 def differences(entry: store.Entry, wanted: Job) -> list[str]:
-    """In what the training of a stored teacher differs from a run that would train it now, `teacher_seed` included.
+    """How the training of a stored teacher differs from a run that would train it now, `teacher_seed` included.
 
-    Of one whose run is not in the output folder only the recipe is known, which leaves out the learning rate; of one
-    that was imported, nothing.
+    If its run is not in the output folder, only the recipe is known, which leaves out the learning rate. For an
+    imported teacher, nothing is known.
     """
     run = training_run(entry.id)
     if run == wanted.run:
         return []
     source = directory_of(run, wanted.settings) if run else None
     if source is not None:
-        with contextlib.suppress(EdkdError):  # changed since
+        with contextlib.suppress(EdkdError):  # its configuration file was changed
             known, now = (dict(leaves(job.identity)) for job in (thaw(RunDir(source).config)[0], wanted))
             keys = [key for key in {**known, **now} if known.get(key) != now.get(key)]
             return [f"{key} {known.get(key)}, here {now.get(key)}" for key in keys]
@@ -245,7 +245,7 @@ def show_plan(planned: Sweep, statuses: Mapping[str, RunStatus]) -> None:
 
 
 def show_unreached(jobs: Iterable[Job]) -> None:
-    """Print the milestones at which no run of a schedule arrives, a line a schedule, and warm-ups that do not end."""
+    """Print the milestones that no run of a schedule reaches, one line a schedule, and the warm-ups that do not end."""
     jobs = list(jobs)
     schedules = [job.settings.schedule for job in jobs]
     late = {(s.epochs, tuple(m for m in s.milestones if m >= s.epochs)) for s in schedules}
@@ -285,7 +285,7 @@ def _planned_as(status: RunStatus) -> str:
 
 
 def warn_outdated(jobs: Iterable[Job], states: Mapping[str, RunState]) -> None:
-    """Name each finished run that its classes, as they are now and git has not, would train in another way."""
+    """Print each finished run whose own classes (`provenance.own_code`) have changed since."""
     done = [job for job in jobs if states[job.run].status == "finished"]
     own = provenance.own_code(*(job.used for job in done))
     for job in done:

@@ -1,7 +1,7 @@
-"""How long runs take: a plan, by the journals of earlier runs, and what is left of it while it runs.
+"""How long runs take: an estimate for a plan from the journals of earlier runs, and the time left while it runs.
 
-A run costs what its epochs cost, and an epoch what it cost another run with the same networks, teacher (run in every
-step, or remembered), data, batch size, precision and device. A device hour is an hour of one run.
+A run costs the sum of its epochs. An epoch costs what it cost another run with the same networks, teacher (run in every
+step, or cached), data, batch size, precision, compilation and device. A device hour is an hour of one run.
 """
 
 import contextlib
@@ -34,19 +34,19 @@ from edkd.training import hardware
 from edkd.training.device import pick_device
 
 LATEST = 24  # journals that are read of each pair
-POLL = 0.5  # seconds between two looks at the journals of what runs
+POLL = 0.5  # seconds between two reads of the journals of running jobs
 LINES = 8  # runs that are shown at a time
 
 
 @dataclass
 class Estimate:
-    """Seconds that are left, by stage, and where they are from."""
+    """The remaining seconds by stage, and the devices on which their epochs were timed."""
 
-    stages: dict[str, list[float]] = field(default_factory=dict)  # of each run that is left and known
+    stages: dict[str, list[float]] = field(default_factory=dict)  # seconds of each remaining run whose pace is known
     parallel: int | None = None
     kinds: int = 0
-    unknown: int = 0  # kinds
-    sources: Counter[str] = field(default_factory=Counter)  # device -> kinds, of those that are recorded
+    unknown: int = 0  # kinds without a recorded pace
+    sources: Counter[str] = field(default_factory=Counter)  # device -> number of kinds with a pace recorded there
 
     def line(self) -> str:
         """One line for a user."""
@@ -70,9 +70,9 @@ class Estimate:
 def estimate(
     stages: Mapping[str, Sequence[Job]], states: Mapping[str, RunState], *, here: bool, parallel: int | None
 ) -> Estimate:
-    """What is left of these jobs, by stage.
+    """Estimate the remaining time of these jobs, by stage.
 
-    here: whether the jobs run on this machine; only what was recorded on its device then counts, else that of any,
+    here: whether the jobs run on this machine. If so, only records of its device count; else those of any device,
     GPUs first. parallel: how many run at a time, None if that is not known.
     """
     left = {job.run: _epochs_left(job, states[job.run]) for jobs in stages.values() for job in jobs}
@@ -100,7 +100,7 @@ def estimate(
 
 
 def _epochs_left(job: Job, state: RunState) -> int:
-    """Of what this command will train: what another process trains already is not its own."""
+    """The epochs that this command will train; none for a run that another process trains already."""
     if state.status in ("finished", "running"):
         return 0
     return max(0, job.settings.schedule.epochs - state.epoch)
@@ -165,11 +165,11 @@ class _View:
         self.jobs, self.parallel = list(jobs), parallel
         self.labels = {run: f" {label}" if label else "" for run, label in labels(jobs).items()}
         self.began = time.monotonic()
-        # The time before the state: what is written in between is then shown, not missed.
+        # Read the times before the states, so that a record written in between is shown, not missed.
         self.seen = {job.run: _changed(job) for job in jobs}
         self.states = {job.run: journal.state(job.directory) for job in jobs}
-        self.ended: dict[str, str] = {}  # what became of the runs that ended since the watch began
-        self.most = 0  # how many of them were seen to run at a time
+        self.ended: dict[str, str] = {}  # run -> status, of the runs that ended since the watch began
+        self.most = 0  # the largest number of jobs seen running at a time
         self.total = sum(job.settings.schedule.epochs for job in jobs)
 
     def follow(self, stop: threading.Event, live: Live | None) -> None:
@@ -191,7 +191,7 @@ class _View:
                     self._show_end(job, self.states[job.run])
 
     def screen(self) -> Group:
-        """What a terminal shows: how far the whole is, and accuracy and pace of what runs."""
+        """The terminal's screen: the progress of all jobs, and accuracy and pace of the running ones."""
         trained = sum(state.epoch for state in self.states.values())
         done, left = list(self.ended.values()).count("finished"), self.seconds_left()
         times = duration(time.monotonic() - self.began) + (f", {duration(left)} left" if left is not None else "")
@@ -224,7 +224,7 @@ class _View:
         console.print(f"{job.name}{self.labels[job.run]}: {said}", markup=False, soft_wrap=True)
 
     def seconds_left(self) -> float | None:
-        """From the seconds that epochs took: the run's own, else those of its pair, else the mean of all."""
+        """Estimate by the last epoch of each run itself, else the mean of its pair, else of all; None without any."""
         known: dict[str, list[float]] = {}
         for job in self.jobs:
             last = self.states[job.run].last_epoch
@@ -244,7 +244,7 @@ class _View:
 
 
 def wall_time(jobs: Sequence[Job], left: Mapping[str, float], parallel: int, most: int, *, waiting: bool) -> float:
-    """The seconds until all runs have ended of which some have so many `left`: first what can begin, then its students.
+    """The seconds until all runs end, from the seconds `left` of each; students of runs in `left` come second.
 
     parallel: how many may run at a time. most: how many ever did; while some wait, no more are expected to.
     """
@@ -258,7 +258,7 @@ def wall_time(jobs: Sequence[Job], left: Mapping[str, float], parallel: int, mos
 
 
 def _line(job: Job, label: str, state: RunState) -> Iterator[Text]:
-    """Of a run: its name, label and epoch and, after the first, accuracy, images per second and the time left."""
+    """A run's name with label, its epoch and, after the first, accuracy, images per second and the time left."""
     cfg, last = job.settings, state.last_epoch
     yield Text(f"  {cfg.pair} {cfg.method}-s{cfg.seed}{label}", no_wrap=True)
     yield Text(f"epoch {state.epoch}/{cfg.schedule.epochs}")
@@ -278,7 +278,7 @@ def _changed(job: Job) -> float:
 
 
 def warn_if_busy(cfg: Settings, threads: int) -> None:
-    """Say that others hold this machine's cores, where the threads of a run on the CPU would wait for each other."""
+    """Warn if other processes use this machine's cores: the threads of a run on the CPU would wait for each other."""
     threads, load, there = cfg.engine.threads or threads, os.getloadavg()[0], os.cpu_count() or 1
     if threads > 1 and load > there / 2 and pick_device(cfg.engine.device).type == "cpu":
         console.print(

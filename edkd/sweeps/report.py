@@ -23,7 +23,7 @@ from edkd.sweeps import results
 
 
 def show_summary(planned: Planned, outcome: Mapping[str, RunStatus]) -> int:
-    """Print the results, what became of the sweep, each failure with its log, and what can be done next.
+    """Print the results, the number of finished runs, each other run with its state and log, and the next step.
 
     Returns the number of runs that are not done.
     """
@@ -55,7 +55,7 @@ def show_summary(planned: Planned, outcome: Mapping[str, RunStatus]) -> int:
 
 
 def next_steps(cfg: Settings) -> str:
-    """The commands that look at results, as they read the store of this configuration's runs."""
+    """The commands that show results, with the options to read the store of this configuration's runs."""
     own = f"sqlite:///{cfg.output}/mlflow.db"
     store = cfg.tracking.uri or own
     sync, table, ui = "edkd sync", "", "`make ui`"
@@ -72,14 +72,14 @@ def next_steps(cfg: Settings) -> str:
 
 
 def _quoted(word: str) -> str:
-    """For a shell, also between the single quotes of make's ARGS."""
+    """Quote a word for a shell, also between the single quotes of make's ARGS."""
     return word if shlex.quote(word) == word else f'"{word}"'
 
 
 def open_tracking(where: Tracking) -> None:
     """Create MLflow's store before any run needs it.
 
-    A SQLite file that cannot be used is an error now; a server that is away costs nothing but `edkd sync` later.
+    Raises EdkdError for a SQLite file that cannot be used. An unreachable server only needs `edkd sync` later.
     """
     try:
         tracking.create_store(**vars(where))
@@ -90,13 +90,13 @@ def open_tracking(where: Tracking) -> None:
 
 
 def track_start(sweep: str, where: Tracking) -> None:
-    """Make the sweep's parent run in MLflow, so that every child finds it. What goes wrong changes nothing."""
+    """Make the sweep's parent run in MLflow, so that every child finds it. Errors are only logged."""
     with _tolerant():
         tracking.start_sweep(sweep, **vars(where))
 
 
 def track_end(sweep: str, where: Tracking, outcome: Iterable[RunStatus]) -> None:
-    """Give the parent run its status and the number of runs in each state. What goes wrong changes nothing."""
+    """Give the parent run its status and the number of runs in each state. Errors are only logged."""
     if where.uri is not None:
         counts = Counter(str(status.known.status) for status in outcome)
         with _tolerant():
@@ -104,7 +104,7 @@ def track_end(sweep: str, where: Tracking, outcome: Iterable[RunStatus]) -> None
 
 
 def track_search(sweep: str, where: Tracking, states: Mapping[str, int], best: str) -> None:
-    """Give the parent run of a search its status and a sentence on its best trial. What goes wrong changes nothing."""
+    """Give the parent run of a search its status and a sentence on its best trial. Errors are only logged."""
     with _tolerant():
         run = tracking.start_sweep(sweep, **vars(where))
         tracking.attach(str(where.uri), [run], paths=[], sentence=best, metrics={})
@@ -125,10 +125,10 @@ class _Logits(nn.Module):
 
 
 def log_best_student(planned: Planned, outcome: Mapping[str, RunStatus]) -> None:
-    """Log the most accurate student of a sweep as a model in MLflow. What goes wrong changes nothing.
+    """Log the most accurate student of a sweep as a model in MLflow. Errors are only logged.
 
-    One of a sweep, for each is as large as its weights and takes seconds. A student that ends in modules of its
-    method is none, nor one whose weights were removed.
+    Only one is logged, because each is as large as its weights and takes seconds. Students that end in modules of
+    their method are left out, and so are those whose weights were removed.
     """
     done = [job for job in planned.students if outcome[job.run].state == "done" and job.settings.needs_teacher]
     done.sort(key=lambda job: outcome[job.run].best or 0.0, reverse=True)

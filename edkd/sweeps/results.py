@@ -10,22 +10,22 @@ from edkd.config.job import Job, labels
 from edkd.console import print_lines, stdout
 from edkd.status.state import RunStatus
 
-TEACHER, ALONE = "teacher", "alone"  # columns: what teaches a pair's student, and that student without a teacher
+TEACHER, ALONE = "teacher", "alone"  # columns: a pair's teacher, and its student trained without one
 
 
 class _Result(NamedTuple):
     row: str  # a pair, or a network that is in none
     column: str
     setting: str  # names what the runs of a cell have in common, all but the seed
-    version: str  # as in `setting`, and the code of their classes, where it is the user's own
+    version: str  # like `setting`, with the code of the user's own classes
     top1: float
 
 
 def show(jobs: Iterable[Job], outcome: Mapping[str, RunStatus]) -> None:
     """Print the last top-1 accuracy of finished runs, by pair and method, the mean over seeds; nothing if none ended.
 
-    Settings of one method that the sweep varies are apart. A cell whose runs still differ in more than the seed says
-    in how many ways.
+    Settings of one method that the sweep varies are separate. If the runs of a cell still differ in more than the
+    seed, it shows the number of settings or code versions instead.
     """
     cells: dict[tuple[str, str], dict[tuple[str, str], list[float]]] = {}
     for result in _results(jobs, outcome):

@@ -1,4 +1,4 @@
-"""Launching again what did not end, from the frozen configurations: the choice, the plan, the launcher."""
+"""Launch runs again that did not end, from their frozen configurations: the choice, the plan, the launcher."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -37,15 +37,15 @@ class Retry(Sweep):
 
     @property
     def id(self) -> str:
-        """That of the sweep they belong to, if it is one; else they become one."""
+        """The id of the sweep to which all runs belong; if there is no such sweep, the id of a new one."""
         only = next(iter(self.planned_in)) if len(self.planned_in) == 1 else None
         return only or super().id
 
 
 def choose(views: Sequence[RunStatus], everything: Sequence[RunStatus], *, new: bool) -> list[Path]:
-    """The runs among `views` to launch again: what did not end, and with `new` what never began.
+    """The runs among `views` to launch again: those that did not end and, with `new`, those that never began.
 
-    Students that never began because one of these was to teach them are among `everything` and go along.
+    Students in `everything` that never began, and whose teacher one of these runs was to train, are added.
     """
     chosen = {view.directory: view for view in views if view.state in (*RETRIED, *(("new",) if new else ()))}
     hashes = {view.hash for view in chosen.values()}
@@ -56,7 +56,7 @@ def choose(views: Sequence[RunStatus], everything: Sequence[RunStatus], *, new: 
 
 
 def make_plan(directories: Iterable[Path]) -> Retry:
-    """The sweep that the runs of some directories make, with the teachers that they lack.
+    """Plan a sweep of the runs in some directories, with the teachers that they lack.
 
     Raises EdkdError for a configuration that is missing or was changed, a teacher that is in neither the store nor the
     runs, and runs that were planned from another directory.
@@ -87,7 +87,7 @@ def make_plan(directories: Iterable[Path]) -> Retry:
 
 
 def _teacher_run(student: Job) -> Path | None:
-    """The directory of the run that is to teach a student, if the store has no such teacher yet."""
+    """The directory of the run that is to train a student's teacher; None if the store has it or no run trains it."""
     cfg, wanted = student.settings, training_run(student.teacher_id)
     held = store.find(teacher_folder(cfg), cfg.dataset.key, cfg.teacher.name) if wanted else None
     if not wanted or (held is not None and held.id == student.teacher_id):
@@ -105,9 +105,9 @@ def _teacher_run(student: Job) -> Path | None:
 def compose_launcher(
     overrides: Sequence[str], *, config_dir: Path | None, output: Path, task: TaskFunction
 ) -> tuple[DictConfig, Launcher]:
-    """The configuration that some overrides of Hydra's give, and the launcher in it, which runs jobs by `task`.
+    """Compose the configuration for some Hydra overrides, and its launcher, which runs jobs by `task`.
 
-    `config_dir` is a folder of the user's own options. Raises EdkdError for what does not fit.
+    `config_dir` is a folder of the user's own options. Raises EdkdError if it or an override cannot be used.
     """
     GlobalHydra.instance().clear()
     given = [f"output={quoted(str(output))}", *overrides]

@@ -2,9 +2,9 @@
 
     space -> plan of its ends -> (ask for a batch -> launch it as a sweep, missing teachers first -> tell) … -> the best
 
-hydra-optuna-sweeper does not serve here: its last version wants an Optuna below 3, takes a trial's value from what a
-job returns, which a SLURM job that was queued again does not, prunes nothing, and draws its first values again when it
-is repeated. So this is Optuna's own ask and tell around the launch of a sweep. Importing it loads Optuna.
+hydra-optuna-sweeper is not used: its last version needs an Optuna below 3, takes a trial's value from a job's return
+value, which a requeued SLURM job does not have, prunes nothing, and draws its first values again when it is repeated.
+So this module puts Optuna's own ask and tell around the launch of a sweep. Importing it loads Optuna.
 """
 
 import shlex
@@ -112,7 +112,7 @@ def _check(ends: Sweep, cfg: Values) -> None:
 
 
 def _show_plan(space: Space, ends: Sweep, left: int, size: int, *, here: bool) -> None:
-    """Print what is searched, by which teachers, and what so many trials cost at most."""
+    """Print the search space, the teachers, and what the trials that are `left` cost at most."""
     for line in (*(f"  {each}" for each in space.lines()), *ends.stored):
         print(line)
     if ends.teachers:
@@ -126,7 +126,7 @@ def _show_plan(space: Space, ends: Sweep, left: int, size: int, *, here: bool) -
 
 
 def _conclude(study: optuna.Study, space: Space, settings: Settings, master: DictConfig) -> None:
-    """Print how the trials ended, the best of them and the command that runs its values; tell MLflow.
+    """Print how the trials ended, the best of them and the command that runs its values; report to MLflow.
 
     Exits with code 1 if a trial failed or did not end.
     """

@@ -18,7 +18,7 @@ from edkd.training.device import cores
 
 
 def run_one(resolved: dict[str, Any], method: str) -> None:
-    """Train the run that a configuration describes; `+dry_run=true` says which one it is and stops.
+    """Train the run that a configuration describes; with `+dry_run=true`, only describe that run.
 
     Raises EdkdError for bad input, a missing teacher, or a tracking store that cannot be written.
     """
@@ -49,7 +49,7 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
         found = progress.estimate({"run": [job]}, {job.run: before}, here=True, parallel=1)
         console.print(found.line(), soft_wrap=True)
         return
-    gather(cfg, job.teacher_id)  # what is wrong with data, device or teacher is said before anything is written
+    gather(cfg, job.teacher_id)  # raises errors of data, device or teacher before anything is written
     if cfg.tracking.uri is not None:
         open_tracking(cfg.tracking)
     warn_outdated([job], {job.run: before})

@@ -1,4 +1,4 @@
-"""What a search varies: of a command's overrides those with several values, as distributions of Optuna's."""
+"""The space of a search: a command's overrides that have several values, as Optuna's distributions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from optuna.distributions import (
 
 from edkd.errors import EdkdError
 
-_SAME = ("pair", "teacher", "student", "dataset", "seed", "teacher_seed")  # of all trials, for they are compared
+_SAME = ("pair", "teacher", "student", "dataset", "seed", "teacher_seed")  # the same in all trials, to compare them
 
 
 @dataclass(frozen=True)
 class Space:
-    """The overrides of a search, of which each key has one, and what their keys are drawn from."""
+    """The overrides of a search, one for each key, and the distributions of the keys that are searched."""
 
     overrides: list[Override]
     distributions: dict[str, BaseDistribution]
 
     def combination(self, chosen: Mapping[str, str]) -> list[str]:
-        """The overrides of a run with these values of what is searched."""
+        """The overrides of a run with these values of the searched keys."""
         keys = [override.get_key_element() for override in self.overrides]
         return [
             f"{key}={chosen[key] if key in chosen else override.get_value_element_as_str()}"
@@ -34,13 +34,13 @@ class Space:
         ]
 
     def ends(self) -> list[list[str]]:
-        """Runs at the ends of all ranges, and with each choice: what a method refuses is refused before the search."""
+        """Runs at the ends of all ranges and with each choice, to find before the search what a method refuses."""
         texts = {key: _texts(distribution) for key, distribution in self.distributions.items()}
         count = max(len(each) for each in texts.values())
         return [self.combination({key: each[i % len(each)] for key, each in texts.items()}) for i in range(count)]
 
     def lines(self) -> Iterator[str]:
-        """What each key is drawn from, for a user."""
+        """A line for each key, for a user: its range or its choices."""
         for key, distribution in self.distributions.items():
             texts = _texts(distribution)
             if isinstance(distribution, CategoricalDistribution):
@@ -51,14 +51,14 @@ class Space:
             yield f"{key}: {' to '.join(texts)}{', on a logarithmic scale' if distribution.log else step}"
 
     def document(self) -> dict[str, str]:
-        """By what this space is known again."""
+        """The distributions as JSON, which identify this space."""
         return {key: distribution_to_json(distribution) for key, distribution in self.distributions.items()}
 
 
 def make_space(given: Sequence[Override]) -> Space:
-    """The space of some overrides, of which the last of a key counts.
+    """The space of some overrides; the last override of a key counts.
 
-    Raises EdkdError where nothing has several values, or what all trials have in common.
+    Raises EdkdError if no key has several values, or if a key that all trials share has several.
     """
     overrides = list({override.key_or_group: override for override in given}.values())
     varied = [override for override in overrides if override.is_sweep_override()]
@@ -74,7 +74,7 @@ def make_space(given: Sequence[Override]) -> Space:
 
 
 def text(value: Any) -> str:
-    """A value with six digits, which are as many as lists and tables show: what they show is then the run's own."""
+    """A value with six digits, as many as lists and tables show, so that they show exactly the run's value."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -1,9 +1,9 @@
-"""Running a sweep: launch what the plan says, see what became of it, launch again what died, sum up.
+"""Run a sweep: launch the planned jobs, read their states, launch those again that died, and sum up.
 
     plan -> drop the finished, resume the interrupted -> missing teachers -> students -> summary
 
-Jobs are launched by Hydra's launcher (in this process, in several local ones, on SLURM); what became of them is read
-from their journals alone, for a launcher may lose a job, and a lost job must not take the others with it.
+Hydra's launcher launches the jobs (in this process, in several local ones, on SLURM). Their states are read only from
+their journals, because a launcher may lose a job, and a lost job must not end the others.
 """
 
 import os
@@ -36,7 +36,7 @@ from edkd.sweeps.plan import Sweep, expand, is_dry, make_plan, pair_lists, show_
 from edkd.sweeps.retry import Retry
 from edkd.training.device import cores, name_gpus, pick_device
 
-MOMENT = 3.0  # seconds in which SLURM queues a job again that was preempted or lost its node
+MOMENT = 3.0  # seconds that SLURM needs to requeue a job that was preempted or lost its node
 
 
 def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, launcher: Launcher) -> list[Any]:
@@ -49,7 +49,7 @@ def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, la
         launcher.check()
     overrides, dry_run = parse(arguments, loader)
     named = {override.get_key_element() for override in overrides}
-    if "pair" in named and (beside := sorted(named & {"teacher", "student"})):  # in place of the pair's, in silence
+    if "pair" in named and (beside := sorted(named & {"teacher", "student"})):  # they would silently replace the pair's
         raise EdkdError(f"pair= names teacher and student: leave out {' and '.join(f'{key}=' for key in beside)}")
     combinations = expand(overrides, pair_lists(overrides, master, loader))
     planned = make_plan(combinations, overrides, Composer(master, loader))
@@ -58,16 +58,16 @@ def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, la
 
 
 def parse(arguments: Sequence[str], loader: ConfigLoader) -> tuple[list[Override], bool]:
-    """The command line's overrides without `+dry_run=…`, and what that says."""
+    """The command line's overrides without `+dry_run=…`, and its value."""
     overrides = OverridesParser.create(loader).parse_overrides(list(arguments))
     dry_run = is_dry(next((o.value() for o in overrides if o.key_or_group == "dry_run"), False))
     return [o for o in overrides if o.key_or_group != "dry_run"], dry_run
 
 
 def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run: bool) -> None:
-    """Show a plan and, unless that is all that is wanted, run it.
+    """Show a plan and, unless `dry_run`, run it; exits with code 1 after the summary if a job failed.
 
-    Exits with code 1 after the summary if a job failed. Raises EdkdError before anything is launched or written.
+    Raises EdkdError before anything is launched or written, or if jobs cannot be submitted to SLURM.
     """
     queue = launcher if isinstance(launcher, submit.Queue) else None
     if queue is not None:
@@ -90,7 +90,7 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
     prepare(todo, here=parallel is not None)
     where, output = planned.students[0].settings.tracking, Path(planned.students[0].settings.output)
     if all(status.state == "done" for status in statuses.values()) and not os.access(output, os.W_OK):
-        report.show_summary(planned, statuses)  # of somebody else's sweep
+        report.show_summary(planned, statuses)  # another user's sweep
         return
     if where.uri is not None:
         report.open_tracking(where)
@@ -120,20 +120,20 @@ def prepare(jobs: Iterable[Job], *, here: bool) -> None:
             load_arrays(cfg)
     for job in jobs:
         if job.settings.needs_teacher and job.settings.teacher.weights is not None:
-            find_teacher(job.settings)  # here, for a compute node may have no network to download from
+            find_teacher(job.settings)  # now, because a compute node may have no network to download from
 
 
 def run(
     planned: Sweep, statuses: Mapping[str, RunStatus], master: DictConfig, launcher: Launcher
 ) -> dict[str, RunStatus] | None:
-    """Launch what is not done, teachers first, and wait; what became of it, by run. None if nobody waits for SLURM."""
+    """Launch what is not done, teachers first, and wait; returns each run's status, None if nobody waits for SLURM."""
     if isinstance(launcher, submit.Queue):
         return _queue(planned, statuses, launcher)
     return _run(planned, statuses, master, launcher)
 
 
 def look_at(planned: Sweep, *, ask: bool) -> dict[str, RunStatus]:
-    """What has become of the runs; unless SLURM is to be asked, what waits in its queue is taken for vanished."""
+    """The status of each run. Unless `ask`, SLURM is not asked, and a run that waits in its queue is `vanished`."""
     there = [job for job in planned.jobs if job.directory.exists()]
     found = look([job.directory for job in there], **({} if ask else {"ask": lambda job_ids: {}})) if there else []
     return {job.run: _new(job) for job in planned.jobs} | {job.run: status for job, status in zip(there, found)}
@@ -165,7 +165,7 @@ def _queue(planned: Sweep, statuses: Mapping[str, RunStatus], launcher: submit.Q
             if returning:
                 time.sleep(MOMENT)
             if returning or any(Submission.read(job.directory) != statuses[job.run].submission for job in planned.jobs):
-                statuses = look_at(planned, ask=True)  # others have submitted some since, or SLURM has
+                statuses = look_at(planned, ask=True)  # another command or SLURM has queued some since
             unseen = sum(status.why == UNSEEN for status in statuses.values())
             if unseen:
                 raise EdkdError(
@@ -185,7 +185,7 @@ def _queue(planned: Sweep, statuses: Mapping[str, RunStatus], launcher: submit.Q
             )
             raise
     outcome = look_at(planned, ask=False)
-    for job in planned.jobs:  # what vanished another command may have continued since
+    for job in planned.jobs:  # another command may have resumed vanished runs since
         if job.directory in ended and outcome[job.run].state not in ("done", "running"):
             outcome[job.run] = ended[job.directory]
     # The parent run was made by the first job that logged.
@@ -214,7 +214,7 @@ def _run(
                 ready = [job for job in stage if job.run in files and not _lacks_teacher(job, planned)]
                 _launch(ready, files, launcher)
     except KeyboardInterrupt:
-        for job in todo:  # the processes of a launcher that were not asked themselves ended without a record
+        for job in todo:  # a launcher's processes that got no interrupt themselves ended without a record
             state = journal.state(job.directory)
             began = state.start != statuses[job.run].known.start
             if began and state.status == "interrupted" and state.interruption is None:
@@ -234,7 +234,7 @@ def _lacks_teacher(job: Job, planned: Sweep) -> bool:
 
 
 def _launch(jobs: Sequence[Job], files: dict[str, Path], launcher: Launcher) -> None:
-    """Launch jobs; launch again those that died or that a dying neighbour took along, while that gets any further."""
+    """Launch jobs; launch those again that died or that a dying neighbour ended, as long as that makes progress."""
     first, before = 0, None
     while jobs and (now := [_marks(job) for job in jobs]) != before:
         before = now
@@ -253,7 +253,7 @@ def _launch(jobs: Sequence[Job], files: dict[str, Path], launcher: Launcher) -> 
 
 
 def _note(job: Job, error: Any) -> None:
-    """See that the journal has a job's error: one from before the job could open its journal is not there yet."""
+    """Record a job's error in its journal, unless it is there: a job may fail before it can open its journal."""
     line = str(error) if isinstance(error, EdkdError) else f"{type(error).__name__}: {error}"
     status = journal.state(job.directory).status
     if status in ("new", "interrupted"):
@@ -268,9 +268,9 @@ def _marks(job: Job) -> tuple[str, str, int]:
 
 
 def shares(master: DictConfig, jobs: int) -> tuple[int | None, int | None]:
-    """How many of so many jobs the launcher runs at a time on this machine, and each one's share of the CPU threads.
+    """How many of `jobs` jobs the launcher runs at a time on this machine, and each one's share of the CPU threads.
 
-    None for launchers that hand jobs to a queue.
+    Both are None for launchers that submit jobs to a queue.
     """
     launcher, parallel = master.hydra.launcher, 1
     if not str(launcher._target_).endswith("BasicLauncher"):

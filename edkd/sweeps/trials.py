@@ -1,7 +1,7 @@
-"""The trials of a search: asked for in batches, launched as a sweep of ordinary runs, told to Optuna's study.
+"""The trials of a search: asked for in batches, launched as a sweep of ordinary runs, reported to Optuna's study.
 
-The journals are the truth about them. A trial that a command left is taken up by the next one: told from its journal if
-that has its end, and otherwise continued.
+The journals are authoritative. If a command leaves a trial, the next command resumes it: it reports the result if the
+journal has the end of the run, and otherwise continues the run.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ class Batch(Sweep):
 
     @property
     def id(self) -> str:
-        """That of the search, whose trials are not known beforehand."""
+        """The id of the search, because its trials are not known beforehand."""
         return self.search
 
 
@@ -91,7 +91,7 @@ class Trials:
     output: Path
 
     def carry_out(self, size: int, master: DictConfig, launcher: Launcher) -> None:
-        """Take up what earlier commands have left, and go on to the number of trials, `size` at a time."""
+        """Resume the trials that earlier commands left, then run new ones up to `n_trials`, `size` at a time."""
         left = self._left_by_earlier()
         new = self.values.n_trials - len(left) - len(self.study.get_trials(states=ENDED))
         while left or new > 0:
@@ -102,11 +102,11 @@ class Trials:
                 return
 
     def _left_by_earlier(self) -> list[int]:
-        """The trials that have not ended. Values that failed are put in line, to be tried again."""
+        """The numbers of the trials that have not ended. Values that failed are queued to be tried again."""
         running = self.study.get_trials(states=(TrialState.RUNNING,))
         whole = [trial.number for trial in running if trial.params.keys() == self.space.distributions.keys()]
         for trial in running:
-            if trial.number not in whole:  # a kill came while it was asked for
+            if trial.number not in whole:  # a kill interrupted `ask`
                 self.study.tell(trial.number, state=TrialState.FAIL)
         for trial in that_count(self.study):
             if trial.state is TrialState.FAIL:
@@ -125,7 +125,7 @@ class Trials:
         return self.study.ask(self.space.distributions).number
 
     def _launch(self, numbers: Sequence[int], master: DictConfig, launcher: Launcher) -> bool:
-        """Run some trials and tell the study what became of them; whether their teachers are trained."""
+        """Run some trials and report their results to the study; returns whether their teachers are trained."""
         search = self.study.study_name
         jobs: dict[int, Job] = {}
         teachers: dict[str, Job] = {}
@@ -154,12 +154,12 @@ class Trials:
         return not lacking
 
     def _has_ended(self, status: RunStatus) -> bool:
-        """Whether a run is done, or was pruned in this search: what another one has pruned goes on."""
+        """Whether a run is done, or was pruned in this search; a run that another search pruned continues."""
         ours = (status.known.start or {}).get("sweep") == self.study.study_name
         return status.state == "done" or (status.state == "pruned" and ours)
 
     def _tell(self, number: int, job: Job, status: RunStatus) -> str:
-        """Tell the study how a trial's run stands; returns that, for a user."""
+        """Report the result of a trial's run to the study, if it has one; returns its state as text for a user."""
         frozen = self.study.trials[number]
         trial = trial_of(self.study, frozen)
         if not self._has_ended(status):
@@ -167,19 +167,19 @@ class Trials:
                 self.study.tell(number, state=TrialState.FAIL)
             return _why(job, status)
         curve = {epoch: record["metrics"][HELD_OUT] for epoch, record in journal.epochs(job.directory).items()}
-        for epoch in curve.keys() - frozen.intermediate_values.keys():  # of a run that was none of this search
+        for epoch in curve.keys() - frozen.intermediate_values.keys():  # the run was no trial of this search
             trial.report(curve[epoch], epoch)
         if status.state == "pruned":
             self.study.tell(number, state=TrialState.PRUNED)
             return f"pruned after epoch {status.epoch}, at {max(curve.values()):.2f} % of the held-out part"
-        epoch = max(curve, key=lambda each: curve[each])  # the first of equals, which is that of best.pt
+        epoch = max(curve, key=lambda each: curve[each])  # the first of equal ones, which is the epoch of best.pt
         trial.set_user_attr("epoch", epoch)
         self.study.tell(number, curve[epoch])
         return f"{curve[epoch]:.2f} % of the held-out part (epoch {epoch})"
 
 
 def _why(job: Job, status: RunStatus) -> str:
-    """How a run stands that has not come to its end."""
+    """The state of a run that has not ended, as text for a user."""
     if status.state == "new":
         return "not started"
     log = job.directory / "run.log"

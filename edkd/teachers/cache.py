@@ -1,12 +1,12 @@
 """A frozen teacher's logits by (image, view), computed once and shared by every logit method, seed and process.
 
-Padding, cropping and flipping has few outcomes, so what a frozen teacher in eval mode can say about a training set is
-a finite table. It is one sparse file beside the teacher (`edkd.teachers.cache_file`); before an epoch the entries
-that the epoch will use are read, the missing ones computed and written, and the epoch then finds its logits in a plain
+Padding, cropping and flipping has few outcomes, so the logits of a frozen teacher in eval mode for a training set are
+a finite table. It is one sparse file beside the teacher (`edkd.teachers.cache_file`). Before an epoch, the entries that
+it will use are read, and the missing ones are computed and written; the epoch then finds its logits in a plain
 [images, classes] tensor.
 
-A GPU keeps what it has met of the table in its own memory, if that is large enough; then a warm epoch is one gather
-there. Otherwise an epoch's entries are read from the file.
+A GPU keeps the entries that it has used in its own memory, if that is large enough for the table; then a warm epoch is
+one gather there. Otherwise an epoch's entries are read from the file.
 """
 
 import logging
@@ -32,7 +32,7 @@ def room_on(device: torch.device, table: Table) -> Tensor | None:
     """Words int64 [rows, width] for a table's entries on a GPU with enough free memory, all holes; None elsewhere."""
     if device.type != "cuda":
         return None
-    torch.cuda.empty_cache()  # of earlier runs in this process
+    torch.cuda.empty_cache()  # frees the memory that earlier runs in this process left
     if table.rows * table.width * 8 > DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
         return None
     try:
@@ -44,7 +44,7 @@ def room_on(device: torch.device, table: Table) -> Tensor | None:
 class CachedTeacher:
     """A teacher source that computes each (image, view) at most once: see `source.TeacherSource`.
 
-    `resident`, where there is room for it, keeps entries on the device, at the places that they have in the file.
+    `resident`, if there is room for it, keeps entries on the device, at the same row numbers as in the file.
 
     `logits` is the epoch's tensor, float32 [images, K] on the device. It keeps its place in memory from epoch to epoch,
     so a captured CUDA graph may read it.
@@ -66,7 +66,7 @@ class CachedTeacher:
         self._said = False
 
     def begin_epoch(self, views: Tensor | None) -> None:
-        """Make the logits of an epoch ready, in which training image i is seen as `views[i]`, int64 [images]."""
+        """Prepare the logits of an epoch in which training image i is seen as `views[i]`, int64 [images]."""
         assert views is not None, "only data whose views are integers can be remembered"
         count = len(views)
         if self.logits is None:
@@ -85,17 +85,17 @@ class CachedTeacher:
             self.resident.index_copy_(0, rows, words)
 
     def __call__(self, images: Tensor, index: Tensor, view: Tensor | None) -> Prediction:
-        """The logits of training images `index` [B] in the views of the current epoch; `images` are not looked at."""
+        """The logits of training images `index` [B] in the views of the current epoch; `images` are not used."""
         assert self.logits is not None, "begin_epoch comes first"
         return Prediction(self.logits.index_select(0, index))
 
     def answer(self, rows: Rows) -> Tensor:
-        """Entries for rows, fresh from the teacher: words int64 [len(rows), width] in host memory."""
+        """Entries for rows, computed by the teacher: words int64 [len(rows), width] in host memory."""
         index, view = (torch.from_numpy(part).to(self.device) for part in (rows // self.views, rows % self.views))
         return self.table.encode(self.compute(index, view))
 
     def _fetch(self, rows: Rows) -> Tensor:
-        """The entries of rows, on the device: read where they are there, else computed and written."""
+        """The entries of rows, on the device: read if the file has them, else computed and written."""
         try:
             words, there = self.table.read(rows)
         except OSError as error:
@@ -113,20 +113,20 @@ class CachedTeacher:
 
 
 class Settled(NamedTuple):
-    """Some rows of those asked for, whose entries are known now."""
+    """Some of the requested rows, whose entries are now known."""
 
-    places: Rows  # positions among the rows asked for
+    places: Rows  # positions among the requested rows
     words: Tensor  # int64 [len(places), width]
-    computed: bool  # here; otherwise another process wrote them meanwhile
+    computed: bool  # by this process; otherwise another process wrote them meanwhile
 
 
 def settle(
     table: Table, rows: Rows, answer: Callable[[Rows], Tensor], *, on_error: Callable[[OSError], None]
 ) -> Iterator[Settled]:
-    """Have all of `rows` answered, in parts: each comes once, read if it is there by then, else computed and stored.
+    """Yield the entries of all `rows` in parts, each once: read if the table has it by then, else computed and stored.
 
-    Processes that fill the same table go through it in different orders, and find done what the others have done.
-    `on_error` is told when the table can be neither read nor written; from then on it is left alone.
+    Processes that fill the same table go through it in different orders, so each finds what the others have written.
+    If the table cannot be read or written, `on_error` is called, and the table is not used any more.
     """
     full, rest = divmod(len(rows), TEACHER_BATCH)
     blocks = [*np.random.default_rng().permutation(full).tolist(), *([full] if rest else [])]

@@ -1,8 +1,8 @@
-"""The file of the teacher cache: entries found by row number, each wholly there or not at all.
+"""The file of the teacher cache: entries found by row number, each complete or absent.
 
 The file is sparse; a row that was never written takes no space. An entry is a 64-bit checksum
-and its logits, filled up to 64-bit words, so it counts only when it is complete: a kill, a power cut, or two processes
-that write the same entry leave nothing that could be mistaken for a teacher's answer.
+and its logits, padded to 64-bit words, so it counts only when it is complete: a kill, a power cut, or two processes
+that write the same entry leave nothing that is mistaken for a teacher's logits.
 """
 
 import errno
@@ -25,7 +25,7 @@ LOG = logging.getLogger("edkd.teachers.cache")
 HEADER = 4096  # bytes; entries begin on a page of their own
 PAGE = 4096  # bytes; what a file system gives to a sparse file at a time
 WORD = 8  # bytes
-FORMAT = 2  # of what follows the header
+FORMAT = 2  # version of the layout after the header
 HOLE = np.uint64(0x9E3779B97F4A7C15)  # added to a checksum, so that a hole, which is all zeros, is no entry
 
 Rows = npt.NDArray[np.int64]
@@ -34,9 +34,9 @@ Rows = npt.NDArray[np.int64]
 class Table:
     """The file: `rows` entries of `classes` logits each, found by row number; absent until written.
 
-    `key` says what the entries are the answer to. A file with another key or another size is begun anew,
-    at the start and whenever it turns out to have been removed, replaced or cut short while it is in use.
-    Everything that looks into it raises OSError if the file can be neither opened nor made.
+    `key` identifies what the entries were computed from. An empty file replaces one with another key or size,
+    at the start and whenever the file was removed, replaced or cut short while in use.
+    `__init__`, `read` and `write` raise OSError if the file can be neither opened nor created.
     """
 
     def __init__(self, path: Path, *, key: Mapping[str, Any], rows: int, classes: int, dtype: torch.dtype) -> None:
@@ -54,7 +54,7 @@ class Table:
         self._open("rb").close()
 
     def read(self, rows: Rows) -> tuple[Tensor, npt.NDArray[np.bool_]]:
-        """The entries of some rows, as words int64 [len(rows), width], and which of them are there."""
+        """The entries of some rows, as words int64 [len(rows), width], and which of them are complete."""
         size = self.width * WORD
         with self._open("rb") as file:
             parts = [os.pread(file.fileno(), size, HEADER + row * size) for row in rows.tolist()]
@@ -93,7 +93,7 @@ class Table:
         return sums + HOLE
 
     def _open(self, mode: Literal["rb", "r+b"]) -> FileIO:
-        """The file at the path, begun anew where it is absent or not this table."""
+        """Open the file, after replacing it by an empty one if it is absent or not this table."""
         if not self._is_ours():
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ class Table:
     def _begin_anew(self) -> None:
         if self.path.exists():
             LOG.warning("%s is truncated or holds something else: begun anew", self.path)
-        # One name for all: what a killed process left there is overwritten.
+        # One name for all processes, so what a killed one left there is overwritten.
         fresh = self.path.with_name(f"{self.path.name}.new")
         try:
             with fresh.open("wb") as file:
@@ -128,7 +128,7 @@ class Table:
 
 
 def key_of(path: Path) -> dict[str, Any]:
-    """What a file says its entries are the answer to; empty where it is no table."""
+    """The header of a table, which holds its key; empty if the file is not a table."""
     try:
         with path.open("rb") as file:
             found = json.loads(file.read(HEADER))
@@ -143,12 +143,12 @@ def entry_bytes(classes: int, dtype: torch.dtype) -> int:
 
 
 def disk_bytes(rows: Rows, entry: int) -> int:
-    """The space that entries of `entry` bytes take on disk when they are all of a file: whole pages."""
+    """The disk space, in whole pages, of a file that holds only these rows, of `entry` bytes each."""
     first, last = ((HEADER + rows * entry + end) // PAGE for end in (0, entry - 1))
     return int(np.unique(np.concatenate([first, last])).size) * PAGE + HEADER
 
 
 def _neighbours(rows: Rows) -> Iterator[tuple[int, int]]:
-    """Slices of sorted rows without a gap between them, so that one write serves each."""
+    """Slices of sorted rows whose numbers have no gap, so that one write serves each slice."""
     ends = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
     return itertools.pairwise(ends)

@@ -1,4 +1,4 @@
-"""How networks are run: their precision, and the frozen teacher as the source of what a student is taught."""
+"""How networks are run: their precision, and the frozen teacher as the source of a student's targets."""
 
 import contextlib
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ TEACHER_BATCH = 64  # images
 
 
 class TeacherSource(Protocol):
-    """Gives the frozen teacher's prediction for a batch; whether it computes or remembers is its own affair."""
+    """Gives the frozen teacher's prediction for a batch, either computed or read from a cache."""
 
     def begin_epoch(self, views: Tensor | None) -> None:
         """Prepare for an epoch in which training image i is seen as `views[i]`, int64 [N]."""
@@ -27,7 +27,7 @@ class TeacherSource(Protocol):
 
 @dataclass(frozen=True)
 class Precision:
-    """Compute precision of networks; losses, weights and optimiser state are fp32 whatever it is."""
+    """Compute precision of networks; losses, weights and optimiser state are always fp32."""
 
     name: str
     device: torch.device
@@ -60,10 +60,10 @@ class OnlineTeacher:
         return in_fp32(self.raw(images))
 
     def raw(self, images: Tensor) -> Prediction:
-        """The same in the precision in which the network computes.
+        """Predict in the precision in which the network computes.
 
-        The network sees batches of one size, the last one filled up: kernels are chosen by the size of a batch, and
-        an image's logits are the same bits whatever is around it only among batches of one size.
+        The network gets batches of one size, the last one filled up. Kernels are chosen by batch size, so one size
+        keeps an image's logits bit-identical whatever the other images are.
         """
         parts = [self._fixed(images[start : start + TEACHER_BATCH]) for start in range(0, len(images), TEACHER_BATCH)]
         return parts[0] if len(parts) == 1 else Prediction.join(parts)
@@ -78,5 +78,5 @@ class OnlineTeacher:
 
 
 def in_fp32(prediction: Prediction) -> Prediction:
-    """A prediction made under autocast as the methods get it: losses and their own modules are fp32."""
+    """A prediction made under autocast, cast to fp32 for the losses and modules of methods."""
     return prediction.map(Tensor.float)

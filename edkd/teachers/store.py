@@ -1,7 +1,7 @@
-"""The teacher store: trained networks by data set and name, each with a sidecar that says where it comes from.
+"""The teacher store: trained networks by data set and name, each with a sidecar that records its origin.
 
-``<store>/<dataset>/<name>.pt`` is a plain weights file ``{"model": state_dict}``, ``<name>.json`` beside it the
-sidecar: the fields of `Entry`. A file is used only if it still has the SHA-256 that its sidecar gives.
+``<store>/<dataset>/<name>.pt`` is a plain weights file ``{"model": state_dict}``; ``<name>.json`` beside it is
+the sidecar: the fields of `Entry`. A file is used only if its SHA-256 is still the one in its sidecar.
 """
 
 import dataclasses
@@ -40,18 +40,18 @@ class Entry:
 
     name: str
     dataset: str  # the data set's key
-    sha256: str  # of the weights file, hex
+    sha256: str  # hex digest of the weights file
     id: str  # "run:<configuration hash>" or "file:<the imported file's SHA-256, 16 digits>"
     source: str  # the run directory or the file that was imported
-    epochs: int | None  # that it was trained for, where known
-    recipe: str | None  # that it was trained with, where known
+    epochs: int | None  # epochs of its training, if known
+    recipe: str | None  # recipe of its training, if known
     num_classes: int
-    test: Accuracy | None  # as its source reports it
+    test: Accuracy | None  # accuracy that its source reports
     added: str  # ISO 8601, UTC
-    path: Path  # of the weights file; not in the sidecar
+    path: Path  # the weights file; not in the sidecar
     measured: dict[str, Accuracy] = field(
         default_factory=dict
-    )  # by the digest of the data it was measured on, and of their normalisation
+    )  # measured accuracies, by the digest of the data and their normalisation
 
     @property
     def sidecar(self) -> Path:
@@ -62,7 +62,7 @@ class Entry:
 def find(store: Path, dataset: str, name: str) -> Entry | None:
     """The teacher as its sidecar describes it (the weights are not read), or None if there is none.
 
-    A sidecar without weights is what remains of a teacher that was removed, or not wholly published: none. Raises
+    A sidecar without weights, left by a teacher that was removed or partly published, counts as none. Raises
     `EdkdError` for a weights file without a sidecar, or a sidecar that cannot be read.
     """
     path = _path(store, dataset, name)
@@ -70,7 +70,7 @@ def find(store: Path, dataset: str, name: str) -> Entry | None:
     with suppress(EdkdError):
         found = _find(path, dataset, name)
     if found is None and (path.exists() or path.with_suffix(".json").exists()):
-        # Perhaps somebody is publishing it right now. In a store that we may not lock, the second look decides too.
+        # Another process may be publishing it: wait for the lock, then look again, even if locking fails.
         with suppress(EdkdError), _locked(path.parent):
             pass
         return _find(path, dataset, name)
@@ -78,7 +78,7 @@ def find(store: Path, dataset: str, name: str) -> Entry | None:
 
 
 def listing(store: Path) -> list[Entry]:
-    """All teachers, by data set and name. What `find` would refuse is left out, with a warning in the log."""
+    """All teachers, by data set and name. One for which `find` raises is left out, with a warning in the log."""
     entries = []
     files_there = [path for path in Path(store).glob("*/[!.]*") if path.suffix in (".pt", ".json")]
     for dataset, name in sorted({(path.parent.name, path.stem) for path in files_there}):
@@ -106,12 +106,11 @@ def publish(
     num_classes: int,
     replace: bool,
 ) -> tuple[Entry, bool]:
-    """Put a network into the store; returns the store's entry and whether it is this one, newly written.
+    """Put a network into the store; returns the entry in the store and whether this call wrote it.
 
     ``weights`` is a state_dict, or any file that `checkpoint.load_weights` reads. A usable entry of the same ``id``
-    stays, and so does one of another ``id`` unless ``replace``. Weights that were there and are replaced are kept as
-    ``<name>.pt.bak``. Safe for several processes. Raises `EdkdError` if the file cannot be
-    used or the store not be written.
+    stays, and so does one of another ``id`` unless ``replace``. Replaced weights are kept as ``<name>.pt.bak``. Safe
+    for several processes. Raises `EdkdError` if the file cannot be used or the store cannot be written.
     """
     path = _path(store, dataset, name)
     state = checkpoint.load_weights(weights) if isinstance(weights, Path) else weights
@@ -155,7 +154,7 @@ def verify(entry: Entry) -> None:
 
 
 def load(entry: Entry, model: Model) -> Model:
-    """Load a verified teacher into ``model``, and return that frozen: eval mode, no parameter requires a gradient.
+    """Load a verified teacher into ``model``, and return it frozen: eval mode, no parameter requires a gradient.
 
     Raises `EdkdError` if the file changed or does not fit the model.
     """
@@ -165,9 +164,9 @@ def load(entry: Entry, model: Model) -> Model:
 
 
 def record_accuracy(entry: Entry, test: Accuracy, shown: str) -> None:
-    """Note in the sidecar what was measured on the test set of the data with the digest `shown`.
+    """Record in the sidecar the accuracy on the test set of the data with the digest `shown`.
 
-    A store that cannot be written, or that holds another network by now, keeps what it has: a warning in the log.
+    If the store cannot be written, or holds another network by now, nothing changes and a warning is logged.
     """
     try:
         with _locked(entry.path.parent):
@@ -180,7 +179,7 @@ def record_accuracy(entry: Entry, test: Accuracy, shown: str) -> None:
 
 
 def table_path(store: Path, dataset: str, name: str, digest: str) -> Path:
-    """Where a table of a teacher's logits lies, by the digest of its key."""
+    """The path of a table of a teacher's logits, by the digest of its key."""
     return Path(store) / dataset / f"{name}.{digest}.logits"
 
 
@@ -191,16 +190,16 @@ def tables(entry: Entry) -> list[Path]:
 
 
 def tables_of_former_teachers(store: Path, in_use: set[str]) -> list[Path]:
-    """Tables of networks that are no longer in the store, each with its lock.
+    """The paths of tables of networks that are no longer in the store, and of their locks.
 
-    `in_use` are networks whose tables are left out, by the SHA-256 of their weights files.
+    `in_use`: the networks whose tables are left out, by the SHA-256 of their weights files.
     """
     present = {entry.path: entry.sha256 for entry in listing(store)}
     unused = []
     for table in sorted(Path(store).glob("*/*.logits")):
         network = key_of(table).get("teacher")
-        teacher = table.with_name(f"{table.name.rsplit('.', 2)[0]}.pt")  # before the digest of the key
-        # A teacher that is there and not listed has a damaged sidecar, which may be restored.
+        teacher = table.with_name(f"{table.name.rsplit('.', 2)[0]}.pt")  # the name without the digest of the key
+        # A teacher file without a listed entry has a damaged sidecar, which may be restored.
         former = present[teacher] != network if teacher in present else not teacher.exists()
         if former and network not in in_use:
             unused += [path for path in (table, Path(f"{table}.lock")) if path.exists()]
@@ -208,7 +207,7 @@ def tables_of_former_teachers(store: Path, in_use: set[str]) -> list[Path]:
 
 
 def missing(dataset: str, name: str, store: Path) -> EdkdError:
-    """The error for a run whose teacher is not in the store: how to get it there."""
+    """The error for a run whose teacher is not in the store; it names the ways to add one."""
     known = [entry.name for entry in listing(store) if entry.dataset == dataset]
     alone = f"`python launch.py distiller=vanilla student={name}` with the same dataset options trains it alone, "
     return EdkdError(

@@ -1,23 +1,23 @@
-"""From journals to MLflow. The only package that imports mlflow, and only inside functions, for it takes seconds.
+"""Log journals to MLflow. Only this package imports mlflow, and only inside functions: the import takes seconds.
 
-There is one way: bring MLflow up to date with what the journal in a run's directory says (`sync_run`). `LiveTracker`
-goes it beside the training after each epoch, ``edkd sync`` goes it later for all runs (`sync_all`). What MLflow has
-already is read from MLflow, so that doing it twice, or from several processes at once, changes nothing. Tags of ours:
+There is one way: a sync brings MLflow up to date with the journal in a run's directory (`sync_run`). `LiveTracker`
+syncs beside the training after each epoch; ``edkd sync`` syncs all runs later (`sync_all`). A sync reads from MLflow
+what is already logged, so that a repeated or concurrent sync changes nothing. Our tags:
 
 - ``edkd.run``     the hash of the configuration
-- ``edkd.path``    the run directory's path below ``runs/``, on a server after the user's name: one configuration may
-  be trained several times
+- ``edkd.path``    the run directory's path below ``runs/``, on a server after the user's name; it distinguishes the
+  runs of one configuration
 - ``edkd.synced``  the last epoch that was logged, and a digest of all values up to it
-- ``edkd.state``   the status that was logged, and since when the run has it
-- ``edkd.journal`` the digest of the journal's file, of a run that has finished or failed
-- ``edkd.name``    its name, as its directory has it; MLflow shows a shorter one
-- ``edkd.exact``   of accuracies, which MLflow shows with two decimals, all digits
-- ``model``       the URI of the student as an MLflow model; on a sweep ``best_student``, its file of weights
+- ``edkd.state``   the status that was logged, and its start time
+- ``edkd.journal`` the digest of the journal's file, only for a finished or failed run
+- ``edkd.name``    the run's full name; MLflow shows a shorter one
+- ``edkd.exact``   final accuracies with all digits; MLflow shows two decimals
+- ``model``       the URI of the student as an MLflow model; a sweep has ``best_student``, the run and its weights file
 - ``directory``, ``weights``  the run's directory and its best weights, below the output folder, on a server absolute
-- ``edkd.sweep``   on the parent run of a sweep: which sweep
+- ``edkd.sweep``   only on the parent run of a sweep: the sweep's id
 
 `recorded` turns a journal into plain data and `store` opens the MLflow store; `sync`, `sweeps` and `live` write,
-`load` reads. `models` has what saves a network as an MLflow model.
+`load` reads. `models` saves a network as an MLflow model.
 """
 
 from edkd.tracking.live import LiveTracker

@@ -1,7 +1,7 @@
-"""Many new runs into a SQLite file at once.
+"""Write many new runs into a SQLite file at once.
 
-MLflow's own calls make an object of every value and a transaction of every call: 1,000 runs of 240 epochs, some
-3 million values, take them several minutes. Here the rows are the same, by MLflow's own definition of its tables.
+MLflow's own API makes an object for every value and a transaction for every call: 1,000 runs of 240 epochs, some
+3 million values, take several minutes. This module writes the same rows, by MLflow's own definition of its tables.
 """
 
 import functools
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from sqlalchemy import Connection, Select
 
-_CACHE = 200_000  # KiB: the indexes of the metrics stay in memory, else every value is sought on the disk
+_CACHE = 200_000  # KiB: keeps the indexes of the metrics in memory; otherwise each value is looked up on the disk
 
 
 @dataclass
@@ -39,13 +39,13 @@ class Writer:
         self._store = _open(store.uri, self._location)
 
     def add_files(self, run: NewRun, folder: Path) -> None:
-        """Give a run, before it is written, the files of a folder."""
+        """Store the files of a folder as artifacts of a run that is not written yet."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         get_artifact_repository(self._artifact_uri(run)).log_artifacts(str(folder))
 
     def known(self, hashes: Iterable[str]) -> set[str]:
-        """Those of some configurations' hashes of which the store has a run, deleted or not."""
+        """Return those `hashes` of configurations for which the store has a run, deleted or not."""
         from mlflow.store.tracking.dbmodels.models import SqlTag
         from sqlalchemy import select
 
@@ -65,7 +65,7 @@ class Writer:
             connection = session.connection()
             for run in runs:
                 values = _values(run)
-                latest = {value[0]: value for value in values}  # the last step of each
+                latest = {value[0]: value for value in values}  # each metric at its last step
                 metric = ("key", "value", "timestamp", "step", "is_nan", "run_uuid")
                 _insert(connection, SqlRun, tuple(self._run(run)), [tuple(self._run(run).values())])
                 _insert(connection, SqlTag, _TEXT, _texts(run, {**run.tags, "mlflow.runName": run.recorded.label}))
@@ -98,7 +98,7 @@ class Writer:
 
 @functools.cache
 def _open(uri: str, location: str) -> "SqlAlchemyStore":
-    """MLflow's own access to the file, which looks at the whole schema first."""
+    """Return MLflow's own store for the file, cached because opening it checks the whole schema."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     return SqlAlchemyStore(uri, location)
@@ -120,7 +120,7 @@ def _values(run: NewRun) -> list[tuple[Any, ...]]:
 
 
 def _insert(connection: "Connection", table: Any, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    """Insert rows without what SQLAlchemy does for each value, which takes as long as SQLite itself."""
+    """Insert rows without SQLAlchemy's work on each value, which takes as long as SQLite itself."""
     if rows:
         marks = ", ".join("?" * len(columns))
         connection.exec_driver_sql(f"INSERT INTO {table.__tablename__} ({', '.join(columns)}) VALUES ({marks})", rows)

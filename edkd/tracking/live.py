@@ -1,4 +1,4 @@
-"""Tracking beside the training: a thread that syncs when it is told of news, and never holds anybody up."""
+"""Tracking beside the training: a thread syncs whenever it is notified, and never blocks the training."""
 
 import logging
 import threading
@@ -8,7 +8,7 @@ from pathlib import Path
 from edkd.tracking.store import redacted
 from edkd.tracking.sync import sync_run
 
-PAUSE = 60.0  # seconds without a try after a failure
+PAUSE = 60.0  # seconds before the next try after a failure
 
 log = logging.getLogger(__name__)
 
@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 class LiveTracker:
     """Keeps MLflow up to date with the journal in a run's directory while the run trains.
 
-    Works from the moment it is made, in a daemon thread. Whatever goes wrong there is one warning in the log, and is
-    tried again at a later epoch, after a pause; the journal has all for ``edkd sync``.
+    A daemon thread starts at once. It logs only its first failure, as a warning. After a failure it tries again at a
+    later epoch, once `PAUSE` seconds have passed, or at `close`. The journal keeps everything for ``edkd sync``.
     """
 
     def __init__(self, run_dir: Path, *, uri: str, experiment: str, artifacts: str | None) -> None:
@@ -32,11 +32,11 @@ class LiveTracker:
         self._thread.start()
 
     def notify(self) -> None:
-        """Say that the journal has grown. Returns at once."""
+        """Signal that the journal has grown. Returns at once."""
         self._news.set()
 
     def close(self, timeout: float = 60.0) -> bool:
-        """Sync a last time and stop; True if MLflow has all there is. Returns after ``timeout`` seconds at the latest.
+        """Sync a last time and stop; return True if MLflow is up to date. Takes at most ``timeout`` seconds.
 
         On an ordinary store this takes milliseconds; a run of a few seconds waits here for MLflow's import.
         """
@@ -53,7 +53,7 @@ class LiveTracker:
         while True:
             self._news.wait()
             self._news.clear()
-            closing = self._closing.is_set()  # after clear: what is asked for later wakes the thread again
+            closing = self._closing.is_set()  # after clear(): a later close() wakes the thread again
             if closing or time.monotonic() >= resting_until:
                 try:
                     sync_run(self._run_dir, uri=self._uri, experiment=self._experiment, artifacts=self._artifacts)

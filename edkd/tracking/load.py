@@ -1,4 +1,4 @@
-"""Reading what was logged, in MLflow or in packed journals: what the analysis needs, as plain data."""
+"""Read logged runs from MLflow or from packed journals, as plain data for the analysis."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def load_runs(uri: str, experiment: str) -> list[dict[str, Any]]:
 
 
 def load_packed(folder: Path) -> list[dict[str, Any]]:
-    """All packed runs below a folder (`edkd.rundir.results`), as `load_runs` gives those of MLflow; oldest first.
+    """All packed runs below a folder (`edkd.rundir.results`), in the form of `load_runs`; oldest first.
 
     The `run_id` is the path in the folder, without its ending. Raises `EdkdError` for a file that is damaged.
     """

@@ -25,14 +25,14 @@ def log_model(
     experiment: str,
     artifacts: str | None,
 ) -> str | None:
-    """Log a network (images to logits) as a model of the run with that configuration's hash; returns the model's URI.
+    """Log a network (images to logits) as a model of the run with configuration hash `run`; return the model's URI.
 
-    It is saved by `torch.export`, with `example`, images as it takes them, from which the signature follows. A tag of
-    the run names the model, one of its sweep the run and the file of its weights. A run that MLflow does not have, or
-    that has a model already, gets none. Raises `EdkdError` if the store cannot be used.
+    `torch.export` traces it with `example`, a batch of its input images, which also gives the signature. The run's tag
+    `model` holds the URI; the tag `best_student` of its sweep holds the run's name and weights file. Returns None, and
+    logs nothing, if MLflow lacks the run or it already has a model. Raises `EdkdError` if the store cannot be used.
     """
     with one_line(uri), tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of MLflow and torch.export: none that a user could heed
+        warnings.simplefilter("ignore")  # of MLflow and torch.export: a user can act on none of them
         store = open_store(uri, experiment, artifacts)
         client = store.client
         found = search(client, store.experiment_id, f"tags.`edkd.run` = '{run}'")
@@ -57,11 +57,11 @@ def log_model(
 def save_model(network: "nn.Module", example: "Tensor", folder: Path, about: Mapping[str, Any] | None = None) -> None:
     """Write a network (images to logits) into a folder, with `about` as its metadata.
 
-    `torch.export` traces it with `example`, images as it takes them, from which the signature follows; batches of any
-    size go through it.
+    `torch.export` traces it with `example`, a batch of its input images, which also gives the signature. The saved
+    model takes batches of any size.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of MLflow and torch.export: none that a user could heed
+        warnings.simplefilter("ignore")  # of MLflow and torch.export: a user can act on none of them
         import mlflow.pytorch  # takes seconds
         import torch
         from mlflow.models import infer_signature

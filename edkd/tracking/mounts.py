@@ -13,7 +13,7 @@ _MOUNTS = Path("/proc/self/mountinfo")
 def network_filesystem(path: Path, mounts: Path = _MOUNTS) -> str | None:
     """The type of the network file system that holds `path` (which need not exist); None for a local or unknown one.
 
-    `mounts` is the kernel's table, proc(5); without one, as on other systems than Linux, nothing is known.
+    `mounts` is the kernel's mount table, proc(5). Without one, as on systems other than Linux, the result is None.
     """
     try:
         lines = mounts.read_text().splitlines()
@@ -24,7 +24,7 @@ def network_filesystem(path: Path, mounts: Path = _MOUNTS) -> str | None:
     for line in lines:
         place, _, about = line.partition(" - ")
         where = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), place.split()[4]))
-        # Of mounts on one another the last counts.
+        # Where several mounts cover one place, the last one counts.
         if (resolved == where or where in resolved.parents) and len(where.parts) >= len(holder.parts):
             holder, kind = where, about.split()[0]
     return kind if kind in _NETWORK else None

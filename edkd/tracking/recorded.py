@@ -12,12 +12,12 @@ from edkd.errors import EdkdError
 from edkd.rundir.journal import Record
 from edkd.rundir.settings import leaves
 
-Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]  # MLflow's words
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]  # MLflow's names
 
 PARAM_LENGTH = 6000  # characters, MLflow's limit for the value of a parameter
 TAG_LENGTH = 5000  # characters: the limit of MLflow's older servers, newer ones take 8000
 
-# Parameters that no reader compares: where a run was stored, what its data set and its method bring along.
+# Parameters that no reader compares: storage, engine details, and constants of the data set and the method.
 _CONSTANT = (
     *("output", "tracking.", "allow_weak_teacher", "teacher_recipe", "dataset.mean", "dataset.std", "dataset.name"),
     *("distiller._target_", "distiller.title", "distiller.family", "distiller.year", "teacher.name", "student.name"),
@@ -36,7 +36,7 @@ class Epoch:
     number: int
     time: int
     metrics: dict[str, float]
-    mark: str  # ``<number>:<digest>``, of the values of all epochs up to this one: how far a run was logged
+    mark: str  # ``<number>:<digest of all values up to this epoch>``, to record how far a run was logged
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class RecordedRun:
 
     run: str  # the hash of its configuration
     name: str
-    label: str  # short, with the method first, for long names are cut
+    label: str  # short, with the method first, because MLflow cuts long names
     sweep: str | None
     started: int
     params: dict[str, str]
@@ -53,29 +53,29 @@ class RecordedRun:
     epochs: list[Epoch]  # in order, each once
     status: Status
     since: int  # when the run reached this status
-    final: dict[str, float]  # last/…, best/… and what else a finished run has once
+    final: dict[str, float]  # values that a finished run has once: last/…, best/… and others
     summary: Record | None  # the end record of a finished run
     error: str | None
 
     @property
     def state(self) -> str:
-        """The status and since when: differs whenever the run was started, ended, failed or stopped once more."""
+        """The status and its start time; it changes whenever the run starts, ends, fails or stops again."""
         return f"{self.status}@{self.since}"
 
     def steps(self, *, after: int) -> Iterator[tuple[int, int, dict[str, float]]]:
-        """Step, time and metrics of each epoch after that one, and as step 0 what a finished run has once.
+        """Yield step, time and metrics of each epoch after epoch `after`, then the `final` values as step 0.
 
-        MLflow draws bars of what has no other step.
+        MLflow draws a metric as a bar if it has no other step.
         """
         yield from ((epoch.number, epoch.time, shown(epoch.metrics)) for epoch in self.epochs if epoch.number > after)
         yield 0, self.since, shown(self.final)
 
 
 def summarise(records: list[Record], source: Path, *, held: bool) -> RecordedRun | None:
-    """Sum up the records of one journal; ``held`` says whether a process holds the run's directory now.
+    """Summarise the records of one journal; ``held`` says whether a process holds the run's directory now.
 
-    A run without a last word is running where it is held and was killed where it is not. Of an epoch that was
-    written more than once the last record counts. None if no start was recorded: nothing is known yet.
+    A run whose last record is a start or an epoch is running if it is held; otherwise it was killed. If an epoch was
+    written more than once, its last record counts. Returns None if no start was recorded.
     Raises `EdkdError` for a record of another shape.
     """
     try:
@@ -177,7 +177,7 @@ def _final(start: Record, last: Record) -> dict[str, float]:
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, float]:
-    """Without what is no number: text, and null, as which the journal writes NaN and infinity."""
+    """Drop values that are no numbers: text, and null, which the journal writes for NaN and infinity."""
     return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
 
 

@@ -13,15 +13,15 @@ _BESIDE = ("-journal", "-wal", "-shm")  # what SQLite keeps beside a file
 def make(path: Path) -> None:
     """Make the file with MLflow's schema and default experiment, unless it is there and not empty.
 
-    MLflow changes the schema in many steps and cannot go on with half of them, so they are done in a file beside it.
-    To be called with the store's lock.
+    MLflow builds the schema in many steps and cannot resume a half-built one, so a file beside it is built, then
+    renamed. The caller holds the store's lock.
     """
     if path.is_file() and path.stat().st_size:
         return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     unfinished = path.with_name(f"{path.name}.new")
-    for suffix in ("", *_BESIDE):  # of a process that was killed
+    for suffix in ("", *_BESIDE):  # left by a killed process
         unfinished.with_name(unfinished.name + suffix).unlink(missing_ok=True)
     store = SqlAlchemyStore(f"sqlite:///{unfinished}", (path.parent / "mlartifacts").as_uri())
     store.engine.dispose()
@@ -29,9 +29,9 @@ def make(path: Path) -> None:
 
 
 def set_aside_broken(path: Path, *, filling: bool) -> None:
-    """Rename a damaged or half-made file and say so; to be called with the store's lock.
+    """Rename a damaged or half-made file and report it. The caller holds the store's lock.
 
-    `filling` says that the journals of all runs are about to be read in.
+    `filling` says that the caller is about to read in the journals of all runs.
     """
     if not is_broken(path):
         return
@@ -50,13 +50,13 @@ def set_aside_broken(path: Path, *, filling: bool) -> None:
 def is_broken(path: Path) -> bool:
     """Whether the file is a damaged SQLite file, or was left by an MLflow that was killed while it made the schema.
 
-    An absent or empty file is neither, nor is one that somebody else holds. A file without SQLite's first bytes is
-    damaged if its name ends in .db, and otherwise something else that was named by mistake.
+    False for an absent or empty file, and for one that another process holds. A file without SQLite's first bytes is
+    damaged if its name ends in .db; otherwise it is a file of another kind that was named by mistake.
     """
     if not path.is_file() or not path.stat().st_size:
         return False
     try:
-        # Writable, for a transaction that was cut off is first undone.
+        # Writable, because SQLite first rolls back an interrupted transaction.
         with contextlib.closing(sqlite3.connect(path.as_uri() + "?mode=rw", uri=True)) as database:
             if database.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                 return True
@@ -72,7 +72,7 @@ def is_broken(path: Path) -> bool:
 
 
 def move_artifacts(path: Path, experiment_id: str, old: str, new: str) -> None:
-    """Set right where the files of an experiment lie, a URI: MLflow keeps it with the experiment and with each run.
+    """Change the URI of an experiment's files from `old` to `new`, for the experiment and for each of its runs.
 
     MLflow has no call for it.
     """

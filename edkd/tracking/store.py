@@ -31,12 +31,12 @@ PATIENCE = 60  # seconds to wait for another process of ours that talks to MLflo
 
 _SQLITE = "sqlite:///"
 _SCHEMES = ("http", "https", "postgresql", "mysql", "mssql")
-_LONGEST = 300  # characters of a message that is not ours
+_LONGEST = 300  # characters kept of a foreign error message
 _PAGE = 1000  # runs in one answer
-_ENVIRONMENT = {  # what the user has set stays
+_ENVIRONMENT = {  # only defaults: the user's own variables take precedence
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    "GIT_PYTHON_REFRESH": "quiet",  # no word about a missing git program
+    "GIT_PYTHON_REFRESH": "quiet",  # no warning about a missing git program
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds: an absent server is noticed soon; MLflow would try for minutes
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -58,10 +58,10 @@ _KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI then sho
 def create_store(*, uri: str, experiment: str, artifacts: str | None, filling: bool = False) -> None:
     """Make sure that the MLflow store and the experiment exist.
 
-    To be called once before jobs start. ``artifacts`` is the folder or URI for the experiment's files, used when the
+    Call it once before jobs start. ``artifacts`` is the folder or URI for the experiment's files, used when the
     experiment is made; None leaves it to the server. Raises `EdkdError` for a store that cannot be reached, created
-    or written. A SQLite file that is damaged or half made is set aside, which is said, and made anew; with `filling`
-    the caller reads in all journals.
+    or written. A damaged or half-made SQLite file is renamed, which is reported, and made anew; with `filling` the
+    caller then reads in all journals.
     """
     with one_line(uri):
         path = _sqlite_path(_resolve(uri))
@@ -99,7 +99,7 @@ def open_writable(uri: str) -> "MlflowClient | None":
 
 @contextlib.contextmanager
 def one_line(uri: str) -> Iterator[None]:
-    """Turn whatever goes wrong with the store into an `EdkdError` of one line, without the password in the URI."""
+    """Turn any failure of the store into a one-line `EdkdError`, without the password in the URI."""
     try:
         yield
     except EdkdError:
@@ -109,7 +109,7 @@ def one_line(uri: str) -> Iterator[None]:
     except Exception as error:
         if not _is_foreign(error):
             raise
-        root: BaseException = error  # of the layers of a request, each of which repeats the ones below
+        root: BaseException = error  # the innermost error: each layer of a request repeats the ones below
         while (inner := root.__cause__ or root.__context__) is not None:
             root = inner
         path = _sqlite_path(uri)
@@ -141,28 +141,28 @@ def search(client: "MlflowClient", experiment_id: str, condition: str) -> "list[
 
 
 def only(store: Store, runs: "list[Run]") -> "Run | None":
-    """The oldest, first of these runs. Younger twins, which hosts without a common lock may make, go."""
+    """Return the first (oldest) of `runs` and delete its twins, which hosts without a common lock may make."""
     for twin in runs[1:]:
         store.client.delete_run(twin.info.run_id)
     return runs[0] if runs else None
 
 
 def find_one(store: Store, condition: str) -> "Run | None":
-    """The oldest run that meets the condition; its twins go."""
+    """Return the oldest run that meets the condition, or None; its twins are deleted."""
     return only(store, search(store.client, store.experiment_id, condition))
 
 
 def serve(*, uri: str, experiment: str, artifacts: str | None, port: int) -> NoReturn:
-    """Become MLflow's server of pages for a store, which is made where absent, after saying where to look at it."""
+    """Print the page's address, then replace this process with MLflow's web server for a store, made where absent."""
     create_store(uri=uri, experiment=experiment, artifacts=artifacts)
     store = open_store(uri, experiment, artifacts)
     here = f"http://127.0.0.1:{port}"
     print(f"Runs by accuracy: {view.link(here, store.experiment_id)}")
     print(f"from another machine, first: ssh -N -L {port}:127.0.0.1:{port} {getpass.getuser()}@{socket.gethostname()}")
     print("Ctrl-C ends it", flush=True)
-    # One process: four, as is usual, take a gigabyte, and on a busy machine longer to start than they are given.
+    # One worker: the usual four take a gigabyte and, on a busy machine, longer to start than their time limit.
     command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
-    # At Ctrl-C its workers for jobs, of which pages need none, and its lifespan events would print tracebacks.
+    # At Ctrl-C the job workers, which the pages do not need, and the lifespan events would print tracebacks.
     command += ["--uvicorn-opts", "--lifespan off", "--backend-store-uri", store.uri]
     os.execve(sys.executable, command, {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
 
@@ -204,7 +204,7 @@ def _experiment_id(client: "MlflowClient", uri: str, experiment: str, artifacts:
 
 
 def _was_moved(store: Path, known: str, given: str) -> bool:
-    """Whether the folder of files, a URI, that shall lie beside the store is known by the place where it lay once."""
+    """Whether the store still has an earlier URI, `known`, of the artifact folder `given` that lies beside it."""
     beside = f"{store.parent.as_uri()}/"
     return known != given and given.startswith(beside) and known.rpartition("/")[2] == given.removeprefix(beside)
 
@@ -223,7 +223,7 @@ def _connect(uri: str) -> "MlflowClient":
 def _reader(path: Path) -> "MlflowClient":
     from sqlalchemy import URL
 
-    # With the driver's name MLflow makes no folder called `file:`.
+    # The driver's name keeps MLflow from making a folder called `file:`.
     only_read = {"mode": "ro", "uri": "true"}
     return _client(str(URL.create("sqlite+pysqlite", database=f"file:{quote(str(path))}", query=only_read)))
 
@@ -236,7 +236,7 @@ def _client(uri: str) -> "MlflowClient":
 
 
 def _quieten() -> None:
-    """Import MLflow, and see that it says nothing of its own: what fails is raised, and said by us."""
+    """Import MLflow and silence its own output: failures are raised, and edkd reports them."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import mlflow  # noqa: F401  # sets the levels of its loggers
@@ -275,7 +275,7 @@ def _sqlite_path(uri: str) -> Path | None:
 
 
 def lock(uri: str) -> FileLock:
-    """Keeps the processes of one user on one machine from making the same thing in a store twice."""
+    """The lock that keeps one user's processes on one machine from making the same thing in a store twice."""
     path = _sqlite_path(uri)
     if path is None:
         name = hashlib.sha256(uri.encode()).hexdigest()[:16]
@@ -284,9 +284,9 @@ def lock(uri: str) -> FileLock:
 
 
 def _probe(path: Path) -> None:
-    """See whether SQLite can write to the file, leaving it as it was; raises `EdkdError` that says why not.
+    """Check that SQLite can write to the file, without changing it. Raises `EdkdError` with the reason if not.
 
-    MLflow itself would try for minutes, and then show its stack.
+    MLflow itself would retry for minutes and then print a traceback.
     """
     network = network_filesystem(path)
     if network is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from edkd.tracking.recorded import Status
 from edkd.tracking.store import Store, find_one, lock, one_line, open_store, open_writable, search
 
-_COUNT = "runs."  # before a state: the tag with the number of runs in it
+_COUNT = "runs."  # prefix of the tag with the number of runs in a state
 
 
 def start_sweep(sweep: str, *, uri: str, experiment: str, artifacts: str | None) -> str:
@@ -26,9 +26,9 @@ def start_sweep(sweep: str, *, uri: str, experiment: str, artifacts: str | None)
 def settle_sweeps(
     outcomes: Mapping[str, Mapping[str, int]], *, uri: str, experiment: str, artifacts: str | None
 ) -> dict[str, Status]:
-    """Give ended sweeps their status where their parent runs say otherwise; returns which, and which status.
+    """Set the status of ended sweeps whose parent runs have another one; return the new status by sweep.
 
-    outcomes: of each sweep the number of runs in each state, which become tags such as ``runs.failed``. Raises
+    outcomes: for each sweep, the number of runs in each state. They become tags such as ``runs.failed``. Raises
     `EdkdError` if the store cannot be used.
     """
     from mlflow.entities import RunTag
@@ -42,7 +42,7 @@ def settle_sweeps(
             if counts is None or run.info.status == (status := _status(counts)):
                 continue
             settled[sweep] = status
-            for tag in run.data.tags:  # of an earlier end
+            for tag in run.data.tags:  # left from an earlier end
                 if tag.startswith(_COUNT) and tag.removeprefix(_COUNT) not in counts:
                     store.client.delete_tag(run_id, tag)
             tags = [RunTag(f"{_COUNT}{state}", str(count)) for state, count in counts.items()]
@@ -54,9 +54,9 @@ def settle_sweeps(
 def attach(
     uri: str, run_ids: Iterable[str], *, paths: Iterable[Path], sentence: str, metrics: Mapping[str, float]
 ) -> None:
-    """Give the parent runs of sweeps files, a description and metrics, in place of earlier ones.
+    """Log files, a description and metrics to the parent runs of sweeps, in place of earlier ones.
 
-    A SQLite store that may only be read stays as it is. Raises `EdkdError` if the store cannot be used.
+    A read-only SQLite store stays unchanged. Raises `EdkdError` if the store cannot be used.
     """
     from mlflow.entities import Metric, RunTag
 
@@ -73,12 +73,12 @@ def attach(
 
 
 def _status(counts: Mapping[str, int]) -> Status:
-    """The status of an ended sweep with so many runs in each state."""
+    """The status of an ended sweep; `counts` has the number of its runs in each state."""
     return "FINISHED" if {state for state, count in counts.items() if count} <= {"finished", "pruned"} else "FAILED"
 
 
 def parent(store: Store, sweep: str, *, started: int) -> str:
-    """The MLflow run id of a sweep's parent run, made where there is none as started then (unix ms)."""
+    """The MLflow run id of a sweep's parent run. An absent run is made with start time `started` (unix ms)."""
     condition = f"tags.`edkd.sweep` = '{sweep}'"
     run = find_one(store, condition)
     if run is None:

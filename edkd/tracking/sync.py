@@ -1,4 +1,4 @@
-"""Bringing MLflow up to date with journals: every write about a run is here."""
+"""Bring MLflow up to date with journals: everything that a journal holds is logged from here."""
 
 import contextlib
 import hashlib
@@ -26,14 +26,14 @@ from edkd.tracking.sweeps import parent
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-_METRICS = 800  # in one call: MLflow takes 1000 entries, of which ...
-_OTHERS = 100  # ... parameters and tags may be so many each
+_METRICS = 800  # in one call: MLflow takes 1000 entries, among them ...
+_OTHERS = 100  # ... at most 100 parameters and 100 tags
 
 _TOGETHER = 200  # new runs in one transaction
 
 
 class SyncReport(NamedTuple):
-    """What a sync did: made the MLflow run (anew), logged so many epochs, gave the run its final status."""
+    """What a sync did: made the MLflow run (anew), logged a number of epochs, logged the run's final status."""
 
     created: bool
     epochs_logged: int
@@ -57,9 +57,9 @@ def sync_run(run_dir: Path, *, uri: str, experiment: str, artifacts: str | None)
 def sync_all(
     runs_root: Path, *, uri: str, experiment: str, artifacts: str | None
 ) -> list[tuple[Path, SyncReport | EdkdError]]:
-    """Sync all run directories below ``runs_root``, in the order of their names; returns what came of each.
+    """Sync all run directories below ``runs_root``, in the order of their names; return the outcome of each.
 
-    What is wrong with one run stops no other. Raises `EdkdError` if the store cannot be used.
+    A failure of one run stops no other. Raises `EdkdError` if the store cannot be used.
     """
     create_store(uri=uri, experiment=experiment, artifacts=artifacts, filling=True)
     folders = sorted(path.parent for path in runs_root.rglob(JOURNAL))
@@ -91,9 +91,9 @@ def sync_all(
 def _sync_together(
     store: Store, run_dirs: Sequence[Path], known: "Sequence[Run]", parents: dict[str, str], step: Callable[[], None]
 ) -> dict[Path, SyncReport | EdkdError]:
-    """Sync those of some runs that MLflow is `known` to have whole, and in a SQLite file those that it has not at all.
+    """Sync the runs that MLflow has completely (see `known`) and, in a SQLite file, those that it does not have at all.
 
-    The result has none of the others, which are to be synced one by one. `step` is called for each that it has.
+    The other runs are not in the result: the caller syncs them one by one. `step` is called for each run in the result.
     """
     journals = {run.data.tags.get("edkd.path"): run.data.tags.get("edkd.journal") for run in known}
     hashes = {run.data.tags["edkd.run"] for run in known}
@@ -115,7 +115,7 @@ def _sync_together(
             if recorded is not None and recorded.run not in hashes and not is_server(store.uri):
                 new[run_dir] = recorded, digest
         if new:
-            with contextlib.suppress(EdkdError), one_line(store.uri):  # one by one they say what is wrong
+            with contextlib.suppress(EdkdError), one_line(store.uri):  # the sync one by one reports the error
                 results |= _write_new(store, new, parents, step)
     return results
 
@@ -123,7 +123,7 @@ def _sync_together(
 def _write_new(
     store: Store, new: Mapping[Path, tuple[RecordedRun, str]], parents: dict[str, str], step: Callable[[], None]
 ) -> dict[Path, SyncReport]:
-    """Write runs that MLflow had not when the sync began; what has come there since is left out."""
+    """Write runs that MLflow lacked when the sync began; leave out those that were logged since."""
     writer = bulk.Writer(store)
     there = writer.known({recorded.run for recorded, _ in new.values()})
     runs: dict[Path, bulk.NewRun] = {}
@@ -145,7 +145,7 @@ def _write_new(
 
 
 def _sync(store: Store, run_dir: Path, *, parents: dict[str, str]) -> SyncReport:
-    """Sync one run; `parents` fills with sweeps' runs."""
+    """Sync one run; `parents` caches the run ids of sweeps."""
     with _alone(run_dir):
         recorded, digest = _read(run_dir)
         if recorded is None:
@@ -154,13 +154,13 @@ def _sync(store: Store, run_dir: Path, *, parents: dict[str, str]) -> SyncReport
 
 
 def _alone(run_dir: Path) -> FileLock:
-    """One process at a time brings a run to MLflow."""
+    """The lock by which one process at a time syncs a run."""
     return FileLock(RunDir(run_dir).mlflow_lock, timeout=PATIENCE)
 
 
 def _read(run_dir: Path) -> tuple[RecordedRun | None, str]:
     """What the journal holds, and the digest of its file."""
-    # Asked before and after: a run that ends while its journal is read is not one that was killed.
+    # Checked before and after the read: a run that ends in between was not killed.
     held = lock.is_held(run_dir)
     digest = _digest(run_dir)
     records = journal.read(run_dir)
@@ -168,9 +168,9 @@ def _read(run_dir: Path) -> tuple[RecordedRun | None, str]:
 
 
 def _digest(run_dir: Path) -> str:
-    """By which a journal is known that has not changed since it was logged: read faster than understood."""
+    """A digest of the journal's file, which finds an unchanged journal faster than parsing it."""
     path = RunDir(run_dir).journal
-    content = path.read_bytes() if path.exists() else b""  # of a run that has just begun
+    content = path.read_bytes() if path.exists() else b""  # absent if the run has just begun
     return f"{len(content)}:{zlib.crc32(content):08x}"
 
 
@@ -201,7 +201,7 @@ def _bring(store: Store, run_dir: Path, recorded: RecordedRun, digest: str, pare
 
 
 def _first_tags(store: Store, run_dir: Path, recorded: RecordedRun, parents: dict[str, str]) -> dict[str, str]:
-    """What a run is made with, and is told anew when its state has changed."""
+    """The tags that an MLflow run is made with, and that are logged again when the run's state has changed."""
     path = _path(store, run_dir)
     tags = {**recorded.tags, "edkd.run": recorded.run, "edkd.name": recorded.name, "edkd.path": path}
     exact = {key: value for key, value in recorded.final.items() if shown({key: value})[key] != value}
@@ -221,15 +221,15 @@ def _first_tags(store: Store, run_dir: Path, recorded: RecordedRun, parents: dic
 
 
 def _last_tags(recorded: RecordedRun, digest: str) -> dict[str, str]:
-    """That a run has been logged, and how it stands."""
-    # Of other runs it depends on who holds the directory.
+    """The tags that record that a run has been logged, and in which state."""
+    # The state of other runs may depend on the directory's lock, not on the journal alone.
     ended = {"edkd.journal": digest} if recorded.status in ("FINISHED", "FAILED") else {}
     return {**ended, "edkd.state": recorded.state}
 
 
 @contextlib.contextmanager
 def _files(run_dir: Path, recorded: RecordedRun) -> Iterator[Path]:
-    """A folder with the files that MLflow gets of a run that has ended."""
+    """Yield a temporary folder with the files to log for a run that has ended."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = RunDir(run_dir).config
@@ -241,9 +241,9 @@ def _files(run_dir: Path, recorded: RecordedRun) -> Iterator[Path]:
 
 
 def _path(store: Store, run_dir: Path) -> str:
-    """Which of all runs of one configuration this is: its path below `runs/`, the same wherever that folder is moved.
+    """The run's path below `runs/`: it distinguishes runs of one configuration, also after that folder was moved.
 
-    On a server two people may have it, so it begins with the user's name there.
+    On a server it begins with the user's name, because two people may have the same path.
     """
     parts = run_dir.absolute().parts
     below = "/".join(parts[len(parts) - parts[::-1].index("runs") :] if "runs" in parts else parts[-1:])
@@ -253,8 +253,8 @@ def _path(store: Store, run_dir: Path) -> str:
 def _find(store: Store, run_dir: Path, path: str, recorded: RecordedRun) -> "Run | None":
     """The MLflow run of a run directory, None where there is none.
 
-    One that an earlier version logged carries a hash of the directory's absolute path instead, which holds until
-    it is moved: then it is known by the values that it has. It is given its path.
+    An earlier version logged a hash of the directory's absolute path (`edkd.directory`) instead of `edkd.path`. Such
+    a run is found by this hash, or by its values if the directory was moved, and then gets its path.
     """
     runs = search(store.client, store.experiment_id, f"tags.`edkd.run` = '{recorded.run}'")
     run = only(store, [run for run in runs if run.data.tags.get("edkd.path") == path])
@@ -274,7 +274,7 @@ def _find(store: Store, run_dir: Path, path: str, recorded: RecordedRun) -> "Run
 def _log_values(store: Store, run: "Run", recorded: RecordedRun, tags: dict[str, str], *, changed: bool) -> int:
     """Log the epochs that are missing, in few calls, and return their number.
 
-    Of a run whose state has changed its other values go along.
+    If the run's state has `changed`, its other values are logged too.
     """
     from mlflow.entities import Metric, Param, RunTag
 
@@ -291,7 +291,7 @@ def _log_values(store: Store, run: "Run", recorded: RecordedRun, tags: dict[str,
     if changed:
         # MLflow lets no parameter change: what differs in a resumed run (a path, the device) keeps its first value.
         params = [Param(key, value) for key, value in recorded.params.items() if key not in run.data.params]
-    # The last tag is stored after all metrics. A crash before that repeats them, and equal ones are stored once.
+    # The last tag is stored after all metrics. After a crash in between they are resent; equal ones are stored once.
     marks = [RunTag(key, value) for key, value in tags.items()]
     marks += [RunTag("edkd.synced", missing[-1].mark)] if missing else []
     while metrics or params or marks:

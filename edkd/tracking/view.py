@@ -1,13 +1,13 @@
-"""The saved view in which people look at runs: MLflow's own opens an empty page, or a tree of cut names."""
+"""The saved view of runs in MLflow's pages: its default view is an empty page, or a tree of cut names."""
 
 import base64
 import json
 import zlib
 
-KEY = "edkd"  # of the view, in the link
+KEY = "edkd"  # names the view in the link
 TAG = f"mlflow.sharedViewState.{KEY}"
 
-_COLUMNS = (  # not the pair, which is cut before its student
+_COLUMNS = (  # without the pair: the page cuts it before the student
     *("tags.`distiller`", "tags.`seed`", "tags.`teacher`", "tags.`student`"),
     *("metrics.`last/top1`", "metrics.`best/top1`"),
 )
@@ -39,5 +39,5 @@ def tags() -> dict[str, str]:
 
 
 def link(server: str, experiment_id: str) -> str:
-    """Where a browser finds the view, of an MLflow that answers at `server`."""
+    """The URL of the view on the MLflow server with the URL `server`."""
     return f"{server}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={KEY}"

@@ -1,10 +1,10 @@
-"""What makes a step faster on a CPU: memory that is kept, and convolutions as matrix products where those are faster.
+"""Faster steps on a CPU: freed memory is kept, and convolutions run as matrix products where those are faster.
 
-oneDNN's convolutions come near the machine's matrix product for large maps, and stay below it for deep, small ones and,
-in bf16, for the weight gradient. In fp32 that holds where MKL, which multiplies matrices for PyTorch, is at its best,
-on Intel's CPUs; on AMD's its products are slower than the convolutions. `edkd bench engine.cpu_kernels=false` shows
-what these kernels are worth on a machine. The mathematics is the same; sums run in another order, so last bits differ
-from PyTorch's own, and between such machines, as they do anyway.
+oneDNN's convolutions nearly reach the speed of the machine's matrix product for large maps. They are slower for deep,
+small maps and, in bf16, for the weight gradient. In fp32 this holds on Intel's CPUs, where MKL, which multiplies
+matrices for PyTorch, is at its best; on AMD's CPUs MKL's products are slower than the convolutions.
+`edkd bench engine.cpu_kernels=false` times a machine without these kernels. The mathematics is the same, but sums run
+in another order: the last bits differ from PyTorch's own and between such machines, as they do anyway.
 """
 
 import contextlib
@@ -20,13 +20,13 @@ from edkd.training import hardware
 
 _PRODUCT_PIXELS = 16  # maps of up to 4×4 pixels: the whole convolution as matrix products
 _PRODUCT_PIXELS_BF16 = 64  # maps of up to 8×8: in bf16, the weight gradient alone
-_PRODUCT_CHANNELS = 64  # ... of at least so many input channels
+_PRODUCT_CHANNELS = 64  # either limit applies from this many input channels on
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # constants in glibc's malloc.h
 
 
 def keep_memory() -> None:
-    """Tell glibc's allocator to keep what is freed, instead of handing it back to the kernel after every tensor.
+    """Make glibc's allocator keep freed memory instead of returning it to the kernel after every tensor.
 
     A step allocates and frees the same hundreds of megabytes again and again; each return costs a page fault for every
     4 kB when the memory is next touched. Without glibc nothing happens.
@@ -41,7 +41,7 @@ def keep_memory() -> None:
 def use_products(network: nn.Module, *, in_fp32: bool) -> None:
     """Let the network's convolutions run as matrix products where that is faster; names and weights stay.
 
-    in_fp32: also outside of autocast; see `fast_products`.
+    in_fp32: use products outside of autocast, too; see `fast_products`.
     """
     for module in network.modules():
         if type(module) is nn.Conv2d:
@@ -50,7 +50,7 @@ def use_products(network: nn.Module, *, in_fp32: bool) -> None:
 
 
 def fast_products() -> bool:
-    """Whether products of fp32 matrices come near this CPU's arithmetic, which MKL sees to on those of its maker."""
+    """Whether fp32 matrix products come near this CPU's peak, as MKL's do on the CPUs of its maker, Intel."""
     return hardware.cpu_vendor() == "GenuineIntel"
 
 
@@ -88,7 +88,7 @@ class Convolution(nn.Conv2d):
         return super().forward(x)
 
     def _grouped(self, x: Tensor) -> Tensor:
-        """In fp32 whatever autocast says: with strides, oneDNN's depthwise gradient takes 100 times as long in bf16."""
+        """Fp32 even under autocast: with strides, oneDNN's depthwise gradient takes 100 times as long in bf16."""
         if not torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
@@ -107,7 +107,7 @@ class _Products(torch.autograd.Function):
         ctx.whole = whole
         if not whole:
             return F.conv2d(x, weight, None, 1, 1)
-        # No view of it, which nobody could change in place.
+        # Not returned as a view, which could not be changed in place.
         return _neighbourhoods(x) @ _matrix(weight).t()
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""What a method must keep to, found in the first steps: what it returns, and where it keeps what it remembers."""
+"""Checks of a method in its first steps: what it returns, and where it keeps its state."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from edkd.errors import EdkdError
 
 
 def check_outcome(outcome: Any, distiller: Distiller) -> None:
-    """Raise EdkdError for what a method may not return."""
+    """Raise EdkdError unless `outcome` is an `Outcome` of 0-dim tensors with at least one loss that has a gradient."""
     name = f"{type(distiller).__module__}.{type(distiller).__qualname__}"
     if not isinstance(outcome, Outcome) or not outcome.losses:
         raise EdkdError(
@@ -28,7 +28,7 @@ def check_outcome(outcome: Any, distiller: Distiller) -> None:
 
 
 class Held:
-    """The parameters and buffers that a network holds now, to be put back where a recorded step replaces them."""
+    """A network's current parameters and buffers, to restore those that a recorded step replaces."""
 
     def __init__(self, network: nn.Module) -> None:
         self.tensors: list[tuple[str, dict[str, Any], str, Tensor, Tensor]] = [
@@ -40,7 +40,7 @@ class Held:
         ]
 
     def restore(self) -> list[str]:
-        """Put back those that were replaced, they or their memory; returns their names."""
+        """Restore the tensors that were replaced, or whose memory was; returns their names."""
         replaced = []
         for name, place, key, tensor, memory in self.tensors:
             if place.get(key) is not tensor or tensor.data_ptr() != memory.data_ptr():
@@ -51,21 +51,21 @@ class Held:
 
 
 class Unsaved:
-    """Finds what a method keeps where neither the optimiser nor a checkpoint sees it, by comparing around a step."""
+    """Finds state that neither the optimiser nor a checkpoint sees, by a comparison before and after a step."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
         self.made, self.kept = self._made(), self._plain()
 
     def _made(self) -> dict[str, Any]:
-        """Each parameter itself, for it may be replaced, and which buffers there are."""
+        """The parameters themselves, because one may be replaced, and the names of the buffers."""
         parameters = {f"parameter {name}": parameter for name, parameter in self.network.named_parameters()}
         return parameters | {f"buffer {name}": True for name, _ in self.network.named_buffers()}
 
     def _plain(self) -> dict[str, list[tuple[Any, int]]]:
         """Tensors, modules and numbers in plain attributes, alone or in a container, by name.
 
-        With a tensor is the count of its changes.
+        Each tensor comes with the count of its in-place changes.
         """
         return {
             f"{place}.{name}".lstrip("."): [(each, getattr(each, "_version", 0)) for each in held]
@@ -76,7 +76,7 @@ class Unsaved:
         }
 
     def check(self) -> None:
-        """Raise EdkdError for a parameter, buffer or plain attribute that was added or replaced since the beginning."""
+        """Raise EdkdError if a step added or replaced a parameter, added a buffer or changed a plain attribute."""
         for name, made in self._made().items():
             if self.made.get(name) is not made:
                 raise EdkdError(

@@ -30,7 +30,7 @@ def set_up(engine: Engine, threads: int) -> None:
 
 
 def cores() -> int:
-    """The CPU cores that this process may use: those it is bound to, and in a SLURM job no more than are its own."""
+    """The number of CPU cores that this process may use: those it is bound to, or fewer if SLURM allots fewer."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(bound, hardware.slurm_cores() or bound)
 
@@ -45,7 +45,7 @@ def pick_device(name: str) -> torch.device:
             raise RuntimeError("not a device that edkd trains on")
         torch.empty(0, device=device)
         if device.index is not None and device.type == "cuda":
-            torch.cuda.set_device(device)  # what is done on "the current device" is done there
+            torch.cuda.set_device(device)  # for operations on "the current device"
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise EdkdError(f"engine.device={name}: {reason}; allowed: auto, cpu, cuda, cuda:N") from error
@@ -53,13 +53,13 @@ def pick_device(name: str) -> torch.device:
 
 
 def name_gpus() -> None:
-    """Name the GPUs that this process sees in its environment, from which those that it starts will take theirs."""
+    """List the GPUs in CUDA_VISIBLE_DEVICES if it is unset and there are several; child processes take theirs there."""
     if not os.environ.get(VISIBLE) and torch.cuda.device_count() > 1:
         os.environ[VISIBLE] = ",".join(str(number) for number in range(torch.cuda.device_count()))
 
 
 def take_gpu(process: str) -> None:
-    """In a process whose name ends in its number: see one of the GPUs alone, in turn, before CUDA starts."""
+    """Before CUDA starts, make one GPU visible, chosen in turn by the number that ends the process's name."""
     gpus, number = os.environ.get(VISIBLE, "").split(","), process.rpartition("-")[2]
     if len(gpus) > 1 and number.isdigit():
         os.environ[VISIBLE] = gpus[(int(number) - 1) % len(gpus)]
@@ -68,8 +68,8 @@ def take_gpu(process: str) -> None:
 def compile_network(network: nn.Module, device: torch.device) -> None:
     """Have a network compiled by torch when it first runs; names and weights stay. Raises EdkdError without a compiler.
 
-    Each shape of a batch is compiled for itself: code that serves several would take the place of the first, and a
-    resumed run, which begins with that, would end with other bits.
+    Each batch shape is compiled separately. Code for several shapes would replace the code for the first shape; a
+    resumed run, which starts with the latter, would end with other bits.
     """
     if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
         raise EdkdError("engine.compile=true needs a C++ compiler: g++, or the one that CXX names")
@@ -79,7 +79,7 @@ def compile_network(network: nn.Module, device: torch.device) -> None:
 
 
 def to_device(network: nn.Module, engine: Engine, device: torch.device) -> nn.Module:
-    """Move a network, in the memory layout that the engine asks for."""
+    """Move a network to the device in the engine's memory layout, with its `cpu_kernels` where they apply."""
     layout = torch.channels_last if engine.channels_last else torch.contiguous_format
     if device.type == "cpu" and engine.channels_last and engine.cpu_kernels:
         cpu_kernels.use_products(network, in_fp32=cpu_kernels.fast_products())

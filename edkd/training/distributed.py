@@ -1,9 +1,9 @@
 """One run in several processes: each trains on its part of every batch, and their gradients are added.
 
-Gradients are added explicitly where an optimiser takes its step, not by the hooks of DistributedDataParallel: those run
-in `backward` alone, and optimisers that treat losses apart differentiate each by `torch.autograd.grad`. It also leaves
-a step's losses, weights and state_dict as they are in one process. Without a process group every function here does
-nothing, so the step of one process is what it was.
+Optimisers add gradients explicitly in each step, not by the hooks of DistributedDataParallel: those run in `backward`
+alone, and optimisers that treat losses apart differentiate each by `torch.autograd.grad`. Explicit addition also leaves
+a step's losses, weights and state_dict as they are in one process. Without a process group the functions that a step
+calls change nothing.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ from torch.distributed import FileStore, Store, TCPStore
 from edkd.errors import EdkdError
 
 _BUCKET = 1 << 23  # values that are added in one call
-_PATIENCE = timedelta(hours=2)  # for the slowest process, while the first writes or others fill a teacher cache
+_PATIENCE = timedelta(hours=2)  # timeout: the first process may be writing, or others filling a teacher cache
 _LOST = re.compile("connection (closed|reset)|socket closed|broken pipe", re.IGNORECASE)
 
 
 def open_store(meeting: str, *, serve: bool = False) -> Store:
-    """The store in which processes meet: the file `meeting` on one node, a port of the first (HOST:PORT) on several.
+    """The store in which processes meet: the file `meeting` on one node, or HOST:PORT of the first of several.
 
-    serve: this process is the one that keeps the store; the others wait for it. Raises EdkdError for a port in use.
+    serve: whether this process serves the store; the others wait for it. Raises EdkdError for a port in use.
     """
     if meeting.startswith(("/", "127.")):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -55,7 +55,7 @@ def leave() -> None:
 
 @contextlib.contextmanager
 def joined(rank: int, size: int, store: Store, device: torch.device) -> Iterator[None]:
-    """This process is one of `size`, which meet in a store, and waits for the others when it is done."""
+    """Join `size` processes, which meet in a store, for this context; wait for the others at its end."""
     join(rank, size, store, device)
     try:
         yield
@@ -65,12 +65,12 @@ def joined(rank: int, size: int, store: Store, device: torch.device) -> Iterator
 
 
 def lost_another(error: RuntimeError) -> bool:
-    """Whether an error says that another process is gone."""
+    """Whether an error means that another process is gone."""
     return isinstance(error, distributed.DistError) or _LOST.search(str(error)) is not None
 
 
 def rank() -> int:
-    """Which process this is, from 0; the first writes everything that a run leaves."""
+    """This process's number, from 0; process 0 writes all of a run's output."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
@@ -80,7 +80,7 @@ def size() -> int:
 
 
 def part(count: int) -> slice:
-    """This process's part of `count` things: parts follow each other, and differ by one thing at most."""
+    """This process's slice of `count` items; slices are contiguous and differ in length by one at most."""
     return slice(count * rank() // size(), count * (rank() + 1) // size())
 
 
@@ -99,7 +99,7 @@ def least(values: Tensor) -> Tensor:
 
 
 def agreed(values: Sequence[int]) -> list[int]:
-    """The first of several processes' values, in all of them."""
+    """The first process's values, in every process."""
     given = torch.tensor(values, dtype=torch.int64, device="cuda" if distributed.get_backend() == "nccl" else "cpu")
     distributed.broadcast(given, 0)
     found: list[int] = given.tolist()
@@ -148,14 +148,14 @@ def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
 
 @torch.no_grad()
 def share_buffers(network: nn.Module) -> None:
-    """Give every process the first one's buffers: batch norms' running statistics, of which a checkpoint has those."""
+    """Copy the first process's buffers to all: batch norms' running statistics, which its checkpoint holds."""
     if size() > 1:
         for buffer in network.buffers():
             distributed.broadcast(buffer, 0)
 
 
 def check_memory(method: nn.Module) -> None:
-    """Raise EdkdError where a step has made a method's buffers, but batch norms', differ between the processes."""
+    """Raise EdkdError if a method's buffers, except batch norms', differ between processes after a step."""
     for place, module in method.named_modules():
         for name, buffer in (
             [] if isinstance(module, nn.modules.batchnorm._BatchNorm) else module.named_buffers("", False)

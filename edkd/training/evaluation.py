@@ -11,7 +11,7 @@ from edkd.teachers.source import Precision
 from edkd.training import distributed
 from edkd.training.step import Meter
 
-OnBatch = Callable[[Tensor, Tensor], None]  # is given the logits, float32 [B, K], and the labels of a batch
+OnBatch = Callable[[Tensor, Tensor], None]  # called with the logits, float32 [B, K], and the labels of a batch
 
 EVALUATION_BATCH = {"cpu": 100, "cuda": 1000}  # images; on a CPU larger batches are slower and take gigabytes
 
@@ -44,7 +44,7 @@ def all_logits(network: nn.Module, data: EvaluationData, precision: Precision) -
 
 
 class Counted:
-    """Evaluation data that report the number of images that were asked for so far."""
+    """Evaluation data that report the number of images evaluated so far."""
 
     def __init__(self, data: EvaluationData, update: Callable[[int], None]) -> None:
         self.data, self.update = data, update
@@ -71,9 +71,9 @@ def measure(
 ) -> dict[str, float]:
     """Accuracies in percent and cross-entropy of predicted logits over a whole split: {"loss", "top1", "top5"}.
 
-    With fewer than five classes, top5 counts all of them. With the teacher's logits of the split, `taught` [N, K], also
-    how near the student is to its teacher: "agreement", the percentage of images to which both give the same class, and
-    "kl_teacher", the mean KL(softmax teacher ‖ softmax student) in nats; and its calibration, "ece", see `Calibration`.
+    With fewer than five classes, top5 counts all of them. `taught`, the teacher's logits of the split [N, K], adds the
+    nearness to the teacher: "agreement", the percentage of images to which both give the same class, and "kl_teacher",
+    the mean KL(softmax teacher ‖ softmax student) in nats; and the student's calibration error, "ece" (`Calibration`).
     """
     meter, done = Meter(device), 0
     calibration = Calibration(device)

@@ -1,4 +1,4 @@
-"""What this machine is called, how much memory a run takes, and what SLURM says of this process's job."""
+"""The names of the device and the CPU, the memory that a run takes, and this process's SLURM job."""
 
 import functools
 import os
@@ -22,7 +22,7 @@ def cpu_model() -> str:
 
 
 def cpu_vendor() -> str:
-    """Who made the CPU, as it says itself (`GenuineIntel`, `AuthenticAMD`); empty where Linux does not tell."""
+    """The CPU's vendor ID (`GenuineIntel`, `AuthenticAMD`); empty where Linux does not report it."""
     return _cpu("vendor_id")
 
 
@@ -37,13 +37,13 @@ def _cpu(field: str) -> str:
 
 
 def forget_peak(device: torch.device) -> None:
-    """Begin anew: what earlier runs of this process took of a GPU does not count. A CPU's peak cannot be forgotten."""
+    """Reset a GPU's peak, so that earlier runs of this process do not count. A CPU's peak cannot be reset."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_mb(device: torch.device) -> float:
-    """The most that was taken of a GPU's memory; on a CPU, by the whole process. In units of 10^6 bytes."""
+    """The peak memory in units of 10^6 bytes: torch's on a GPU, the whole process's on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     unit = 1 if sys.platform == "darwin" else 1024  # bytes
@@ -57,7 +57,7 @@ def slurm_job() -> str | None:
 
 
 def slurm_note() -> dict[str, Any] | None:
-    """What the journal keeps of the job: its id, node, GPUs, and how often SLURM has started it again; None outside."""
+    """The journal's entry for the job: its id, node, GPUs and number of restarts; None outside SLURM."""
     if (job := slurm_job()) is None:
         return None
     return {
@@ -71,9 +71,9 @@ def slurm_note() -> dict[str, Any] | None:
 def slurm_cores() -> int | None:
     """The CPU cores that SLURM allots to this process; None outside SLURM.
 
-    Clusters that do not bind tasks to cores let a process see all cores of its node, its neighbours' among them.
+    Clusters that do not bind tasks to cores let a process see all cores of its node, including those of other jobs.
     """
-    for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):  # the first is there only if it was asked for
+    for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):  # the first is set only if the job requests it
         value = os.environ.get(name, "")
         if value.isdigit():
             return max(1, int(value))

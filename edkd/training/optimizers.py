@@ -18,8 +18,8 @@ _DEEPKD = "optimizer=deepkd needs ce, tckd and nckd, as distiller=deepkd and dee
 class SGD(torch.optim.SGD):
     """Stochastic gradient descent with momentum on the sum of all losses.
 
-    adds_gradients: `minimise` adds the gradients of all processes (`distributed.add_gradients`), without which an
-    optimiser serves one process only.
+    adds_gradients: `minimise` adds the gradients of all processes (`distributed.add_gradients`). An optimiser
+    without it serves one process only.
     """
 
     adds_gradients = True
@@ -31,7 +31,7 @@ class SGD(torch.optim.SGD):
 
     @staticmethod
     def misfit(method: type[Distiller]) -> str | None:
-        """What keeps a method's losses from being minimised here; None: nothing does."""
+        """Why this optimiser cannot minimise a method's losses; None if it can."""
         return _APART if method.needs_losses_apart else None
 
     def minimise(self, losses: Mapping[str, Tensor]) -> Tensor:
@@ -51,8 +51,8 @@ class DOT(torch.optim.Optimizer):
     gradient of the loss `ce` and g_k that of all others, v_c ← (momentum − delta)·v_c + g_c + weight_decay·p,
     v_k ← (momentum + delta)·v_k + g_k, and p ← p − lr·v_c − lr·v_k.
 
-    As in the published code, a parameter that only one of the two reaches has the momentum itself, and where that one
-    is g_k, weight decay begins with the second step.
+    As in the published code, a parameter that only one of the two gradients reaches has `momentum` itself. If that
+    gradient is g_k, weight decay begins with the second step.
     """
 
     adds_gradients = True
@@ -75,7 +75,7 @@ class DOT(torch.optim.Optimizer):
 
     @staticmethod
     def misfit(method: type[Distiller]) -> str | None:
-        """What keeps a method's losses from being minimised here; None: nothing does."""
+        """Why this optimiser cannot minimise a method's losses; None if it can."""
         if method.needs_losses_apart:
             return _APART
         return None if "ce" in method.loss_names and len(method.loss_names) > 1 else _DOT
@@ -95,7 +95,7 @@ class DOT(torch.optim.Optimizer):
         return torch.stack(list(losses.values())).sum()
 
     def _update(self, group: dict[str, Any], gradients: dict[Tensor, tuple[Tensor | None, Tensor | None]]) -> None:
-        """Update one group's parameters from their (task, distillation) gradients; None: none reaches the parameter."""
+        """Update one group's parameters from their (task, distillation) gradients; None: no such gradient."""
         lr, momentum, decay, delta = (group[name] for name in ("lr", "momentum", "weight_decay", "delta"))
         both = [(each, task, kd) for each, (task, kd) in gradients.items() if task is not None and kd is not None]
         task_only = [(each, task) for each, (task, kd) in gradients.items() if task is not None and kd is None]
@@ -149,7 +149,7 @@ class DeepKD(torch.optim.Optimizer):
 
     @staticmethod
     def misfit(method: type[Distiller]) -> str | None:
-        """What keeps a method's losses from being minimised here; None: nothing does."""
+        """Why this optimiser cannot minimise a method's losses; None if it can."""
         return None if {*method.loss_names} == {"ce", "tckd", "nckd"} else _DEEPKD
 
     def minimise(self, losses: Mapping[str, Tensor]) -> Tensor:

@@ -2,7 +2,7 @@
 
 A step reads everything that changes from tensors that stay where they are: the data's position in the epoch, the
 learning rate, the epoch's number, the teacher's logits. So it can be recorded once and replayed to the end of the run,
-without a word from Python between two steps.
+without any Python between two steps.
 """
 
 import logging
@@ -48,12 +48,12 @@ class Meter:
         return self.sums[name]
 
     def read(self, images: int) -> dict[str, float]:
-        """Means and percentages over so many images; the only synchronisation with the device."""
+        """The means and percentages over `images` images; the only synchronisation with the device."""
         stacked = distributed.add(torch.stack(list(self.sums.values()))) / images
         return dict(zip(self.sums, stacked.tolist(), strict=True))
 
     def reset(self) -> None:
-        """Begin again, in the same tensors."""
+        """Set the sums to zero, in the same tensors."""
         for total in self.sums.values():
             total.zero_()
 
@@ -84,7 +84,7 @@ class ClassMeter:
         return {name: [round(each, self.DECIMALS) for each in row] for name, row in zip(self.names, means, strict=True)}
 
     def reset(self) -> None:
-        """Begin again, in the same tensor."""
+        """Set the sums to zero, in the same tensor."""
         if self.sums is not None:
             self.sums.zero_()
 
@@ -105,7 +105,7 @@ class Trainable(nn.Module):
     ) -> tuple[Outcome, Tensor]:
         """The losses of a batch of images [B, 3, H, W], and the logits [B, K] that `predict` gives in this pass.
 
-        strong: a strong view of the images, and what the teacher says of it.
+        strong: a strong view of the images, and the teacher's prediction for it.
         """
         with self.precision.autocast():
             prediction = in_fp32(self.student(images, want_feats=self.distiller.needs_feats))
@@ -113,7 +113,7 @@ class Trainable(nn.Module):
                 second = in_fp32(self.student(strong[0], want_feats=self.distiller.needs_feats))
                 batch = replace(batch, strong=StrongView(second, strong[1]))
         outcome = self.distiller(prediction, teacher, batch)
-        # A method's result of another kind is the step's to refuse.
+        # If the method returns something else, the step raises the error.
         own = outcome.logits if isinstance(outcome, Outcome) else None
         return outcome, prediction.logits.detach() if own is None else own
 
@@ -132,9 +132,9 @@ class Trainable(nn.Module):
 class Step:
     """Trains on the next batch of an epoch: `begin` an epoch, then call it once for each batch.
 
-    capture: record a CUDA graph of the step after a few steps, and replay that from then on. Where a method or a
-    network does what a graph cannot hold (a read-back, a branch on a value, a buffer that is replaced), one line in the
-    log says so, and steps go on one by one. Without a GPU nothing is recorded.
+    capture: record a CUDA graph of the step after a few steps, and replay that from then on. If a method or a network
+    does something that a graph cannot hold (a read-back, a branch on a value, a buffer that is replaced), one warning
+    is logged and steps run one by one. Without a GPU nothing is recorded.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Step:
         self.loss_names: list[str] = []
         self.epoch = torch.zeros((), device=device)
         self.skipped = 0  # images of the last epoch that were left out, in all processes together
-        self.share = 1.0  # of the images of a batch: what this process's gradient counts in the sum of all
+        self.share = 1.0  # this process's fraction of a batch's images, the weight of its gradient in the sum
         self.sound: Tensor | None = None  # [losses]: whether each was finite so far
         self.sound_steps: Tensor | None = None  # [losses]: for how many steps
         self.eager_steps: dict[int, int] = {}
@@ -164,7 +164,7 @@ class Step:
         self.stream = torch.cuda.Stream(device) if self.capture else None
 
     def begin(self, epoch: int) -> None:
-        """Begin an epoch, after the data have."""
+        """Begin an epoch, after `data.begin`."""
         self.epoch.fill_(float(epoch))
         self.meter.reset()
         self.class_meter.reset()
@@ -195,7 +195,7 @@ class Step:
         self.data.skipped = state["skipped"]
 
     def __call__(self, count: int, whole: int | None = None) -> None:
-        """Train on the next `count` images of the epoch, of a batch that has `whole` in all processes together."""
+        """Train on the next `count` images of the epoch, from a batch of `whole` in all processes together."""
         self.share = 1.0 if whole is None else count / whole
         if self.sound is None:
             unsaved = Unsaved(self.trainable)
@@ -230,14 +230,14 @@ class Step:
         try:
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self._train(count)
-        except Exception as error:  # whatever a method does may fail here, and works without a graph
+        except Exception as error:  # code of a method may fail here and work without a graph
             if here is not None:
-                torch.cuda.set_stream(here)  # the recording's stays the current one if its end fails
+                torch.cuda.set_stream(here)  # the recording's stream stays current if its end fails
             held.restore()
             self._give_up(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
             return
         replaced = held.restore()
-        if replaced:  # replays would read what was there at the recording, again and again
+        if replaced:  # replays would always read the tensor of the recording
             self._give_up(f"{replaced[0]} is replaced in every step, and a graph needs it changed in place")
             return
         self.graphs[count] = graph
@@ -285,7 +285,7 @@ class Step:
         """Take one step down the losses; returns their sum."""
         if self.share == 1.0:
             return self.optimizer.minimise(named)
-        # Losses are means over a process's part: so weighted, the sum of gradients is that of the whole batch.
+        # Losses are means over a process's part; this weight makes the summed gradient that of the whole batch.
         summed: Tensor = self.optimizer.minimise({name: self.share * loss for name, loss in named.items()})
         return summed / self.share
 

@@ -24,14 +24,14 @@ from edkd.training import distributed
 from edkd.training.evaluation import measure
 from edkd.training.step import Step, Trainable
 
-_BETWEEN_RANKS = 1 << 53  # beyond what any seed and epoch make
+_BETWEEN_RANKS = 1 << 53  # larger than any number that seed and epoch give
 
 
 @contextlib.contextmanager
 def seeded(seed: int, epoch: int, device: torch.device, rank: int = 0) -> Any:
     """Torch's random numbers inside depend on (seed, epoch, rank) alone; the state outside is left as it was.
 
-    From them networks and methods draw by themselves in an epoch; epoch 0 has the initial weights.
+    Networks and methods draw from these numbers in an epoch; epoch 0 is for the initial weights.
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed * 1_000_003 + epoch + rank * _BETWEEN_RANKS)
@@ -39,9 +39,9 @@ def seeded(seed: int, epoch: int, device: torch.device, rank: int = 0) -> Any:
 
 
 Within = dict[str, Any]
-"""How far an epoch is: {"steps", "seconds"} of training so far, and what each process has measured and draws next."""
+"""The progress of an epoch: its "steps" and "seconds", and each process's metrics and random state ("processes")."""
 OnStep = Callable[[int, int, Callable[[], Within]], None]
-"""Called after a step with the number of steps done, that of the epoch, and what says how far it is."""
+"""Called after a step with the number of steps done, that of the epoch, and a function that returns its progress."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     epoch: int = 0  # epochs done
     best: dict[str, Any] | None = None
-    within: Within | None = None  # of the epoch after those, where a checkpoint was made there
+    within: Within | None = None  # progress of the next epoch, if a checkpoint was made during it
 
     @property
     def student(self) -> nn.Module:
@@ -132,7 +132,7 @@ def train_epoch(
         step.skipped = int(distributed.add(torch.tensor(step.skipped, device=step.device)))
     metrics = step.meter.read(len(step.data) - step.skipped)
     if not math.isfinite(metrics["train/loss"]):
-        # Once the weights are spoilt, every loss is: the first one tells. None, if only their sum is too large.
+        # Once a loss is not finite, no later one is: name the first. There is none if only the sum overflows.
         first, guilty = step.first_unsound(steps)
         where = f"epoch {epoch}, step {first}" if guilty else f"epoch {epoch}"
         named = ", ".join(f"train/loss_{name}" for name in guilty) or "train/loss"
@@ -179,7 +179,7 @@ def fit(
     After each epoch `on_epoch(record, improved)` gets the journal's epoch record and whether this is the best epoch so
     far (by validation accuracy where a part is held out, by test accuracy otherwise; the first of equals).
     """
-    capture = capture and distributed.size() == 1  # what processes send each other is part of no graph
+    capture = capture and distributed.size() == 1  # communication between processes is not recorded
     step = Step(state.trainable, state.optimizer, teacher, data.train, batch_size=schedule.batch_size, capture=capture)
     device = state.trainable.precision.device
     while state.epoch < schedule.epochs:

@@ -1,6 +1,6 @@
-"""hydra-submitit-launcher's SLURM launcher for sweeps that are handed to the queue as a whole; see `edkd.slurm.submit`.
+"""hydra-submitit-launcher's SLURM launcher for sweeps that are submitted as a whole; see `edkd.slurm.submit`.
 
-What it submits is not Hydra's composition, repeated on the node, but the configuration that the plan froze.
+It submits the configurations that the plan froze; Hydra does not compose them again on the node.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ _LEAST = {
     "runs_per_job": 1,
     "nodes": 1,
 }
-# What sbatch says if it may have been heard all the same; any other word of it is a refusal.
+# Errors of sbatch after which SLURM may still have the jobs; any other error is a refusal.
 _AWAY = re.compile("contact slurm controller|timed out|connection (refused|failure)|zero bytes", re.IGNORECASE)
 
 
@@ -52,7 +52,7 @@ class EdkdSlurmLauncher(SlurmLauncher):
         self.parallel: int = (params["array_parallelism"] or 256) * runs_per_job  # submitit's default
 
     def check(self) -> None:
-        """Raise EdkdError for a key that there is not or a value that makes no sense, before anything is submitted."""
+        """Raise EdkdError for an unknown key or an impossible value, before anything is submitted."""
         from edkd.errors import EdkdError
 
         known = {field.name for field in fields(EdkdSlurmConf)} - {"_target_"}
@@ -84,7 +84,7 @@ class EdkdSlurmLauncher(SlurmLauncher):
             )
 
     def check_devices(self, jobs: Sequence["Job"]) -> None:
-        """Raise EdkdError for runs whose `engine.devices` are not those of their SLURM jobs."""
+        """Raise EdkdError if a run's `engine.devices` does not fit its SLURM job; warn if GPUs would be idle."""
         from edkd.console import LOG, counted
         from edkd.errors import EdkdError
 
@@ -107,13 +107,13 @@ class EdkdSlurmLauncher(SlurmLauncher):
 
     @property
     def threads(self) -> int | None:
-        """CPU threads of a run on a node, as far as the launcher's parameters say."""
+        """CPU threads of a run on a node; None if the launcher's parameters do not set them."""
         count = self.params.get("cpus_per_task")
         return max(1, int(count) // max(1, self.runs_per_job)) if count else None
 
     @property
     def name(self) -> str:
-        """What the jobs' names begin with."""
+        """The prefix of the jobs' names."""
         return "_".join(str(self.params["name"]).split())
 
     def submit(self, jobs: Sequence["Job"], after: str | None, comment: str) -> list[str]:
@@ -131,7 +131,7 @@ class EdkdSlurmLauncher(SlurmLauncher):
         path.write_text(script)
         with _environment():
             command = ["sbatch", str(path)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, close_fds=False)  # `alone`
+            done = subprocess.run(command, capture_output=True, text=True, check=False, close_fds=False)  # for `alone`
         number = re.search(r"job (\d+)", done.stdout)
         if number is None:
             path.unlink()
@@ -148,9 +148,9 @@ class EdkdSlurmLauncher(SlurmLauncher):
         return str(Path(self.params["submitit_folder"]).absolute() / f"{job_id}_0_log.err")
 
     def _folder(self) -> tuple[Path, bool]:
-        """The folder of the scripts and of SLURM's logs, which SLURM does not make, and whether this has made it.
+        """The folder of the scripts and of SLURM's logs, and whether this call made it. SLURM does not make it.
 
-        Nobody else may write there, or put links there for SLURM to follow.
+        Other users may not write there, or put links there for SLURM to follow.
         """
         from edkd.errors import EdkdError
 
@@ -169,7 +169,7 @@ class EdkdSlurmLauncher(SlurmLauncher):
         )
 
     def _script(self, jobs: Sequence["Job"], folder: Path, after: str | None, comment: str, name: str) -> str:
-        """What sbatch is given: submitit's script, and in it the runs of all tasks."""
+        """The script for sbatch: submitit's script, with the runs of all tasks in it."""
         import submitit
 
         from edkd.rundir.paths import RunDir
@@ -183,9 +183,9 @@ class EdkdSlurmLauncher(SlurmLauncher):
         runs = [shlex.quote(f"{job.run}:{RunDir(job.directory).config.absolute()}") for job in jobs]
         params |= {"name": name, "additional_parameters": options}
         params["setup"] = [*params.get("setup", []), "runs=(", *runs, ")"]
-        if params.get("cpus_per_task"):  # since SLURM 22.05 srun does not take this over from sbatch
+        if params.get("cpus_per_task"):  # since SLURM 22.05 srun does not inherit this from sbatch
             params["srun_args"] = [f"--cpus-per-task={params['cpus_per_task']}"]
-        if params["nodes"] > 1:  # a task that is gone takes the others along
+        if params["nodes"] > 1:  # a task that fails ends the others
             params["srun_args"] = [*params.get("srun_args", []), "--kill-on-bad-exit=1"]
         if after is not None:
             params["dependency"] = f"afterany:{after}"
@@ -200,21 +200,21 @@ class EdkdSlurmLauncher(SlurmLauncher):
             values |= {"runs-per-job": self.runs_per_job, "first": f"$(({self.runs_per_job} * {task}))"}
             of_job = '"${runs[@]}"'
         given = " ".join(f"--{name} {value}" for name, value in values.items())
-        # A warning that comes before Python is ready for it would end the job: SLURM would not queue that again.
+        # A warning before Python is ready for it would end the job, and SLURM would not queue the job again.
         ignoring = """bash -c 'trap "" USR2; exec "$0" "$@"'"""
         command = f"{ignoring} {self.python or slurm.python} -u -m edkd.slurm.job {given} {of_job}"
         return str(slurm._make_submission_file_text(command, ""))
 
 
 def _options(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of sbatch: true is a flag; false and null are none, but for `requeue`, whose opposite has a name."""
+    """Options of sbatch: true is a flag; false and null omit the option, but requeue=false gives `no-requeue`."""
     made = {name: value for name, value in params.items() if value is not None and value is not False}
     return made if params.get("requeue") is not False else {**made, "no-requeue": True}
 
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
-    """The environment that jobs inherit: they find edkd, and nothing of a job from which this may be called."""
+    """Set the environment that jobs inherit: it has edkd's path, and no variables of a job around this process."""
     hidden = ["PYTHONPATH"]
     if "SLURM_JOB_ID" in os.environ:
         hidden += [n for n in os.environ if n.startswith(("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_"))]
@@ -228,7 +228,7 @@ def _environment() -> Iterator[None]:
 
 
 def _reason(said: str) -> str:
-    """What sbatch said, without its own name."""
+    """The errors that sbatch reports, without its prefixes."""
     found = re.findall(r"^sbatch: error: (.*)$", said, re.MULTILINE)
     return "; ".join(line.removeprefix("Batch job submission failed: ") for line in found) or _line(said)
 

@@ -1,8 +1,8 @@
-"""Hydra's face of `edkd.sweeps`. Every Hydra program of the environment imports this: nothing heavy here."""
+"""Hydra's plugin for `edkd.sweeps`. Every Hydra program of the environment imports this: nothing heavy here."""
 
 from hydra.core.config_store import ConfigStore
 
-# `hydra/sweeper=edkd` has no settings of its own, and as a plain node takes what an experiment says of a search.
+# `hydra/sweeper=edkd` has no settings of its own; as a plain node it accepts an experiment's settings of a search.
 ConfigStore.instance().store(
     group="hydra/sweeper",
     name="edkd",

@@ -1,4 +1,4 @@
-"""The sweeper plugins: they hand Hydra's arguments to `edkd.sweeps`, which plans, launches and reports."""
+"""The sweeper plugins: they pass Hydra's arguments to `edkd.sweeps`, which plans, launches and reports."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 class EdkdSweeper(Sweeper):
     """Plans a sweep of edkd runs; see `edkd.sweeps`.
 
-    `search` is what the configuration says of a search, for which it takes `hydra/sweeper=optuna`.
+    `search` holds the settings of a search, which only `hydra/sweeper=optuna` uses.
     """
 
     def __init__(self, **search: Any) -> None:
@@ -38,7 +38,7 @@ class OptunaSweeper(EdkdSweeper):
         """Run the search that the command line's overrides and `hydra.sweeper` describe."""
         from edkd.runs.pruning import load_optuna
 
-        load_optuna()  # says what to install if it is missing
+        load_optuna()  # if it is missing, the error names what to install
         from edkd.sweeps.search import search
 
         values: Any = OmegaConf.to_container(OmegaConf.create(self.search), resolve=True)
