@@ -94,7 +94,11 @@ def read(run_dir: Path, *, every_epoch: bool = True) -> list[Record]:
             raise EdkdError(
                 f"line {number} of {path} is not a journal record; the file was damaged: restore or move it"
             )
-    return records[::-1]
+    counted = records[::-1]
+    while counted and counted[-1]["event"] == "interrupted":
+        counted.pop()
+    is_over = bool(counted) and counted[-1]["event"] in ("end", "pruned")
+    return counted if is_over else records[::-1]  # Ctrl-C may have come when all was done
 
 
 def epochs(run_dir: Path) -> dict[int, Record]:
@@ -143,8 +147,6 @@ def _summarise(records: list[Record]) -> RunState:
     found = RunState(status="new")
     for record in records:
         event = record["event"]
-        if event == "interrupted" and found.status in ("finished", "pruned"):
-            continue  # Ctrl-C came when all was done
         found.interruption = record if event == "interrupted" else None
         if event == "epoch":
             found.last_epoch = record

@@ -169,6 +169,7 @@ def test_state_follows_the_events(tmp_path: Path) -> None:
         written(tmp_path, *records)
         found = journal.state(tmp_path)
         assert (found.status, found.error, found.epoch) == expected, records
+    assert journal.read(tmp_path)[-1]["event"] == "end"  # for MLflow and packed results, too
     assert (found.run, found.name, found.epochs_total) == ("0123456789abcdef", "edkd-s1", 240)
     assert found.first_start is not None and "attempt" not in found.first_start
     assert found.start is not None and found.start["attempt"] == 3
