@@ -93,11 +93,11 @@ def run_several(args: argparse.Namespace) -> int:
 
     Returns the exit code: 1 if a run failed in this job or is to be continued.
     """
-    from edkd.training.hardware import slurm_job
-
     options = [f"--{name}={getattr(args, name.replace('-', '_'))}" for name in _OPTIONS]
-    several = pack.Pack(args.runs, first=args.first, size=args.runs_per_job, options=options, job=slurm_job() or "")
     with warnings_noted(args.signal_delay) as warned:
+        from edkd.training.hardware import slurm_job  # loads torch: only after `warnings_noted` has begun
+
+        several = pack.Pack(args.runs, first=args.first, size=args.runs_per_job, options=options, job=slurm_job() or "")
         while True:
             if warned.at is None:
                 several.start_next()
@@ -245,7 +245,7 @@ def _check_gpu() -> None:
     if gpus not in _NO_GPU and not torch.cuda.is_available():
         raise EdkdError(
             f"SLURM gave this job a GPU (CUDA_VISIBLE_DEVICES={gpus}), but torch {torch.__version__} finds none on "
-            f"{platform.node()}: a build of torch without CUDA, or a driver that is too old or away? "
+            f"{platform.node()}: a build of torch without CUDA, or a driver that is too old or missing? "
             "hydra.launcher.gpus_per_node=0 engine.device=cpu computes on CPUs"
         )
 
