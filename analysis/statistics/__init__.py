@@ -5,7 +5,7 @@ weights), `protocol` ("last", "best": chosen on the test set, "selected": chosen
 """
 
 from analysis.statistics.paired import cells, comparisons, holm
-from analysis.statistics.pooled import Pooled, over_pairs, pooled
+from analysis.statistics.pooled import Pooled, over_pairs
 from analysis.statistics.power import detectable, needed
 from analysis.statistics.sentences import permits, verdict
 
@@ -18,6 +18,5 @@ __all__ = [
     "needed",
     "over_pairs",
     "permits",
-    "pooled",
     "verdict",
 ]

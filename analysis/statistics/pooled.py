@@ -83,20 +83,6 @@ def over_pairs(
     return found
 
 
-def pooled(
-    tidy: pd.DataFrame,
-    protocol: str,
-    first: str,
-    second: str,
-    level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Pooled:
-    """`over_pairs` of two methods."""
-    runs = tidy[tidy["method"].isin([first, second])]
-    return over_pairs(runs, protocol, [(first, second)], level, resamples, seed)[0]
-
-
 def _wilcoxon(mean: Floats) -> Floats:
     """The p of each contrast over its differences `mean` [pairs, contrasts]; missing ones and 0 do not count."""
     rounded = mean.round(9)  # so that equal differences are equal to the last bit

@@ -90,11 +90,14 @@ def _waiting(policy: str | None) -> Iterator[None]:
     if policy is None:
         yield
         return
+    before = os.environ.get("OMP_WAIT_POLICY")
     os.environ["OMP_WAIT_POLICY"] = policy
     try:
         yield
     finally:
         del os.environ["OMP_WAIT_POLICY"]
+        if before is not None:
+            os.environ["OMP_WAIT_POLICY"] = before
 
 
 @contextlib.contextmanager

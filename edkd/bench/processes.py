@@ -18,7 +18,6 @@ from edkd.console import console
 from edkd.training import distributed
 from edkd.training.device import pick_device
 
-PAIR = "vgg13-vgg8"
 MODE = "warm"
 
 

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from edkd.data import _torchvision, views
 from edkd.data.base import Epoch, ImageBatch, share
 from edkd.data.files import Augmentation, Broken, Files, read_image
-from edkd.data.views import epoch_order
 from edkd.errors import EdkdError
 
 LOG = logging.getLogger("edkd")
@@ -100,7 +99,7 @@ class StreamedData:
         """Begin an epoch after `done` batches, which are not read: order and crops depend on (seed, epoch) only."""
         self.skipped = 0
         draws = views.draw(len(self), seed=seed, stream=views.TRANSFORMS, counter=epoch)
-        order = epoch_order(seed, epoch, len(self)).tolist()
+        order = views.epoch_order(seed, epoch, len(self)).tolist()
         places, whole = share(len(self), batch_size, rank, size)
         batches = [[(order[place], int(draws[order[place]])) for place in each] for each in places]
         self._epoch = self._load(self._transform(training=True), batches[done:])

@@ -119,7 +119,7 @@ def _recorded(folders: Iterable[Path]) -> dict[str, dict[str, list[float]]]:
     """The seconds of an epoch by kind and device, from the latest runs in these folders."""
     found: dict[str, dict[str, list[float]]] = {}
     for folder in folders:
-        for path in sorted(folder.glob(f"*/{JOURNAL}"), key=lambda path: path.stat().st_mtime)[-LATEST:]:
+        for path in sorted(folder.glob(f"*/{JOURNAL}"), key=_written)[-LATEST:]:
             try:
                 known = journal.state(path.parent)
                 if known.start is None or known.last_epoch is None:
@@ -166,7 +166,7 @@ class _View:
         self.labels = {run: f" {label}" if label else "" for run, label in labels(jobs).items()}
         self.began = time.monotonic()
         # Read the times before the states, so that a record written in between is shown, not missed.
-        self.seen = {job.run: _changed(job) for job in jobs}
+        self.seen = {job.run: _written(RunDir(job.directory).journal) for job in jobs}
         self.states = {job.run: journal.state(job.directory) for job in jobs}
         self.ended: dict[str, str] = {}  # run -> status, of the runs that ended since the watch began
         self.most = 0  # the largest number of jobs seen running at a time
@@ -183,7 +183,7 @@ class _View:
     def refresh(self) -> None:
         """Read the journals that have changed."""
         for job in self.jobs:
-            changed = _changed(job)
+            changed = _written(RunDir(job.directory).journal)
             if changed != self.seen[job.run] and self.ended.get(job.run) != "finished":
                 with contextlib.suppress(EdkdError):
                     self.states[job.run] = journal.state(job.directory)
@@ -269,10 +269,10 @@ def _line(job: Job, label: str, state: RunState) -> Iterator[Text]:
         yield Text(f"{duration(max(0.0, left))} left")
 
 
-def _changed(job: Job) -> float:
-    """When the job's journal was written to last; 0 where there is none."""
+def _written(path: Path) -> float:
+    """When a journal was written to last; 0 if it does not exist."""
     try:
-        return RunDir(job.directory).journal.stat().st_mtime
+        return path.stat().st_mtime
     except OSError:
         return 0.0
 

@@ -86,7 +86,7 @@ def test_only_runs_of_one_seed_and_teacher_are_compared():
     other = tidy.assign(teacher=tidy["teacher"].where((tidy["seed"] != 3) | (tidy["method"] == "kd"), "another"))
     row = st.comparisons(other, "last", [("dkd", "kd"), ("dkd", "unknown")]).iloc[0]
     assert (row["n"], row["difference"], row["seeds"]) == (2, 1.0, "0 1")
-    assert st.comparisons(other, "best").empty and st.pooled(other, "best", "dkd", "kd").pairs == 0
+    assert st.comparisons(other, "best").empty and pooled(other, "best", "dkd", "kd").pairs == 0
 
 
 def test_equal_differences_permit_no_p():
@@ -95,6 +95,11 @@ def test_equal_differences_permit_no_p():
     assert row["difference"] == pytest.approx(0.12) and row["sd"] == 0
     assert row[["low", "high", "p", "p_holm"]].isna().all()
     assert "same value in every run" in st.permits(st.comparisons(tidy, "last"))[0]
+
+
+def pooled(tidy, protocol, first, second, resamples=10_000, seed=0):
+    runs = tidy[tidy["method"].isin([first, second])]
+    return st.over_pairs(runs, protocol, [(first, second)], 0.95, resamples, seed)[0]
 
 
 def test_pooled_by_hand():
@@ -111,22 +116,22 @@ def test_pooled_by_hand():
         {(pair, "kd"): [70.0] * len(runs) for pair, runs in gaps.items()}
         | {(pair, "dkd"): [70 + gap for gap in runs] for pair, runs in gaps.items()}
     )
-    result = st.pooled(tidy, "last", "dkd", "kd")
+    result = pooled(tidy, "last", "dkd", "kd")
     means = [1.1, 0.4, -0.3, 0.0, -0.2, 0.3, 0.2]
     assert result.pairs == 7 and result.mean == pytest.approx(np.mean(means))
     assert (result.wins, result.ties, result.losses) == (3, 3, 1)  # a-x's interval of two runs includes 0
     assert result.improvement == pytest.approx((1 + 1 + 0 + 0.5 + 0.5 + 1 + 1) / 7)
-    back = st.pooled(tidy, "last", "kd", "dkd")
+    back = pooled(tidy, "last", "kd", "dkd")
     assert (back.improvement, back.wins, back.losses) == (pytest.approx(1 - result.improvement), 1, 3)
     # Six signed ranks: |−0.3| and 0.3 share 3.5, as |−0.2| and 0.2 share 1.5; the sum of the negative ones is 5.
     assert result.p_wilcoxon == back.p_wilcoxon == stats.wilcoxon([6, -5, 4, 3, 2, 1], method="exact").pvalue
-    few = st.pooled(tidy[tidy["pair"].isin(SEVEN[:4])], "last", "dkd", "kd")
+    few = pooled(tidy[tidy["pair"].isin(SEVEN[:4])], "last", "dkd", "kd")
     assert few.pairs == 4 and math.isnan(few.low) and math.isnan(few.high) and few.mean == pytest.approx(0.3)
 
 
 def test_wilcoxon_over_seven_pairs_ends_at_0_0156():
     tidy = frame({(p, m): [70 + 0.1 * i * (m == "dkd")] for i, p in enumerate(SEVEN, 1) for m in ("kd", "dkd")})
-    assert st.pooled(tidy, "last", "dkd", "kd").p_wilcoxon == 2 / 2**7 == 0.015625
+    assert pooled(tidy, "last", "dkd", "kd").p_wilcoxon == 2 / 2**7 == 0.015625
 
 
 def test_the_bootstrap_draws_pairs_and_then_runs():
@@ -140,7 +145,7 @@ def test_the_bootstrap_draws_pairs_and_then_runs():
     assert np.mean(fast) == pytest.approx(np.mean(slow), abs=4 * np.std(slow) / 100)
     np.testing.assert_allclose(np.quantile(fast, [0.05, 0.95]), np.quantile(slow, [0.05, 0.95]), atol=0.1)
     tidy = random_frame(SEVEN, ["kd", "dkd"], 3)
-    one, same, other = (st.pooled(tidy, "last", "kd", "dkd", seed=seed) for seed in (5, 5, 6))
+    one, same, other = (pooled(tidy, "last", "kd", "dkd", seed=seed) for seed in (5, 5, 6))
     assert one == same and one.low != other.low and one.mean == other.mean
 
 
@@ -248,7 +253,7 @@ def test_the_interval_over_pairs_covers(spread):
     found = []
     for seed in range(120):
         tidy = random_frame(SEVEN, ["kd", "dkd"], 3, spread=spread, noise=0.2, seed=seed)
-        found.append(st.pooled(tidy, "last", "dkd", "kd", resamples=4000))
+        found.append(pooled(tidy, "last", "dkd", "kd", resamples=4000))
     assert np.mean([result.low <= 0 <= result.high for result in found]) > 0.9
     assert np.mean([result.p_wilcoxon < 0.05 for result in found]) < 0.11
     assert np.mean([result.improvement for result in found]) == pytest.approx(0.5, abs=0.05)
