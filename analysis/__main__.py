@@ -96,9 +96,9 @@ def chosen(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
         raise EdkdError(f"no finished run of {', '.join(named)}; {load.HOW_TO_RUN}")
     if used["packed"].all():
         own = there[~there["packed"]]
-        none = "; the store has runs, and among them no finished student with a teacher"
+        none = "; the store has runs, but no finished student with a teacher"
         distilled = load.finished(own) & ~own["alone"]
-        line = f"all of these runs are packed ones, of {options.results}"
+        line = f"all runs of this table are packed ones, from {options.results}"
         print(f"analysis: {line}{none if len(own) and not distilled.any() else ''}", file=sys.stderr)
     if options.metric not in (None, *load.tidy(used)["protocol"].unique()):
         raise EdkdError(f"--metric {options.metric}: {_NO_METRIC[options.metric]}")

@@ -24,8 +24,8 @@ def add_to(commands: Any) -> None:
             origin,
             help=f"{origin}'s output folders",
             description=f"Write the finished runs of {origin} below PATH ({holds}) as journals into the output folder, "
-            "each once. They are said to be trained by the recipe that the data set, the schedule and KEY=VALUE name, "
-            "as for a run of ours; what a file tells of its recipe must agree. What is no finished run is listed.",
+            "each once. Their recipe is that of the data set, the schedule and KEY=VALUE, as for a run of ours; "
+            "what a file states of its recipe must agree. Unfinished runs are listed.",
         )
         parser.add_argument("paths", nargs="+", metavar="PATH", help=f"searched for {holds}")
         add_output(parser)

@@ -65,10 +65,10 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--streaming", action="store_true", help="loader and step, alone and together, from image files")
     what.add_argument("--devices", type=int, metavar="N", help="a run in N processes beside the same run in one")
     what.add_argument("--contention", action="store_true", help="threads beside processes that hold the cores")
-    parser.add_argument("--repetitions", type=int, metavar="N", help="of each mode at most; the median counts")
-    parser.add_argument("--steps", type=int, metavar="N", help="of one repetition")
-    parser.add_argument("--seconds", type=float, metavar="S", help="for all steps; fewer repetitions keep to it")
-    parser.add_argument("--threads", type=int, metavar="N", help="on the CPU; default: all cores")
+    parser.add_argument("--repetitions", type=int, metavar="N", help="of each mode, at most; their median counts")
+    parser.add_argument("--steps", type=int, metavar="N", help="in one repetition")
+    parser.add_argument("--seconds", type=float, metavar="S", help="for all steps; it limits the repetitions")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: all cores")
     parser.add_argument("--quick", action="store_true", help="two minutes: EDKD alone, few repetitions")
     parser.add_argument(
         "--output", type=Path, default=Path("outputs/bench"), metavar="DIR", help="for CSV and Markdown"

@@ -19,7 +19,7 @@ def add_to(commands: Any) -> None:
     """Add the commands to the parser's subcommands."""
     clean = commands.add_parser(
         "clean",
-        help="remove what is needed no more: checkpoints of finished runs, unused teacher caches",
+        help="remove files that are no longer needed: checkpoints of finished runs, unused teacher caches",
         description="Remove checkpoints of finished runs (last.pt and best.pt stay), files that a killed process did "
         "not finish writing, teacher caches that were set aside, and those whose teacher is no longer in the store. "
         "Runs that a process works on, checkpoints of unfinished runs and caches in use stay. With SWEEP, only files "

@@ -13,7 +13,7 @@ from edkd.errors import EdkdError
 from edkd.status.state import STATES
 
 _KEYS = """\
-exit codes: 0 all runs shown are done or pruned; 1 a run failed or vanished; 2 the command makes no sense, and says why;
+exit codes: 0 all runs shown are done or pruned; 1 a run failed or vanished; 2 the command is wrong, and says why;
 3 nothing is wrong, but runs are new, waiting or running.
 
 --json prints one object: {"output", "sweep", "time", "counts": {state: number}, "runs": [...]}. Each run has:
@@ -61,7 +61,7 @@ def add_to(commands: Any) -> None:
         "retry",
         help="launch again what failed, vanished or was interrupted",
         description="Launch again what failed, vanished or was interrupted, as it was planned: from the configurations "
-        "in the run directories, not from conf/. Teachers come first, and what waited for one goes along.",
+        "in the run directories, not from conf/. Teachers come first; students that waited for one are included.",
     )
     _add_selection(again)
     again.add_argument("--all", action="store_true", help="also what is planned and never began")

@@ -33,8 +33,8 @@ def add_to(commands: Any) -> None:
     importing.set_defaults(act=_import_teacher)
     caching = stored.add_parser("cache", help="compute teachers' logits ahead of the runs that will use them")
     caching.add_argument("names", nargs="+", metavar="NAME", help="teachers, such as vgg13")
-    caching.add_argument("--seeds", nargs="+", default=[], metavar="N", help="of the runs; default 0")
-    caching.add_argument("--epochs", metavar="N", help="of the runs; default: the schedule's")
+    caching.add_argument("--seeds", nargs="+", default=[], metavar="N", help="seeds of the runs; default 0")
+    caching.add_argument("--epochs", metavar="N", help="epochs of the runs; default: the schedule's")
     caching.add_argument("--all", action="store_true", help="every view of every image, whatever the seeds")
     add_dataset(caching)
     caching.set_defaults(act=_cache_teachers)
@@ -139,7 +139,7 @@ def _cache_teachers(args: argparse.Namespace) -> None:
     words = [*args.names, *args.seeds, *args.overrides]
     seeds = _seeds([*args.seeds, *(word for word in words if word.startswith("seed="))])
     if args.all and (seeds or args.epochs):
-        raise EdkdError("--all means every view, whatever seeds and epochs would draw: leave those away, or --all")
+        raise EdkdError("--all means every view of every image: it goes with neither --seeds nor --epochs")
     overrides = [f"dataset={args.dataset}", *(word for word in words if "=" in word and not word.startswith("seed="))]
     overrides += [f"schedule.epochs={args.epochs}"] if args.epochs else []
     names = [word for word in args.names if "=" not in word]

@@ -178,8 +178,8 @@ def _fill(cfg: Settings, source: CachedTeacher, images: int, seeds: Sequence[int
 
     def give_up(error: OSError) -> None:
         raise EdkdError(
-            f"{table.path}: {error.strerror or error}; what was computed ({computed:,}) stays valid, "
-            "and the same command continues where that is mended"
+            f"{table.path}: {error.strerror or error}; {computed:,} computed entries are kept; "
+            "the same command continues when that is mended"
         ) from error
 
     began = time.monotonic()

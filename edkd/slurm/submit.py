@@ -137,9 +137,7 @@ def submit(
         for after, jobs in sorted(students.items(), key=lambda item: item[0] is not None):
             send(jobs, after)
     except (AwayError, RefusedError) as error:
-        why = (
-            f"the controller is away ({error})" if isinstance(error, AwayError) else f"SLURM refused the jobs: {error}"
-        )
+        why = f"{NO_ANSWER if isinstance(error, AwayError) else 'SLURM refused the jobs'}: {error}"
         if not submitted and isinstance(error, RefusedError):
             raise EdkdError(why) from error
         count = f"{_counted(submitted)} submitted{_numbers(submitted)}"
@@ -185,7 +183,7 @@ def adopt(folder: Path, launcher: Queue) -> None:
         about = json.loads(under_way.read_bytes())
         found = queue.commented(about["comment"], about["user"])
         if found is None:
-            raise EdkdError(f"{NO_ANSWER}, and may have jobs of a command that was broken off: {SQUEUE_SAYS}")
+            raise EdkdError(f"{NO_ANSWER}, and may have jobs of an interrupted command: {SQUEUE_SAYS}")
         for job_id in found:
             first = about["runs_per_job"] * int(job_id.partition("_")[2] or 0)
             for run, size in about["runs"][first : first + about["runs_per_job"]]:
@@ -241,7 +239,7 @@ def array_limit() -> int:
     """
     asked = queue.ask(["scontrol", "show", "config"], time.monotonic() + queue.PATIENCE)
     if asked is None or asked.returncode != 0:
-        LOG.warning(f"{NO_ANSWER}; trying to submit all the same")
+        LOG.warning(f"{NO_ANSWER}; submitting anyway")
         return 1001
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", asked.stdout, re.MULTILINE)
     return max(1, int(found[1])) if found else 1001

@@ -58,7 +58,7 @@ def _of_run(directory: Path, state: State) -> Iterator[Leftover]:
     if state in ("running", "waiting"):  # a job that waits may begin on a node whose locks cannot be seen here
         return
     for path in sorted(directory.glob(".*.tmp")):
-        yield Leftover(path, "files that were never wholly written", directory)
+        yield Leftover(path, "incompletely written files", directory)
     if state == "done" and RunDir(directory).last.exists():
         for path in checkpoints(directory):
             yield Leftover(path, "checkpoints of finished runs", directory)

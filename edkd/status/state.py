@@ -249,7 +249,7 @@ def _why_vanished(facts: _Facts, entry: Entry | None) -> str:
     if facts.state.interruption is not None:
         return str(facts.state.interruption.get("reason") or "interrupted")
     if facts.job is not None:
-        return ("job ended without a word in the journal" if entry else "job gone from SLURM's queue") + said
+        return ("job ended without a record in the journal" if entry else "job gone from SLURM's queue") + said
     return f"process gone: {facts.note.get('pid')} on {facts.note.get('host')}" if facts.note else "process gone"
 
 

@@ -218,7 +218,7 @@ def _described(entry: store.Entry, others: Sequence[str]) -> str:
     if not others:
         return line
     warning = f"WARNING: trained otherwise than this sweep would: {'; '.join(others)}"
-    return f"{line}\n  {warning} (teacher_recipe=any says nothing of it)"
+    return f"{line}\n  {warning} (teacher_recipe=any omits this line)"
 
 
 def show_plan(planned: Sweep, statuses: Mapping[str, RunStatus]) -> None:

@@ -41,7 +41,7 @@ def set_aside_broken(path: Path, *, filling: bool) -> None:
             path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
     begun = "filled anew from the journals" if filling else "begun anew; `edkd sync` fills it from the journals"
     console.print(
-        f"MLflow store {path} was damaged or half made: it is now {aside.name}, and {begun}",
+        f"MLflow store {path} was damaged or incomplete: it is now {aside.name}, and {begun}",
         markup=False,
         soft_wrap=True,
     )

@@ -254,7 +254,7 @@ def _resolve(uri: str) -> str:
     path, question, query = uri.removeprefix(_SQLITE).partition("?")
     if not uri.startswith(_SQLITE) or path in ("", ":memory:"):
         allowed = f"{_SQLITE}FILE, {', '.join(f'{each}://…' for each in _SCHEMES)}"
-        why = "folders such as ./mlruns, which MLflow has given up, " if scheme in ("", "file") else "this "
+        why = "folders such as ./mlruns, which MLflow no longer supports, " if scheme in ("", "file") else "this "
         raise EdkdError(f"tracking URI {redacted(uri)!r}: {why}cannot be used; allowed are {allowed}")
     resolved = Path(path).resolve()
     if unquote(str(resolved)) != str(resolved):

@@ -222,6 +222,7 @@ def test_students_alone_and_their_teachers(analyse):
     [
         ("cifar100-50perclass", 240, "# REDUCED: part of CIFAR-100 (cifar100-50perclass), 240 epochs", True),
         ("cifar100", 20, "# REDUCED: CIFAR-100, only 20 of 240 epochs", True),
+        ("cifar100", 300, "# REDUCED: CIFAR-100, 300 epochs, another recipe than the field's", True),
         ("digits", 3, "# digits (not CIFAR-100), 3 epochs", False),
         ("cifar100", 240, "# CIFAR-100, 240 epochs", False),
     ],
@@ -532,12 +533,10 @@ def test_what_was_named_and_is_not_there_is_an_error(tmp_path, capsys, monkeypat
 
 def test_a_table_of_packed_runs_alone_says_so(analyse, monkeypatch):
     monkeypatch.setattr(load, "load_packed", lambda folder: [make()])
-    said = f"analysis: all of these runs are packed ones, of {load.RESULTS}\n"
+    said = f"analysis: all runs of this table are packed ones, from {load.RESULTS}\n"
     assert [analyse(stored)[3] for stored in ([], [make("dkd")])] == [said, ""]
     alone = make("vanilla", "vgg8", dataset="digits")
-    assert (
-        analyse([alone])[3] == f"{said[:-1]}; the store has runs, and among them no finished student with a teacher\n"
-    )
+    assert analyse([alone])[3] == f"{said[:-1]}; the store has runs, but no finished student with a teacher\n"
 
 
 def test_a_folder_without_packed_runs_is_named(analyse, tmp_path):

@@ -229,7 +229,7 @@ class DisturbedSweep:
         if code == 0:
             right = self._over() and count is not None and count[1] == count[2]
         elif count is None:
-            right = code == 1 and going.blind and ("controller is away" in err or "SLURM does not answer" in err)
+            right = code == 1 and going.blind and "SLURM does not answer" in err
         else:
             right = code == 1 and count[1] != count[2]
             self._check_lost(going, out)

@@ -196,7 +196,7 @@ def test_a_full_disk_is_one_line_and_what_was_written_stays(output: Path) -> Non
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert err.startswith("edkd: outputs/teachers/") and err.count("\n") == 1
-    assert "; what was computed (" in err and "the same command continues" in err
+    assert " computed entries are kept; " in err and "the same command continues" in err
     assert "computed" not in out
     there, missing, computed = numbers(cache(*MANY).out)
     assert there >= IMAGES

@@ -65,7 +65,7 @@ def test_what_runs_need_no_more(output: Path) -> None:
     found, ended = removed(output)
     assert found == of(output, "done", *CHECKPOINTS) | partial
     assert ended.out.splitlines() == [
-        "files that were never wholly written: 4 files, 0.03 MB",
+        "incompletely written files: 4 files, 0.03 MB",
         "checkpoints of finished runs: 3 files, 0.02 MB",
         "removed 7 files, 0.06 MB",
     ]

@@ -183,7 +183,7 @@ AWAY = "away"
         ([], [], Entry("COMPLETING", "n2"), ("waiting", "COMPLETING on n2")),
         ([], [], Entry("CANCELLED", ""), ("vanished", "CANCELLED")),
         ([], [], Entry("OUT_OF_MEMORY", "n1"), ("vanished", "OUT_OF_MEMORY")),
-        ([], [], Entry("COMPLETED", "n1"), ("vanished", "job ended without a word in the journal")),
+        ([], [], Entry("COMPLETED", "n1"), ("vanished", "job ended without a record in the journal")),
         ([], [], None, ("vanished", "job gone from SLURM's queue")),
         ([], [], AWAY, ("waiting", "SLURM cannot be asked now")),
         # It runs, on a node whose lock may not be seen here, or died there.

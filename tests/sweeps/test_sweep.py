@@ -398,7 +398,7 @@ def test_a_stored_teacher_that_was_trained_otherwise_is_shown_and_strictly_refus
     assert line.startswith("teacher resnet8 of digits-8-20perclass-test10: top-1 ")
     assert line.endswith(f"trained by run {run[:8]}")
     differs = "trained otherwise than this sweep would: schedule.lr 1e-05, here 0.01"
-    assert warning == f"  WARNING: {differs} (teacher_recipe=any says nothing of it)"
+    assert warning == f"  WARNING: {differs} (teacher_recipe=any omits this line)"
     assert "WARNING" not in swept(command, "teacher_recipe=any").out
     assert "schedule.lr 1e-05, here 0.01; remove " in error(swept(command, "teacher_recipe=strict"))
     alone = error(launch(*command, "teacher_recipe=strict", "schedule.weight_decay=0.1"))

@@ -738,7 +738,7 @@ def test_reading_a_broken_store_says_what_mends_it_and_the_sync_does_not_advise_
     write(run_dir, start(), *epochs(1), END)
     sync_all(run_dir.parent, **where)
     (aside,) = path.parent.glob("mlflow.db.broken-*")
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "half made" in line]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "incomplete" in line]
     assert line.endswith(f"it is now {aside.name}, and filled anew from the journals")
 
 
