@@ -174,13 +174,13 @@ def _first_drop(used: pd.DataFrame) -> int:
 def _measured(used: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds of top-1, agreement with the teacher, KL to it and calibration error, from the last metrics."""
     columns = ["agreement", "kl_teacher", "ece"]
-    told = pd.DataFrame(
+    nearness = pd.DataFrame(
         [[metrics.get(f"test/{name}") for name in columns] for metrics in used["metrics"]],
         columns=columns,
         index=used.index,
         dtype=float,
     )
-    frame = pd.concat([used[["pair", "method"]], used["last_top1"].rename("top1"), told], axis=1)
+    frame = pd.concat([used[["pair", "method"]], used["last_top1"].rename("top1"), nearness], axis=1)
     return frame.groupby(["pair", "method"], sort=False).mean().reset_index()
 
 

@@ -79,16 +79,16 @@ def recipe(runs: pd.DataFrame) -> str:
         name.split(".")[-1]: sorted({params[name] for params in distilled["params"] if name in params})
         for name in (*names, "engine.precision")
     }
-    told = ", ".join(f"{name} {' or '.join(found)}" for name, found in values.items() if found)
-    return f"Recipe `{runs['recipe'].iloc[0]}`: {told or 'not recorded'}."
+    listed = ", ".join(f"{name} {' or '.join(found)}" for name, found in values.items() if found)
+    return f"Recipe `{runs['recipe'].iloc[0]}`: {listed or 'not recorded'}."
 
 
 def sources(runs: pd.DataFrame) -> list[str]:
     """A note with the sources of the published numbers that stand beside the numbers of these runs."""
     keys = runs[~runs["alone"]].drop_duplicates(["pair", "method"])
     found = literature.sources(list(zip(keys["pair"], keys["method"])))
-    told = "; ".join(f"`{method}`: {', '.join(listed)}" for method, listed in sorted(found.items()))
-    return [f"Sources of the published numbers, by method: {told}."] if told else []
+    entries = "; ".join(f"`{method}`: {', '.join(listed)}" for method, listed in sorted(found.items()))
+    return [f"Sources of the published numbers, by method: {entries}."] if entries else []
 
 
 def show(report: Report, console: Console) -> None:

@@ -225,8 +225,8 @@ def _below(row: Mapping[Hashable, Any]) -> tuple[str, ...]:
 
 def _teacher(cells: pd.DataFrame, pair: Pair, beside: bool) -> Entry:
     """The teacher's accuracy as its students' runs recorded it; several numbers if they had different teachers."""
-    told = cells[cells["pair"] == pair.name]["teacher_top1"]
-    values = sorted({number(float(v), 2) for joined in told for v in joined.split()})
+    recorded = cells[cells["pair"] == pair.name]["teacher_top1"]
+    values = sorted({number(float(v), 2) for joined in recorded for v in joined.split()})
     return Entry(" / ".join(values), _beside("teacher", pair.teacher) if values and beside else ())
 
 

@@ -160,7 +160,7 @@ def absent(job: Job) -> list[Path]:
     return [folder for folder in (job.directory, *job.directory.parents[:3]) if not folder.exists()]
 
 
-def unmake(folders: Iterable[Path]) -> None:
+def remove_frozen(folders: Iterable[Path]) -> None:
     """Remove folders that `freeze` made, with the files that it wrote; a folder with anything else in it stays."""
     for folder in sorted({*folders}, key=lambda folder: len(folder.parts), reverse=True):
         with contextlib.suppress(OSError):

@@ -70,20 +70,20 @@ def evaluate_network(cfg: Settings, file: Path | None, *, with_teacher: bool = F
     method = load_method(cfg, file, network, arrays)
     network = to_device(network, cfg.engine, device)
     data, precision = device_data(arrays, cfg, device).test, Precision(cfg.engine.precision, device)
-    taught = None
+    teacher_logits = None
     if with_teacher:
         teacher = load_teacher(cfg, find_teacher(cfg), arrays.num_classes, device)
         with counting(cfg.teacher.name, len(data)) as update:
-            taught = all_logits(teacher, Counted(data, update), Precision("fp32", device))
+            teacher_logits = all_logits(teacher, Counted(data, update), Precision("fp32", device))
     found = _Found(arrays.num_classes, device)
     began = time.monotonic()
     with counting(cfg.student.name, len(data)) as update:
         counted = Counted(data, update)
         if method is None:
-            overall = evaluate(network, counted, precision, taught, found.add)
+            overall = evaluate(network, counted, precision, teacher_logits, found.add)
         else:
             whole = Trainable(network, method.to(device), precision).eval()
-            overall = measure(whole.predict, counted, device, taught, found.add)
+            overall = measure(whole.predict, counted, device, teacher_logits, found.add)
     seconds = time.monotonic() - began
     overall["ece"] = found.calibration.read()
     return Evaluation(where, overall, found.by_class(arrays.classes), len(data), seconds)

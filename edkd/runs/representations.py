@@ -22,7 +22,7 @@ from edkd.training.evaluation import EVALUATION_BATCH
 Array = NDArray[np.float32]
 
 
-class Seen(NamedTuple):
+class Outputs(NamedTuple):
     """One network's outputs for the test images."""
 
     name: str
@@ -34,8 +34,8 @@ class Representations(NamedTuple):
     """Both networks' outputs, in the order of the test images."""
 
     title: str  # which run it is
-    student: Seen
-    teacher: Seen
+    student: Outputs
+    teacher: Outputs
     target: NDArray[np.int64]  # [N]
 
 
@@ -59,7 +59,7 @@ def represent(run_dir: Path, output: Path) -> Representations:
     checkpoint.load_into(student, checkpoint.load_weights(file), str(file))
     test = device_data(inputs.arrays, cfg, inputs.device).test
     networks = ((cfg.student.name, to_device(student, cfg.engine, inputs.device)), (cfg.teacher.name, inputs.teacher))
-    seen = [Seen(name, *_predicted(network, test, inputs.device)) for name, network in networks]
+    seen = [Outputs(name, *_predicted(network, test, inputs.device)) for name, network in networks]
     target = torch.cat([target for _, target in test.batches(EVALUATION_BATCH[inputs.device.type])])
     title = f"{cfg.teacher.name} → {cfg.student.name}, {cfg.method}, seed {cfg.seed}"
     return Representations(title, seen[0], seen[1], target.cpu().numpy())

@@ -68,7 +68,7 @@ def execute(
         if not planned:
             freeze(job, sweep=sweep, threads=None)
         with console.logging_to(directory / "run.log", show=show):
-            _Run(job, now, sweep, threads, show, stop_asked).journalled(inputs, nodes)
+            _Run(job, now, sweep, threads, show, stop_asked).attempt(inputs, nodes)
     return journal.state(directory)
 
 
@@ -106,13 +106,13 @@ class _Run:
         where = self.job.settings.tracking
         self.directory = self.job.directory
         self.paths = RunDir(self.directory)
-        self.book = journal.Journal(self.directory)
+        self.journal = journal.Journal(self.directory)
         self.tracker: LiveTracker | None = None
         self.writes = distributed.rank() == 0
         if where.uri is not None and self.writes:
             self.tracker = LiveTracker(self.directory, **vars(where))
 
-    def journalled(self, inputs: Inputs | None, nodes: Nodes | None) -> None:
+    def attempt(self, inputs: Inputs | None, nodes: Nodes | None) -> None:
         """Train, and record in the journal how the run ends."""
         try:
             cfg = self.job.settings
@@ -126,17 +126,17 @@ class _Run:
                     about = (self.job, self.before, self.sweep, self.threads, self.show, nodes.count, self.stop_asked)
                     run_together(_train_part, cfg.engine.devices, nodes, *about)
         except Pruned as pruned:
-            self.book.append({"event": "pruned", "epoch": pruned.epoch})
+            self.journal.append({"event": "pruned", "epoch": pruned.epoch})
             LOG.info("%s: pruned after epoch %d, for its search has better trials", self.job.name, pruned.epoch)
         except (KeyboardInterrupt, Stopped):
-            self.book.append({"event": "interrupted"})
+            self.journal.append({"event": "interrupted"})
             raise
         except Exception as error:
             foreign = not isinstance(error, EdkdError)
             line = f"{type(error).__name__}: {error}" if foreign else str(error)
             LOG.error("%s failed: %s", self.job.name, line, exc_info=foreign)
             with contextlib.suppress(EdkdError):  # a full disk takes no record either: the first error matters
-                self.book.append({"event": "failure", "error": line})
+                self.journal.append({"event": "failure", "error": line})
             raise
         finally:
             if self.tracker is not None:
@@ -151,7 +151,7 @@ class _Run:
         state = new_state(cfg, inputs)
         self.resume(state)
         if self.writes:
-            self.book.append(self.start_record(inputs, resumed_from=state.epoch))
+            self.journal.append(self.start_record(inputs, resumed_from=state.epoch))
             LOG.info("%s%s", job.name, _resumed(state))
         if self.writes and self.threads > cores():
             LOG.warning(
@@ -161,7 +161,7 @@ class _Run:
         splits = device_data(inputs.arrays, cfg, device)
         teacher = None
         if inputs.teacher is not None:
-            splits = replace(splits, taught=all_logits(inputs.teacher, splits.test, Precision("fp32", device)))
+            splits = replace(splits, teacher_logits=all_logits(inputs.teacher, splits.test, Precision("fp32", device)))
             precision = Precision(cfg.engine.precision, device)
             teacher = teacher_source(cfg, inputs, splits.train, precision, state.distiller.needs_feats)
         agree = distributed.agreed if distributed.size() > 1 else None
@@ -184,7 +184,7 @@ class _Run:
             def write(record: dict[str, Any], improved: bool) -> None:
                 if improved:
                     self.save_student(state, self.paths.best, record["epoch"])
-                self.book.append(record)
+                self.journal.append(record)
                 checkpoint.save(state.state(), self.paths.checkpoint)
                 if self.tracker is not None:
                     self.tracker.notify()
@@ -218,11 +218,11 @@ class _Run:
 
     def check_unchanged(self, inputs: Inputs) -> None:
         """Raise EdkdError if the data or the teacher's weights are not those of the run's first start."""
-        first, taught_by = self.before.first_start or {}, inputs.taught_by
+        first, teacher = self.before.first_start or {}, inputs.teacher_record
         if first["data_sha256"] != inputs.data_sha256:
             what = "data"
-        elif taught_by is not None and first["teacher"]["sha256"] != taught_by["sha256"]:
-            what = f"weights of teacher {taught_by['id']}"
+        elif teacher is not None and first["teacher"]["sha256"] != teacher["sha256"]:
+            what = f"weights of teacher {teacher['id']}"
         else:
             return
         raise EdkdError(f"the {what} changed since {self.directory} began: restore them, or move that directory away")
@@ -282,7 +282,7 @@ class _Run:
             "threads": self.threads,
             "slurm": hardware.slurm_note(),
             "data_sha256": inputs.data_sha256,
-            "teacher": inputs.taught_by,
+            "teacher": inputs.teacher_record,
         }
 
     def finish(self, state: TrainState, inputs: Inputs) -> None:
@@ -302,7 +302,7 @@ class _Run:
         }
         # Before the journal's end, so that a finished network is never missing from the store.
         publish(self.job, end)
-        self.book.append(end)
+        self.journal.append(end)
         _remove_checkpoints(self.directory)
         LOG.info(
             "%s: top-1 last %.2f %%, best %.2f %% (epoch %d, chosen on the %s set), in %.0f s; %s",

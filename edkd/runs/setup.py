@@ -44,7 +44,7 @@ class Inputs:
     data_sha256: str
     device: torch.device
     teacher: nn.Module | None
-    taught_by: dict[str, Any] | None  # the journal's note on the teacher
+    teacher_record: dict[str, Any] | None  # of the teacher, for the journal
 
 
 def gather(cfg: Settings, teacher_id: str | None) -> Inputs:
@@ -138,12 +138,12 @@ def make_method(cfg: Settings, student: nn.Module, teacher: nn.Module | None, ar
     distiller: Distiller = build(cfg.distiller, "distiller")
     if type(distiller).setup is not Distiller.setup:
         size = arrays.image_size
-        taught = None if teacher is None else _seen(teacher, size)
-        distiller.setup(_spec(_seen(student, size), taught, arrays.num_classes, len(arrays.train)))
+        of_teacher = None if teacher is None else _traits(teacher, size)
+        distiller.setup(_spec(_traits(student, size), of_teacher, arrays.num_classes, len(arrays.train)))
     return distiller
 
 
-class _Seen(NamedTuple):
+class _Traits(NamedTuple):
     """What a method may know of a network."""
 
     shapes: Shapes
@@ -151,14 +151,14 @@ class _Seen(NamedTuple):
     norms: tuple[tuple[Tensor, Tensor], ...]
 
 
-def _spec(student: _Seen, teacher: _Seen | None, num_classes: int, train_images: int) -> Spec:
+def _spec(student: _Traits, teacher: _Traits | None, num_classes: int, train_images: int) -> Spec:
     """What a method knows when it makes its own modules."""
     if teacher is None:
         return Spec(student.shapes, None, num_classes, train_images)
     return Spec(student.shapes, teacher.shapes, num_classes, train_images, teacher.classifier, teacher.norms)
 
 
-def _seen(network: nn.Module, size: int) -> _Seen:
+def _traits(network: nn.Module, size: int) -> _Traits:
     """The shapes of a network's features for one image of this size, its classifier and its stages' batch norms."""
     training = network.training
     image = torch.zeros(1, 3, size, size, device=next(network.parameters()).device)
@@ -178,7 +178,7 @@ def _seen(network: nn.Module, size: int) -> _Seen:
         return tensor.detach() if tensor.is_meta else tensor.detach().cpu()
 
     feats, preact_feats = (tuple(map(size_of, each)) for each in (made.feats, made.preact_feats))
-    return _Seen(
+    return _Traits(
         Shapes(feats, preact_feats, made.pooled_feat.shape[1], size_of(made.last_map)),
         Classifier(*map(kept, made.classifier)),
         tuple((kept(norm.weight), kept(norm.bias)) for norm in getattr(network, "stage_norms", ())),
@@ -222,9 +222,9 @@ def _refusal(asked: str) -> str | None:
     method, student, teacher, size, train_images = json.loads(asked)
     try:
         with torch.device("meta"):
-            seen = [None if each is None else _seen_on_meta(json.dumps(each), size) for each in (student, teacher)]
-            assert seen[0] is not None
-            build(method, "distiller").setup(_spec(seen[0], seen[1], 1000, train_images))
+            traits = [None if each is None else _traits_on_meta(json.dumps(each), size) for each in (student, teacher)]
+            assert traits[0] is not None
+            build(method, "distiller").setup(_spec(traits[0], traits[1], 1000, train_images))
     except EdkdError as error:
         return str(error)
     except Exception:  # a user's class that fails on the meta device: its run will report the error
@@ -233,8 +233,8 @@ def _refusal(asked: str) -> str | None:
 
 
 @functools.cache
-def _seen_on_meta(model: str, size: int) -> _Seen:
-    return _seen(build(json.loads(model), "model", num_classes=1000), size)
+def _traits_on_meta(model: str, size: int) -> _Traits:
+    return _traits(build(json.loads(model), "model", num_classes=1000), size)
 
 
 def weights_size(cfg: Settings) -> int:

@@ -56,7 +56,7 @@ def cached(cfg: Settings, inputs: Inputs, data: TrainData, online: OnlineTeacher
 
     Raises EdkdError if the data or the size limit allow no table, and OSError if its file cannot be opened or made.
     """
-    assert inputs.taught_by is not None
+    assert inputs.teacher_record is not None
     if not isinstance(data, ResidentData):
         raise EdkdError(f"{cfg.dataset.key} is streamed: its views have no numbers")
     views, classes, dtype = n_views(data.padding, data.flip), inputs.arrays.num_classes, _stored(online, data)
@@ -66,7 +66,7 @@ def cached(cfg: Settings, inputs: Inputs, data: TrainData, online: OnlineTeacher
             f"the table of teacher {cfg.teacher.name} for {cfg.dataset.key} would be {needed:.3g} GB, above "
             f"engine.teacher_cache_gb={cfg.engine.teacher_cache_gb:g}"
         )
-    key = table_key(cfg, inputs.taught_by["sha256"], inputs.data_sha256, inputs.device)
+    key = table_key(cfg, inputs.teacher_record["sha256"], inputs.data_sha256, inputs.device)
     path = store.table_path(teacher_folder(cfg), cfg.dataset.key, cfg.teacher.name, digest(key))
     table = Table(path, key=key, rows=len(data) * views, classes=classes, dtype=dtype)
 

@@ -103,7 +103,7 @@ def run_several(args: argparse.Namespace) -> int:
                 several.start_next()
             else:
                 warned.disarm()  # each process has the warning itself
-            if not several.going and (warned.at is not None or several.over):
+            if not several.processes and (warned.at is not None or several.over):
                 break
             time.sleep(pack.PAUSE)
             several.collect()

@@ -32,7 +32,7 @@ class Pack:
         self.runs = [*runs[first:], *runs[:first]]
         self.size, self.options, self.job = size, options, job
         self.gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-        self.going: dict[int, _Going] = {}  # running processes by place, from 0 to size - 1
+        self.processes: dict[int, _Process] = {}  # running processes by place, from 0 to size - 1
         self.ended: dict[str, int] = {}  # exit codes by run; 0 if another process has finished it
         self.next_look = 0.0  # when to search for waiting runs, by the clock of `time.monotonic`
 
@@ -51,21 +51,21 @@ class Pack:
         if time.monotonic() < self.next_look:
             return
         for place in range(self.size):
-            if place in self.going:
+            if place in self.processes:
                 continue
             run = next((each for each in self.runs if self._state(each) == "waits"), None)
             if run is None:
                 self.next_look = time.monotonic() + LOOK
                 return
-            self.going[place] = self._started(run, place)
+            self.processes[place] = self._started(run, place)
 
     def collect(self) -> None:
         """Record the exit codes of ended processes, and journal those that were killed or exited unexpectedly."""
-        for place, (run, submission, process) in list(self.going.items()):
+        for place, (run, submission, process) in list(self.processes.items()):
             code = process.poll()
             if code is None:
                 continue
-            del self.going[place]
+            del self.processes[place]
             self.next_look = 0.0
             if code == HELD:  # another process began the run at the same moment
                 submission.write(_directory(run))
@@ -77,7 +77,7 @@ class Pack:
 
     def _state(self, run: str) -> str:
         """The state of a run: `waits`, `held` by another process, or `ended`, well or not, or started by this job."""
-        if run in self.ended or any(run == each.run for each in self.going.values()):
+        if run in self.ended or any(run == each.run for each in self.processes.values()):
             return "ended"
         try:
             status = journal.state(_directory(run)).status
@@ -92,7 +92,7 @@ class Pack:
             return "ended"
         return "held" if status == "running" else "waits"
 
-    def _started(self, run: str, place: int) -> "_Going":
+    def _started(self, run: str, place: int) -> "_Process":
         directory, environment = _directory(run), dict(os.environ)
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[place % len(self.gpus)]
@@ -105,10 +105,10 @@ class Pack:
                 [sys.executable, "-u", "-m", "edkd.slurm.job", *self.options, "--one-of-several", run],
                 stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment,
             )  # fmt: skip
-        return _Going(run, submission, process)
+        return _Process(run, submission, process)
 
 
-class _Going(NamedTuple):
+class _Process(NamedTuple):
     run: str
     submission: Submission  # before this job took the run
     process: "subprocess.Popen[bytes]"

@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from edkd.config.job import Job, absent, freeze, unmake
+from edkd.config.job import Job, absent, freeze, remove_frozen
 from edkd.console import LOG, counted
 from edkd.errors import EdkdError
 from edkd.rundir import files, provenance
@@ -120,10 +120,10 @@ def submit(
             try:
                 for job in part:
                     freeze(job, sweep=planned.id, threads=launcher.threads, planned_with=code)
-                submitted.update(_hand_over(part, after, planned.id, launcher, folder))
+                submitted.update(_submit_jobs(part, after, planned.id, launcher, folder))
             except EdkdError as error:
                 if not isinstance(error, AwayError):
-                    unmake(made)
+                    remove_frozen(made)
                 raise
 
     try:
@@ -145,7 +145,7 @@ def submit(
     return submitted
 
 
-def _hand_over(
+def _submit_jobs(
     jobs: Sequence[Job], after: str | None, sweep: str, launcher: Queue, folder: Path
 ) -> dict[str, Submission]:
     """Submit jobs in one request and write their submissions; a file written before the request is for `adopt`."""

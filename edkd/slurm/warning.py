@@ -71,7 +71,7 @@ def warnings_noted(delay: float) -> Iterator[Warned]:
     def noted(number: int, frame: FrameType | None) -> None:
         warned.note()
 
-    def break_off(number: int, frame: FrameType | None) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         raise Stopped
 
     def wait() -> None:
@@ -79,7 +79,7 @@ def warnings_noted(delay: float) -> Iterator[Warned]:
             warned.note()
 
     signal.signal(WARNING, noted)
-    signal.signal(signal.SIGALRM, break_off)
+    signal.signal(signal.SIGALRM, interrupt)
     signal.pthread_sigmask(signal.SIG_BLOCK, {WARNING})
     waiting = threading.Thread(target=wait, name="edkd-warning", daemon=True)
     waiting.start()

@@ -77,10 +77,10 @@ def make_plan(directories: Iterable[Path]) -> Retry:
         teacher = _teacher_run(job)
         if teacher is not None and teacher not in waiting:
             waiting.append(teacher)
-    taught_by = {training_run(job.teacher_id) for job in jobs.values()}
+    teacher_runs = {training_run(job.teacher_id) for job in jobs.values()}
     return Retry(
-        students=[job for job in jobs.values() if job.run not in taught_by],
-        teachers=[job for job in jobs.values() if job.run in taught_by],
+        students=[job for job in jobs.values() if job.run not in teacher_runs],
+        teachers=[job for job in jobs.values() if job.run in teacher_runs],
         asked=set(jobs),
         planned_in=planned_in,
     )

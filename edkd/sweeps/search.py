@@ -36,7 +36,7 @@ from edkd.sweeps import progress, report
 from edkd.sweeps.plan import Sweep, make_plan, pair_lists, show_unreached
 from edkd.sweeps.space import Space, make_space, text
 from edkd.sweeps.sweep import parse, prepare, shares
-from edkd.sweeps.trials import ENDED, Trials, Values, find_study, new_study, that_count
+from edkd.sweeps.trials import ENDED, Trials, Values, counted_trials, find_study, new_study
 
 ON_SLURM = 4  # trials of a batch, where the launcher does not say how many run at a time
 BEST = 5  # trials in the table at the end
@@ -74,7 +74,7 @@ def search(
     parallel, _ = shares(master, cfg.n_trials)
     size = cfg.n_jobs or parallel or ON_SLURM
     study = find_study(path, name)
-    begun = Counter(trial.state for trial in that_count(study)) if study is not None else Counter[TrialState]()
+    begun = Counter(trial.state for trial in counted_trials(study)) if study is not None else Counter[TrialState]()
     new = max(0, cfg.n_trials - sum(begun[state] for state in (*ENDED, TrialState.RUNNING)))
     print(f"search {name}: {counted(cfg.n_trials, 'trial')}: {_numbers(begun, new)}, {size} at a time")
     _show_plan(space, ends, new + begun[TrialState.RUNNING], size, here=parallel is not None)
@@ -130,7 +130,7 @@ def _conclude(study: optuna.Study, space: Space, settings: Settings, master: Dic
 
     Exits with code 1 if a trial failed or did not end.
     """
-    trials = that_count(study)
+    trials = counted_trials(study)
     print(f"search {study.study_name}: {counted(len(trials), 'trial')}: {_numbers(Counter(t.state for t in trials))}")
     done = sorted((trial for trial in trials if trial.state is TrialState.COMPLETE), key=_value, reverse=True)
     best = ""

@@ -236,7 +236,7 @@ def _lacks_teacher(job: Job, planned: Sweep) -> bool:
 def _launch(jobs: Sequence[Job], files: dict[str, Path], launcher: Launcher) -> None:
     """Launch jobs; launch those again that died or that a dying neighbour ended, as long as that makes progress."""
     first, before = 0, None
-    while jobs and (now := [_marks(job) for job in jobs]) != before:
+    while jobs and (now := [_progress(job) for job in jobs]) != before:
         before = now
         try:
             ended = launcher.launch(
@@ -262,7 +262,7 @@ def _note(job: Job, error: Any) -> None:
         LOG.warning("%s: %s", job.name, line)
 
 
-def _marks(job: Job) -> tuple[str, str, int]:
+def _progress(job: Job) -> tuple[str, str, int]:
     state = journal.state(job.directory)
     return job.run, state.status, state.epoch
 

@@ -68,7 +68,7 @@ def new_study(path: Path, search: str) -> optuna.Study:
     return optuna.create_study(study_name=search, storage=storage(path), direction="maximize")
 
 
-def that_count(study: optuna.Study) -> list[FrozenTrial]:
+def counted_trials(study: optuna.Study) -> list[FrozenTrial]:
     """The trials but for those that nobody has begun, and those that failed if a later one has the same run."""
     latest = {trial.user_attrs.get("run"): trial.number for trial in study.trials}
     return [
@@ -108,7 +108,7 @@ class Trials:
         for trial in running:
             if trial.number not in whole:  # a kill interrupted `ask`
                 self.study.tell(trial.number, state=TrialState.FAIL)
-        for trial in that_count(self.study):
+        for trial in counted_trials(self.study):
             if trial.state is TrialState.FAIL:
                 self.study.enqueue_trial(trial.params, user_attrs={"run": trial.user_attrs["run"]})
         return whole

@@ -63,7 +63,7 @@ class CachedTeacher:
         self.table, self.compute, self.uncached = table, compute, uncached
         self.views, self.device, self.resident = views, device, resident
         self.logits: Tensor | None = None
-        self._said = False
+        self._warned = False
 
     def begin_epoch(self, views: Tensor | None) -> None:
         """Prepare the logits of an epoch in which training image i is seen as `views[i]`, int64 [images]."""
@@ -99,17 +99,17 @@ class CachedTeacher:
         try:
             words, there = self.table.read(rows)
         except OSError as error:
-            self._tell(error)
+            self._warn(error)
             words, there = torch.empty(len(rows), self.table.width, dtype=torch.int64), np.zeros(len(rows), np.bool_)
         missing = np.flatnonzero(~there)
-        for done in settle(self.table, rows[missing], self.answer, on_error=self._tell):
+        for done in settle(self.table, rows[missing], self.answer, on_error=self._warn):
             words[torch.from_numpy(missing[done.places])] = done.words
         return words.to(self.device)
 
-    def _tell(self, error: OSError) -> None:
-        if not self._said:
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
             LOG.warning("%s: %s; training goes on and computes what is missing", self.table.path, error.strerror)
-        self._said = True
+        self._warned = True
 
 
 class Settled(NamedTuple):

@@ -150,7 +150,7 @@ def _sync(store: Store, run_dir: Path, *, parents: dict[str, str]) -> SyncReport
         recorded, digest = _read(run_dir)
         if recorded is None:
             return _NOTHING
-        return _bring(store, run_dir, recorded, digest, parents)
+        return _update(store, run_dir, recorded, digest, parents)
 
 
 def _alone(run_dir: Path) -> FileLock:
@@ -174,7 +174,7 @@ def _digest(run_dir: Path) -> str:
     return f"{len(content)}:{zlib.crc32(content):08x}"
 
 
-def _bring(store: Store, run_dir: Path, recorded: RecordedRun, digest: str, parents: dict[str, str]) -> SyncReport:
+def _update(store: Store, run_dir: Path, recorded: RecordedRun, digest: str, parents: dict[str, str]) -> SyncReport:
     from mlflow.entities import RunTag
 
     client = store.client

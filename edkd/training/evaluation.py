@@ -20,7 +20,7 @@ def evaluate(
     network: nn.Module,
     data: EvaluationData,
     precision: Precision,
-    taught: Tensor | None = None,
+    teacher_logits: Tensor | None = None,
     on_batch: OnBatch | None = None,
 ) -> dict[str, float]:
     """Accuracies and cross-entropy of a network over a whole split, see `measure`."""
@@ -31,7 +31,7 @@ def evaluate(
             logits: Tensor = network(images, want_feats=False).logits
         return logits
 
-    return measure(predict, data, precision.device, taught, on_batch)
+    return measure(predict, data, precision.device, teacher_logits, on_batch)
 
 
 @torch.inference_mode()
@@ -66,12 +66,12 @@ def measure(
     predict: Callable[[Tensor], Tensor],
     data: EvaluationData,
     device: torch.device,
-    taught: Tensor | None = None,
+    teacher_logits: Tensor | None = None,
     on_batch: OnBatch | None = None,
 ) -> dict[str, float]:
     """Accuracies in percent and cross-entropy of predicted logits over a whole split: {"loss", "top1", "top5"}.
 
-    With fewer than five classes, top5 counts all of them. `taught`, the teacher's logits of the split [N, K], adds the
+    With fewer than five classes, top5 counts all of them. `teacher_logits` [N, K] add the
     nearness to the teacher: "agreement", the percentage of images to which both give the same class, and "kl_teacher",
     the mean KL(softmax teacher ‖ softmax student) in nats; and the student's calibration error, "ece" (`Calibration`).
     """
@@ -81,8 +81,8 @@ def measure(
         logits = predict(images).float()
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
         means, hits = {"loss": F.cross_entropy(logits, target)}, {"top1": top[:, 0], "top5": top.any(1)}
-        if taught is not None:
-            teacher = taught[done : done + len(target)]
+        if teacher_logits is not None:
+            teacher = teacher_logits[done : done + len(target)]
             log_student, log_teacher = logits.log_softmax(1), teacher.log_softmax(1)
             means["kl_teacher"] = F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
             hits["agreement"] = logits.argmax(1) == teacher.argmax(1)
@@ -91,7 +91,7 @@ def measure(
             on_batch(logits, target)
         meter.add(len(target), means, hits)
         done += len(target)
-    return {**meter.read(_total(done, device)), **({} if taught is None else {"ece": calibration.read()})}
+    return {**meter.read(_total(done, device)), **({} if teacher_logits is None else {"ece": calibration.read()})}
 
 
 class Calibration:

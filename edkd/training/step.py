@@ -250,14 +250,14 @@ class Step:
     def _train(self, count: int) -> None:
         given = self.data.next(count)
         count = len(given.target)  # fewer, where images could not be read
-        taught = self.teacher(given.images, given.index, given.view) if self.teacher is not None else None
+        teacher = self.teacher(given.images, given.index, given.view) if self.teacher is not None else None
         try:
             batch = Batch(index=given.index, target=given.target, epoch=self.epoch)
             strong = None
             if given.strong is not None:
                 assert self.teacher is not None
                 strong = given.strong, self.teacher.uncached(given.strong)
-            outcome, logits = self.trainable(given.images, taught, batch, strong)
+            outcome, logits = self.trainable(given.images, teacher, batch, strong)
         except ValueError as error:
             if count > 1:
                 raise

@@ -160,7 +160,7 @@ class Splits:
     train: TrainData
     validation: EvaluationData | None
     test: EvaluationData
-    taught: Tensor | None = None  # float32 [N, K], the teacher's logits of the test split
+    teacher_logits: Tensor | None = None  # float32 [N, K], the teacher's logits of the test split
 
 
 def fit(
@@ -188,7 +188,7 @@ def fit(
         trained = time.monotonic()
         state.trainable.eval()
         distributed.share_buffers(state.trainable)
-        test = measure(state.trainable.predict, data.test, device, data.taught)
+        test = measure(state.trainable.predict, data.test, device, data.teacher_logits)
         if not math.isfinite(test["loss"]):
             raise EdkdError(f"epoch {state.epoch + 1}: test/loss is {test['loss']}: training diverged")
         metrics |= {f"test/{name}": value for name, value in test.items()}

@@ -195,7 +195,7 @@ def test_the_accuracy_of_a_teacher_is_measured_once(student: config_job.Job, mon
         raise AssertionError("measured twice")
 
     monkeypatch.setattr(setup, "evaluate", again)
-    assert setup.gather(student.settings, student.teacher_id).taught_by == events(student, "start")[0]["teacher"]
+    assert setup.gather(student.settings, student.teacher_id).teacher_record == events(student, "start")[0]["teacher"]
 
 
 def test_a_teacher_is_measured_as_this_run_shows_it_the_images(

@@ -405,7 +405,7 @@ def test_which_epoch_is_best(
     made, data = progress(), splits(validation=bool(validation))
     results = {id(data.test): iter(test), id(data.validation): iter(validation)}
 
-    def found(predict: Any, split: ResidentData, device: torch.device, taught: Any = None) -> dict[str, float]:
+    def found(predict: Any, split: ResidentData, device: torch.device, teacher_logits: Any = None) -> dict[str, float]:
         top1 = next(results[id(split)])
         return {"top1": top1, "top5": top1 + 1, "loss": 1.0}
 
