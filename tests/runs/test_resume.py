@@ -330,7 +330,7 @@ def test_a_full_disk_while_a_checkpoint_is_saved(nursery: Nursery, undisturbed: 
     assert (folder / "best.pt").stat().st_size < limit
     assert nursery.run(*arguments(halfway, "distiller=edkd", "engine.teacher_cache=false"), limit=limit) == 1
     told = nursery.log.read_text().splitlines()
-    reason = f"could not save {path}: {os.strerror(errno.EFBIG)} ("
+    reason = f"could not save {path}: {os.strerror(errno.EFBIG)}"
     assert [line for line in told if line.startswith("edkd: ")] == [told[-1]]
     assert told[-1].startswith(f"edkd: {reason}")
     assert not any("Traceback" in line for line in told)

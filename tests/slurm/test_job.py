@@ -465,7 +465,7 @@ def test_of_two_jobs_that_take_a_run_at_once_the_slower_one_leaves_it(
     taking.start_next()
     during = Submission.read(job.directory)
     assert during is not None and during.job_id == "1"
-    taking.going[0].process.wait()
+    taking.processes[0].process.wait()
     taking.collect()
     assert Submission.read(job.directory) == before and not taking.ended.get(f"{job.run}:{job.directory}/config.yaml")
 
