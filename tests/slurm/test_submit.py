@@ -434,7 +434,7 @@ def test_a_directory_that_somebody_else_uses_by_now_is_not_removed(make_job: Any
     for each in (job, other):
         config_job.freeze(each, sweep=None, threads=None)
     journal.Journal(job.directory).append({"event": "start"})
-    config_job.unmake(made)
+    config_job.remove_frozen(made)
     assert {"config.yaml", "journal.jsonl"} <= {path.name for path in job.directory.iterdir()}
     assert not other.directory.exists()
     assert config_job.absent(job) == []
