@@ -31,13 +31,13 @@ def main() -> None:
         nonlocal stopped
         path = Path(frame.f_code.co_filename)
         is_function = frame.f_code.co_flags & inspect.CO_OPTIMIZED  # neither a module nor the body of a class
-        of_module = frame.f_code.co_qualname.startswith("<")  # a comprehension outside of functions
-        if stopped or event != "call" or not is_function or of_module or not path.is_relative_to(ROOT):
+        is_nameless = frame.f_code.co_name.startswith("<")  # a comprehension or a lambda: perhaps run by an import
+        if stopped or event != "call" or not is_function or is_nameless or not path.is_relative_to(ROOT):
             return
         name = path.relative_to(ROOT).as_posix()
         if name.startswith(("edkd/", "hydra_plugins/")) or name == "launch.py":
             entered[name] = None
-            stopped = frame.f_code.co_qualname == "Step.__call__"
+            stopped = name == "edkd/training/step.py" and frame.f_code.co_name == "__call__"
 
     with tempfile.TemporaryDirectory() as folder:
         sys.argv = ["launch.py", *COMMAND.split(), f"output={folder}"]
