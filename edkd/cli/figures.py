@@ -43,7 +43,7 @@ def _draw(args: argparse.Namespace) -> None:
     command = [sys.executable, "-m", "analysis.figures", args.kind, str(file)]
     drawn = subprocess.run(command, capture_output=True, text=True)
     if drawn.returncode:
-        *_, last = drawn.stderr.strip().splitlines() or ["without a word"]
+        *_, last = drawn.stderr.strip().splitlines() or ["without a message"]
         raise EdkdError(f"{file} could not be drawn: {last}")
     print(drawn.stdout, end="")
     print(file)

@@ -178,7 +178,10 @@ def _submit_jobs(
 
 
 def adopt(folder: Path, launcher: Queue) -> None:
-    """Write the submissions of jobs that SLURM took from a command that ended, or lost SLURM, before it wrote them."""
+    """Write the submissions of jobs that SLURM took from a command that ended, or lost SLURM, before it wrote them.
+
+    Raises EdkdError if there is such a command and SLURM does not answer.
+    """
     for under_way in folder.glob(f".*{_UNDER_WAY}"):
         about = json.loads(under_way.read_bytes())
         found = queue.commented(about["comment"], about["user"])
@@ -249,7 +252,8 @@ def array_limit() -> int:
 def alone(folder: Path) -> Iterator[None]:
     """Let one command at a time submit jobs: two would submit the same.
 
-    sbatch inherits the lock, and keeps it if its command is killed: SLURM may accept the jobs after that.
+    sbatch inherits the lock, and keeps it if its command is killed: SLURM may accept the jobs after that. Raises
+    EdkdError if `folder` cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

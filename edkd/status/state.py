@@ -2,10 +2,12 @@
 
     the journal records the end            -> done
     a process holds the run's directory    -> running
+    its journal cannot be read             -> failed
     it failed in a job of several runs     -> failed (pruned, if a search ended it)
     its SLURM job is alive                 -> waiting (running, if the lock cannot be seen from here)
     the journal records a failure          -> failed
     a search has ended it early            -> pruned
+    it was submitted, SLURM does not answer -> waiting
     Ctrl-C or SIGTERM stopped it outside SLURM -> interrupted
     it was started or submitted            -> vanished
     none of these                          -> new
@@ -212,7 +214,7 @@ def _judge(facts: _Facts, entry: Entry | None, *, reached: bool) -> tuple[State,
         return "failed", facts.damage
     own_end: tuple[State, str] | None = None
     if known.status == "failed":
-        own_end = "failed", known.error or "without a word"
+        own_end = "failed", known.error or "without a message"
     elif known.status == "pruned":
         own_end = "pruned", "its search has better trials"
     if own_end is not None and facts.grown and facts.submission is not None and facts.submission.several:

@@ -215,7 +215,7 @@ class _View:
         if state.status not in ("finished", "pruned", "failed"):
             return
         self.ended[job.run] = state.status
-        said = f"failed: {one_line(state.error or 'without a word')}"
+        said = f"failed: {one_line(state.error or 'without a message')}"
         if state.status == "pruned":
             said = f"pruned after epoch {state.epoch}"
         if state.end is not None:
