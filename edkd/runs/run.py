@@ -1,38 +1,29 @@
-"""The composition root: `execute` turns a configuration into a finished run."""
+"""The composition root: `execute` turns a configuration into a finished run, in one process or in several."""
 
 import contextlib
 import logging
 import os
-import platform
-import socket
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-
-from edkd import __version__, console
-from edkd.config.job import Job, digest, freeze, planned_code
+from edkd import console
+from edkd.config.job import Job, freeze
 from edkd.config.schema import Settings
 from edkd.errors import EdkdError
-from edkd.rundir import checkpoint, journal, lock, provenance
-from edkd.rundir.paths import RunDir, checkpoints, study_file
-from edkd.runs.preemption import Asked, SafePoints, Stopped
+from edkd.rundir import journal, lock
+from edkd.rundir.paths import RunDir
+from edkd.runs.attempt import Attempt, remove_checkpoints
+from edkd.runs.preemption import Asked, Stopped
 from edkd.runs.processes import LOST, Nodes, check_devices, failed, run_together, stopped
-from edkd.runs.pruning import Pruned, pruner_of
-from edkd.runs.setup import Inputs, device_data, gather, new_state
-from edkd.runs.teacher_source import teacher_source
+from edkd.runs.pruning import Pruned
+from edkd.runs.setup import Inputs, gather
 from edkd.runs.teaching import is_lost, publish
-from edkd.teachers.source import Precision
 from edkd.tracking import LiveTracker
-from edkd.training import distributed, hardware
+from edkd.training import distributed
 from edkd.training.device import cores, pick_device, set_up
-from edkd.training.evaluation import all_logits
-from edkd.training.trainer import TrainState, Within, fit
 
 LOG = logging.getLogger("edkd")
 
@@ -55,7 +46,7 @@ def execute(
     before = journal.state(directory)
     if before.status == "finished" and not is_lost(job):
         publish(job, before.end)
-        _remove_checkpoints(directory)  # a kill after the journal's end may have left them
+        remove_checkpoints(directory)  # a kill after the journal's end may have left them
         return before
     threads = _threads(cfg, before)
     set_up(cfg.engine, threads)
@@ -68,7 +59,7 @@ def execute(
         if not planned:
             freeze(job, sweep=sweep, threads=None)
         with console.logging_to(directory / "run.log", show=show):
-            _Run(job, now, sweep, threads, show, stop_asked).attempt(inputs, nodes)
+            _record_end(Attempt(job, now, sweep, threads, show, stop_asked), inputs, nodes)
     return journal.state(directory)
 
 
@@ -79,8 +70,8 @@ def assist(job: Job, nodes: Nodes, stop_asked: Asked) -> None:
     """
     before = journal.state(job.directory)
     check_devices(job.settings.engine, pick_device(job.settings.engine.device), nodes.count)
-    about = (job, before, None, _threads(job.settings, before), False, nodes.count, stop_asked)
-    run_together(_train_part, job.settings.engine.devices, nodes, *about)
+    attempt = Attempt(job, before, None, _threads(job.settings, before), False, stop_asked)
+    run_together(_train_part, job.settings.engine.devices, nodes, attempt, nodes.count)
 
 
 def _threads(cfg: Settings, before: journal.RunState) -> int:
@@ -91,272 +82,71 @@ def _threads(cfg: Settings, before: journal.RunState) -> int:
     return before.first_start["threads"] if before.first_start is not None else cfg.engine.threads or cores()
 
 
-@dataclass
-class _Run:
-    """One attempt at a run, while `execute` holds the lock of its directory."""
-
-    job: Job
-    before: journal.RunState  # what earlier attempts have left
-    sweep: str | None
-    threads: int
-    show: bool
-    stop_asked: Asked | None
-
-    def __post_init__(self) -> None:
-        where = self.job.settings.tracking
-        self.directory = self.job.directory
-        self.paths = RunDir(self.directory)
-        self.journal = journal.Journal(self.directory)
-        self.tracker: LiveTracker | None = None
-        self.writes = distributed.rank() == 0
-        if where.uri is not None and self.writes:
-            self.tracker = LiveTracker(self.directory, **vars(where))
-
-    def attempt(self, inputs: Inputs | None, nodes: Nodes | None) -> None:
-        """Train, and record in the journal how the run ends."""
+def _record_end(attempt: Attempt, inputs: Inputs | None, nodes: Nodes | None) -> None:
+    """Train, and record in the journal how the attempt ends."""
+    job, engine = attempt.job, attempt.job.settings.engine
+    with _tracker(attempt) as tracker:
         try:
-            cfg = self.job.settings
-            inputs = inputs or gather(cfg, self.job.teacher_id)
-            if cfg.engine.devices == 1:
-                self.train(inputs)
+            inputs = inputs or gather(job.settings, job.teacher_id)
+            if engine.devices == 1:
+                attempt.train(inputs, tracker)
             else:
-                check_devices(cfg.engine, inputs.device, nodes.count if nodes is not None else 1)
+                check_devices(engine, inputs.device, nodes.count if nodes is not None else 1)
                 with tempfile.TemporaryDirectory() as folder:
                     nodes = nodes or Nodes(1, 0, f"{folder}/meeting")
-                    about = (self.job, self.before, self.sweep, self.threads, self.show, nodes.count, self.stop_asked)
-                    run_together(_train_part, cfg.engine.devices, nodes, *about)
+                    run_together(_train_part, engine.devices, nodes, attempt, nodes.count)
         except Pruned as pruned:
-            self.journal.append({"event": "pruned", "epoch": pruned.epoch})
-            LOG.info("%s: pruned after epoch %d, for its search has better trials", self.job.name, pruned.epoch)
+            attempt.journal.append({"event": "pruned", "epoch": pruned.epoch})
+            LOG.info("%s: pruned after epoch %d, for its search has better trials", job.name, pruned.epoch)
         except (KeyboardInterrupt, Stopped):
-            self.journal.append({"event": "interrupted"})
+            attempt.journal.append({"event": "interrupted"})
             raise
         except Exception as error:
             foreign = not isinstance(error, EdkdError)
             line = f"{type(error).__name__}: {error}" if foreign else str(error)
-            LOG.error("%s failed: %s", self.job.name, line, exc_info=foreign)
+            LOG.error("%s failed: %s", job.name, line, exc_info=foreign)
             with contextlib.suppress(EdkdError):  # a full disk takes no record either: the first error matters
-                self.journal.append({"event": "failure", "error": line})
+                attempt.journal.append({"event": "failure", "error": line})
             raise
         finally:
-            if self.tracker is not None:
-                self.tracker.notify()
-                self.tracker.close()
-
-    def train(self, inputs: Inputs) -> None:
-        """Train from the beginning or the last checkpoint to the end."""
-        job, cfg, device = self.job, self.job.settings, inputs.device
-        if self.before.start is not None:
-            self.check_unchanged(inputs)
-        state = new_state(cfg, inputs)
-        self.resume(state)
-        if self.writes:
-            self.journal.append(self.start_record(inputs, resumed_from=state.epoch))
-            LOG.info("%s%s", job.name, _resumed(state))
-        if self.writes and self.threads > cores():
-            LOG.warning(
-                "%d threads share %d CPU cores, which may be very slow: see engine.threads", self.threads, cores()
-            )
-        hardware.forget_peak(device)
-        splits = device_data(inputs.arrays, cfg, device)
-        teacher = None
-        if inputs.teacher is not None:
-            splits = replace(splits, teacher_logits=all_logits(inputs.teacher, splits.test, Precision("fp32", device)))
-            precision = Precision(cfg.engine.precision, device)
-            teacher = teacher_source(cfg, inputs, splits.train, precision, state.distiller.needs_feats)
-        agree = distributed.agreed if distributed.size() > 1 else None
-        every = cfg.engine.checkpoint_every_minutes
-        safe = None
-        if self.stop_asked is not None or every is not None:
-            done = 0 if state.within is None else state.within["steps"]
-            safe = SafePoints(self.stop_asked, agree, every=None if every is None else 60 * every, done=done)
-        prune = None
-        if self.sweep is not None and (study := study_file(Path(cfg.output), self.sweep)).exists():
-            prune = pruner_of(job, self.sweep, study)
-        with console.step_bar(self.show, cfg.schedule.epochs) as bar:
-
-            def on_epoch(record: dict[str, Any], improved: bool) -> None:
-                if self.writes:
-                    write(record, improved)
-                if safe is not None and record["epoch"] < cfg.schedule.epochs:
-                    safe.after_epoch(record)
-
-            def write(record: dict[str, Any], improved: bool) -> None:
-                if improved:
-                    self.save_student(state, self.paths.best, record["epoch"])
-                self.journal.append(record)
-                checkpoint.save(state.state(), self.paths.checkpoint)
-                if self.tracker is not None:
-                    self.tracker.notify()
-                metrics = record["metrics"]
-                LOG.info(
-                    "epoch %d/%d: train loss %.3f, top-1 %.2f %%; test top-1 %.2f %%; %.0f images/s",
-                    record["epoch"], cfg.schedule.epochs, metrics["train/loss"], metrics["train/top1"],
-                    metrics["test/top1"], record["images_per_second"],
-                )  # fmt: skip
-                if prune is not None and prune(record):
-                    raise Pruned(record["epoch"])
-
-            def on_step(done: int, steps: int, within: Callable[[], Within]) -> None:
-                if bar is not None:
-                    bar(state.epoch + 1, done, steps)
-                if safe is not None:
-                    safe.after_step(done, steps, lambda: self.save_within(state, within))
-
-            fit(
-                state,
-                teacher,
-                splits,
-                cfg.schedule,
-                seed=cfg.seed,
-                capture=cfg.engine.capture,
-                on_epoch=on_epoch,
-                on_step=on_step if bar is not None or safe is not None else None,
-            )
-        if self.writes:
-            self.finish(state, inputs)
-
-    def check_unchanged(self, inputs: Inputs) -> None:
-        """Raise EdkdError if the data or the teacher's weights are not those of the run's first start."""
-        first, teacher = self.before.first_start or {}, inputs.teacher_record
-        if first["data_sha256"] != inputs.data_sha256:
-            what = "data"
-        elif teacher is not None and first["teacher"]["sha256"] != teacher["sha256"]:
-            what = f"weights of teacher {teacher['id']}"
-        else:
-            return
-        raise EdkdError(f"the {what} changed since {self.directory} began: restore them, or move that directory away")
-
-    def resume(self, state: TrainState) -> None:
-        """Restore any checkpoint; raise EdkdError if it does not match the journal or the code of the run's classes."""
-        saved = checkpoint.load(self.paths.checkpoint) if self.before.start is not None and self.writes else None
-        # Other nodes may see outdated files for a while.
-        known = distributed.from_first(None if saved is None else saved[0])
-        if known is None:
-            return
-        state.restore(known)
-        if not self.writes:
-            return
-        if state.epoch and state.epoch not in journal.epochs(self.directory):
-            raise EdkdError(
-                f"{self.directory} has a checkpoint of epoch {state.epoch}, and no record of that epoch in "
-                f"{self.paths.journal.name}: restore that file, or move the directory away to start anew"
-            )
-        sources = (self.before.start or {}).get("sources") or {}
-        changed = provenance.differing(sources, provenance.own_code(self.job.used))
-        if changed:
-            raise EdkdError(
-                f"the code of {', '.join(changed)} changed since {self.directory} reached epoch "
-                f"{self.before.epoch}: restore it, or move that directory away to train anew"
-            )
-
-    def start_record(self, inputs: Inputs, *, resumed_from: int) -> dict[str, Any]:
-        """The journal's record of a start: configuration, code, machine, data and teacher."""
-        job, running = self.job, provenance.read()
-        provenance.keep_changes(running, self.directory)
-        sources = provenance.own_code(self.job.used)
-        # Seeds that were trained by two versions of a method are not samples of one setting.
-        cell = {"cell": digest([job.tags["cell"], sources])} if sources else {}
-        planned_with = planned_code(self.directory)
-        return {
-            "event": "start",
-            "run": job.run,
-            "name": job.name,
-            "sweep": self.sweep,
-            "resumed_from": resumed_from,
-            "config": job.used,
-            "tags": {**job.tags, **cell, **running.version},
-            "sources": sources,
-            "planned_with": planned_with if planned_with != running.version else None,  # a job may wait for days
-            "versions": {
-                "edkd": __version__,
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-                "cuda": torch.version.cuda,
-                "cudnn": torch.backends.cudnn.version(),
-            },
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "device": hardware.device_name(inputs.device),
-            "threads": self.threads,
-            "slurm": hardware.slurm_note(),
-            "data_sha256": inputs.data_sha256,
-            "teacher": inputs.teacher_record,
-        }
-
-    def finish(self, state: TrainState, inputs: Inputs) -> None:
-        """Save the last weights, publish a network trained alone as a teacher, and append the journal's end."""
-        epochs = journal.epochs(self.directory)
-        metrics, best = epochs[state.epoch]["metrics"], state.best
-        assert best is not None
-        self.save_student(state, self.paths.last, state.epoch)
-        seconds = sum(sum(record["seconds"].values()) for record in epochs.values())
-        end: dict[str, Any] = {
-            "event": "end",
-            "last": {"epoch": state.epoch, **{name: metrics[f"test/{name}"] for name in ("top1", "top5", "loss")}},
-            "best": {name: value for name, value in best.items() if name != "chosen_at"},
-            "seconds": seconds,
-            "peak_memory_mb": hardware.peak_mb(inputs.device),
-            "num_classes": inputs.arrays.num_classes,
-        }
-        # Before the journal's end, so that a finished network is never missing from the store.
-        publish(self.job, end)
-        self.journal.append(end)
-        _remove_checkpoints(self.directory)
-        LOG.info(
-            "%s: top-1 last %.2f %%, best %.2f %% (epoch %d, chosen on the %s set), in %.0f s; %s",
-            self.job.name, metrics["test/top1"], best["top1"], best["epoch"], best["by"], seconds, self.directory,
-        )  # fmt: skip
-
-    def save_within(self, state: TrainState, within: Callable[[], Within]) -> None:
-        """Make a checkpoint within an epoch, unless a loss was not finite: the run will fail at the epoch's end."""
-        state.within = within()
-        sound = all(bool(each["measured"]["sound"].all()) for each in state.within["processes"])
-        if self.writes and sound:
-            checkpoint.save(state.state(), self.paths.checkpoint)
-        state.within = None
-
-    def save_student(self, state: TrainState, file: Path, epoch: int) -> None:
-        """Save the student's weights in a file of the run's directory, with its method's if it ends in the method."""
-        about: dict[str, Any] = {"student": self.job.settings.student.name, "run": self.job.run, "epoch": epoch}
-        if state.trainable.ends_in_method:
-            about["distiller"] = checkpoint.portable(state.distiller.state_dict())
-        checkpoint.save_weights(state.student.state_dict(), file, **about)
+            if tracker is not None:
+                tracker.notify()
 
 
-def _train_part(
-    number: int,
-    first: int,
-    meeting: str,
-    job: Job,
-    before: journal.RunState,
-    sweep: str | None,
-    threads: int,
-    show: bool,
-    nodes: int,
-    stop_asked: Asked | None,
-) -> None:
+@contextlib.contextmanager
+def _tracker(attempt: Attempt) -> Iterator[LiveTracker | None]:
+    """Give MLflow's tracker, in the process that writes the run's files and if tracking is on; else None."""
+    where = attempt.job.settings.tracking
+    if where.uri is None or not attempt.writes:
+        yield None
+        return
+    tracker = LiveTracker(attempt.directory, **vars(where))
+    try:
+        yield tracker
+    finally:
+        tracker.close()
+
+
+def _train_part(number: int, first: int, meeting: str, attempt: Attempt, nodes: int) -> None:
     """Train as one of the `engine.devices` processes that `run_together` starts; rank 0 writes the run's files."""
-    engine, rank = job.settings.engine, first + number
-    set_up(engine, max(1, threads * nodes // engine.devices))
+    job, engine, rank = attempt.job, attempt.job.settings.engine, first + number
+    set_up(engine, max(1, attempt.threads * nodes // engine.devices))
     if pick_device(engine.device).type == "cuda":
         job = replace(job, settings=replace(job.settings, engine=replace(engine, device=f"cuda:{number}")))
     store = distributed.open_store(meeting)
     # The first node writes run.log; another node's processes log to SLURM's log.
     log = job.directory / "run.log" if first == 0 else Path(os.devnull)
-    with console.logging_to(log, show=first > 0 or (show and rank == 0)):
+    show = attempt.show and rank == 0
+    with console.logging_to(log, show=first > 0 or show):
         try:
             inputs = gather(job.settings, job.teacher_id)
             with distributed.joined(rank, engine.devices, store, inputs.device):
-                run = _Run(job, before, sweep, threads, show and rank == 0, stop_asked)
-                try:
-                    run.train(inputs)
-                except Stopped:
-                    stopped(store)
-                finally:
-                    if run.tracker is not None:
-                        run.tracker.close()
+                part = replace(attempt, job=job, show=show)
+                with _tracker(part) as tracker:
+                    try:
+                        part.train(inputs, tracker)
+                    except Stopped:
+                        stopped(store)
         except EdkdError as error:
             failed(store, str(error))
             sys.exit(1)
@@ -364,17 +154,3 @@ def _train_part(
             if distributed.lost_another(error):
                 sys.exit(LOST)
             raise
-
-
-def _resumed(state: TrainState) -> str:
-    """From where a run continues, for its log; empty for one that begins."""
-    if state.within is None:
-        return f", resumed after epoch {state.epoch}" if state.epoch else ""
-    return f", resumed in epoch {state.epoch + 1}, after step {state.within['steps']}"
-
-
-def _remove_checkpoints(directory: Path) -> None:
-    """Remove the checkpoints of a finished run; the run does not fail if they cannot be removed."""
-    with contextlib.suppress(OSError):
-        for path in checkpoints(directory):
-            path.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 from edkd.rundir import checkpoint, journal
 from edkd.rundir.paths import checkpoints
-from edkd.runs import run, setup
+from edkd.runs import attempt, run, setup
 from edkd.runs.evaluate import evaluate_network
 from edkd.runs.teaching import import_teacher
 from edkd.teachers import store as teacher_store
@@ -259,7 +259,7 @@ def test_checkpoints_that_cannot_be_removed_do_not_make_a_run_fail(
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "checkpoints", lambda _: [SimpleNamespace(unlink=refused)])
+        patch.setattr(attempt, "checkpoints", lambda _: [SimpleNamespace(unlink=refused)])
         assert execute(student).status == "finished"
     assert len(checkpoints(student.directory)) == 2
     execute(student)  # the next look
@@ -502,7 +502,7 @@ def test_a_resumed_run_keeps_its_number_of_threads(make_job: Any, monkeypatch: p
         execute(job)
     execute(make_job("vanilla"))
     interrupt(job, after=1)
-    monkeypatch.setattr(run, "cores", lambda: 0)
+    monkeypatch.setattr(attempt, "cores", lambda: 0)
     execute(make_job("kd", "engine.threads=2", teacher_id=job.teacher_id))
     assert [record["threads"] for record in events(job, "start")] == [1, 1]
     assert [record["resumed_from"] for record in events(job, "start")] == [0, 1]
