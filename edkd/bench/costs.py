@@ -16,7 +16,7 @@ from edkd.bench.workload import METHODS, Workload, networks, table_pairs
 from edkd.config.schema import Settings
 from edkd.rundir import checkpoint, journal
 from edkd.rundir.paths import RunDir
-from edkd.runs.setup import device_data
+from edkd.runs.inputs import device_data
 from edkd.teachers.source import Precision
 from edkd.training.device import to_device
 from edkd.training.evaluation import evaluate

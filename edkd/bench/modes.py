@@ -22,7 +22,8 @@ from edkd.config.schema import Settings
 from edkd.data import _torchvision
 from edkd.data.arrays import Arrays
 from edkd.errors import EdkdError
-from edkd.runs.setup import Inputs, device_data, new_state
+from edkd.runs.inputs import Inputs, device_data
+from edkd.runs.method import new_state
 from edkd.runs.teacher_source import teacher_source
 from edkd.teachers.source import Precision
 from edkd.training.device import pick_device, set_up, to_device

@@ -29,7 +29,7 @@ from edkd.data import _torchvision
 from edkd.data.base import Epoch, ImageBatch
 from edkd.data.files import Streamed
 from edkd.errors import EdkdError
-from edkd.runs.setup import load_arrays
+from edkd.runs.inputs import load_arrays
 
 PAIR = "imagenet_resnet34-imagenet_resnet18"
 STEPS = {"cpu": 4, "cuda": 50}  # of one repetition

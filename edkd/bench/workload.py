@@ -17,7 +17,7 @@ from edkd.config.schema import Settings
 from edkd.data.arrays import Arrays, Split
 from edkd.data.files import Streamed
 from edkd.errors import EdkdError
-from edkd.runs.setup import load_arrays
+from edkd.runs.inputs import load_arrays
 from edkd.training.trainer import seeded
 
 METHODS = tuple(LOSSES)

@@ -18,9 +18,10 @@ from edkd.config.job import Job, digest, planned_code
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint, journal, provenance
 from edkd.rundir.paths import RunDir, checkpoints, study_file
+from edkd.runs.inputs import Inputs, device_data
+from edkd.runs.method import new_state
 from edkd.runs.preemption import Asked, SafePoints
 from edkd.runs.pruning import Pruned, pruner_of
-from edkd.runs.setup import Inputs, device_data, new_state
 from edkd.runs.teacher_source import teacher_source
 from edkd.runs.teaching import publish
 from edkd.teachers.source import Precision
@@ -88,38 +89,18 @@ class Attempt:
             splits = replace(splits, teacher_logits=all_logits(inputs.teacher, splits.test, Precision("fp32", device)))
             precision = Precision(cfg.engine.precision, device)
             teacher = teacher_source(cfg, inputs, splits.train, precision, state.distiller.needs_feats)
-        agree = distributed.agreed if distributed.size() > 1 else None
-        every = cfg.engine.checkpoint_every_minutes
-        safe = None
-        if self.stop_asked is not None or every is not None:
-            done = 0 if state.within is None else state.within["steps"]
-            safe = SafePoints(self.stop_asked, agree, every=None if every is None else 60 * every, done=done)
-        prune = None
-        if self.sweep is not None and (study := study_file(Path(cfg.output), self.sweep)).exists():
-            prune = pruner_of(job, self.sweep, study)
+        safe, prune = self.safe_points(state), self.pruner()
         with console.step_bar(self.show, cfg.schedule.epochs) as bar:
 
             def on_epoch(record: dict[str, Any], improved: bool) -> None:
                 if self.writes:
-                    write(record, improved)
+                    self.save_epoch(state, record, improved)
+                    if tracker is not None:
+                        tracker.notify()
+                    if prune is not None and prune(record):
+                        raise Pruned(record["epoch"])
                 if safe is not None and record["epoch"] < cfg.schedule.epochs:
                     safe.after_epoch(record)
-
-            def write(record: dict[str, Any], improved: bool) -> None:
-                if improved:
-                    self.save_student(state, self.paths.best, record["epoch"])
-                self.journal.append(record)
-                checkpoint.save(state.state(), self.paths.checkpoint)
-                if tracker is not None:
-                    tracker.notify()
-                metrics = record["metrics"]
-                LOG.info(
-                    "epoch %d/%d: train loss %.3f, top-1 %.2f %%; test top-1 %.2f %%; %.0f images/s",
-                    record["epoch"], cfg.schedule.epochs, metrics["train/loss"], metrics["train/top1"],
-                    metrics["test/top1"], record["images_per_second"],
-                )  # fmt: skip
-                if prune is not None and prune(record):
-                    raise Pruned(record["epoch"])
 
             def on_step(done: int, steps: int, within: Callable[[], Within]) -> None:
                 if bar is not None:
@@ -139,6 +120,21 @@ class Attempt:
             )
         if self.writes:
             self.finish(state, inputs)
+
+    def safe_points(self, state: TrainState) -> SafePoints | None:
+        """Where this attempt may be stopped, or makes a checkpoint within an epoch; None if neither is wanted."""
+        every = self.job.settings.engine.checkpoint_every_minutes
+        if self.stop_asked is None and every is None:
+            return None
+        agree = distributed.agreed if distributed.size() > 1 else None
+        done = 0 if state.within is None else state.within["steps"]
+        return SafePoints(self.stop_asked, agree, every=None if every is None else 60 * every, done=done)
+
+    def pruner(self) -> Callable[[dict[str, Any]], bool] | None:
+        """What decides after each epoch whether a search ends this run; None outside a search."""
+        if self.sweep is None or not (study := study_file(Path(self.job.settings.output), self.sweep)).exists():
+            return None
+        return pruner_of(self.job, self.sweep, study)
 
     def check_unchanged(self, inputs: Inputs) -> None:
         """Raise EdkdError if the data or the teacher's weights are not those of the run's first start."""
@@ -231,6 +227,19 @@ class Attempt:
         LOG.info(
             "%s: top-1 last %.2f %%, best %.2f %% (epoch %d, chosen on the %s set), in %.0f s; %s",
             self.job.name, metrics["test/top1"], best["top1"], best["epoch"], best["by"], seconds, self.directory,
+        )  # fmt: skip
+
+    def save_epoch(self, state: TrainState, record: dict[str, Any], improved: bool) -> None:
+        """Record an epoch in journal and log, make a checkpoint, and save the student if it is the best so far."""
+        if improved:
+            self.save_student(state, self.paths.best, record["epoch"])
+        self.journal.append(record)
+        checkpoint.save(state.state(), self.paths.checkpoint)
+        metrics = record["metrics"]
+        LOG.info(
+            "epoch %d/%d: train loss %.3f, top-1 %.2f %%; test top-1 %.2f %%; %.0f images/s",
+            record["epoch"], self.job.settings.schedule.epochs, metrics["train/loss"], metrics["train/top1"],
+            metrics["test/top1"], record["images_per_second"],
         )  # fmt: skip
 
     def save_within(self, state: TrainState, within: Callable[[], Within]) -> None:

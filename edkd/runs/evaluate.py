@@ -15,8 +15,8 @@ from edkd.console import counting
 from edkd.errors import EdkdError
 from edkd.models.fit import closest
 from edkd.rundir import checkpoint
-from edkd.runs.setup import device_data, find_teacher, load_arrays, load_teacher, teacher_folder
-from edkd.runs.student import load_method
+from edkd.runs.inputs import device_data, find_teacher, load_arrays, load_teacher, teacher_folder
+from edkd.runs.method import load_method
 from edkd.teachers import store
 from edkd.teachers.source import Precision
 from edkd.training.device import pick_device, to_device

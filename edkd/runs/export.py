@@ -24,8 +24,8 @@ from edkd.distillers.base import Distiller
 from edkd.errors import EdkdError, import_extra
 from edkd.rundir import checkpoint
 from edkd.rundir.paths import RunDir
-from edkd.runs.setup import device_data, load_arrays
-from edkd.runs.student import load_method
+from edkd.runs.inputs import device_data, load_arrays
+from edkd.runs.method import load_method
 from edkd.training.evaluation import EVALUATION_BATCH, measure
 from edkd.training.trainer import Splits
 

@@ -15,7 +15,7 @@ from edkd.data.base import EvaluationData
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint
 from edkd.rundir.paths import RunDir
-from edkd.runs.setup import device_data, gather
+from edkd.runs.inputs import device_data, gather
 from edkd.training.device import to_device
 from edkd.training.evaluation import EVALUATION_BATCH
 

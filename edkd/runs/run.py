@@ -16,10 +16,10 @@ from edkd.errors import EdkdError
 from edkd.rundir import journal, lock
 from edkd.rundir.paths import RunDir
 from edkd.runs.attempt import Attempt, remove_checkpoints
+from edkd.runs.inputs import Inputs, gather
 from edkd.runs.preemption import Asked, Stopped
 from edkd.runs.processes import LOST, Nodes, check_devices, failed, run_together, stopped
 from edkd.runs.pruning import Pruned
-from edkd.runs.setup import Inputs, gather
 from edkd.runs.teaching import is_lost, publish
 from edkd.tracking import LiveTracker
 from edkd.training import distributed

@@ -22,7 +22,7 @@ from edkd.data.base import TrainData
 from edkd.data.resident import ResidentData
 from edkd.data.views import epoch_views, n_views
 from edkd.errors import EdkdError
-from edkd.runs.setup import Inputs, device_data, find_teacher, load_arrays, load_teacher, teacher_folder
+from edkd.runs.inputs import Inputs, device_data, find_teacher, load_arrays, load_teacher, teacher_folder
 from edkd.teachers import store
 from edkd.teachers.cache import CachedTeacher, room_on, settle
 from edkd.teachers.cache_file import WORD, Rows, Table, disk_bytes, entry_bytes

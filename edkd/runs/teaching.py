@@ -15,7 +15,7 @@ from edkd.errors import EdkdError
 from edkd.rundir import checkpoint
 from edkd.rundir.paths import RunDir
 from edkd.runs.evaluate import evaluate_network
-from edkd.runs.setup import load_arrays, teacher_folder
+from edkd.runs.inputs import load_arrays, teacher_folder
 from edkd.teachers import store
 
 LOG = logging.getLogger("edkd")

@@ -28,8 +28,9 @@ from edkd.rundir import journal, provenance
 from edkd.rundir.journal import RunState
 from edkd.rundir.paths import RunDir
 from edkd.rundir.settings import leaves
+from edkd.runs.inputs import teacher_folder
+from edkd.runs.method import check_method
 from edkd.runs.pretrained import weights_id
-from edkd.runs.setup import check_method, teacher_folder
 from edkd.runs.teaching import is_lost
 from edkd.status.state import RunStatus
 from edkd.teachers import store

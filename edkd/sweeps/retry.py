@@ -20,7 +20,7 @@ from edkd.config.compose import explain, quoted
 from edkd.config.job import Job, directory_of, thaw, training_run
 from edkd.errors import EdkdError
 from edkd.rundir.paths import RunDir
-from edkd.runs.setup import teacher_folder
+from edkd.runs.inputs import teacher_folder
 from edkd.slurm.submit import Queue
 from edkd.status.state import RunStatus, about
 from edkd.sweeps.plan import Sweep

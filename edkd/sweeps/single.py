@@ -7,9 +7,10 @@ from edkd.config.job import make_job
 from edkd.console import console, counted
 from edkd.errors import EdkdError
 from edkd.rundir import journal
+from edkd.runs.inputs import gather, teacher_folder
+from edkd.runs.method import check_method
 from edkd.runs.pretrained import weights_id
 from edkd.runs.run import execute
-from edkd.runs.setup import check_method, gather, teacher_folder
 from edkd.sweeps import progress
 from edkd.sweeps.plan import is_dry, show_unreached, stored_teacher, warn_outdated
 from edkd.sweeps.report import next_steps, open_tracking

@@ -25,7 +25,8 @@ from edkd.console import LOG, console, size
 from edkd.errors import EdkdError
 from edkd.rundir import journal, provenance
 from edkd.rundir.paths import forget_sweep, record_sweep, recorded_sweeps
-from edkd.runs.setup import find_teacher, load_arrays, weights_size
+from edkd.runs.inputs import find_teacher, load_arrays
+from edkd.runs.method import weights_size
 from edkd.slurm import submit
 from edkd.slurm.queue import RETURNING
 from edkd.slurm.submission import Submission

@@ -9,7 +9,8 @@ import torch
 from edkd import CONF, models
 from edkd.config.compose import compose_settings
 from edkd.config.schema import Settings
-from edkd.runs.setup import Inputs, device_data, load_arrays, new_state
+from edkd.runs.inputs import Inputs, device_data, load_arrays
+from edkd.runs.method import new_state
 from edkd.runs.teacher_source import teacher_source
 from edkd.teachers.source import Precision
 from edkd.training.step import Step

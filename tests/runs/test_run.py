@@ -23,7 +23,8 @@ from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 from edkd.rundir import checkpoint, journal
 from edkd.rundir.paths import checkpoints
-from edkd.runs import attempt, run, setup
+from edkd.runs import attempt, method, run
+from edkd.runs import inputs as run_inputs
 from edkd.runs.evaluate import evaluate_network
 from edkd.runs.teaching import import_teacher
 from edkd.teachers import store as teacher_store
@@ -123,8 +124,8 @@ def test_a_start_says_what_is_run_on_what(student: config_job.Job, taught: confi
     assert start["versions"]["python"] == sys.version.split()[0]
     assert (start["host"], start["threads"]) == (socket.gethostname(), 1)
     assert start["device"].startswith("cpu (")
-    assert start["data_sha256"] == setup.load_arrays(student.settings)[1]
-    entry = teacher_store.find(setup.teacher_folder(student.settings), KEY, "resnet8")
+    assert start["data_sha256"] == run_inputs.load_arrays(student.settings)[1]
+    entry = teacher_store.find(run_inputs.teacher_folder(student.settings), KEY, "resnet8")
     assert entry is not None
     last = events(taught, "end")[0]["last"]
     assert start["teacher"] == {"id": f"run:{taught.run}", "sha256": entry.sha256, "top1": pytest.approx(last["top1"])}
@@ -153,7 +154,7 @@ def test_the_saved_weights_have_the_accuracies_of_the_end(make_job: Any) -> None
     end = execute(job).end
     assert end is not None
     assert end["best"]["by"] == "validation"
-    data = setup.device_data(setup.load_arrays(job.settings)[0], job.settings, torch.device("cpu"))
+    data = run_inputs.device_data(run_inputs.load_arrays(job.settings)[0], job.settings, torch.device("cpu"))
     for name, file in (("last", "last.pt"), ("best", "best.pt")):
         saved = torch.load(job.directory / file, weights_only=True)
         assert (saved["student"], saved["run"], saved["epoch"]) == ("resnet8", job.run, end[name]["epoch"])
@@ -169,13 +170,13 @@ def test_a_student_that_ends_in_its_method_is_saved_with_it(make_job: Any, taugh
     end = execute(job).end
     assert end is not None
     cpu = torch.device("cpu")
-    inputs = setup.gather(job.settings, job.teacher_id)
-    state = setup.new_state(job.settings, inputs)
+    inputs = run_inputs.gather(job.settings, job.teacher_id)
+    state = method.new_state(job.settings, inputs)
     for name in ("last", "best"):
         saved = torch.load(job.directory / f"{name}.pt", weights_only=True)
         state.student.load_state_dict(saved["model"])
         state.distiller.load_state_dict(saved["distiller"])
-        test = setup.device_data(inputs.arrays, job.settings, cpu).test
+        test = run_inputs.device_data(inputs.arrays, job.settings, cpu).test
         found = measure(state.trainable.eval().predict, test, cpu)
         assert found == {metric: end[name][metric] for metric in found}
         overall = evaluate_network(job.settings, job.directory / f"{name}.pt").overall
@@ -186,7 +187,7 @@ def test_a_student_that_ends_in_its_method_is_saved_with_it(make_job: Any, taugh
 
 def test_the_accuracy_of_a_teacher_is_measured_once(student: config_job.Job, monkeypatch: pytest.MonkeyPatch) -> None:
     execute(student)
-    entry = teacher_store.find(setup.teacher_folder(student.settings), KEY, "resnet8")
+    entry = teacher_store.find(run_inputs.teacher_folder(student.settings), KEY, "resnet8")
     assert entry is not None
     (measured,) = entry.measured.values()
     assert measured["top1"] == events(student, "start")[0]["teacher"]["top1"]
@@ -194,8 +195,10 @@ def test_the_accuracy_of_a_teacher_is_measured_once(student: config_job.Job, mon
     def again(*_: Any) -> None:
         raise AssertionError("measured twice")
 
-    monkeypatch.setattr(setup, "evaluate", again)
-    assert setup.gather(student.settings, student.teacher_id).teacher_record == events(student, "start")[0]["teacher"]
+    monkeypatch.setattr(run_inputs, "evaluate", again)
+    assert (
+        run_inputs.gather(student.settings, student.teacher_id).teacher_record == events(student, "start")[0]["teacher"]
+    )
 
 
 def test_a_teacher_is_measured_as_this_run_shows_it_the_images(
@@ -206,8 +209,8 @@ def test_a_teacher_is_measured_as_this_run_shows_it_the_images(
     other = make_job("edkd", "dataset.mean=[5.0,5.0,5.0]", teacher_id=student.teacher_id)
     execute(other)
     told, really = (events(job, "start")[0]["teacher"]["top1"] for job in (student, other))
-    data = setup.device_data(setup.load_arrays(other.settings)[0], other.settings, torch.device("cpu"))
-    network = setup.gather(other.settings, other.teacher_id).teacher
+    data = run_inputs.device_data(run_inputs.load_arrays(other.settings)[0], other.settings, torch.device("cpu"))
+    network = run_inputs.gather(other.settings, other.teacher_id).teacher
     assert network is not None
     assert really == evaluate(network, data.test, Precision("fp32", torch.device("cpu")))["top1"] != told
     words = f"teacher resnet8 has {really:.2f} % on the test set of this run and had {told:.2f} % when it came into"
@@ -231,7 +234,7 @@ def test_a_finished_run_is_left_alone(
     again = execute(student)
     assert (again.end, again.last_epoch, contents(student.directory)) == (first.end, first.last_epoch, before)
 
-    stored = setup.teacher_folder(taught.settings) / KEY / "resnet8.pt"
+    stored = run_inputs.teacher_folder(taught.settings) / KEY / "resnet8.pt"
     teacher = stored.read_bytes()
     shutil.rmtree(stored.parent)
     execute(taught)  # puts its network there again
@@ -239,7 +242,7 @@ def test_a_finished_run_is_left_alone(
 
 
 def test_a_finished_network_that_is_lost_is_made_again(taught: config_job.Job) -> None:
-    weights, stored = taught.directory / "last.pt", setup.teacher_folder(taught.settings) / KEY / "resnet8.pt"
+    weights, stored = taught.directory / "last.pt", run_inputs.teacher_folder(taught.settings) / KEY / "resnet8.pt"
     before, teacher, end = weights.read_bytes(), stored.read_bytes(), events(taught, "end")[0]
     weights.unlink()
     assert execute(taught).status == "finished"  # as long as the store has the teacher, nothing is lost
@@ -270,7 +273,7 @@ def test_checkpoints_that_cannot_be_removed_do_not_make_a_run_fail(
 
 
 def test_a_network_trained_alone_becomes_a_teacher(taught: config_job.Job) -> None:
-    entry = teacher_store.find(setup.teacher_folder(taught.settings), KEY, "resnet8")
+    entry = teacher_store.find(run_inputs.teacher_folder(taught.settings), KEY, "resnet8")
     assert entry is not None
     assert (entry.id, entry.source, entry.epochs) == (f"run:{taught.run}", str(taught.directory), 2)
     assert entry.recipe == taught.tags["recipe"]
@@ -281,7 +284,7 @@ def test_a_network_trained_alone_becomes_a_teacher(taught: config_job.Job) -> No
 
 
 def test_which_runs_become_teachers(taught: config_job.Job, student: config_job.Job, make_job: Any) -> None:
-    store = setup.teacher_folder(taught.settings)
+    store = run_inputs.teacher_folder(taught.settings)
     before = contents(store)
     other = make_job("vanilla", "schedule.lr=0.02")
     for job in (student, other, make_job("vanilla", "seed=1", "schedule.epochs=3")):  # it is there; no teacher's seed
@@ -314,12 +317,12 @@ def test_a_teacher_that_is_not_the_planned_one(make_job: Any, taught: config_job
 
 def test_a_teacher_whose_weights_changed_since_the_run_began(student: config_job.Job) -> None:
     interrupt(student, after=1)
-    path = setup.teacher_folder(student.settings) / KEY / "resnet8.pt"
+    path = run_inputs.teacher_folder(student.settings) / KEY / "resnet8.pt"
     state = checkpoint.load_weights(path)
     state["fc.bias"] += 0.1
     path.unlink()
     teacher_store.publish(
-        setup.teacher_folder(student.settings),
+        run_inputs.teacher_folder(student.settings),
         KEY,
         "resnet8",
         state,
@@ -349,7 +352,7 @@ def own_images(tmp_path: Path) -> Iterator[list[str]]:
             for number in range(count):
                 pixels = stream.integers(0, 256, (8, 8, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(root / split / name / f"{number}.png")
-    setup._load_arrays.cache_clear()
+    run_inputs._load_arrays.cache_clear()
     yield [
         "dataset=folder",
         "dataset.name=own",
@@ -357,7 +360,7 @@ def own_images(tmp_path: Path) -> Iterator[list[str]]:
         "dataset.train_per_class=null",
         "dataset.test_per_class=null",
     ]
-    setup._load_arrays.cache_clear()
+    run_inputs._load_arrays.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -378,7 +381,7 @@ def test_a_student_names_what_became_of_its_teacher(make_job: Any, records: list
     with pytest.raises(EdkdError, match="resnet8"):
         execute(job)
     assert journal.state(job.directory).error == (
-        f"teacher resnet8 is not in {setup.teacher_folder(job.settings)}: its run {teacher.directory} {became}; "
+        f"teacher resnet8 is not in {run_inputs.teacher_folder(job.settings)}: its run {teacher.directory} {became}; "
         "`edkd retry`, or the same command again, trains it first"
     )
 
@@ -389,7 +392,7 @@ def test_data_that_changed_since_the_run_began(make_job: Any, own_images: list[s
     image = tmp_path / "images" / "train" / "star" / "0.png"
     original = image.read_bytes()
     Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(image)
-    setup._load_arrays.cache_clear()
+    run_inputs._load_arrays.cache_clear()
     with pytest.raises(EdkdError, match=rf"^the data changed since {job.directory} began: restore them, or move"):
         execute(job)
     assert journal.state(job.directory).status == "failed"
@@ -397,7 +400,7 @@ def test_data_that_changed_since_the_run_began(make_job: Any, own_images: list[s
         f"the data changed since {job.directory} began: restore them, or move that directory away"
     )
     image.write_bytes(original)
-    setup._load_arrays.cache_clear()
+    run_inputs._load_arrays.cache_clear()
     end = execute(job).end
     assert end is not None
     assert (end["last"]["epoch"], end["num_classes"], end["last"]["top5"]) == (2, 3, 100.0)
@@ -411,7 +414,7 @@ def test_real_cifar100(compose: Any, tiny: list[str], cifar100_root: Path) -> No
         job = config_job.make_job(compose(*others, *options), "vanilla", None)
         end = execute(job).end
     finally:
-        setup._load_arrays.cache_clear()
+        run_inputs._load_arrays.cache_clear()
     assert end is not None
     assert (end["num_classes"], job.settings.dataset.key) == (100, "cifar100-2perclass-test1")
     assert 0 <= end["last"]["top1"] <= end["last"]["top5"] <= 100
