@@ -13,6 +13,7 @@ from pathlib import Path
 
 import hydra
 import yaml
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -55,13 +56,20 @@ def main() -> None:
 
 
 def _sorted(arguments: list[str]) -> list[str]:
-    """Put options before overrides: Hydra's parser accepts no option between two overrides."""
+    """Put options before overrides: Hydra's parser accepts no option between two overrides.
+
+    Options that Hydra refuses end the command here, in one line; Hydra itself would print its whole usage.
+    """
     parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--multirun", "-m", action="store_true")
     parser.add_argument("--config-dir", "-cd")
     args, others = parser.parse_known_args(arguments)
     options = ["--multirun"] * args.multirun + (["--config-dir", args.config_dir] if args.config_dir else [])
-    return [*options, *may_add(others)]
+    arguments = [*options, *may_add(others)]
+    of_hydra = get_args_parser()
+    of_hydra.__class__ = Parser  # which differs in its errors alone
+    of_hydra.parse_args(arguments)
+    return arguments
 
 
 def may_add(overrides: list[str]) -> list[str]:

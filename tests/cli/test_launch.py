@@ -273,9 +273,16 @@ def test_a_file_that_is_not_utf8(here: Path, multirun: list[str]) -> None:
     assert message == "own/distiller/bad.yaml: YAML files are text in UTF-8, this one is not (invalid start byte)"
 
 
-def test_an_option_without_its_value(here: Path) -> None:
-    said = "launch.py: argument --config-dir/-cd: expected one argument; see launch.py --help\n"
-    assert launch("--config-dir") == Ended(2, "", said)
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--config-dir", "argument --config-dir/-cd: expected one argument"),
+        ("--config-name", "argument --config-name/-cn: expected one argument"),
+        ("--multi-run", "unrecognized arguments: --multi-run"),
+    ],
+)
+def test_a_wrong_option(here: Path, option: str, message: str) -> None:
+    assert launch(option) == Ended(2, "", f"launch.py: {message}; see launch.py --help\n")
 
 
 # ---- data
