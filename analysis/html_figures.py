@@ -90,6 +90,7 @@ def draw(
             title=title,
             from_epoch=_first_drop(used),
             highlight=coloured,
+            ours=ours,
         ),
         **{f"{name}: {_and(values)} by class": partial(_by_class, values) for name, values in by_class.items()},
         "Best epoch − last epoch": lambda title: figures.best_last_gaps(
@@ -99,13 +100,18 @@ def draw(
             beside_published(used, cells), titles=titles, title=title
         ),
         "Nearness to the teacher and calibration": lambda title: figures.teacher_agreement(
-            _measured(used), titles=titles, quantity="last test top-1, mean of seeds", title=title, highlight=coloured
+            _measured(used),
+            titles=titles,
+            quantity="last test top-1, mean of seeds",
+            title=title,
+            highlight=coloured,
+            ours=ours,
         ),
         "Accuracy against time": lambda title: _costs(
-            "hours", used, cells, titles=titles, title=title, highlight=coloured
+            "hours", used, cells, titles=titles, title=title, highlight=coloured, ours=ours
         ),
         "Accuracy against memory": lambda title: _costs(
-            "memory", used, cells, titles=titles, title=title, highlight=coloured
+            "memory", used, cells, titles=titles, title=title, highlight=coloured, ours=ours
         ),
     }
     drawn = Drawn({}, [])

@@ -38,21 +38,23 @@ def teacher_agreement(
     quantity: str,
     title: str,
     highlight: Collection[str] | None = None,
+    ours: str | None = None,
 ) -> Figure:
     """Draw accuracy against agreement (percent), KL to the teacher (nats) and calibration error (percent).
 
     `measured` has one row a dot: pair, method, top1 (percent), agreement, kl_teacher, ece; a missing value leaves a dot
     out of its panel. A row may be a run or a mean over seeds. `quantity` says which and labels the vertical axis,
     e.g. "test top-1 at the last epoch, mean of the seeds". Marks differ by method;
-    `highlight` names the methods that have a colour (None: all), the others are grey.
+    `highlight` names the methods that have a colour (None: all), the others are grey. The colour of
+    `ours` stands out.
     """
     rows = chosen(measured, titles, ["top1"], "accuracy").dropna(subset=list(_AXES), how="all")
     rows = chosen(rows, titles, ["top1"], "agreement, KL to the teacher or calibration error")
-    methods, look = present(rows, titles), looks(titles, highlight)
+    methods, look = present(rows, titles), looks(titles, highlight, ours)
     shown = coloured(methods, highlight)
     direct = len(rows) <= DIRECT
     note = GREY_NOTE if len(shown) < len(methods) else ""
-    figure, grid = panels(len(_AXES), 3, 2.6, title, note=note, handles=() if direct else marks(shown, titles))
+    figure, grid = panels(len(_AXES), 3, 2.6, title, note=note, handles=() if direct else marks(shown, titles, ours))
     for axes, (column, label) in zip(grid, _AXES.items()):
         for method in sorted(methods, key=lambda method: method in shown):
             part = rows[rows["method"] == method]

@@ -41,6 +41,7 @@ def costs(
     quantity: str,
     title: str,
     highlight: Collection[str] | None = None,
+    ours: str | None = None,
 ) -> Figure:
     """Draw accuracy (percent) against hours, or against peak memory (10⁶ bytes), one panel a pair.
 
@@ -48,19 +49,20 @@ def costs(
     hours (mean of the runs' wall time) and memory. Only the column drawn `against` is needed; a missing value leaves
     its dot out. Lines are intervals; one run alone is an open mark. Only hours of one machine may be compared; `title`
     should say which. `quantity` labels the vertical axis, e.g. "test top-1 at the last epoch". `highlight`
-    names the methods that have a colour (None: all), the others are grey. Hours are in minutes if all are below 1.
+    names the methods that have a colour (None: all), the others are grey; `ours` is the one whose colour stands out.
+    Hours are in minutes if all are below 1.
     """
     rows = chosen(spent, titles, ["mean", against], f"accuracy with {against} recorded")
     label = _LABELS[against]
     if against == "hours" and rows["hours"].max() < 1:
         rows, label = rows.assign(hours=rows["hours"] * 60), "minutes a run"
-    methods, pairs, look = present(rows, titles), list(rows["pair"].unique()), looks(titles, highlight)
+    methods, pairs, look = present(rows, titles), list(rows["pair"].unique()), looks(titles, highlight, ours)
     shown = coloured(methods, highlight)
     if len(shown) < len(methods):  # the grey ones first, under the others
         rows = rows.sort_values("method", key=lambda names: names.isin(shown), kind="stable")
     direct = len(methods) <= DIRECT
     note = _READING + (GREY_NOTE if len(shown) < len(methods) else "")
-    handles = () if direct else marks(shown, titles)
+    handles = () if direct else marks(shown, titles, ours)
     figure, grid = panels(len(pairs), 4, 1.75, title, below=label, note=note, handles=handles)
     for pair, axes in zip(pairs, grid):
         part = rows[rows["pair"] == pair]

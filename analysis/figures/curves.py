@@ -36,6 +36,7 @@ def training_curves(
     titles: Mapping[str, str],
     title: str,
     highlight: Collection[str] | None = None,
+    ours: str | None = None,
     from_epoch: int = 0,
 ) -> Figure:
     """Draw test top-1 (percent) against the epoch, one panel a pair.
@@ -44,13 +45,14 @@ def training_curves(
     each epoch, and its band reaches from the lowest seed to the highest. One seed alone and grey methods have no band;
     nor has any method if more than seven are coloured. Epochs before `from_epoch` are left out: final differences are
     small beside the rise before them, so the epoch of the first drop of the learning rate is a good choice.
-    `highlight` names the methods that have a colour (None: all); the others are grey.
+    `highlight` names the methods that have a colour (None: all); the others are grey. The colour of
+    `ours` stands out.
     """
     rows = chosen(curves[curves["epoch"] >= from_epoch], titles, ["top1"], f"test top-1 from epoch {from_epoch} on")
     methods, pairs = present(rows, titles), list(rows["pair"].unique())
     shown = coloured(methods, highlight)
     direct = len(shown) <= DIRECT
-    look = looks(titles, highlight)
+    look = looks(titles, highlight, ours)
     handles = [Line2D([], [], color=look[m].colour, linestyle=look[m].dashes, label=titles[m]) for m in shown]
     note = (
         "Line: mean of the seeds; band: from the lowest seed to the highest." if direct else "Line: mean of the seeds."

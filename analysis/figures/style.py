@@ -22,7 +22,7 @@ WIDTH = 7.2  # inches: the text of an A4 page
 SMALL = 6.5  # points: the smallest type
 # Okabe and Ito, "Color Universal Design", 2008, without its yellow, which is too light for thin lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v")  # five marks times seven colours tell 35 methods apart
+MARKERS = ("o", "s", "^", "D", "v")  # five marks times six colours, and that of ours, tell 31 methods apart
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1, 1, 1)))
 INK, QUIET, FAINT = "#222222", "#777777", "#DDDDDD"
 PLAIN, STANDOUT = COLOURS[0], COLOURS[1]
@@ -77,12 +77,22 @@ def styled() -> Iterator[None]:
         yield
 
 
-def looks(titles: Mapping[str, str], highlight: Collection[str] | None = None) -> dict[str, Look]:
-    """A look for each method, by its place in `titles`; methods outside `highlight` are grey (None: no method)."""
+def looks(
+    titles: Mapping[str, str], highlight: Collection[str] | None = None, ours: str | None = None
+) -> dict[str, Look]:
+    """A look for each method, by its place in `titles`.
+
+    Methods outside `highlight` are grey (None: no method). `ours` alone has the colour that stands out, as elsewhere.
+    """
+    colours = [colour for colour in COLOURS if ours is None or colour != STANDOUT]
     return {
-        method: Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], DASHES[i // len(COLOURS) % len(DASHES)])
-        if highlight is None or method in highlight
-        else Look(GREY, "o", "solid")
+        method: Look(GREY, "o", "solid")
+        if highlight is not None and method not in highlight
+        else Look(
+            STANDOUT if method == ours else colours[i % len(colours)],
+            MARKERS[i % len(MARKERS)],
+            DASHES[i // len(colours) % len(DASHES)],
+        )
         for i, method in enumerate(titles)
     }
 
@@ -215,9 +225,9 @@ def freeze(figure: Figure) -> Figure:
 GREY_NOTE = " Grey: the other methods."
 
 
-def marks(methods: Collection[str], titles: Mapping[str, str]) -> list[Line2D]:
+def marks(methods: Collection[str], titles: Mapping[str, str], ours: str | None) -> list[Line2D]:
     """The legend's entries for `methods` that are drawn as marks."""
-    look = looks(titles)
+    look = looks(titles, ours=ours)
     return [
         Line2D([], [], linestyle="none", marker=look[m].marker, color=look[m].colour, markersize=4.5, label=titles[m])
         for m in methods

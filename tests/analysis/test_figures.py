@@ -15,7 +15,7 @@ from analysis import figures
 from analysis import statistics as st
 from analysis.figures.intervals import limits
 from analysis.figures.labels import apart, beside
-from analysis.figures.style import page, signed
+from analysis.figures.style import STANDOUT, page, signed
 
 NAMES = [f"m{i}" for i in range(20)]
 PAIRS = [f"resnet32x4-shufflenetv{i}" for i in range(13)]
@@ -238,6 +238,17 @@ def test_only_highlighted_methods_have_colour_and_name():
     assert texts(axes) == ["Method3"] and not figure.legends
     assert len({line.get_color() for line in axes.lines}) == 2
     assert min(line.get_xdata()[0] for line in axes.lines) == 3
+
+
+def test_the_colour_of_ours_is_the_same_in_every_figure_and_of_no_other_method():
+    given = frames(9, 3, 2)
+    same = {"titles": given.titles, "title": "T", "ours": "m3"}
+    curves = figures.training_curves(given.curves, **same)
+    costs = figures.costs(given.measured, against="hours", quantity=QUANTITY, **same)
+    agreement = figures.teacher_agreement(given.measured, quantity=QUANTITY, **same)
+    for figure in (curves, costs, agreement):
+        entries = {line.get_label(): line.get_color() for line in figure.legends[0].get_lines()}
+        assert [name for name, colour in entries.items() if colour == STANDOUT] == ["Method3"]
 
 
 @pytest.mark.parametrize("name", ["costs", "agreement"])
