@@ -59,7 +59,7 @@ def execute(
         if not planned:
             freeze(job, sweep=sweep, threads=None)
         with console.logging_to(directory / "run.log", show=show):
-            _record_end(Attempt(job, now, sweep, threads, show, stop_asked), inputs, nodes)
+            _train_and_record(Attempt(job, now, sweep, threads, show, stop_asked), inputs, nodes)
     return journal.state(directory)
 
 
@@ -82,7 +82,7 @@ def _threads(cfg: Settings, before: journal.RunState) -> int:
     return before.first_start["threads"] if before.first_start is not None else cfg.engine.threads or cores()
 
 
-def _record_end(attempt: Attempt, inputs: Inputs | None, nodes: Nodes | None) -> None:
+def _train_and_record(attempt: Attempt, inputs: Inputs | None, nodes: Nodes | None) -> None:
     """Train, and record in the journal how the attempt ends."""
     job, engine = attempt.job, attempt.job.settings.engine
     with _tracker(attempt) as tracker:
