@@ -192,7 +192,7 @@ def parser(module: str, description: str | None, writes: str) -> Parser:
         help="packed journals that count beside the store's runs (default: those that came with the code)",
     )
     parser.add_argument("--dataset", metavar="KEY", help="data set of the table, where the store has several")
-    parser.add_argument("--recipe", metavar="ID", help="recipe of the table, where the store has several")
+    parser.add_argument("--recipe", metavar="ID", help="recipe of the table, or how it begins (240ep)")
     parser.add_argument(
         "--pairs", type=_pairs, metavar="A,B", help="only these pairs (or vgg13, all, …), in this order"
     )

@@ -128,8 +128,8 @@ def finished(runs: pd.DataFrame) -> pd.Series:
 def choose(runs: pd.DataFrame, *, dataset: str | None, recipe: str | None) -> pd.DataFrame:
     """The runs of one data set and one recipe, finished or not.
 
-    None allows any value. Raises EdkdError, one line per choice, unless the finished distillation runs leave just one
-    choice. Runs that are not packed decide alone if they leave just one.
+    None allows any value, and a recipe may be given by its beginning. Raises EdkdError, one line per choice, unless the
+    finished distillation runs leave just one choice. Runs that are not packed decide alone if they leave just one.
     """
     distilled = runs[~runs["alone"] & finished(runs)]
     if distilled.empty:
@@ -141,7 +141,7 @@ def choose(runs: pd.DataFrame, *, dataset: str | None, recipe: str | None) -> pd
     if dataset is not None:
         fits = fits[fits["dataset"] == dataset]
     if recipe is not None:
-        fits = fits[fits["recipe"] == recipe]
+        fits = fits[fits["recipe"].str.startswith(recipe)]
     key = ["dataset", "recipe"]
     own = fits[~fits["packed"]]
     if len(own.drop_duplicates(key)) == 1:  # runs made here take precedence over packed ones

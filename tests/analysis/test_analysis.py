@@ -258,6 +258,8 @@ def test_data_sets_and_recipes_are_never_mixed(analyse):
     assert code == 1 and "'cifar10'" in error and "--dataset digits" in error
     code, text, csv, _ = analyse(runs, "--dataset", "digits")
     assert code == 0 and set(csv["dataset"]) == {"digits"} and "--dataset digits --recipe 3ep" in text
+    code, text, _, _ = analyse(runs, "--dataset", "cifar100", "--recipe", "240ep")
+    assert code == 0 and "recipe: 240ep-b64-fp32-1a2b3c4d" in text
 
 
 def swept(*values, method="kd", **changes):

@@ -126,7 +126,7 @@ class ReadsBack(Distiller):
 
     def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
         loss = torch.nn.functional.cross_entropy(student.logits, batch.target)
-        return Outcome({"ce": loss * (1.0 if float(loss) > 0 else 2.0)}, {})
+        return Outcome({"ce": loss * (1.0 if float(loss.detach()) > 0 else 2.0)}, {})
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
