@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from statsmodels.stats.power import TTestPower  # type: ignore[import-untyped]
+from statsmodels.stats.power import TTestPower
 
 
 def detectable(n: int, sd: float, power: float = 0.8, level: float = 0.95) -> float:

@@ -18,6 +18,7 @@ from edkd.bench.table import Timing
 from edkd.bench.workload import Workload
 from edkd.config.instantiate import build
 from edkd.config.schema import Network, Settings
+from edkd.data.resident import ResidentData
 from edkd.data.streaming import StreamedData
 from edkd.data.views import epoch_order, epoch_views, n_views
 from edkd.distillers.base import Batch
@@ -81,13 +82,14 @@ def test_the_plain_loop_takes_the_steps_of_ours(method: str, work: Workload) -> 
     ours = Ours(WAYS["warm"], cfg, work)
     ours.ready()
     measured = ours.run()
+    data = ours.data
+    assert isinstance(data, ResidentData)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        count = len(ours.data)
-        order = torch.from_numpy(epoch_order(cfg.seed, 1, count))
-        views = torch.from_numpy(epoch_views(cfg.seed, 1, count, n_views(ours.data.padding, ours.data.flip)))
+        order = torch.from_numpy(epoch_order(cfg.seed, 1, len(data)))
+        views = torch.from_numpy(epoch_views(cfg.seed, 1, len(data), n_views(data.padding, data.flip)))
         for index in order.split(cfg.schedule.batch_size):
-            yield ours.data.augmented(index, views[index]).contiguous(), ours.data.targets(index)
+            yield data.augmented(index, views[index]).contiguous(), data.targets(index)
 
     theirs = Plain(cfg, work)
     theirs.ready()
@@ -103,6 +105,7 @@ def test_the_plain_loop_takes_the_steps_of_ours(method: str, work: Workload) -> 
 def test_the_plain_loop_sees_the_views_of_ours(work: Workload) -> None:
     images = Plain(given("kd"), work).loader.dataset
     data = Ours(WAYS["online"], given("kd"), work).data
+    assert isinstance(data, ResidentData)
     every = torch.arange(n_views(data.padding, data.flip))
     for index in range(20):
         image, label = images[index]

@@ -12,7 +12,7 @@ import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -26,6 +26,9 @@ CLASSES = ("apple", "aquarium_fish", "baby")
 
 class Python2Pickler(pickle._Pickler):
     """Writes byte strings as Python 2 did, as the published files have them."""
+
+    write: Any
+    memoize: Any
 
     def save_bytes(self, value):
         self.write(pickle.BINSTRING + struct.pack("<i", len(value)) + value)

@@ -70,8 +70,10 @@ def test_every_pair_of_the_field_can_be_matched(pair: str) -> None:
     with torch.device("meta"):
         teacher, student = (feats(name) for name in pair.split("-"))
         method = FitNet(ce_weight=1.0, feat_weight=100.0, hint_stage=2)
-        sizes = [tuple(tuple(each.shape[1:]) for each in maps) for maps in (student, teacher)]
-        method.setup(Spec(*(Shapes(each, (), 1, (1, 1, 1)) for each in sizes), 100, 10))
+        own, taught = (
+            Shapes(tuple(tuple(each.shape[1:]) for each in maps), (), 1, (1, 1, 1)) for maps in (student, teacher)
+        )
+        method.setup(Spec(own, taught, 100, 10))
         assert method.conv_reg(student[2]).shape == teacher[2].shape
     conv = method.conv_reg.conv
     assert isinstance(conv, nn.ConvTranspose2d) is PAIRS[pair]

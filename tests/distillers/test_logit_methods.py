@@ -304,7 +304,8 @@ def test_ctkd_reads_no_value_from_the_device(decay: str) -> None:
     method = CTKD(**{**CTKD_ARGS, "decay": decay})
     method.setup(Spec(NO_FEATS, NO_FEATS, 10, 10))
     logits = torch.randn(4, 10, device="meta", requires_grad=True)
-    batch = Batch(*(torch.zeros(4, dtype=torch.int64, device="meta") for _ in range(2)), torch.ones((), device="meta"))
+    numbers = torch.zeros(4, dtype=torch.int64, device="meta")
+    batch = Batch(numbers, numbers, torch.ones((), device="meta"))
     outcome = method.to("meta")(Prediction(logits), Prediction(logits.detach()), batch)
     sum(outcome.losses.values()).backward()
     assert method.theta.grad is not None

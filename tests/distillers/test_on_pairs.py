@@ -52,7 +52,7 @@ def spec_of(student: Prediction, teacher: Prediction, norms: tuple[tuple[Tensor,
         )
         for made in (student, teacher)
     ]
-    return Spec(*shapes, student.logits.shape[1], 64, teacher.classifier, norms)
+    return Spec(shapes[0], shapes[1], student.logits.shape[1], 64, teacher.classifier, norms)
 
 
 def leaves(prediction: Prediction) -> tuple[Prediction, list[Tensor]]:
@@ -139,9 +139,8 @@ def test_no_value_is_read_from_the_device(name: str) -> None:
     images = torch.zeros(4, 3, 8, 8, device="meta")
     with torch.no_grad():
         given = teacher(images, want_feats=True)
-    on_meta = Batch(
-        *(torch.zeros(4, dtype=torch.int64, device="meta") for _ in range(2)), torch.zeros((), device="meta")
-    )
+    numbers = torch.zeros(4, dtype=torch.int64, device="meta")
+    on_meta = Batch(numbers, numbers, torch.zeros((), device="meta"))
     outcome, _ = trainable(images, given, on_meta)
     sum(outcome.losses.values()).backward()
     assert all(loss.is_meta and loss.ndim == 0 for loss in outcome.losses.values())

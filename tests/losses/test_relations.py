@@ -56,7 +56,7 @@ def test_recorded_values() -> None:
         "nst": sum(losses.nst(*each) for each in stages),
         "sp_last": losses.sp(*stages[-1]),
         "pkt": losses.pkt(*pooled),
-        "rkd_25_50": losses.rkd(*pooled, 25.0, 50.0),
+        "rkd_25_50": losses.rkd(*pooled, 25.0, 50.0),  # type: ignore[call-arg]
         "hcl": sum(losses.hcl(*each) for each in of_hcl),
     }
     assert {name: float(value) for name, value in found.items()} == pytest.approx(

@@ -61,7 +61,7 @@ def start(fake_slurm: FakeSlurm, here: Path) -> Iterator[Start]:
                 *(f"--{name}={value}" for name, value in options.items()),
                 *(f"{job.run}:{job.directory / 'config.yaml'}" for job in jobs),
             ],
-            **{"env": given, "text": True, "start_new_session": True},  # type: ignore[arg-type]
+            **{"env": given, "text": True, "start_new_session": True},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
@@ -100,7 +100,7 @@ def test_a_warned_job_goes_back_into_the_queue_and_ends_with_the_same_numbers(
     process = start(job)
     for attempt in (1, 2):
         reached = journal.state(job.directory).epoch + 2
-        until(lambda wanted=reached: journal.state(job.directory).epoch >= wanted, process)  # type: ignore[misc]
+        until(lambda wanted=reached: journal.state(job.directory).epoch >= wanted, process)
         warn(process)
         warn(process)
         _, said = process.communicate(timeout=120)
@@ -401,7 +401,7 @@ def test_a_job_with_several_runs_takes_the_next_as_one_ends(make_job: Any, start
     process = start(bad, killed, *good, several=2, gpus="3,5")
     bad.directory.joinpath("config.yaml").write_text("nonsense")
     until(lambda: lock.is_held(killed.directory) is not None, process)
-    os.kill(lock.is_held(killed.directory)["pid"], signal.SIGKILL)  # type: ignore[index]
+    os.kill(lock.is_held(killed.directory)["pid"], signal.SIGKILL)
     assert process.communicate(timeout=250) and process.returncode == 1
     assert "is not a frozen configuration" in str(journal.state(bad.directory).error)
     assert journal.state(killed.directory).error == "its process was killed by signal 9"

@@ -565,7 +565,7 @@ def jobs(make_job: Any) -> list[Any]:
 
 def launched(jobs: list[Any], *scripts: Any) -> list[list[str]]:
     launcher = Launcher(*scripts)
-    sweep._launch(jobs, {job.run: job.directory / "config.yaml" for job in jobs}, launcher)  # type: ignore[arg-type]
+    sweep._launch(jobs, {job.run: job.directory / "config.yaml" for job in jobs}, launcher)
     assert launcher.scripts == []
     return launcher.launched
 

@@ -14,7 +14,7 @@ from tests.golden.methods import CASES, normal
 
 VALUES = {"momentum": 0.9, "weight_decay": 5e-4}
 DEEPKD = {"delta_task": 0.075, "delta_tckd": -0.075, "delta_nckd": 0.05, "own_task_momentum": False}
-MAKERS = {
+MAKERS: dict[str, Any] = {
     "SGD": lambda params, lr: SGD(params, lr=lr, **VALUES),
     "DOT": lambda p, lr: DOT(p, lr=lr, delta=0.075, **VALUES),
     "DeepKD": lambda p, lr: DeepKD(p, lr=lr, **DEEPKD, **VALUES),

@@ -196,11 +196,11 @@ def test_a_memory_that_is_replaced_is_not_recorded(
 
 
 def _record_by(step: Step, forward: Any, whole: Any, count: int) -> None:
-    step._train = forward  # type: ignore[method-assign]
+    step._train = forward
     try:
         Step._record(step, count)
     finally:
-        step._train = whole  # type: ignore[method-assign]
+        step._train = whole
 
 
 def test_a_failed_recording_is_told_once_and_changes_nothing(
@@ -255,7 +255,7 @@ def test_recordings_are_made_by_batch_size_after_some_steps(monkeypatch: pytest.
     holder.append(step)
     step.capture = True
     assert train(progress, step, 5) == expected
-    assert {count: graph.count for count, graph in step.graphs.items()} == {8: 8, 16: 16}
+    assert {count: graph.count for count, graph in step.graphs.items()} == {8: 8, 16: 16}  # type: ignore[attr-defined]
 
 
 def test_the_meter_begins_again_in_the_same_tensors() -> None:

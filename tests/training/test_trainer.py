@@ -164,7 +164,7 @@ def test_metrics_are_means_over_images_with_the_smaller_last_batch() -> None:
 def test_an_epoch_visits_every_image_once_in_the_order_and_view_of_seed_and_epoch() -> None:
     made, data, used = progress(Recorder()), images(40), []
     augmented = data.augmented
-    data.augmented = lambda index, view: used.append(view.clone()) or augmented(index, view)  # type: ignore[assignment]
+    data.augmented = lambda index, view: used.append(view.clone()) or augmented(index, view)
     made.epoch = 4
     train_epoch(made, stepping(made, None, data), SCHEDULE, seed=3)
     index = torch.cat([index for index, _, _ in made.distiller.seen])
