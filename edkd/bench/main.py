@@ -28,7 +28,7 @@ MOST_TURNS = 50  # the most repetitions of every method; the time limit usually 
 STEPS = {"cpu": 2, "cuda": 100}  # of one repetition
 MOST_WORKERS = 8  # of the plain loop, one for each core
 SIDE_BY_SIDE = (1, 2, 4, 8)
-EPOCHS_TOGETHER = 5  # cut epochs that each run side by side trains in a repetition
+EPOCHS_TOGETHER = 2  # cut epochs that each run side by side trains in a repetition
 
 
 def run(
