@@ -8,7 +8,7 @@ KEY = "edkd"  # names the view in the link
 TAG = f"mlflow.sharedViewState.{KEY}"
 
 _COLUMNS = (  # without the pair: the page cuts it before the student
-    *("tags.`distiller`", "tags.`seed`", "tags.`teacher`", "tags.`student`"),
+    *("tags.`distiller`", "tags.`seed`", "tags.`recipe`", "tags.`teacher`", "tags.`student`"),
     *("metrics.`last/top1`", "metrics.`best/top1`"),
 )
 _STATE = {
@@ -22,7 +22,7 @@ _STATE = {
     "modelVersionFilter": "All Runs",
     "selectedColumns": list(_COLUMNS),
 }
-_MADE = 1795651200000  # unix ms: when the view was last changed
+_MADE = 1795713600000  # unix ms: when the view was last changed
 _NOTE = (
     "One run for each pair, method and seed; a sweep's own run holds its table and report. "
     "top1, top5, agreement: percent of the test images; last: after the last epoch, best: of the epoch that best_by "
