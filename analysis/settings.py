@@ -5,17 +5,17 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from edkd.errors import EdkdError
-from edkd.rundir.settings import INCIDENTAL, Setting, setting, without_swapped
+from edkd.rundir.settings import DEVICES, Setting, is_incidental, setting, without_swapped
 
 METHOD, PAIR = ("method", "distiller"), ("pair",)  # names of the plain row and column, without parameters
-_HYPER_PARAMETERS = ("distiller.", "optimizer.", "schedule.")
+_HYPER_PARAMETERS = ("distiller.", "optimizer.", "schedule.", *DEVICES)
 
 
 def place(runs: pd.DataFrame, *, rows: Sequence[str] | None, columns: Sequence[str]) -> pd.DataFrame:
     """The runs with their row as `method` and their column as `pair`: "kd temperature=2", "vgg13-vgg8 beta=4".
 
     `rows` and `columns` are names of parameters such as distiller.temperature. By default, `rows` are the parameters of
-    distiller, optimizer and schedule in which the runs of one method on one pair differ. The settings themselves are
+    distiller, optimizer, schedule and devices in which the runs of one method on one pair differ. The settings are also
     in the columns `row` and `column`. A run that lacks a parameter has no setting of it, and a student alone has no
     setting of `columns`. Raises EdkdError for a parameter that no run has.
     """
@@ -46,13 +46,13 @@ def differing(group: pd.DataFrame) -> list[str]:
     if group["cell"].nunique() == 1:
         return []
     by_cell = [list(params) for _, params in group.groupby("cell", sort=False)["params"]]
-    names = sorted({n for cell in by_cell for params in cell for n in params if not n.startswith(INCIDENTAL)})
+    names = sorted({n for cell in by_cell for params in cell for n in params if not is_incidental(n)})
     values = {name: [{params.get(name) for params in cell} for cell in by_cell] for name in names}
     return [name for name, v in values.items() if all(len(s) == 1 for s in v) and len(set.union(*v)) > 1]
 
 
 def _is_hyper_parameter(name: str) -> bool:
-    return name.startswith(_HYPER_PARAMETERS) and not name.startswith(INCIDENTAL)
+    return name.startswith(_HYPER_PARAMETERS) and not is_incidental(name)
 
 
 def _varied(runs: pd.DataFrame) -> list[str]:

@@ -138,7 +138,8 @@ def _retry(args: argparse.Namespace) -> None:
     views = _selection(args).look()
     chosen = retry.choose(views, look(find_runs(args.output)), new=args.all)
     if not chosen:
-        print(f"nothing to retry: {summary(views)}")
+        begin = "; --all takes those that never began" if any(view.state == "new" for view in views) else ""
+        print(f"nothing to retry: {summary(views)}{begin}")
         return
     master, launcher = retry.compose_launcher(
         launch.may_add(args.overrides), config_dir=args.config_dir, output=args.output, task=launch.task

@@ -4,11 +4,12 @@ from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 # Parameters that change no result: where and how a run was made, and what its method is called.
-INCIDENTAL = (
+_INCIDENTAL = (
     *("engine.", "tracking.", "output", "seed", "dataset.root", "dataset.download", "dataset.source."),
     *("distiller.title", "distiller.family", "distiller.year"),
 )
-_SHOWN = ("distiller.", "optimizer.", "schedule.", "dataset.", "student.model.", "engine.precision")
+DEVICES = ("engine.devices", "engine.sync_batch_norm")  # these do: each process sees a part of a batch
+_SHOWN = ("distiller.", "optimizer.", "schedule.", "dataset.", "student.model.")
 _TARGET = "._target_"
 _Run = TypeVar("_Run", bound=Hashable)
 
@@ -68,5 +69,10 @@ def labels(runs: Mapping[_Run, tuple[Hashable, Mapping[str, Any]]]) -> dict[_Run
     return found
 
 
+def is_incidental(name: str) -> bool:
+    """Whether a parameter, given by its dotted name, changes no result."""
+    return name.startswith(_INCIDENTAL) and name not in DEVICES
+
+
 def _is_shown(name: str) -> bool:
-    return name.startswith(_SHOWN) and (not name.startswith(INCIDENTAL) or name == "engine.precision")
+    return (name.startswith(_SHOWN) and not is_incidental(name)) or name in ("engine.precision", *DEVICES)

@@ -293,6 +293,14 @@ def test_a_sweep_of_a_hyper_parameter_makes_rows(analyse):
     assert list(block(text, "Last epoch"))[4:] == ["KD temperature=1", "KD temperature=4"]
 
 
+def test_runs_on_several_devices_have_rows_of_their_own(analyse):
+    runs = [make(cell=f"on{n}", top1=70.0 + n, params={"engine.devices": str(n)}, name=f"n{n}") for n in (1, 2)]
+    code, text, _, _ = analyse(runs)
+    last = block(text, "Last epoch")
+    assert code == 0 and list(last)[4:] == ["KD devices=1", "KD devices=2"]
+    assert last["KD devices=2"][3].startswith("72.00")
+
+
 def test_rows_and_columns_by_parameters(analyse):
     _, text, _, _ = analyse([*swept(10, 4), make("vanilla", "vgg8")], "--columns", "pair,distiller.temperature")
     last = block(text, "Last epoch")

@@ -214,6 +214,8 @@ def test_a_retry_takes_what_is_chosen_and_does_not_shrink_the_sweep(sweep: Faile
     some, every = edkd("retry", "--dry-run"), edkd("retry", "--dry-run", "--all")
     assert "raising-s0" in some.out and "raising-s1" not in some.out
     assert "raising-s0" in every.out and "raising-s1" in every.out
+    none = edkd("retry", "--seed", "1", "--distiller", "raising")
+    assert none.out == "nothing to retry: 1 run: 1 new; --all takes those that never began\n"
 
 
 def test_a_sweep_has_also_the_runs_that_another_one_finished(sweep: Failed) -> None:
