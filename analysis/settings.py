@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from edkd.errors import EdkdError
-from edkd.rundir.settings import DEVICES, Setting, is_incidental, setting, without_swapped
+from edkd.rundir.settings import DEVICES, Setting, is_incidental, of_devices, setting, without_swapped
 
 METHOD, PAIR = ("method", "distiller"), ("pair",)  # names of the plain row and column, without parameters
 _HYPER_PARAMETERS = ("distiller.", "optimizer.", "schedule.", *DEVICES)
@@ -19,6 +19,7 @@ def place(runs: pd.DataFrame, *, rows: Sequence[str] | None, columns: Sequence[s
     in the columns `row` and `column`. A run that lacks a parameter has no setting of it, and a student alone has no
     setting of `columns`. Raises EdkdError for a parameter that no run has.
     """
+    runs = runs.assign(params=pd.Series(map(of_devices, runs["params"]), runs.index, dtype=object))
     rows = None if rows is None else [name for name in rows if name not in METHOD]
     columns = [name for name in columns if name not in PAIR]
     names = {name for params in runs["params"] for name in params if _is_hyper_parameter(name)}

@@ -58,7 +58,8 @@ def labels(runs: Mapping[_Run, tuple[Hashable, Mapping[str, Any]]]) -> dict[_Run
     """
     groups: dict[Hashable, dict[_Run, Mapping[str, str]]] = {}
     for run, (group, config) in runs.items():
-        groups.setdefault(group, {})[run] = {name: str(value) for name, value in leaves(config) if _is_shown(name)}
+        shown = {name: str(value) for name, value in leaves(config) if _is_shown(name)}
+        groups.setdefault(group, {})[run] = of_devices(shown)
     found = {}
     for members in groups.values():
         params = list(members.values())
@@ -67,6 +68,12 @@ def labels(runs: Mapping[_Run, tuple[Hashable, Mapping[str, Any]]]) -> dict[_Run
         for run, each in members.items():
             found[run] = " ".join(str(setting(name, each[name])) for name in varied if name in each)
     return found
+
+
+def of_devices(params: Mapping[str, str]) -> Mapping[str, str]:
+    """The parameters without those of `DEVICES` that are usual, as older runs lack them, and that have no effect."""
+    alone = params.get("engine.devices", "1") == "1"
+    return {n: value for n, value in params.items() if not (n in DEVICES and (alone or value == "False"))}
 
 
 def is_incidental(name: str) -> bool:

@@ -294,11 +294,14 @@ def test_a_sweep_of_a_hyper_parameter_makes_rows(analyse):
 
 
 def test_runs_on_several_devices_have_rows_of_their_own(analyse):
-    runs = [make(cell=f"on{n}", top1=70.0 + n, params={"engine.devices": str(n)}, name=f"n{n}") for n in (1, 2)]
+    usual = {"engine.sync_batch_norm": "False"}
+    runs = [make(cell=f"on{n}", top1=70.0 + n, params={"engine.devices": str(n)} | usual, name=f"n{n}") for n in (1, 2)]
     code, text, _, _ = analyse(runs)
     last = block(text, "Last epoch")
-    assert code == 0 and list(last)[4:] == ["KD devices=1", "KD devices=2"]
+    assert code == 0 and list(last)[4:] == ["KD", "KD devices=2"]
     assert last["KD devices=2"][3].startswith("72.00")
+    code, _, _, error = analyse([runs[0], make(cell="of an older run", name="old")])
+    assert code == 1 and error.count("no parameter differs") == 2
 
 
 def test_rows_and_columns_by_parameters(analyse):
