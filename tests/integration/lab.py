@@ -121,9 +121,11 @@ class Lab:
 
     def give_teachers(self, name: str) -> Path:
         """The output folder of that name, with the teachers that the undisturbed runs trained."""
-        wait_for("two teachers", lambda: len(list(self.peace.glob("teachers/*/*.json"))) == 2)
+        # The file of the weights is written last.
+        wait_for("two teachers", lambda: len(list(self.peace.glob("teachers/*/*.pt"))) == 2)
         output = self.folder / name
-        shutil.copytree(self.peace / "teachers", output / "teachers", ignore=shutil.ignore_patterns("*.lock"))
+        unfinished = shutil.ignore_patterns("*.lock", "*.new", ".*")
+        shutil.copytree(self.peace / "teachers", output / "teachers", ignore=unfinished)
         return output
 
     def reference(self, family: str) -> None:

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from edkd.rundir import journal, lock
 from tests.integration.lab import Command
-from tests.integration.processes import PATIENCE, wait_for
+from tests.integration.processes import wait_for
 
 
 def find(output: Path) -> dict[str, Path]:
@@ -55,17 +56,16 @@ def process_of(run: Path) -> int:
 
 
 def disturb(plans: Mapping[str, tuple[Callable[[], bool], Callable[[], object]]]) -> None:
-    """Do each thing as soon as its moment has come: {name: (has it come?, what to do)}."""
-    open_plans = dict(plans)
+    """Do each thing as soon as its moment has come, none waiting for another: {name: (has it come?, what to do)}."""
 
-    def step() -> bool:
-        for name, (come, act) in list(open_plans.items()):
-            if come():
-                act()
-                del open_plans[name]
-        return not open_plans
+    def strike(name: str, come: Callable[[], bool], act: Callable[[], object]) -> None:
+        wait_for(f"the moment of {name}", come)
+        act()
 
-    wait_for(f"the moments of {', '.join(plans)}", step, patience=2 * PATIENCE, pause=0.02)
+    with ThreadPoolExecutor(len(plans)) as pool:
+        struck = [pool.submit(strike, name, *plan) for name, plan in plans.items()]
+    for each in struck:
+        each.result()
 
 
 def finished(run: Path) -> bool:
