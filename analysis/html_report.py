@@ -134,7 +134,7 @@ def build(options: argparse.Namespace) -> tuple[str, pd.DataFrame]:
         pooled=_pooled(ours, over),
         missing=_missing([*begun, *absent]),
         retry=missing.retry_command(begun, dataset, options.output) if begun else "",
-        launch=missing.launch_command(absent, ours_alone, options.output) if absent else "",
+        launch="\n".join(missing.launch_commands(absent, ours_alone, options.output)),
         left_out=[*missing.left_out(runs, used), *tables.taught_apart(used)],
         provenance=_provenance(used),
         command=made_by + (f" --ours {shlex.quote(options.ours)}" if options.ours else ""),

@@ -81,10 +81,30 @@ def retry_command(rows: Sequence[Missing], dataset: str, output: Path) -> str:
     return shlex.join(words)
 
 
-def launch_command(rows: Sequence[Missing], distilled: pd.DataFrame, output: Path) -> str:
-    """The command that trains `rows`, with the settings of the `distilled` runs that are not `launch.py`'s defaults."""
-    pairs, methods, seeds = _values(rows)
-    words = ["python", "launch.py", "-m", f"distiller={methods}", f"pair={pairs}", f"seed={seeds}"]
+def launch_commands(rows: Sequence[Missing], distilled: pd.DataFrame, output: Path) -> list[str]:
+    """The commands that train `rows`, with the settings of the `distilled` runs that are not `launch.py`'s defaults.
+
+    The published pairs have files in conf/pair and share a command; other pairs have a command for each teacher.
+    """
+    known = [row for row in rows if row.pair in literature.PUBLISHED]
+    taught: dict[str, list[Missing]] = {}
+    for row in rows:
+        if row not in known:
+            taught.setdefault(row.pair.partition("-")[0], []).append(row)
+    settings = _settings(distilled) + ([f"output={output}"] if output != Path("outputs") else [])
+    commands = []
+    for teacher, group in [*([("", known)] if known else []), *taught.items()]:
+        pairs, methods, seeds = _values(group)
+        students = ",".join(dict.fromkeys(row.pair.partition("-")[2] for row in group))
+        networks = [f"teacher={teacher}", f"student={students}"] if teacher else [f"pair={pairs}"]
+        words = ["python", "launch.py", "-m", f"distiller={methods}", *networks, f"seed={seeds}", *settings]
+        commands.append(shlex.join(words))
+    return commands
+
+
+def _settings(distilled: pd.DataFrame) -> list[str]:
+    """The overrides that turn the defaults of `launch.py` into the settings of the `distilled` runs."""
+    words = []
     values: dict[str, set[str]] = {}
     for params in distilled["params"]:
         for key, value in params.items():
@@ -101,11 +121,8 @@ def launch_command(rows: Sequence[Missing], distilled: pd.DataFrame, output: Pat
             and (name != "image_size" or "dataset.source.image_size" in params)
         ]
         words += [f"{key}={value}".replace(", ", ",") for key, value in params.items() if key.startswith("schedule.")]
-    words += (
-        [f"engine.precision={params['engine.precision']}"] if params.get("engine.precision", "fp32") != "fp32" else []
-    )
-    words += [f"output={output}"] if output != Path("outputs") else []
-    return shlex.join(words)
+    precision = params.get("engine.precision", "fp32")
+    return words + ([f"engine.precision={precision}"] if precision != "fp32" else [])
 
 
 def _values(rows: Sequence[Missing]) -> tuple[str, str, str]:

@@ -6,9 +6,11 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 
 from analysis import html_report, literature, load
+from analysis.missing import Missing, launch_commands
 from edkd.errors import EdkdError
 from edkd.rundir import files
 from edkd.rundir.journal import Journal
@@ -143,6 +145,15 @@ def test_the_page_of_a_small_store(write, tmp_path):
     assert row["teacher's top-1"] == "74.64" and row["device"] == "NVIDIA H100" and row["versions"] == "torch 2.13.0"
     assert row["configuration"] == runs[0]["tags"]["config_hash"]
     assert "secret" not in text
+
+
+def test_pairs_without_a_file_are_trained_by_their_networks(tmp_path):
+    rows = [Missing(pair, "kd", 1, "not begun") for pair in (PAIR, "t-s1", "t-s2", "u-s1")]
+    runs = pd.DataFrame([{"dataset": "digits", "last_epoch": 3, "params": {"schedule.epochs": "3"}}])
+    head = "python launch.py -m distiller=kd"
+    assert [line.partition(" seed=1")[0] for line in launch_commands(rows, runs, tmp_path)] == [
+        f"{head} pair={PAIR}", f"{head} teacher=t student=s1,s2", f"{head} teacher=u student=s1",
+    ]  # fmt: skip
 
 
 def test_the_page_needs_no_network(write, tmp_path):
