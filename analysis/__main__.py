@@ -85,15 +85,19 @@ def chosen(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
             raise EdkdError(f"--results {options.results}: there is no such folder")
         print(f"analysis: no packed runs in {options.results}", file=sys.stderr)
     there = load.read(options.uri, options.experiment, options.results, damaged)
-    runs = load.choose(there, dataset=options.dataset, recipe=options.recipe)
-    runs = load.of_columns(runs, pairs=options.pairs)
+    of_recipe = load.choose(there, dataset=options.dataset, recipe=options.recipe)
+    runs = load.of_columns(of_recipe, pairs=options.pairs)
     runs = load.limited(runs, seeds=options.seeds, methods=options.methods)
     used = load.one_cell_each(
         runs, picked=dict(options.cell), latest=options.latest_cell, rows=options.rows, columns=options.columns or ()
     )
     if used["alone"].all():
         named = [*(options.pairs or ()), *(options.methods or ()), *(f"seed {seed}" for seed in options.seeds or ())]
-        raise EdkdError(f"no finished run of {', '.join(named)}; {load.HOW_TO_RUN}")
+        done = of_recipe[load.finished(of_recipe) & ~of_recipe["alone"]]
+        known = "; ".join(
+            f"{key} {', '.join(map(str, sorted(set(done[key]))))}" for key in ("pair", "distiller", "seed")
+        )
+        raise EdkdError(f"no finished run of {', '.join(named)}; there are some of {known}")
     if used["packed"].all():
         own = there[~there["packed"]]
         none = "; the store has runs, but no finished student with a teacher"

@@ -168,9 +168,12 @@ def of_columns(runs: pd.DataFrame, *, pairs: list[str] | None) -> pd.DataFrame:
     """
     found = runs[~runs["alone"]]
     valid = [*SEVEN, *sorted(set(found["pair"]) - set(SEVEN))]
+    allowed = list(dict.fromkeys([*valid, *PUBLISHED]))
     for pair in pairs or ():
-        if pair not in (*valid, *PUBLISHED):
-            raise EdkdError(f"--pairs names {pair!r}, which has no runs here; there are: {', '.join(valid)}")
+        if pair not in allowed:
+            raise EdkdError(
+                f"--pairs names {pair!r}, which is neither published nor has runs here; allowed: {', '.join(allowed)}"
+            )
     wanted = valid if pairs is None else pairs
     found = found[found["pair"].isin(wanted)]
     students = {*found["student"], *(pair.split("-")[-1] for pair in wanted)}

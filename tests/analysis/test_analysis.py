@@ -435,6 +435,8 @@ def test_the_choice_of_metric_seeds_and_methods(analyse):
                                  ("--metric", "selected", "see --metric best")):  # fmt: skip
         code, _, _, error = analyse(runs, option, value)
         assert code == 1 and option in error and known in error
+    code, _, _, error = analyse([make("kd"), make("vanilla", "vgg8", seed=2)], "--seeds", "2")
+    assert code == 1 and "seed 2; there are some of pair vgg13-vgg8; distiller kd; seed 1" in error
     runs = [make("kd", best_by="validation"), make("edkd", best_by="validation")]
     assert set(analyse(runs)[2]["kind"]) == {"last", "selected"}
     assert "see --metric selected" in analyse(runs, "--metric", "best")[3]
