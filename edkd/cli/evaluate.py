@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edkd.cli.teachers import add_dataset
+from edkd.cli.teachers import add_configuration
 
 _SHOWN = 5  # classes at each end
 
@@ -24,7 +24,7 @@ def add_to(commands: Any) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="one JSON object with the accuracy of every class")
     how.add_argument("--csv", action="store_true", help="a line of CSV for every class")
-    add_dataset(parser)
+    add_configuration(parser)
     parser.set_defaults(act=_evaluate)
 
 

@@ -29,6 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"unrecognized arguments: {' '.join(misplaced)}")
     if surplus:
         args.overrides += surplus
+    if getattr(args, "in_output", None) is not None:
+        from edkd.config.compose import quoted
+
+        args.overrides.append(f"output={quoted(args.in_output)}")
     try:
         try:
             args.act(args)

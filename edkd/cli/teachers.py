@@ -29,14 +29,14 @@ def add_to(commands: Any) -> None:
     importing.add_argument("file", nargs="?", help="checkpoint: ours, the field's or torchvision's state_dict")
     importing.add_argument("--replace", action="store_true", help="replace the teacher of that name")
     importing.add_argument("--force", action="store_true", help="also a network that is no better than chance")
-    add_dataset(importing)
+    add_configuration(importing)
     importing.set_defaults(act=_import_teacher)
     caching = stored.add_parser("cache", help="compute teachers' logits ahead of the runs that will use them")
     caching.add_argument("names", nargs="+", metavar="NAME", help="teachers, such as vgg13")
     caching.add_argument("--seeds", nargs="+", default=[], metavar="N", help="seeds of the runs; default 0")
     caching.add_argument("--epochs", metavar="N", help="epochs of the runs; default: the schedule's")
     caching.add_argument("--all", action="store_true", help="every view of every image, whatever the seeds")
-    add_dataset(caching)
+    add_configuration(caching)
     caching.set_defaults(act=_cache_teachers)
 
 
@@ -46,6 +46,12 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="more of the configuration, such as dataset.root=/data"
     )
+
+
+def add_configuration(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `add_dataset`, and the output folder as the option that other commands have."""
+    add_dataset(parser)
+    parser.add_argument("--output", dest="in_output", metavar="DIR", help="as output=DIR; default: outputs")
 
 
 def _list_teachers(args: argparse.Namespace) -> None:

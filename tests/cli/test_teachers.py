@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,16 @@ def test_a_stored_teacher(output: Path) -> None:
     expected = said(end(output, "resnet8/vanilla-s0")["last"])
     assert done.out.startswith(f"resnet8 on {KEY} (teacher run:{run})\n{expected}\ncalibration error ")
     assert files(output) == before
+
+
+def test_the_output_folder_as_an_option(output: Path, tmp_path: Path) -> None:
+    shutil.copytree(output / "teachers", tmp_path / "of two, words" / "teachers")
+    done = evaluate("--output", str(tmp_path / "of two, words"))
+    assert done.code == 0, done
+    done = evaluate("--output", str(tmp_path))
+    assert done.code == 1 and str(tmp_path) in done.err, done
+    done = edkd("teachers", "cache", "resnet8", "-d", "digits", "--output", str(tmp_path), *DIGITS)
+    assert done.code == 1 and str(tmp_path) in done.err, done
 
 
 def test_as_a_module_in_a_process_of_its_own(output: Path) -> None:
