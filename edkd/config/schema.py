@@ -5,6 +5,7 @@ Works on the resolved configuration as plain dicts.
 
 import inspect
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -131,6 +132,10 @@ class Engine:
     sync_batch_norm: bool = False
     checkpoint_every_minutes: PositiveFloat | None = None
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"device={self.device}: allowed: auto, cpu, cuda, cuda:N")
+
 
 @dataclass(frozen=True)
 class Tracking:
@@ -175,6 +180,11 @@ class Settings:
     def needs_teacher(self) -> bool:
         """Whether the method distils at all."""
         return bool(target(self.distiller, "distiller").needs_teacher)
+
+    @property
+    def looks_into_table(self) -> bool:
+        """Whether the run reads its teacher's logits from the teacher cache, unless its images are streamed."""
+        return self.needs_teacher and self.engine.teacher_cache and not target(self.distiller, "distiller").needs_feats
 
     @property
     def pair(self) -> str:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from edkd.config.compose import Composer, quoted
 from edkd.config.job import Job, freeze
-from edkd.console import LOG, console, size
+from edkd.console import LOG, console, counted, size
 from edkd.errors import EdkdError
 from edkd.rundir import journal, provenance
 from edkd.rundir.paths import forget_sweep, record_sweep, recorded_sweeps
@@ -84,8 +84,9 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
     if estimate.kinds:
         print(estimate.line())
     if todo := _todo(planned, statuses):
-        needed = 2 * sum(weights_size(job.settings) for job in todo)  # last.pt and best.pt
-        print(f"disk: {size(needed)} at the end")
+        print(_disk(todo))
+    for device in {job.settings.engine.device for job in todo} if parallel is not None else ():
+        pick_device(device)
     if dry_run:
         return
     prepare(todo, here=parallel is not None)
@@ -110,6 +111,14 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
         report.log_best_student(planned, outcome)
     if outcome and report.show_summary(planned, outcome):
         raise SystemExit(1)
+
+
+def _disk(jobs: Sequence[Job]) -> str:
+    """One line: what the jobs' weights take in the end, and that the teachers' logits come to it."""
+    needed = 2 * sum(weights_size(job.settings) for job in jobs)  # last.pt and best.pt
+    cached = {job.settings.teacher.name for job in jobs if job.settings.looks_into_table}
+    logits = f", beside the logits of {counted(len(cached), 'teacher')} (see docs/teacher-cache.md)" if cached else ""
+    return f"disk: {size(needed)} of weights at the end{logits}"
 
 
 def prepare(jobs: Iterable[Job], *, here: bool) -> None:

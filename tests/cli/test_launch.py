@@ -204,7 +204,7 @@ def test_help_lists_groups_and_values() -> None:
         ("+schedule.epoch=3", "schedule.epoch: no such value; allowed: epochs, "),
         ("hydra.run.dri=x", "hydra.run.dri: no such key in hydra.run, did you mean dir?"),
         ("distiller=dkd distiller.temperature=0", "distiller.temperature is 0.0: it must be greater than 0"),
-        ("engine.device=gpu", "engine.device=gpu: "),
+        ("engine.device=gpu", "engine.device=gpu: allowed: auto, cpu, cuda, cuda:N"),
         ("dataset=folder", "dataset.root has no value yet: set dataset.root=…"),
         ("schedule.lr=${schedule.rate}", "schedule.lr: Interpolation key 'schedule.rate' not found"),
         ("dataset=folder dataset.root=x", "dataset.name has no value yet: set dataset.name=…"),

@@ -160,8 +160,16 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tiny: list[str], here: Path
     assert numbers.endswith(": 4 runs: 4 new; teachers to train first: 1")
     assert estimate.startswith("estimate: none yet, no recorded step time for 2 of 2 networks")
     weights = models.resnet8(num_classes=100).state_dict().values()
-    assert disk == f"disk: {10 * sum(each.nbytes for each in weights) / 1e6:.2f} MB at the end"
+    size = f"{10 * sum(each.nbytes for each in weights) / 1e6:.2f} MB"
+    assert disk == f"disk: {size} of weights at the end, beside the logits of 1 teacher (see docs/teacher-cache.md)"
     assert files(here) == set()
+
+
+def test_a_dry_run_says_that_the_device_is_not_here(tiny: list[str]) -> None:
+    done = swept(tiny, "distiller=vanilla", "engine.device=cuda:99", "+dry_run=true")
+    assert done.code == 1 and done.err.startswith("edkd: engine.device=cuda:99 is not here: "), done
+    done = swept(tiny, "distiller=vanilla", "engine.device=cuda:99", "hydra/launcher=slurm", "+dry_run=true")
+    assert done.code == 0, done
 
 
 def test_the_whole_table_trains_four_teachers_for_21_students(networks: list[str]) -> None:
