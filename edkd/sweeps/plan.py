@@ -36,7 +36,7 @@ from edkd.status.state import RunStatus
 from edkd.teachers import store
 
 LONG_PLAN = 60  # rows; for a longer plan, only the numbers are shown
-DONE, LOST = "finished", "finished, to train again: its network is gone"
+DONE, LOST = "done", "done, to train again: its network is gone"
 _ABOUT_STUDENTS = ("pair", "teacher", "student", "distiller", "tweak", "seed")  # not passed on to teachers' runs
 
 

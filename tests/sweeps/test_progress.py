@@ -59,10 +59,10 @@ def test_the_plan(planned: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.splitlines() == [
         f"stage      {'run'.ljust(width)}  state",
         f"1 teacher  {names[0]}  to resume (failed before), after epoch 1",
-        f"2 student  {names[1]}  finished",
+        f"2 student  {names[1]}  done",
         f"2 student  {names[2]}  to resume, after epoch 1",
         f"2 student  {names[3]}  waiting in SLURM (job 12_3)",
-        f"sweep {planned.id}: 3 runs: 1 finished, 1 to resume, 1 waiting in SLURM; teachers to train first: 1",
+        f"sweep {planned.id}: 3 runs: 1 done, 1 to resume, 1 waiting in SLURM; teachers to train first: 1",
     ]
 
 

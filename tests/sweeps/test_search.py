@@ -79,7 +79,7 @@ def test_trials_are_ordinary_runs_under_one_parent_and_the_best_is_named(tiny: l
     words = shlex.split(command)
     assert words[-1] == "seed=1,2,3" and "hydra/sweeper=optuna" not in words
     planned = launch(*words[2:-1], "seed=0,1", "+dry_run=true")
-    assert "2 runs: 1 finished, 1 new; teachers to train first: 0" in planned.out
+    assert "2 runs: 1 done, 1 new; teachers to train first: 0" in planned.out
     assert edkd("status", made.study_name).code == 0
 
     before = journals(here / "outputs")

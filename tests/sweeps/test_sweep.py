@@ -246,9 +246,9 @@ def test_a_sweep_runs_to_its_end_and_is_not_run_again(tiny: list[str], here: Pat
 
     second = swept(command)
     assert second.code == 0, second
-    assert {state for _, _, state in plan_of(second)} == {"finished"}
+    assert {state for _, _, state in plan_of(second)} == {"done"}
     planned, teacher, *table, ended, advice = second.out.splitlines()[-10:]
-    assert planned.startswith(f"sweep {name}: 3 runs: 3 finished; teachers to train first: 0")
+    assert planned.startswith(f"sweep {name}: 3 runs: 3 done; teachers to train first: 0")
     assert teacher.startswith("teacher resnet8 of ")
     kd = found["resnet8-resnet8/kd-s0"][-1]["last"]["top1"]
     assert table[4].split() == ["KD", f"{kd:.2f}"]
@@ -322,10 +322,10 @@ def test_one_failure_stops_no_other_and_can_be_mended(tiny: list[str], own: Path
     assert again.code == 1
     assert plan_of(again) == [
         ["2", "resnet8-resnet8/raising-s0", "to resume (failed before), after epoch 1"],
-        ["2", "resnet8-resnet8/kd-s0", "finished"],
+        ["2", "resnet8-resnet8/kd-s0", "done"],
     ]
     assert again.out.splitlines()[3].endswith(
-        ": 2 runs: 1 to resume (failed before), 1 finished; teachers to train first: 0"
+        ": 2 runs: 1 to resume (failed before), 1 done; teachers to train first: 0"
     )
     (own / "marker").unlink()
     mended = swept(command)
@@ -423,7 +423,7 @@ def test_a_teacher_that_was_removed_is_not_trained_for_finished_students(tiny: l
     for path in [*here.glob("outputs/teachers/*/*"), *here.glob("outputs/runs/*/resnet8/*/*.pt")]:
         path.unlink()
     done = swept(command)
-    assert (done.code, plan_of(done)) == (0, [["2", "resnet8-resnet8/kd-s0", "finished"]])
+    assert (done.code, plan_of(done)) == (0, [["2", "resnet8-resnet8/kd-s0", "done"]])
     assert not list(here.glob("outputs/teachers/*/*.pt"))
     planned = swept(command, "seed=0,1", "+dry_run=true")
     assert plan_of(planned)[0] == ["1", "resnet8/vanilla-s0", plan.LOST]
