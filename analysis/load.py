@@ -20,7 +20,7 @@ RESULTS = Path(__file__).parent / "results"  # packed journals, as `edkd results
 HOW_TO_RUN = (
     "make some with: python launch.py -m distiller=kd,dkd,edkd pair=all; `edkd sync` reads in those of tracking=journal"
 )
-_WITH_MAKE = "(with make: make table ARGS='--…')"
+_WITH_MAKE = "(with make: ARGS='--…')"
 
 _TAGS = (
     "pair",

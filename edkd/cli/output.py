@@ -147,6 +147,8 @@ def _pack_results(args: argparse.Namespace) -> None:
 def _unpack_results(args: argparse.Namespace) -> None:
     from edkd.rundir import results
 
+    if args.folder.is_file():
+        raise EdkdError(f"{args.folder} is a file; name the folder that holds it, or one above")
     if not results.find(args.folder):
         raise EdkdError(f"{args.folder} has no packed runs (*{results.SUFFIX}); `edkd results pack` writes them")
     count = results.unpack(args.folder, args.output)

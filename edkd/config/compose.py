@@ -68,6 +68,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     if text.startswith("Config group override must be a string"):
         return _unnamed_option(overrides) or text
     if isinstance(error, OverrideParseException):
+        if "'<EOF>'" in text:
+            return f"{error.override} is no KEY=VALUE: it ends where a value is expected"
         key, equals, value = error.override.partition("=")
         quotes = f"; if that is the value, it needs quotes of its own: \"{key}='{value}'\"" if equals and value else ""
         return f"{error.override} is no KEY=VALUE: {text}{quotes}"
@@ -148,6 +150,10 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
         node, known = inner, [*known, parent]
     options = sorted(str(option) for option in node)
     where = ".".join(known)
+    if where == "hydra.launcher" and choices["hydra/launcher"] == "basic":
+        return (
+            f"{key}: no launcher is chosen that has values; hydra/launcher=local runs side by side, slurm on a cluster"
+        )
     if where in choices:
         where = f"{where}={choices[where]}"
     if not known:

@@ -210,6 +210,7 @@ def test_help_lists_groups_and_values() -> None:
         ("dataset=folder dataset.root=x", "dataset.name has no value yet: set dataset.name=…"),
         ("seed=0,1", "seed=0,1: several values are a sweep: add -m"),
         ("seed=[", "seed=[ is no KEY=VALUE: "),
+        ("distiller=kd,", "distiller=kd, is no KEY=VALUE: it ends where a value is expected"),
         ("seed", "seed is no KEY=VALUE: "),
         ("pair=all", "several pairs are a sweep: add -m, or name one pair"),
         ("tracking.uri=mlruns", "tracking URI 'mlruns': folders such as ./mlruns"),
@@ -242,6 +243,10 @@ def test_a_wrong_configuration(tiny: list[str], teacher: Path, here: Path, argum
         ),
         ("pair=all", "pair= names teacher and student: leave out student= and teacher="),
         ("+dry_run=perhaps", "dry_run=perhaps: must be true or false"),
+        (
+            "hydra.launcher.n_jobs=2",
+            "hydra.launcher.n_jobs: no launcher is chosen that has values; hydra/launcher=local",
+        ),
         ("hydra/launcher=local hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs is 0; allowed: 1 or more runs"),
         ("hydra/launcher=lokal", "hydra/launcher=lokal: no such option, did you mean local?; allowed: basic, "),
         (

@@ -227,6 +227,10 @@ def test_unpacked_runs_count_as_done(output: Path) -> None:
     assert results.unpack(Path("packed"), Path("elsewhere")) == 0
     assert results.unpack(Path("packed"), output) == 0, "what is there stays"
     assert error(edkd("results", "unpack", "nowhere")).startswith("nowhere has no packed runs")
+    assert (
+        error(edkd("results", "unpack", __file__))
+        == f"{__file__} is a file; name the folder that holds it, or one above"
+    )
 
 
 # ---- the table
