@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edkd.data.base import TrainData
@@ -73,7 +72,8 @@ class ClassMeter:
             self.names = list(values)
             self.sums = torch.zeros(classes, len(values) + 1, dtype=torch.float64, device=target.device)
         columns = torch.stack([*(each.double() for each in values.values()), torch.ones_like(target).double()], 1)
-        self.sums += F.one_hot(target, classes).double().T @ columns  # in a fixed order
+        of_class = torch.arange(classes, device=target.device)[:, None] == target  # one_hot reads them on a CPU
+        self.sums += of_class.double() @ columns  # in a fixed order
 
     def read(self) -> dict[str, list[float]]:
         """The mean of each class; NaN for a class without images."""

@@ -1,10 +1,16 @@
-"""Every method of conf/distiller trained on digits as a run trains it: its loss falls, and it resumes exactly."""
+"""Every method of conf/distiller trained on digits as a run trains it: its loss falls, and it resumes exactly.
+
+Its steps wait for no value either, so that a CUDA graph can hold them; `tests/runs/test_gpu.py` records them.
+"""
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from edkd import CONF, models
 from edkd.config.compose import compose_settings
@@ -24,6 +30,23 @@ GIVEN = [
     *("schedule=short", "schedule.lr=0.01", "schedule.warmup_epochs=0", "engine.teacher_cache=false"),
 ]
 
+aten = torch.ops.aten
+READING = {
+    *(aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default, aten.masked_select.default),
+    *(aten._unique2.default, aten.unique_dim.default, aten.unique_consecutive.default, aten.bincount.default),
+    aten.lift_fresh.default,  # torch.tensor(…): a copy from the host
+}
+
+
+class WithoutReading(TorchDispatchMode):
+    """Fails at an operator that waits for a value, or whose result has a size that depends on one."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        indices = args[1] if func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default) else ()
+        masked = any(isinstance(each, Tensor) and each.dtype == torch.bool for each in indices)
+        assert func not in READING and not masked, f"{func} reads a value back in every step"
+        return func(*args, **(kwargs or {}))
+
 
 def begun(cfg: Settings) -> tuple[TrainState, Step]:
     """A run before its first step, of a teacher that knows as little as its student."""
@@ -37,6 +60,15 @@ def begun(cfg: Settings) -> tuple[TrainState, Step]:
     return state, Step(
         state.trainable, state.optimizer, source, data, batch_size=cfg.schedule.batch_size, capture=False
     )
+
+
+@pytest.mark.parametrize(
+    "read", [float, torch.nonzero, lambda x: x[x > 0], torch.unique, lambda x: torch.tensor([1.0])]
+)
+def test_reading_is_noticed(read: Any) -> None:
+    value = torch.ones(())
+    with WithoutReading(), pytest.raises(AssertionError, match="reads a value back"):
+        read(value)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -60,3 +92,8 @@ def test_the_loss_falls_and_a_resumed_run_has_the_same_bits(method: str, tmp_pat
     first, second = (each.trainable.state_dict() for each in (state, resumed))
     assert first.keys() == second.keys()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+    step.data.begin(0, EPOCHS + 1, cfg.schedule.batch_size, 0, 1, 0)
+    step.begin(EPOCHS + 1)
+    with WithoutReading():
+        step(cfg.schedule.batch_size)
