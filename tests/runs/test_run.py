@@ -514,6 +514,7 @@ def test_a_resumed_run_keeps_its_number_of_threads(make_job: Any, monkeypatch: p
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # some machines take four minutes to compile for one shape, and there are three
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch's own making
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_a_compiled_student(make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
