@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edkd.rundir import journal, lock
 from tests.integration.lab import Command
-from tests.integration.processes import wait_for
+from tests.integration.processes import PATIENCE, wait_for
 
 
 def find(output: Path) -> dict[str, Path]:
@@ -59,7 +59,7 @@ def disturb(plans: Mapping[str, tuple[Callable[[], bool], Callable[[], object]]]
     """Do each thing as soon as its moment has come, none waiting for another: {name: (has it come?, what to do)}."""
 
     def strike(name: str, come: Callable[[], bool], act: Callable[[], object]) -> None:
-        wait_for(f"the moment of {name}", come)
+        wait_for(f"the moment of {name}", come, patience=2 * PATIENCE)
         act()
 
     with ThreadPoolExecutor(len(plans)) as pool:
