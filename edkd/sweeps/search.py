@@ -35,7 +35,7 @@ from edkd.slurm import submit
 from edkd.sweeps import progress, report
 from edkd.sweeps.plan import Sweep, make_plan, pair_lists, show_unreached
 from edkd.sweeps.space import Space, make_space, text
-from edkd.sweeps.sweep import parse, prepare, shares
+from edkd.sweeps.sweep import find_devices, parse, prepare, shares
 from edkd.sweeps.trials import ENDED, Trials, Values, counted_trials, find_study, new_study
 
 ON_SLURM = 4  # trials of a batch, where the launcher does not say how many run at a time
@@ -78,6 +78,8 @@ def search(
     new = max(0, cfg.n_trials - sum(begun[state] for state in (*ENDED, TrialState.RUNNING)))
     print(f"search {name}: {counted(cfg.n_trials, 'trial')}: {_numbers(begun, new)}, {size} at a time")
     _show_plan(space, ends, new + begun[TrialState.RUNNING], size, here=parallel is not None)
+    if parallel is not None:
+        find_devices(ends.jobs)
     if dry_run:
         return
     prepare(ends.jobs, here=parallel is not None)

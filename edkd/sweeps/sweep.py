@@ -85,8 +85,8 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
         print(estimate.line())
     if todo := _todo(planned, statuses):
         print(_disk(todo))
-    for device in {job.settings.engine.device for job in todo} if parallel is not None else ():
-        pick_device(device)
+    if parallel is not None:
+        find_devices(todo)
     if dry_run:
         return
     prepare(todo, here=parallel is not None)
@@ -121,12 +121,17 @@ def _disk(jobs: Sequence[Job]) -> str:
     return f"disk: {size(needed)} of weights at the end{logits}"
 
 
+def find_devices(jobs: Iterable[Job]) -> None:
+    """Raise EdkdError if a device of some jobs is not on this machine."""
+    for device in {job.settings.engine.device for job in jobs}:
+        pick_device(device)
+
+
 def prepare(jobs: Iterable[Job], *, here: bool) -> None:
-    """Find what some jobs need before the first is launched: their data and device if they run `here`, and weights."""
+    """Find what some jobs need before the first is launched: their data if they run `here`, and weights."""
     jobs = list(jobs)
     if here:
         for cfg in {job.settings.dataset.key: job.settings for job in jobs}.values():
-            pick_device(cfg.engine.device)
             load_arrays(cfg)
     for job in jobs:
         if job.settings.needs_teacher and job.settings.teacher.weights is not None:
