@@ -12,7 +12,7 @@ def test_every_part_reads_the_store(tmp_path, monkeypatch, capsys):
     for part in bench._PARTS:
         assert bench.main([part, "--output", str(tmp_path)]) == 0
         seconds, kilobytes = map(float, capsys.readouterr().out.split()[-2:])
-        assert 0 < seconds < 600 and 10_000 < kilobytes < 2e6
+        assert seconds > 0 and kilobytes > 10_000  # of this whole test process: no bound above holds everywhere
     assert "18 distilled students" in (tmp_path / "table.md").read_text()
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") >= 9 and f"<h1>CIFAR-100, {bench._EPOCHS} epochs" in page
