@@ -596,7 +596,6 @@ def test_of_many_methods_each_has_a_line_on_the_terminal(analyse, monkeypatch, t
     assert line.count("81.00") == 7
 
 
-@pytest.mark.filterwarnings("ignore:.*noload:DeprecationWarning")  # inside MLflow
 def test_from_journals_through_mlflow_to_the_table(tmp_path, capsys):
     """The whole way but for the training: two seeds finished, a third still at its first epoch."""
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"

@@ -15,8 +15,6 @@ from edkd.errors import EdkdError
 from edkd.rundir import journal, results
 from tests.commandline import edkd, error, files
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*noload:DeprecationWarning")  # inside MLflow
-
 HOST, KEY, PAIR = "node7", "digits-8", "vgg13-vgg8"
 
 

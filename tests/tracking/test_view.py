@@ -14,7 +14,7 @@ from analysis import __main__ as table
 from analysis import html_report
 from edkd import tracking
 from tests.tracking import browser
-from tests.tracking.test_tracking import END, TAGS, epochs, start, write
+from tests.tracking.records import END, TAGS, epochs, start, write
 
 ROOT = Path(__file__).parents[2]
 
