@@ -24,20 +24,13 @@ from edkd.slurm.warning import Warned
 from edkd.training import hardware
 from edkd.training.device import cores
 from tests.commandline import REPOSITORY, metrics
-from tests.fake_slurm import FakeSlurm, fake_slurm
+from tests.fake_slurm import FakeSlurm
 from tests.integration.processes import free_ports
 from tests.runs.networks import KILL_AT
 
-__all__ = ["fake_slurm"]  # a fixture
 EPOCHS = 40
 
 Start = Callable[..., "subprocess.Popen[str]"]
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture
