@@ -27,7 +27,7 @@ demo: setup  ## 3 teachers, 12 students, table and report on real handwritten di
 	@echo "It works. So few images and epochs rank no methods. Curves of every run: make ui"
 	$(RUN) -m analysis.html_report --dataset digits-8-100perclass --recipe $(DEMO)
 
-test: setup lint  ## lint, types and all tests
+test: setup lint  ## lint, types and all tests but those on a real SLURM
 	$(RUN) -m pytest -n 2 --dist loadfile --max-worker-restart=0 -q
 
 test-slurm: setup  ## tests on a real SLURM that is booted here, minutes; as root it installs the packages by apt

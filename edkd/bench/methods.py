@@ -32,6 +32,10 @@ KDSVD (Lee, Kim and Song, ECCV 2018, [1807.06819](https://arxiv.org/abs/1807.068
 detail could not be established, and no loss written from its description gives the value that its implementation does
 (`kdsvd_k1` in `tests/golden/losses.json`).
 
+In the formulas CE is the cross-entropy, s and t are the logits of student and teacher, p their probabilities, y the
+label, T the temperature. TCKD and NCKD are the two parts of KD in DKD: of the label against all other classes, and
+among the other classes. w(epoch) rises from 0 to 1 over `distiller.warmup_epochs`.
+
 | option | method | family | year | source | needs | loss | cost | MB | published |
 |---|---|---|---|---|---|---|---:|---:|---|
 """

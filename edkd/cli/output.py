@@ -21,9 +21,8 @@ def add_to(commands: Any) -> None:
         "clean",
         help="remove files that are no longer needed: checkpoints of finished runs, unused teacher caches",
         description="Remove checkpoints of finished runs (last.pt and best.pt stay), files that a killed process did "
-        "not finish writing, teacher caches that were set aside, and those whose teacher is no longer in the store. "
-        "Runs that a process works on, checkpoints of unfinished runs and caches in use stay. With SWEEP, only files "
-        "of its runs.",
+        "not finish writing, and caches of teachers that are no longer in the store. Runs that a process works on, "
+        "checkpoints of unfinished runs and caches in use stay. With SWEEP, only files of its runs.",
     )
     clean.add_argument("sweep", nargs="?", metavar="SWEEP", help="id of a sweep; default: all runs, and the teachers")
     clean.add_argument("--dry-run", action="store_true", help="list the files, and remove nothing")

@@ -14,7 +14,7 @@ from edkd.status.state import STATES
 
 _KEYS = """\
 exit codes: 0 all runs shown are done or pruned; 1 a run failed or vanished; 2 the command is wrong, and says why;
-3 nothing is wrong, but runs are new, waiting or running.
+3 nothing is wrong, but runs are new, waiting, running or interrupted.
 
 --json prints one object: {"output", "sweep", "time", "counts": {state: number}, "runs": [...]}. Each run has:
   name, hash, directory, dataset, pair, distiller, seed, sweep     what it is

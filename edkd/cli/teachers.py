@@ -5,11 +5,14 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edkd.cli.output import add_output
 from edkd.console import number, print_lines, size, stdout
 from edkd.errors import EdkdError
+
+if TYPE_CHECKING:
+    from edkd.teachers.store import Entry
 
 
 def add_to(commands: Any) -> None:
@@ -49,8 +52,9 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
 
 
 def add_configuration(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `add_dataset`, and the output folder as the option that other commands have."""
+    """Add the options of `add_dataset`, and the folders of a run's configuration that other commands have, too."""
     add_dataset(parser)
+    parser.add_argument("--config-dir", metavar="DIR", help="folder with options of your own, as for launch.py")
     parser.add_argument("--output", dest="in_output", metavar="DIR", help="as output=DIR; default: outputs")
 
 
@@ -103,19 +107,17 @@ def _import_teacher(args: argparse.Namespace) -> None:
     given = [re.sub(r"^(\+*)teacher\.", r"\1student.", override) for override in args.overrides]
     settings = compose_settings([f"dataset={args.dataset}", *chosen("student", args.name), *given])
     entry = import_teacher(settings, Path(args.file), replace=args.replace, force=args.force)
-    assert entry.test is not None
-    print(f"{entry.name} of {entry.dataset}: top-1 {entry.test['top1']:.2f} %, {entry.id}, in {entry.path}")
+    print(f"{_measured(entry)}, in {entry.path}")
 
 
 def _import_archive(args: argparse.Namespace) -> None:
     from edkd import importers
     from edkd.config.compose import compose_settings
-    from edkd.runs.teaching import import_teacher, published
+    from edkd.runs.teaching import import_teacher
 
     path = Path(args.name)
     if not path.is_file():
         raise EdkdError(f"{path} is no file: name an archive alone, or a network and its checkpoint (NAME FILE)")
-    full = compose_settings([f"dataset={args.dataset}", *args.overrides]).dataset.key == "cifar100"
     imported = 0
     with tempfile.TemporaryDirectory() as folder:
         for member, found in importers.archive.unpack(path, Path(folder)):
@@ -129,12 +131,19 @@ def _import_archive(args: argparse.Namespace) -> None:
                 print(f"left out: {member}: {str(error).replace(folder, path.name)}")
                 continue
             imported += 1
-            assert entry.test is not None
-            top1, expected = entry.test["top1"], published(entry.name) if full else None
-            beside = f", published {expected:.2f} % ({top1 - expected:+.2f})" if expected and top1 is not None else ""
-            print(f"{entry.name} of {entry.dataset}: top-1 {number(top1, 2)} %{beside}, {entry.id}")
+            print(_measured(entry))
     if not imported:
         raise EdkdError(f"{path} has no checkpoint that became a teacher")
+
+
+def _measured(entry: "Entry") -> str:
+    """An imported teacher's accuracy on the test set, beside the published one of CIFAR-100."""
+    from edkd.runs.teaching import published
+
+    assert entry.test is not None
+    top1, expected = entry.test["top1"], published(entry.name) if entry.dataset == "cifar100" else None
+    beside = f", published {expected:.2f} % ({top1 - expected:+.2f})" if expected and top1 is not None else ""
+    return f"{entry.name} of {entry.dataset}: top-1 {number(top1, 2)} %{beside}, {entry.id}"
 
 
 def _cache_teachers(args: argparse.Namespace) -> None:

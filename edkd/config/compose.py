@@ -155,7 +155,11 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
             f"{key}: no launcher is chosen that has values; hydra/launcher=local runs side by side, slurm on a cluster"
         )
     if where in choices:
+        several = next((text for text in overrides if text.startswith(f"{where}=") and "," in text), None)
         where = f"{where}={choices[where]}"
+        if several is not None:
+            close = _guess(last, options)
+            return f"{key}: no such key in {where}{close}; ++{key}=… is checked with each of {several} instead"
     if not known:
         options = sorted({*options, *groups} - {"hydra"})
     return (
@@ -176,6 +180,8 @@ def own_folder() -> str | None:
 def _own_options() -> list[str]:
     """The override that lets composition find the user's options in the command line's --config-dir."""
     config_dir = own_folder()
+    if config_dir and not Path(config_dir).is_dir():
+        raise EdkdError(f"--config-dir {config_dir}: there is no such folder")
     return [f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"] if config_dir else []
 
 
@@ -210,7 +216,7 @@ def compose_values(overrides: list[str]) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            return resolve(compose("config", overrides=overrides))
+            return resolve(compose("config", overrides=[*overrides, *_own_options()]))
     except (HydraException, OmegaConfBaseException) as error:
         raise EdkdError(explain(error, overrides)) from error
 

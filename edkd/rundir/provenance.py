@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import inspect
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from edkd.rundir import files
 from edkd.rundir.paths import RunDir
 
 LARGEST = 1_000_000  # characters of a diff that are kept
-_SOURCES = ("edkd/", "conf/", "hydra_plugins/")  # folders whose new files belong to the changes
+MOST = 100  # new source files that are kept; the others are named
 _PARTS = ("distiller", "student", "teacher", "dataset")  # parts of a configuration whose code affects its result
 
 
@@ -127,7 +128,8 @@ def _top() -> str:
 
 def _diff(commit: str, top: str) -> str:
     unknown = _git("ls-files", "--others", "--exclude-standard", "-z", folder=top).split("\0")[:-1]
-    sources = [name for name in unknown if name.startswith(_SOURCES) and name.endswith((".py", ".yaml"))]
+    # The values of options outside conf/ are in the run's configuration.
+    sources = [name for name in unknown if name.endswith(".py") or re.fullmatch(r"conf/.*\.yaml", name)][:MOST]
     plain = ("diff", "--no-color", "--no-ext-diff")
     added = [_git(*plain, "--no-index", "--", os.devnull, name, folder=top, codes=(1,)) for name in sources]
     text = "\n".join([_git(*plain, "HEAD", folder=top), *added])

@@ -235,6 +235,14 @@ def test_a_wrong_configuration(tiny: list[str], teacher: Path, here: Path, argum
             "distiller=edkd,kd distiller.beta=2",
             "distiller.beta: no such key in distiller=kd; allowed: _target_, ce_weight, family, kd_weight, ",
         ),
+        (
+            "distiller=kd,fitnet distiller.hint_stage=1",
+            "distiller.hint_stage: no such key in distiller=edkd; ++distiller.hint_stage=… is checked with each of ",
+        ),
+        (
+            "distiller=kd,fitnet ++distiller.hint_stage=1",
+            "distiller.hint_stage: no such value; allowed: ce_weight, kd_weight, temperature, standardise",
+        ),
         ("distiller=kd,dkd distiller.temperature=4,0", "distiller.temperature is 0.0: it must be greater than 0"),
         ("distiller=kd,nan", "distiller=kd,nan: an option's name is a text; allowed: "),
         (

@@ -54,6 +54,19 @@ def test_the_output_folder_as_an_option(output: Path, tmp_path: Path) -> None:
     assert done.code == 1 and str(tmp_path) in done.err, done
 
 
+def test_a_network_of_ones_own(output: Path) -> None:
+    (output.parent / "own" / "student").mkdir(parents=True)
+    (output.parent / "own" / "student" / "mine.yaml").write_text(
+        "name: resnet8\nlr: 0.05\nmodel: {_target_: edkd.models.resnet8}\n"
+    )
+    done = python("-m", "edkd.cli.main", "evaluate", "-m", "mine", "-d", "digits", "--config-dir", "own", *DIGITS)
+    assert (done.code, done.err) == (0, "")
+    assert f"\n{said(end(output, 'resnet8/vanilla-s0')['last'])}\n" in done.out
+    assert error(edkd("evaluate", "-m", "mine", "-d", "digits", "--config-dir", "others", *DIGITS)) == (
+        "--config-dir others: there is no such folder"
+    )
+
+
 def test_as_a_module_in_a_process_of_its_own(output: Path) -> None:
     done = python("-m", "edkd.cli.main", "evaluate", "-m", "resnet8", "-d", "digits", *DIGITS)
     assert (done.code, done.err) == (0, "")

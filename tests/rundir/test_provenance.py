@@ -39,13 +39,14 @@ def test_the_commit_of_the_code_and_what_the_tree_had_besides(checkout: Path, tm
     checkout.write_text("two\n")
     (checkout.parent / "new.py").write_text("mine\nlast")
     (checkout.parents[1] / "notes.txt").write_text("not kept")
+    (checkout.parents[1] / "mse.py").write_text("of my own\n")
     planned = provenance.read()
     assert planned.version == {"git_commit": commit, "git_dirty": "true"}
     for _ in range(2):
         provenance.keep_changes(planned, tmp_path)
     saved = (tmp_path / "code.diff").read_text()
     new = "\n+++ b/edkd/new.py\n@@ -0,0 +1,2 @@\n+mine\n+last\n\\ No newline"
-    for part in (f"# changes to {commit}\n", "\n-one\n+two\n", new, "# not in git: notes.txt\n"):
+    for part in (f"# changes to {commit}\n", "\n-one\n+two\n", new, "\n+of my own\n", "# not in git: notes.txt\n"):
         assert part in saved
     assert "# not in git: edkd/new.py" not in saved and "not kept" not in saved
     git(checkout.parent, "stash", "-q", "--include-untracked")

@@ -514,15 +514,14 @@ def test_a_resumed_run_keeps_its_number_of_threads(make_job: Any, monkeypatch: p
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # some machines take four minutes to compile for one shape, and there are three
+@pytest.mark.timeout(1800)  # loaded machines take ten minutes to compile for one shape; training and test have one
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch's own making
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_a_compiled_student(make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
-    options = ("engine.compile=true", "student=resnet8")
     whole, broken, eager = (
-        make_job("vanilla", *given, f"output={tmp_path / name}")
-        for name, given in (("whole", options), ("broken", options), ("eager", options[1:]))
+        make_job("vanilla", *given, "schedule.batch_size=50", f"output={tmp_path / name}")
+        for name, given in (("whole", ["engine.compile=true"]), ("broken", ["engine.compile=true"]), ("eager", []))
     )
     assert whole.run == eager.run, "where and how a run is computed is not in its name"
     interrupt(broken, after=1)
