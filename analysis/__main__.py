@@ -112,8 +112,8 @@ def chosen(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
 def facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
     """Lines on the table's data set and recipe, its runs and seeds, and its git commits."""
     distilled = used[~used["alone"]]
-    ours = distilled[distilled["imported"] == ""]
-    seeds = ", ".join(str(seed) for seed in sorted(ours["seed"].unique()))
+    ours = used[used["imported"] == ""]
+    seeds, alone = (sorted(each["seed"].unique()) for each in (ours[~ours["alone"]], ours[ours["alone"]]))
     counted = f"{len(distilled)} distilled students, {len(used) - len(distilled)} students alone"
     if used["packed"].any():
         counted += f"; {used['packed'].sum()} of them from packed journals"
@@ -121,7 +121,8 @@ def facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
         counted += f"; {len(group)} of them imported from {origin}"
     return (
         f"data set: {dataset}, recipe: {recipe}",
-        f"runs: {counted}; seeds: {seeds or 'none'}",
+        f"runs: {counted}; seeds: {', '.join(map(str, seeds)) or 'none'}"
+        + (f" (alone: {', '.join(map(str, alone))})" if set(alone) - set(seeds) else ""),
         f"git commits: {', '.join(sorted(set(numbers.commits(used).dropna()))) or 'none'}",
     )
 
@@ -237,7 +238,9 @@ def parser(module: str, description: str | None, writes: str) -> Parser:
         metavar="A,B",
         help=f"files to write, of {', '.join(formats.FORMATS)} (default: {','.join(DEFAULT)}); those there are renewed",
     )
-    parser.add_argument("--output", type=Path, default=Path("outputs"), metavar="DIR", help=f"where {writes} go")
+    parser.add_argument(
+        "--output", type=Path, default=Path("outputs"), metavar="DIR", help=f"folder of {writes}; default: outputs"
+    )
     return parser
 
 

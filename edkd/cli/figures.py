@@ -37,7 +37,6 @@ def _draw(args: argparse.Namespace) -> None:
     run_dir = find_run(args.output, args.run)
     file = args.output / "figures" / f"{run_dir.parent.name}-{run_dir.name}-{args.kind}.npz"
     found = representations.represent(run_dir, args.output)
-    file.parent.mkdir(parents=True, exist_ok=True)
     getattr(representations, args.kind)(found, file)
     # In a separate process: `analysis` draws, and this package does not import it.
     command = [sys.executable, "-m", "analysis.figures", args.kind, str(file)]

@@ -155,4 +155,5 @@ def _unpack_results(args: argparse.Namespace) -> None:
     print(
         f"{counted(count, 'run')} of {args.folder} now in {args.output}, journals without weights"
         + (f"; {there} there already, or not finished" if there else "")
+        + f"; `edkd sync --output {args.output}` brings them into MLflow"
     )

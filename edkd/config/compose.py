@@ -50,6 +50,9 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         return f"{group}={name}: no such option{_guess(name, error.options)}; allowed: {', '.join(error.options)}"
     text = _first_line(error)
+    removed = [override for override in overrides if override.startswith("~")]
+    if removed and text.startswith("Error resolving interpolation"):  # of a default such as tweak/…/${teacher}
+        return f"{removed[0]}: a run needs one; allowed are the options of conf/{removed[0][1:]}"
     if isinstance(error, UnicodeDecodeError):
         return f"{_undecodable()}: YAML files are text in UTF-8, this one is not ({error.reason})"
     if isinstance(error, yaml.YAMLError):
@@ -130,6 +133,8 @@ def _folders() -> list[Path]:
 
 def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     """The line for an unknown `key`; it lists the keys allowed there in the options that `overrides` choose."""
+    if key == "dry_run":
+        return "dry_run is no value of a run: write +dry_run=true"
     GlobalHydra.instance().clear()
     groups = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "tweak"))
     choosing = [*groups, "hydra/launcher", "hydra/sweeper"]

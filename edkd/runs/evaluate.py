@@ -54,8 +54,8 @@ def evaluate_network(cfg: Settings, file: Path | None, *, with_teacher: bool = F
         entry = store.find(teacher_folder(cfg), cfg.dataset.key, cfg.student.name)
         if entry is None:
             raise EdkdError(
-                f"no teacher {cfg.student.name} of {cfg.dataset.key} in {teacher_folder(cfg)}; "
-                "-c FILE names a checkpoint"
+                f"no teacher {cfg.student.name} of {cfg.dataset.key} in {teacher_folder(cfg)} "
+                f"{store.there(cfg.dataset.key, cfg.student.name, teacher_folder(cfg))}; -c FILE names a checkpoint"
             )
         store.verify(entry)
         where, file = f"teacher {entry.id}", entry.path

@@ -1,8 +1,9 @@
 """The outputs of a finished run's student and its teacher for the test images, as numbers for figures."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from edkd.config.instantiate import build
 from edkd.config.job import thaw
 from edkd.data.base import EvaluationData
 from edkd.errors import EdkdError
-from edkd.rundir import checkpoint
+from edkd.rundir import checkpoint, files
 from edkd.rundir.paths import RunDir
 from edkd.runs.inputs import device_data, gather
 from edkd.training.device import to_device
@@ -92,10 +93,16 @@ def tsne(found: Representations, to: Path) -> None:
     for role, seen in (("student", found.student), ("teacher", found.teacher)):
         top1 = 100 * float((seen.logits.argmax(1) == found.target).mean())
         names.append(f"{role} {seen.name}, top-1 {top1:.2f} %")
-    np.savez_compressed(to, student=points[0], teacher=points[1], target=found.target, names=names, title=found.title)
+    _save(to, student=points[0], teacher=points[1], target=found.target, names=names, title=found.title)
 
 
 def correlation(found: Representations, to: Path) -> None:
     """Write the correlations between the classes' logits over the test images, [K, K] each, into an npz file."""
     student, teacher = (np.corrcoef(seen.logits.astype(np.float64).T) for seen in (found.student, found.teacher))
-    np.savez_compressed(to, student=student, teacher=teacher, title=found.title)
+    _save(to, student=student, teacher=teacher, title=found.title)
+
+
+def _save(to: Path, **arrays: Any) -> None:
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    files.write_bytes(to, content.getbuffer())

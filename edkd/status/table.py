@@ -104,7 +104,7 @@ def _table(views: Sequence[RunStatus], width: int) -> Table:
     room = width + _GAP - sum(widths[column] for column in widths if column not in EXTRA)
     shown = {column for column in widths if column not in EXTRA}
     for column in EXTRA:
-        if widths.get(column, width + 1) <= room:
+        if column in widths and widths[column] <= room:
             shown.add(column)
             room -= widths[column]
     table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)

@@ -203,11 +203,19 @@ def differences(entry: store.Entry, wanted: Job) -> list[str]:
     source = directory_of(run, wanted.settings) if run else None
     if source is not None:
         with contextlib.suppress(EdkdError):  # its configuration file was changed
-            known, now = (dict(leaves(job.identity)) for job in (thaw(RunDir(source).config)[0], wanted))
+            known, now = (_identity(job) for job in (thaw(RunDir(source).config)[0], wanted))
             keys = [key for key in {**known, **now} if known.get(key) != now.get(key)]
             return [f"{key} {known.get(key)}, here {now.get(key)}" for key in keys]
     recipe = wanted.tags["recipe"]
     return [f"recipe {entry.recipe}, here {recipe}"] if entry.recipe not in (None, recipe) else []
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    """The values of a run's identity by their settings' names."""
+    engine = job.settings.engine
+    values = {key: value for key, value in leaves(job.identity) if not key.startswith("devices.")}
+    together = engine.devices > 1 and engine.sync_batch_norm
+    return values | {"engine.devices": engine.devices, "engine.sync_batch_norm": together}
 
 
 def _described(entry: store.Entry, others: Sequence[str]) -> str:

@@ -61,7 +61,8 @@ def next_steps(cfg: Settings) -> str:
     sync, table, ui = "edkd sync", "", "`make ui`"
     if store != "sqlite:///outputs/mlflow.db":
         known = store if store.startswith("sqlite:") else "URI"  # a server's may hold a password
-        table = f" ARGS='--uri {_quoted(known)}'"
+        beside = f" --output {_quoted(cfg.output)}" if cfg.output != "outputs" else ""
+        table = f" ARGS='--uri {_quoted(known)}{beside}'"
         ui = f"`make ui ARGS='--output {_quoted(cfg.output)}'`" if store == own else "the pages of that store"
     if cfg.output != "outputs":
         sync += f" --output {_quoted(cfg.output)}"

@@ -1,43 +1,33 @@
-"""Run a sweep: launch the planned jobs, read their states, launch those again that died, and sum up.
+"""Carry out a sweep: plan it, run what is not finished, and sum up.
 
-    plan -> drop the finished, resume the interrupted -> missing teachers -> students -> summary
-
-Hydra's launcher launches the jobs (in this process, in several local ones, on SLURM). Their states are read only from
-their journals, because a launcher may lose a job, and a lost job must not end the others.
+plan -> drop the finished, resume the interrupted -> missing teachers -> students -> summary
 """
 
 import os
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from edkd.config.compose import Composer, quoted
-from edkd.config.job import Job, freeze
-from edkd.console import LOG, console, counted, size
+from edkd.config.compose import Composer
+from edkd.config.job import Job
+from edkd.console import counted, size
 from edkd.errors import EdkdError
-from edkd.rundir import journal, provenance
 from edkd.rundir.paths import forget_sweep, record_sweep, recorded_sweeps
 from edkd.runs.inputs import find_teacher, load_arrays
 from edkd.runs.method import weights_size
 from edkd.slurm import submit
-from edkd.slurm.queue import RETURNING
 from edkd.slurm.submission import Submission
-from edkd.status.state import UNSEEN, RunStatus, look
-from edkd.status.wait import wait
 from edkd.sweeps import progress, report
+from edkd.sweeps.execution import look_at, outstanding, run, shares
 from edkd.sweeps.plan import Sweep, expand, is_dry, make_plan, pair_lists, show_plan, show_unreached, warn_outdated
 from edkd.sweeps.retry import Retry
-from edkd.training.device import cores, name_gpus, pick_device
-
-MOMENT = 3.0  # seconds that SLURM needs to requeue a job that was preempted or lost its node
+from edkd.training.device import pick_device
 
 
 def sweep(arguments: Sequence[str], master: DictConfig, loader: ConfigLoader, launcher: Launcher) -> list[Any]:
@@ -83,7 +73,7 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
     estimate = progress.estimate(stages, states, here=parallel is not None, parallel=parallel)
     if estimate.kinds:
         print(estimate.line())
-    if todo := _todo(planned, statuses):
+    if todo := outstanding(planned, statuses):
         print(_disk(todo))
     if parallel is not None:
         find_devices(todo)
@@ -136,162 +126,3 @@ def prepare(jobs: Iterable[Job], *, here: bool) -> None:
     for job in jobs:
         if job.settings.needs_teacher and job.settings.teacher.weights is not None:
             find_teacher(job.settings)  # now, because a compute node may have no network to download from
-
-
-def run(
-    planned: Sweep, statuses: Mapping[str, RunStatus], master: DictConfig, launcher: Launcher
-) -> dict[str, RunStatus] | None:
-    """Launch what is not done, teachers first, and wait; returns each run's status, None if nobody waits for SLURM."""
-    if isinstance(launcher, submit.Queue):
-        return _queue(planned, statuses, launcher)
-    return _run(planned, statuses, master, launcher)
-
-
-def look_at(planned: Sweep, *, ask: bool) -> dict[str, RunStatus]:
-    """The status of each run. Unless `ask`, SLURM is not asked, and a run that waits in its queue is `vanished`."""
-    there = [job for job in planned.jobs if job.directory.exists()]
-    found = look([job.directory for job in there], **({} if ask else {"ask": lambda job_ids: {}})) if there else []
-    return {job.run: _new(job) for job in planned.jobs} | {job.run: status for job, status in zip(there, found)}
-
-
-def _new(job: Job) -> RunStatus:
-    cfg = job.settings
-    return RunStatus(
-        job.directory, job.name, job.run[:8], cfg.dataset.key, cfg.pair, cfg.method, cfg.seed, "new",
-        known=journal.RunState("new"),
-    )  # fmt: skip
-
-
-def _todo(planned: Sweep, statuses: Mapping[str, RunStatus]) -> list[Job]:
-    """The jobs to launch. A teacher that is done, but not in the store, is put there again by its job."""
-    active = ("waiting", "running")
-    todo = [job for job in planned.teachers if statuses[job.run].state not in active]
-    return todo + [job for job in planned.students if statuses[job.run].state not in (*active, "done")]
-
-
-def _queue(planned: Sweep, statuses: Mapping[str, RunStatus], launcher: submit.Queue) -> dict[str, RunStatus] | None:
-    """Submit what is neither done nor in the queue, and wait for all that is, unless the launcher is detached."""
-    submit.require_sbatch()
-    with progress.watch(planned.jobs, parallel=launcher.parallel):
-        folder = Path(planned.jobs[0].settings.output) / "sweeps"
-        with submit.alone(folder):
-            submit.adopt(folder, launcher)
-            returning = any(each.entry is not None and each.entry.state in RETURNING for each in statuses.values())
-            if returning:
-                time.sleep(MOMENT)
-            if returning or any(Submission.read(job.directory) != statuses[job.run].submission for job in planned.jobs):
-                statuses = look_at(planned, ask=True)  # another command or SLURM has queued some since
-            unseen = sum(status.why == UNSEEN for status in statuses.values())
-            if unseen:
-                raise EdkdError(
-                    f"{submit.NO_ANSWER}, and may still have {unseen} of these runs in its queue: {submit.SQUEUE_SAYS}"
-                )
-            queued = {run: each.submission for run, each in statuses.items() if each.in_queue and each.submission}
-            todo = {job.run for job in _todo(planned, statuses)}
-            submitted = submit.submit(planned, todo, queued, launcher, folder)
-        submit.show_submitted(submitted, queued, detached=launcher.detached)
-        if launcher.detached:
-            return None
-        try:
-            ended = wait([job.directory for job in planned.jobs if job.run in submitted | queued], launcher.poll_s)
-        except KeyboardInterrupt:
-            console.print(
-                "the jobs stay in SLURM's queue: `edkd status` shows them, the same command waits for them again"
-            )
-            raise
-    outcome = look_at(planned, ask=False)
-    for job in planned.jobs:  # another command may have resumed vanished runs since
-        if job.directory in ended and outcome[job.run].state not in ("done", "running"):
-            outcome[job.run] = ended[job.directory]
-    # The parent run was made by the first job that logged.
-    report.track_end(planned.id, planned.jobs[0].settings.tracking, outcome.values())
-    return outcome
-
-
-def _run(
-    planned: Sweep, statuses: Mapping[str, RunStatus], master: DictConfig, launcher: Launcher
-) -> dict[str, RunStatus]:
-    """Launch what is not done, stage by stage, in this process or in several on this machine."""
-    todo = _todo(planned, statuses)
-    parallel, threads = shares(master, len(todo))
-    if parallel is not None and parallel > 1:
-        name_gpus()
-    if todo and threads is not None:
-        progress.warn_if_busy(todo[0].settings, threads)
-    known = provenance.read()
-    files = {job.run: freeze(job, sweep=planned.id, threads=threads, planned_with=known) for job in todo}
-    where = planned.jobs[0].settings.tracking
-    if where.uri is not None:
-        report.track_start(planned.id, where)
-    try:
-        with progress.watch(todo, parallel=parallel or len(todo)):
-            for stage in (planned.teachers, planned.students):
-                ready = [job for job in stage if job.run in files and not _lacks_teacher(job, planned)]
-                _launch(ready, files, launcher)
-    except KeyboardInterrupt:
-        for job in todo:  # a launcher's processes that got no interrupt themselves ended without a record
-            state = journal.state(job.directory)
-            began = state.start != statuses[job.run].known.start
-            if began and state.status == "interrupted" and state.interruption is None:
-                journal.Journal(job.directory).append({"event": "interrupted"})
-        raise
-    finally:
-        outcome = look_at(planned, ask=False)
-        report.track_end(planned.id, where, outcome.values())
-    return outcome
-
-
-def _lacks_teacher(job: Job, planned: Sweep) -> bool:
-    """Whether the job's teacher was to be trained in this sweep and was not."""
-    teachers = {f"run:{teacher.run}": teacher for teacher in planned.teachers}
-    teacher = teachers.get(job.teacher_id or "")
-    return teacher is not None and journal.state(teacher.directory).status != "finished"
-
-
-def _launch(jobs: Sequence[Job], files: dict[str, Path], launcher: Launcher) -> None:
-    """Launch jobs; launch those again that died or that a dying neighbour ended, as long as that makes progress."""
-    first, before = 0, None
-    while jobs and (now := [_progress(job) for job in jobs]) != before:
-        before = now
-        try:
-            ended = launcher.launch(
-                [[f"+frozen={quoted(files[job.run].as_posix())}"] for job in jobs], initial_job_idx=first
-            )
-            for job, returned in zip(jobs, ended, strict=False):
-                if returned.status is JobStatus.FAILED:
-                    _note(job, returned._return_value)
-        except Exception as error:
-            reason = " ".join(str(error).split())[:500]
-            LOG.warning("the launcher stopped (%s: %s); looking at the journals", type(error).__name__, reason)
-        first += len(jobs)
-        jobs = [job for job in jobs if journal.state(job.directory).status in ("new", "interrupted")]
-
-
-def _note(job: Job, error: Any) -> None:
-    """Record a job's error in its journal, unless it is there: a job may fail before it can open its journal."""
-    line = str(error) if isinstance(error, EdkdError) else f"{type(error).__name__}: {error}"
-    status = journal.state(job.directory).status
-    if status in ("new", "interrupted"):
-        journal.Journal(job.directory).append({"event": "failure", "error": line})
-    elif status == "finished":  # a teacher that could not be put into the store
-        LOG.warning("%s: %s", job.name, line)
-
-
-def _progress(job: Job) -> tuple[str, str, int]:
-    state = journal.state(job.directory)
-    return job.run, state.status, state.epoch
-
-
-def shares(master: DictConfig, jobs: int) -> tuple[int | None, int | None]:
-    """How many of `jobs` jobs the launcher runs at a time on this machine, and each one's share of the CPU threads.
-
-    Both are None for launchers that submit jobs to a queue.
-    """
-    launcher, parallel = master.hydra.launcher, 1
-    if not str(launcher._target_).endswith("BasicLauncher"):
-        if "n_jobs" not in launcher:
-            return None, None
-        if launcher.n_jobs == 0:
-            raise EdkdError("hydra.launcher.n_jobs is 0; allowed: 1 or more runs at a time, or -1 for one a CPU core")
-        parallel = max(1, min(jobs, launcher.n_jobs if launcher.n_jobs > 0 else cores()))
-    return parallel, max(1, cores() // parallel)

@@ -23,9 +23,9 @@ from edkd.rundir.paths import record_sweep, runs_of_sweep
 from edkd.runs.pruning import HELD_OUT, storage, trial_of
 from edkd.slurm import submit
 from edkd.status.state import RunStatus
+from edkd.sweeps.execution import look_at, run
 from edkd.sweeps.plan import Sweep, make_plan
 from edkd.sweeps.space import Space, text
-from edkd.sweeps.sweep import look_at, run
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 

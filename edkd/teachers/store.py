@@ -206,12 +206,19 @@ def tables_of_former_teachers(store: Path, in_use: set[str]) -> list[Path]:
     return unused
 
 
+def there(dataset: str, name: str, store: Path) -> str:
+    """In brackets, the teachers of a data set, and the other data sets of which `name` is a teacher."""
+    entries = listing(store)
+    known = [entry.name for entry in entries if entry.dataset == dataset]
+    others = ", ".join(entry.dataset for entry in entries if entry.name == name and entry.dataset != dataset)
+    return f"(there: {', '.join(known) or 'none'}{f'; {name} of {others}' if others else ''})"
+
+
 def missing(dataset: str, name: str, store: Path) -> EdkdError:
     """The error for a run whose teacher is not in the store; it names the ways to add one."""
-    known = [entry.name for entry in listing(store) if entry.dataset == dataset]
     alone = f"`python launch.py distiller=vanilla student={name}` with the same dataset options trains it alone, "
     return EdkdError(
-        f"no teacher {name} for the data set {dataset} in {store} (there: {', '.join(known) or 'none'}); a sweep (-m) "
+        f"no teacher {name} for the data set {dataset} in {store} {there(dataset, name, store)}; a sweep (-m) "
         f"of its students trains it first, {alone if (CONF / 'student' / f'{name}.yaml').exists() else ''}"
         f"`edkd teachers import {name} FILE` adds one from a file"
     )

@@ -156,6 +156,12 @@ def serve(*, uri: str, experiment: str, artifacts: str | None, port: int) -> NoR
     """Print the page's address, then replace this process with MLflow's web server for a store, made where absent."""
     create_store(uri=uri, experiment=experiment, artifacts=artifacts)
     store = open_store(uri, experiment, artifacts)
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just ended is no hindrance
+            probe.bind(("127.0.0.1", port))
+    except (OSError, OverflowError) as error:
+        raise EdkdError(f"cannot serve at port {port}: {error}; --port names another") from error
     here = f"http://127.0.0.1:{port}"
     print(f"Runs by accuracy: {view.link(here, store.experiment_id)}")
     print(f"from another machine, first: ssh -N -L {port}:127.0.0.1:{port} {getpass.getuser()}@{socket.gethostname()}")

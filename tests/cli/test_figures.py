@@ -31,6 +31,12 @@ def test_figures_of_a_run(output: Path, kind: str) -> None:
                 np.testing.assert_allclose(np.diag(matrix), np.ones(10))
 
 
+def test_a_folder_that_cannot_be_written(output: Path) -> None:
+    (output / "figures").touch()
+    message = error(edkd("figures", "correlation", "resnet8-resnet8/kd-s0"))
+    assert message.startswith("could not save outputs/figures/resnet8-resnet8-") and message.endswith("not a folder")
+
+
 def test_runs_without_what_is_drawn(output: Path) -> None:
     assert error(edkd("figures", "tsne", "resnet8/vanilla-s0")).endswith(" has no teacher to be compared with")
     run_file(output, "kd", "last.pt").unlink()

@@ -187,6 +187,8 @@ def test_help_lists_groups_and_values() -> None:
         ("distiler=kd", "distiler: no such group or key, did you mean distiller?; allowed: allow_weak_teacher, "),
         ("pair=vgg13-vgg9", "pair=vgg13-vgg9: no such option, did you mean vgg13-vgg8?"),
         ("foo=1", "foo: no such group or key; allowed: "),
+        ("dry_run=true", "dry_run is no value of a run: write +dry_run=true"),
+        ("~teacher", "~teacher: a run needs one; allowed are the options of conf/teacher"),
         ("output=a?b tracking=sqlite", "tracking.uri=sqlite:///a?b/mlflow.db: a SQLite file's path may hold no '?'"),
         ("schedule=null", "schedule=null: an option's name is a text; allowed: cifar240, "),
         (f"distiller=vanilla student.name={'x' * 101}", f"student.name={'x' * 101}: a name has up to 100 letters, "),

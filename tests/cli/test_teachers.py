@@ -171,7 +171,10 @@ def test_what_cannot_be_evaluated(output: Path) -> None:
     assert "broken.pt" in error(evaluate("-c", "broken.pt"))
     assert error(evaluate("-c", "other.pt")).startswith("other.pt")
     assert error(edkd("evaluate", "-m", "vgg8", "-d", "digits", *DIGITS)).startswith(
-        f"no teacher vgg8 of {KEY} in outputs/teachers; -c FILE names a checkpoint"
+        f"no teacher vgg8 of {KEY} in outputs/teachers (there: resnet8); -c FILE names a checkpoint"
+    )
+    assert error(edkd("evaluate", "-m", "resnet8", "-d", "digits")).startswith(
+        f"no teacher resnet8 of digits-16 in outputs/teachers (there: none; resnet8 of {KEY}); -c FILE names a "
     )
     assert error(edkd("evaluate", "-m", "vgg9", "-d", "digits")).startswith(
         "student=vgg9: no such option, did you mean vgg19?; allowed: imagenet_resnet18, "

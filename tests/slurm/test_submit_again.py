@@ -10,7 +10,7 @@ import pytest
 from edkd.config import job as config_job
 from edkd.rundir import journal, lock
 from edkd.slurm.submission import Submission
-from edkd.sweeps import sweep
+from edkd.sweeps import execution
 from tests.commandline import Ended, launch
 from tests.fake_slurm import FakeSlurm
 from tests.slurm.commands import flags, slurm, submissions
@@ -37,7 +37,7 @@ def test_a_job_that_slurm_is_about_to_queue_again_gets_no_twin(
 ) -> None:
     assert slurm(tiny, "distiller=vanilla").code == 0
     fake_slurm.queue(j1=state)
-    monkeypatch.setattr(sweep.time, "sleep", lambda seconds: fake_slurm.queue(j1="PENDING"))
+    monkeypatch.setattr(execution.time, "sleep", lambda seconds: fake_slurm.queue(j1="PENDING"))
     assert "0 jobs submitted to SLURM, 1 was in its queue already: 1\n" in slurm(tiny, "distiller=vanilla").out
 
 

@@ -15,7 +15,7 @@ from edkd.slurm import queue
 from edkd.slurm.submission import Submission
 from edkd.status import wait
 from edkd.status.state import RunStatus, look
-from edkd.sweeps import sweep
+from edkd.sweeps import execution
 from tests.commandline import REPOSITORY, edkd, journals, launch, metrics, python
 from tests.fake_slurm import FakeSlurm
 from tests.slurm.commands import slurm
@@ -71,7 +71,7 @@ def test_a_job_that_left_the_queue_without_a_word_has_vanished(
 def test_what_another_command_has_continued_is_not_given_up(
     tiny: list[str], fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = sweep.wait
+    original = execution.wait
 
     def outlasted(run_dirs: Iterable[Path], poll_s: float) -> dict[Path, RunStatus]:
         ended = original(run_dirs, poll_s)
@@ -79,7 +79,7 @@ def test_what_another_command_has_continued_is_not_given_up(
         assert python(str(REPOSITORY / "launch.py"), "-m", *tiny, "distiller=vanilla").code == 0
         return ended
 
-    monkeypatch.setattr(sweep, "wait", outlasted)
+    monkeypatch.setattr(execution, "wait", outlasted)
     done = slurm(tiny, "distiller=vanilla", launcher="slurm")
     assert done.code == 0 and "1 of 1 runs finished" in done.out, done
 

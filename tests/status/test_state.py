@@ -543,6 +543,12 @@ def test_why_a_job_cannot_begin_is_told_with_its_cure(run_dir: Path, fake_slurm:
 # ---- edkd status --watch
 
 
+def test_watching_what_no_run_is(run_dir: Path) -> None:
+    written(run_dir, START, epoch(4), END)
+    done = shown("--output", str(run_dir.parents[3]), "--watch", "--state", "failed")
+    assert (done.code, done.err) == (0, "") and done.out.endswith("0 runs\n")
+
+
 def test_watching_ends_with_the_last_run(run_dir: Path) -> None:
     written(run_dir, START, END)
     done = shown("--output", str(run_dir.parents[3]), "--watch")

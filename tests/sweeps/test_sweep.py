@@ -3,9 +3,11 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -23,7 +25,7 @@ from edkd.cli import launch as cli_launch
 from edkd.config.compose import quoted
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint, journal, lock
-from edkd.sweeps import plan, sweep
+from edkd.sweeps import execution, plan
 from tests.commandline import REPOSITORY, Ended, error, files, journals, launch, metrics, python
 
 SEVEN = ["a-b", "c-d", "e-f"]  # stands for the pairs of the table
@@ -254,6 +256,7 @@ def test_a_sweep_runs_to_its_end_and_is_not_run_again(tiny: list[str], here: Pat
     assert table[4].split() == ["KD", f"{kd:.2f}"]
     assert ended == f"sweep {name}: 3 of 3 runs finished"
     assert advice.startswith("`make table ARGS='--uri sqlite:///")  # of another folder than outputs/
+    assert f"/mlflow.db --output {here}/outputs'` for the table" in advice
     assert journals(here / "outputs") == found
 
     check_mlflow(here / "outputs", name, found)
@@ -415,6 +418,27 @@ def test_a_stored_teacher_that_was_trained_otherwise_is_shown_and_strictly_refus
     assert same.code == 0 and "WARNING" not in same.out
     other = swept(command, "teacher_seed=1", "schedule.lr=0.00001")
     assert "  WARNING: trained otherwise than this sweep would: seed 0, here 1 (" in other.out
+    spread = swept(command, "engine.devices=2", "schedule.lr=0.00001")
+    assert "  WARNING: trained otherwise than this sweep would: engine.devices 1, here 2 (" in spread.out
+
+
+@pytest.mark.parametrize("how", ["ends", "is interrupted"])
+def test_a_teacher_that_another_command_trains_is_waited_for(tiny: list[str], here: Path, how: str) -> None:
+    command = [*tiny, "distiller=kd", "schedule.epochs=300"]
+    first = [sys.executable, str(REPOSITORY / "launch.py"), "-m", *command, "distiller=vanilla"]
+    with subprocess.Popen(first, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_for(lambda: any(map(metrics, journals(here / "outputs").values())))
+        if how == "is interrupted":
+            threading.Timer(2, process.send_signal, [signal.SIGINT]).start()
+        done = swept(command, "seed=0,1")
+    assert done.code == 0, done
+    assert plan_of(done)[0] == ["1", "resnet8/vanilla-s0", "running elsewhere"]
+    said = f"resnet8/vanilla-s0-[0-9a-f]+, which trains in another process .pid {process.pid} on "
+    assert len(re.findall(f"waiting for .*{said}", done.err)) == 1
+    assert "3 of 3 runs finished" in done.out
+    teacher = journals(here / "outputs")["resnet8/vanilla-s0"]
+    assert events(teacher).count("start") == (1 if how == "ends" else 2)
+    assert len(metrics(teacher)) == 300
 
 
 def test_a_teacher_that_was_removed_is_not_trained_for_finished_students(tiny: list[str], here: Path) -> None:
@@ -456,14 +480,14 @@ def test_what_was_planned_is_run_whatever_happens_to_conf(tiny: list[str], own: 
 def test_a_frozen_configuration_that_was_changed_is_not_run(
     tiny: list[str], here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    freeze = sweep.freeze
+    freeze = execution.freeze
 
     def changed(job: Any, **more: Any) -> Path:
         path: Path = freeze(job, **more)
         path.write_text(path.read_text().replace("epochs: 2", "epochs: 3"))
         return path
 
-    monkeypatch.setattr(sweep, "freeze", changed)
+    monkeypatch.setattr(execution, "freeze", changed)
     done = swept(tiny, "distiller=vanilla")
     assert done.code == 1
     assert "config.yaml was changed after planning: it now describes run " in done.out.splitlines()[-2]
@@ -573,7 +597,7 @@ def jobs(make_job: Any) -> list[Any]:
 
 def launched(jobs: list[Any], *scripts: Any) -> list[list[str]]:
     launcher = Launcher(*scripts)
-    sweep._launch(jobs, {job.run: job.directory / "config.yaml" for job in jobs}, launcher)
+    execution._launch(jobs, {job.run: job.directory / "config.yaml" for job in jobs}, launcher)
     assert launcher.scripts == []
     return launcher.launched
 
@@ -612,6 +636,6 @@ def test_only_jobs_that_were_lost_are_launched_again_while_that_gets_further(job
 def test_jobs_side_by_side_share_the_cores(
     monkeypatch: pytest.MonkeyPatch, launcher: dict[str, Any], jobs: int, parallel: int | None, threads: int | None
 ) -> None:
-    monkeypatch.setattr(sweep, "cores", lambda: 8)
+    monkeypatch.setattr(execution, "cores", lambda: 8)
     master = OmegaConf.create({"hydra": {"launcher": launcher}})
-    assert sweep.shares(master, jobs) == (parallel, threads)
+    assert execution.shares(master, jobs) == (parallel, threads)

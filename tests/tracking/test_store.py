@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -133,6 +134,14 @@ def test_a_path_that_mlflow_would_read_as_another_is_refused_at_once(tmp_path):
     with pytest.raises(EdkdError, match="the path holds a % and two digits"):
         tracking.create_store(uri=f"sqlite:///{tmp_path}/x%20y/mlflow.db", experiment="edkd", artifacts=None)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("port", [None, 65536])
+def test_pages_at_a_port_that_cannot_be_had(where, port):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = port or server.getsockname()[1]
+        with pytest.raises(EdkdError, match=f"cannot serve at port {port}: .*; --port names another"):
+            store.serve(**where, port=port)
 
 
 def test_a_deleted_experiment_is_named(where):
