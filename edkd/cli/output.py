@@ -155,5 +155,6 @@ def _unpack_results(args: argparse.Namespace) -> None:
     print(
         f"{counted(count, 'run')} of {args.folder} now in {args.output}, journals without weights"
         + (f"; {there} there already, or not finished" if there else "")
-        + f"; `edkd sync --output {args.output}` brings them into MLflow"
     )
+    if count:
+        print(f"next, for MLflow: edkd sync --output {args.output}")

@@ -212,7 +212,8 @@ def test_no_runs_and_no_place(output: Path) -> None:
 def test_unpacked_runs_count_as_done(output: Path) -> None:
     pack("--to", "packed", "--all")
     done = edkd("results", "unpack", "packed", "--output", "elsewhere")
-    (line,) = done.out.splitlines()
+    line, hint = done.out.splitlines()
+    assert hint == "next, for MLflow: edkd sync --output elsewhere"
     assert line.startswith("2 runs of packed now in elsewhere, journals without weights; ")
     again = edkd("results", "unpack", "packed", "--output", "elsewhere").out
     left = len(results.find(Path("packed")))
