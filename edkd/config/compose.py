@@ -52,7 +52,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     text = _first_line(error)
     removed = [override for override in overrides if override.startswith("~")]
     if removed and text.startswith("Error resolving interpolation"):  # of a default such as tweak/…/${teacher}
-        return f"{removed[0]}: a run needs one; allowed are the options of conf/{removed[0][1:]}"
+        group = removed[0][1:].partition("=")[0]
+        return f"{removed[0]}: a run needs one; allowed are the options of conf/{group}"
     if isinstance(error, UnicodeDecodeError):
         return f"{_undecodable()}: YAML files are text in UTF-8, this one is not ({error.reason})"
     if isinstance(error, yaml.YAMLError):
