@@ -12,6 +12,7 @@ Files are read with ``weights_only=True``, so a file from a stranger cannot run 
 """
 
 import contextlib
+import copyreg
 import hashlib
 import io
 import logging
@@ -19,6 +20,7 @@ import pickle
 import re
 import struct
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +271,15 @@ def _verified(path: Path, data: bytes) -> memoryview:
     if hashlib.sha256(payload).digest() != digest:
         raise EdkdError(f"{path} is damaged (its checksum does not match)")
     return payload
+
+
+def _reduce(state: OrderedDict[Any, Any]) -> tuple[Any, ...]:
+    return OrderedDict, (), vars(state) or None, None, iter(state.items())
+
+
+# `OrderedDict.__reduce__` gives the same. From Python 3.11 on, it also calls `copyreg._slotnames`, whose bare `except`
+# swallows a Ctrl-C; and there is an OrderedDict in each tensor's pickle.
+copyreg.pickle(OrderedDict, _reduce)
 
 
 def _serialise(state: Any) -> memoryview:

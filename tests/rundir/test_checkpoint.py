@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,25 @@ def test_one_previous_checkpoint_is_kept(tmp_path: Path) -> None:
     assert checkpoint.load(path) == ({"epoch": 3}, path)
     assert checkpoint.load(checkpoint.previous(path)) == ({"epoch": 2}, tmp_path / "checkpoint.prev.pt")
     assert listing(tmp_path) == ["checkpoint.prev.pt", "checkpoint.pt"]
+
+
+def test_no_interrupt_is_lost_while_a_state_is_pickled() -> None:
+    state = {f"state {i}": OrderedDict() for i in range(2000)}  # as of networks; each tensor's pickle has one
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    lost = 0
+    try:
+        for moment in range(1, 401):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, moment * 2e-5)
+                while signal.getitimer(signal.ITIMER_REAL)[0] > 0:
+                    pickle.dumps(state)
+                time.sleep(0.001)  # the signal may be on its way
+                lost += 1
+            except KeyboardInterrupt:
+                pass
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert lost == 0
 
 
 def test_a_missing_checkpoint_is_replaced_by_the_previous(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
