@@ -63,8 +63,9 @@ def make_space(given: Sequence[Override]) -> Space:
     overrides = list({override.key_or_group: override for override in given}.values())
     varied = [override for override in overrides if override.is_sweep_override()]
     for override in varied:
-        if override.key_or_group in _SAME:
-            raise EdkdError(f"{override.input_line}: the trials of a search have one {override.key_or_group}")
+        shared = override.key_or_group.split(".")[0]
+        if shared in _SAME:
+            raise EdkdError(f"{override.input_line}: the trials of a search have one {shared}")
     if not varied:
         raise EdkdError(
             "nothing to search: give a key several values, such as 'distiller.temperature=interval(1,8)'; "

@@ -199,6 +199,7 @@ def test_trials_run_in_batches_wherever_sweeps_do(
         ),
         (["seed=0,1"], "seed=0,1: the trials of a search have one seed"),
         (["pair=all"], "the trials of a search have one pair"),
+        (["dataset.validation=0.1,0.3"], "dataset.validation=0.1,0.3: the trials of a search have one dataset"),
         (["student=resnet8,resnet14"], "student=resnet8,resnet14: the trials of a search have one student"),
         (["distiller.temperature=interval(8,1)"], "distiller.temperature=interval(8,1): "),
         (["distiller.temperature=tag(log,interval(0,1))"], "distiller.temperature=tag(log,interval(0,1)): "),
