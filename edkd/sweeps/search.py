@@ -86,13 +86,13 @@ def search(
     prepare(ends.jobs, here=parallel is not None)
     if settings.tracking.uri is not None:
         report.open_tracking(settings.tracking)
-    record_sweep(output, name, runs_of_sweep(output, name) or [job.name for job in ends.teachers])
     held = FileLock(path.with_name(f".{name}.search.lock"))
     try:
         held.acquire(timeout=0)
     except Timeout:
         raise EdkdError(f"another command is at search {name}; `edkd status {name}` shows its trials") from None
     try:
+        record_sweep(output, name, runs_of_sweep(output, name) or [job.name for job in ends.teachers])
         study = find_study(path, name) or new_study(path, name)
         pruning = {"name": cfg.pruner, "startup_trials": cfg.startup_trials, "after": cfg.prune_after}
         study.set_user_attr("pruning", pruning)
