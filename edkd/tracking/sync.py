@@ -189,8 +189,10 @@ def _update(store: Store, run_dir: Path, recorded: RecordedRun, digest: str, par
     if run is None:
         run = client.create_run(store.experiment_id, start_time=recorded.started, run_name=recorded.label, tags=tags)
         tags = {}
-    elif recorded.error is None and "error" in run.data.tags:
-        client.delete_tag(run.info.run_id, "error")
+    else:
+        for tag, still in (("error", recorded.error is not None), ("pruned_after", "pruned_after" in recorded.tags)):
+            if tag in run.data.tags and not still:
+                client.delete_tag(run.info.run_id, tag)
     epochs_logged = _log_values(store, run, recorded, tags, changed=changed)
     if changed:
         _log_status(store, run, recorded, run_dir)
