@@ -128,9 +128,12 @@ def draw(
 
 
 def references(used: pd.DataFrame) -> pd.DataFrame:
-    """The cells of each pair's student alone, and of its teacher as its students' runs recorded it."""
+    """The cells of each pair's student alone, and of its teacher as its students' runs recorded it.
+
+    Students alone that have several configurations are left out.
+    """
     distilled = used[~used["alone"]]
-    alone = used[used["alone"] & (used["distiller"] == load.VANILLA)].drop(columns="pair")
+    alone = used[used["alone"] & (used["distiller"] == load.VANILLA) & (used["row"].map(len) == 0)].drop(columns="pair")
     students = alone.merge(distilled[["pair", "student"]].drop_duplicates(), on="student")
     teachers = distilled.dropna(subset="teacher_top1").drop_duplicates(["pair", "teacher_top1"])
     teachers = teachers.assign(last_top1=teachers["teacher_top1"], best_top1=teachers["teacher_top1"])

@@ -1,6 +1,7 @@
 """`python -m analysis.html_report`: the benchmark as one HTML page that needs no network, `report.html`."""
 
 import argparse
+import contextlib
 import math
 import re
 import shlex
@@ -65,9 +66,11 @@ def build(options: argparse.Namespace) -> tuple[str, pd.DataFrame]:
     runs, in_numbers = chosen(options)
     used = in_numbers
     dataset, recipe = used["dataset"].iloc[0], used["recipe"].iloc[0]
-    titles = {row.method: row.title for row in tables.rows_of(used)}
+    rows = tables.rows_of(used)
+    titles = {row.method: row.title for row in rows}
     names = list(titles.values())
-    ours = titles.get(options.ours, options.ours) if options.ours else names[-1]
+    last = [row.title for row in rows if row.ours] or names  # imported runs alone: any of them
+    ours = titles.get(options.ours, options.ours) if options.ours else last[-1]
     if ours not in names:
         raise EdkdError(f"--ours names {options.ours!r}, which has no finished run; there are: {', '.join(names)}")
     others = [name for name in names if name != ours]
@@ -256,8 +259,9 @@ def _by_epoch(used: pd.DataFrame, options: argparse.Namespace) -> tuple[pd.DataF
 
 
 def _journals(options: argparse.Namespace) -> Iterable[list[Record]]:
-    if (options.output / "runs").is_dir():
-        yield from (journal.read(path) for path in find_runs(options.output))
+    for path in find_runs(options.output) if (options.output / "runs").is_dir() else ():
+        with contextlib.suppress(EdkdError):  # a damaged one; its run is not in the table
+            yield journal.read(path)
     yield from (results.read(path) for path in results.find(options.results))
 
 

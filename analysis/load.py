@@ -92,6 +92,7 @@ def _row(run: Mapping[str, Any]) -> dict[str, Any]:
         "git_dirty": tags.get("git_dirty", "").lower() == "true",
         "seed": int(tags["seed"]),
         "teacher_top1": float(tags.get("teacher_top1", nan)),
+        "taught_by": tags.get("teacher_sha256") or tags.get("teacher_id", ""),
         **{f"{which}_{key}": float(metrics.get(f"{which}/{key}", nan)) for which, key in _METRICS},
         "params": {**run["params"], "teacher_id": tags.get("teacher_id", "")},
         "tags": tags,
@@ -274,7 +275,7 @@ def tidy(runs: pd.DataFrame) -> pd.DataFrame:
     `one_cell_each` returns them.
     """
     used = runs[finished(runs) & ~runs["alone"]]
-    frame = used[["pair", "method", "seed"]].assign(teacher=[params["teacher_id"] for params in used["params"]])
+    frame = used[["pair", "method", "seed"]].assign(teacher=used["taught_by"])
     best = used["best_by"].map({"validation": "selected"}).fillna("best")
     return pd.concat(
         [

@@ -43,11 +43,15 @@ class Entry(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of the table: the method, its title with its settings, and its year (infinite if unpublished)."""
+    """A row of the table: the method, its title with its settings, and its year (infinite if unpublished).
+
+    `ours` is false for a row of imported runs, which are compared with no others.
+    """
 
     method: str
     title: str
     year: float
+    ours: bool = True
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,8 @@ def columns(runs: pd.DataFrame, pairs: Sequence[str] | None) -> tuple[Pair, ...]
 def rows_of(runs: pd.DataFrame) -> tuple[Row, ...]:
     """The methods of the runs by year of publication and title, then those without a year, and EDKD last.
 
-    Title and year are tags of the runs; the newest run's count. A method without a title has its own name.
+    Title and year are tags of the runs; the newest run's count. A method without a title has its own name, and methods
+    of one title have their names behind it.
     """
     newest_first = runs[~runs["alone"]].sort_values("started", ascending=False, kind="stable")
     rows = []
@@ -93,14 +98,17 @@ def rows_of(runs: pd.DataFrame) -> tuple[Row, ...]:
         tagged = newest_first[(newest_first["distiller"] == distiller) & (newest_first["title"] != "")]
         if not tagged.empty:
             title, year = tagged["title"].iloc[0], tagged["year"].iloc[0]
-        ours, first = distiller == OURS, title.casefold()
-        label = " ".join(map(str, (title, *settings)))
-        rows.append(((ours, float(year or "inf"), first, settings), Row(str(name), label, float(year or "inf"))))
+        namesakes = newest_first[(newest_first["title"] == title) & (newest_first["distiller"] != distiller)]
+        named = title if namesakes.empty else f"{title} ({distiller})"
+        label = " ".join(map(str, (named, *settings)))
+        row = Row(str(name), label, float(year or "inf"), ours=not group["imported"].any())
+        rows.append(((distiller == OURS, row.year, title.casefold(), settings), row))
     return tuple(row for _, row in sorted(rows))
 
 
 def contrasts(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     """The pairs of rows to compare: the last row and every method without a year, each with all rows above it."""
+    rows = [row for row in rows if row.ours]
     new = [i for i, row in enumerate(rows) if row.year == float("inf") or row is rows[-1]]
     return [(rows[i], other) for i in reversed(new) for other in rows[:i]]
 
@@ -115,13 +123,20 @@ def leaders(tidy: pd.DataFrame, kind: Kind) -> set[tuple[str, str]]:
 
 
 def taught_apart(runs: pd.DataFrame) -> list[str]:
-    """A line for each contrast and pair with the seeds that are not compared, because the teachers' weights differ."""
+    """A line for each cell whose runs had different teachers, and for each contrast that lacks seeds for that reason.
+
+    Teachers differ if their weights do, also where one was trained again by the same configuration.
+    """
     distilled = runs[~runs["alone"] & (runs["imported"] == "")]  # an imported run's seed and teacher are unknown
-    distilled = distilled.assign(taught=[params["teacher_id"] for params in distilled["params"]])
-    teachers = distilled.pivot(index=["pair", "seed"], columns="method", values="taught")
-    teachers = teachers[teachers.nunique(axis="columns") > 1]
+    rows = rows_of(distilled) if len(distilled) else ()
     lines = []
-    for first, second in contrasts(rows_of(runs)) if len(teachers) else ():
+    for row in rows:
+        for pair, group in distilled[distilled["method"] == row.method].groupby("pair", sort=False):
+            if (count := group["taught_by"].nunique()) > 1:
+                lines.append(f"{pair}: the runs of {row.title} were taught by {count} different teachers")
+    teachers = distilled.pivot(index=["pair", "seed"], columns="method", values="taught_by")
+    teachers = teachers[teachers.nunique(axis="columns") > 1]
+    for first, second in contrasts(rows) if len(teachers) else ():
         one, other = teachers[first.method], teachers[second.method]
         apart = teachers[one.notna() & other.notna() & (one != other)].reset_index()
         for pair, group in apart.groupby("pair", sort=False):
