@@ -23,12 +23,19 @@ def to_sweeps(used: pd.DataFrame, options: argparse.Namespace, paths: Sequence[P
         return
     titles = {row.method: row.title for row in tables.rows_of(used)}
     distilled = used[~used["alone"]]
-    means = distilled.groupby(distilled["method"].map(titles), sort=False)[["last_top1", "best_top1"]].mean()
+    cells = distilled.groupby(["pair", distilled["method"].map(titles)], sort=False)[["last_top1", "best_top1"]].mean()
+    per_pair = cells["last_top1"].unstack()
+    shared = per_pair.index[per_pair.notna().all(axis="columns")]  # a mean over other pairs compares nothing
+    means = cells.loc[list(shared)].groupby(level=1, sort=False).mean()
     shown = ", ".join(f"{method} {top1:.2f}" for method, top1 in means["last_top1"].items())
-    pairs = distilled["pair"].nunique()
     sentence = (
         f"{counted(len(distilled), 'distilled student')} of {distilled['dataset'].iloc[0]}, "
-        f"{counted(pairs, 'pair')}: mean top-1 after the last epoch, in percent: {shown}."
+        f"{counted(len(per_pair), 'pair')}: mean top-1 after the last epoch, in percent"
+        + (
+            f", of the {counted(len(shared), 'pair')} with every method: {shown}."
+            if len(shared)
+            else ": no pair has all."
+        )
     )
     metrics = {
         f"{which}/top1 {method}": top1
