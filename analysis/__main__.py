@@ -5,7 +5,7 @@ import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +17,7 @@ from edkd import CONF
 from edkd.console import Parser
 from edkd.errors import EdkdError
 from edkd.rundir import results
+from edkd.rundir.settings import setting
 
 DEFAULT = ["markdown", "csv"]
 _NO_METRIC = {
@@ -124,7 +125,17 @@ def facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
         f"runs: {counted}; seeds: {', '.join(map(str, seeds)) or 'none'}"
         + (f" (alone: {', '.join(map(str, alone))})" if set(alone) - set(seeds) else ""),
         f"git commits: {', '.join(sorted(set(numbers.commits(used).dropna()))) or 'none'}",
+        *(f"not the defaults: {line}" for line in sorted(set(_changed(used)))),
     )
+
+
+def _changed(used: pd.DataFrame) -> Iterator[str]:
+    """A line for each method and its runs' values that are neither the defaults of conf/ nor in its row's name."""
+    for run in used.to_dict("records"):
+        named = {str(each).lower() for each in run["row"]}
+        words = [word for word in run["changed"] if str(setting(*word.lstrip("+").split("=", 1))).lower() not in named]
+        if words:
+            yield f"{run['method']}: {' '.join(words)}"
 
 
 def command(module: str, options: argparse.Namespace, dataset: str, recipe: str) -> str:

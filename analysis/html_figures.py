@@ -160,12 +160,14 @@ def matrix(tidy: pd.DataFrame, protocol: str, methods: Sequence[str]) -> pd.Data
 def beside_published(used: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     """The cells that have a published number of their protocol (unknown: the last epoch's), if `literature.comparable`.
 
-    The number is the method's authors' own where there is one, else the one of the EDKD table.
+    The number is the method's authors' own where there is one, else the one of the EDKD table. Cells of other values
+    than the defaults have none.
     """
-    keys = dict(zip(used["method"], used["distiller"]))
+    usual = used[~used["alone"] & (used["changed"].map(len) == 0)]
+    keys = dict(zip(usual["method"], usual["distiller"]))
     rows = []
     for cell in cells.to_dict("records") if literature.comparable(used) else ():
-        known = literature.number(cell["pair"], keys[cell["method"]])
+        known = literature.number(cell["pair"], keys.get(cell["method"], ""))
         if known is None or cell["protocol"] != ("last" if known.protocol == "unknown" else known.protocol):
             continue
         value = known.table if known.authors is None else known.authors

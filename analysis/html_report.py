@@ -199,8 +199,11 @@ def _pooled(ours: str, over: Mapping[str, st.Pooled]) -> Table:
 
 
 def _missing(found: Iterable[missing.Missing]) -> Table:
-    rows = [[Cell(row.pair), Cell(row.method), _number(row.seed, "d"), Cell(row.state)] for row in found]
-    return Table("Missing runs", missing.Missing._fields, rows)
+    rows = [
+        [Cell(row.pair), Cell(" ".join((row.method, *row.values))), _number(row.seed, "d"), Cell(row.state)]
+        for row in found
+    ]
+    return Table("Missing runs", missing.Missing._fields[:4], rows)
 
 
 def _provenance(used: pd.DataFrame) -> Table:

@@ -12,12 +12,13 @@ from analysis import literature
 
 
 class Missing(NamedTuple):
-    """A run that would complete the grid, and its state."""
+    """A run that would complete the grid, its state, and the overrides that give its method's values."""
 
     pair: str
     method: str
     seed: int
     state: str
+    values: tuple[str, ...] = ()
 
 
 def left_out(runs: pd.DataFrame, used: pd.DataFrame) -> list[str]:
@@ -53,17 +54,24 @@ def unfinished(runs: pd.DataFrame, used: pd.DataFrame) -> list[Missing]:
 def without_run(
     runs: pd.DataFrame, distilled: pd.DataFrame, begun: Sequence[Missing], pairs: Iterable[str]
 ) -> list[Missing]:
-    """The combinations of `pairs` and the methods and seeds of `distilled` that are neither in it nor in `begun`."""
-    theirs = distilled["teacher"] + "-" + distilled["student"]  # names without column settings
-    known = {*zip(theirs, distilled["distiller"], distilled["seed"]), *(row[:3] for row in begun)}
+    """The combinations of `pairs` and the methods and seeds of `distilled` that are neither in it nor in `begun`.
+
+    A method that has several rows, for its configurations, needs each seed on the pairs that a row has.
+    """
+    distilled = distilled.assign(named=distilled["teacher"] + "-" + distilled["student"])  # without column settings
     last = runs.sort_values("started", kind="stable")
     state = dict(zip(zip(last["pair"], last["distiller"], last["seed"]), last["state"]))
-    grid = product(dict.fromkeys(pairs), distilled["distiller"].unique(), sorted(distilled["seed"].unique()))
-    return [
-        Missing(pair, method, seed, state.get((pair, method, seed), "not begun"))
-        for pair, method, seed in grid
-        if (pair, method, seed) not in known
-    ]
+    seeds, begun_ones = sorted(distilled["seed"].unique()), {row[:3] for row in begun}
+    found = []
+    for _, row in distilled.groupby("method", sort=False):
+        method, one_of_several = row["distiller"].iloc[0], bool(row["row"].iloc[0])
+        values = tuple(word for word in row["changed"].iloc[0] if all(word in words for words in row["changed"]))
+        known = {*zip(row["named"], row["seed"])}
+        for pair, seed in product(dict.fromkeys(row["named"] if one_of_several else pairs), seeds):
+            if (pair, seed) not in known and (pair, method, seed) not in begun_ones:
+                now = "not begun" if one_of_several else state.get((pair, method, seed), "not begun")
+                found.append(Missing(pair, method, seed, now, values))
+    return found
 
 
 def _superseded(runs: pd.DataFrame, used: pd.DataFrame) -> list[bool]:
@@ -84,20 +92,20 @@ def retry_command(rows: Sequence[Missing], dataset: str, output: Path) -> str:
 def launch_commands(rows: Sequence[Missing], distilled: pd.DataFrame, output: Path) -> list[str]:
     """The commands that train `rows`, with the settings of the `distilled` runs that are not `launch.py`'s defaults.
 
-    The published pairs have files in conf/pair and share a command; other pairs have a command for each teacher.
+    The published pairs have files in conf/pair and share a command; other pairs have a command for each teacher, and
+    runs by other values than the defaults have one of their own.
     """
-    known = [row for row in rows if row.pair in literature.PUBLISHED]
-    taught: dict[str, list[Missing]] = {}
+    groups: dict[tuple[str, tuple[str, ...]], list[Missing]] = {}
     for row in rows:
-        if row not in known:
-            taught.setdefault(row.pair.partition("-")[0], []).append(row)
+        teacher = "" if row.pair in literature.PUBLISHED else row.pair.partition("-")[0]
+        groups.setdefault((teacher, row.values), []).append(row)
     settings = _settings(distilled) + ([f"output={output}"] if output != Path("outputs") else [])
     commands = []
-    for teacher, group in [*([("", known)] if known else []), *taught.items()]:
+    for (teacher, values), group in sorted(groups.items()):
         pairs, methods, seeds = _values(group)
         students = ",".join(dict.fromkeys(row.pair.partition("-")[2] for row in group))
         networks = [f"teacher={teacher}", f"student={students}"] if teacher else [f"pair={pairs}"]
-        words = ["python", "launch.py", "-m", f"distiller={methods}", *networks, f"seed={seeds}", *settings]
+        words = ["python", "launch.py", "-m", f"distiller={methods}", *networks, f"seed={seeds}", *values, *settings]
         commands.append(shlex.join(words))
     return commands
 
@@ -121,8 +129,8 @@ def _settings(distilled: pd.DataFrame) -> list[str]:
             and (name != "image_size" or "dataset.source.image_size" in params)
         ]
         words += [f"{key}={value}".replace(", ", ",") for key, value in params.items() if key.startswith("schedule.")]
-    precision = params.get("engine.precision", "fp32")
-    return words + ([f"engine.precision={precision}"] if precision != "fp32" else [])
+    usual = {"engine.precision": "fp32", "engine.devices": "1"}
+    return words + [f"{key}={params[key]}" for key, value in usual.items() if params.get(key, value) != value]
 
 
 def _values(rows: Sequence[Missing]) -> tuple[str, str, str]:

@@ -19,7 +19,7 @@ _PUBLISHED = ["published", "published_by_authors", "published_protocol", "same_p
 _PUBLISHED += ["minus_published", "minus_authors"]
 _COLUMNS = ["quantity", "kind", *_OF_PAIR[:3], "pair", *_OF_PAIR[3:], "method", "n", *list(_STATISTICS.values())[1:5]]
 _COLUMNS += ["top1_values", "seeds", "p", "p_holm", "top5_mean", "top5_sd", "epoch_mean", "teacher_top1", *_PUBLISHED]
-_COLUMNS += ["cell", "git_commits", "run_ids"]
+_COLUMNS += ["changed", "cell", "git_commits", "run_ids"]
 
 
 def long_table(runs: pd.DataFrame, tidy: pd.DataFrame, compared: Sequence[tuple[str, str]]) -> pd.DataFrame:
@@ -65,6 +65,7 @@ def _accuracies(runs: pd.DataFrame) -> pd.DataFrame:
         for kind, epoch in zip(KINDS, ("last", "best", "best"))
     )
     texts = frame.assign(
+        changed=frame["changed"].map(" ".join),
         top1_values=frame["value"].map("{:.4f}".format),
         seeds=frame["seed"].astype(str),
         teacher_top1=frame["teacher_top1"].map("{:.4f}".format).where(frame["teacher_top1"].notna()),
@@ -78,20 +79,26 @@ def _accuracies(runs: pd.DataFrame) -> pd.DataFrame:
         top5_sd=("top5", "std"),
         epoch_mean=("epoch", "mean"),
         teacher_top1=("teacher_top1", _each_once),
+        distiller=("distiller", "first"),
+        changed=("changed", _each_once),
         cell=("cell", _each_once),
         git_commits=("commit", _each_once),
         run_ids=("run_id", " ".join),
     )
     cells = cells.reset_index().merge(st.cells(frame).rename(columns=_STATISTICS), on=_KEY)
     if literature.comparable(runs):
-        known = [_beside(*row) for row in cells[[*_KEY, "top1_mean"]].itertuples(index=False)]
+        columns = ["pair", "distiller", "kind", "top1_mean", "changed"]
+        known = [_beside(*row) for row in cells[columns].itertuples(index=False)]
         cells[_PUBLISHED] = pd.DataFrame(known, columns=_PUBLISHED, index=cells.index)
     return cells.assign(quantity="accuracy")
 
 
-def _beside(pair: str, method: str, kind: Kind, ours: float) -> dict[str, float | str | None]:
-    """The published numbers for one of our cells, and the differences from them if both have one protocol."""
-    known = literature.number(pair, method)
+def _beside(pair: str, method: str, kind: Kind, ours: float, changed: str) -> dict[str, float | str | None]:
+    """The published numbers for one of our cells, and the differences from them if both have one protocol.
+
+    There are none for a cell of other values than the defaults, which are the published ones.
+    """
+    known = None if changed else literature.number(pair, method)
     if known is None:
         return {}
     same = known.protocol == kind

@@ -85,8 +85,8 @@ def recipe(runs: pd.DataFrame) -> str:
 
 def sources(runs: pd.DataFrame) -> list[str]:
     """A note with the sources of the published numbers that stand beside the numbers of these runs."""
-    keys = runs[~runs["alone"]].drop_duplicates(["pair", "method"])
-    found = literature.sources(list(zip(keys["pair"], keys["method"])))
+    keys = runs[~runs["alone"] & (runs["changed"].map(len) == 0)].drop_duplicates(["pair", "distiller"])
+    found = literature.sources(list(zip(keys["pair"], keys["distiller"])))
     entries = "; ".join(f"`{method}`: {', '.join(listed)}" for method, listed in sorted(found.items()))
     return [f"Sources of the published numbers, by method: {entries}."] if entries else []
 

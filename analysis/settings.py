@@ -1,13 +1,18 @@
 """Which row and column of the table a run belongs to, where the runs of one method have several configurations."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
 
 import pandas as pd
+import yaml
 
+from edkd import CONF
 from edkd.errors import EdkdError
-from edkd.rundir.settings import DEVICES, Setting, is_incidental, of_devices, setting, without_swapped
+from edkd.rundir.settings import DEVICES, Setting, is_incidental, leaves, of_devices, setting, without_swapped
 
 METHOD, PAIR = ("method", "distiller"), ("pair",)  # names of the plain row and column, without parameters
+_OPTIMIZER, _SGD = "optimizer", "edkd.training.optimizers.SGD"
 _HYPER_PARAMETERS = ("distiller.", "optimizer.", "schedule.", *DEVICES)
 
 
@@ -16,8 +21,8 @@ def place(runs: pd.DataFrame, *, rows: Sequence[str] | None, columns: Sequence[s
 
     `rows` and `columns` are names of parameters such as distiller.temperature. By default, `rows` are the parameters of
     distiller, optimizer, schedule and devices in which the runs of one method on one pair differ. The settings are also
-    in the columns `row` and `column`. A run that lacks a parameter has no setting of it, and a student alone has no
-    setting of `columns`. Raises EdkdError for a parameter that no run has.
+    in the columns `row` and `column`; the column `changed` has what `changed` returns. A run that lacks a parameter has
+    no setting of it, and a student alone has no setting of `columns`. Raises EdkdError for a parameter that no run has.
     """
     runs = runs.assign(params=pd.Series(map(of_devices, runs["params"]), runs.index, dtype=object))
     rows = None if rows is None else [name for name in rows if name not in METHOD]
@@ -34,12 +39,57 @@ def place(runs: pd.DataFrame, *, rows: Sequence[str] | None, columns: Sequence[s
     }
     row = [_settings(params, by_method[method]) for method, params in zip(runs["distiller"], runs["params"])]
     column = [() if alone else _settings(params, columns) for alone, params in zip(runs["alone"], runs["params"])]
+    keys = zip(runs["distiller"], runs["pair"], runs["dataset"], runs["params"])
     return runs.assign(
+        changed=pd.Series([changed(*key) for key in keys], runs.index, dtype=object),
         row=pd.Series(row, runs.index, dtype=object),
         column=pd.Series(column, runs.index, dtype=object),
         method=[" ".join(map(str, (method, *found))) for method, found in zip(runs["distiller"], row)],
         pair=[" ".join(map(str, (pair, *found))) for pair, found in zip(runs["pair"], column)],
     )
+
+
+def changed(method: str, pair: str, dataset: str, params: Mapping[str, str]) -> tuple[str, ...]:
+    """Overrides for the values of a run's method and its optimiser that are not those of conf/, which has the defaults.
+
+    Values that conf/ takes from elsewhere, such as an epoch from the schedule, do not count. A method without a file
+    there has no such values.
+    """
+    usual = _of_conf(method, pair, dataset.split("-")[0])
+    found = []
+    for name, value in sorted(params.items()) if usual else ():
+        if name.startswith("distiller.") and not is_incidental(name):
+            if name not in usual:
+                found.append(f"++{name}={value}")
+            elif not usual[name].startswith("$") and setting(name, value) != setting(name, usual[name]):
+                found.append(f"{name}={value}")
+    optimizer = params.get("optimizer._target_", _SGD).rsplit(".", 1)[-1].lower()
+    return (*found, *([f"optimizer={optimizer}"] if usual and optimizer != usual["optimizer"] else []))
+
+
+@cache
+def _of_conf(method: str, pair: str, dataset: str) -> dict[str, str]:
+    """The values of a method in conf/, as parameters of a run, with those for the pair and the data set."""
+    values = _in_file("distiller", method)
+    if not values:
+        return {}
+    values |= _in_file(f"tweak/{method}", pair) | _in_file(f"tweak/{method}", dataset)
+    return {name: str(value) for name, value in leaves(values, "distiller.")} | {"optimizer": values[_OPTIMIZER]}
+
+
+def _in_file(group: str, option: str) -> dict[str, Any]:
+    """The values of an option of conf/ with those of the options that it begins with; empty if there is none."""
+    path = CONF / group / f"{option}.yaml"
+    values: dict[str, Any] = (yaml.safe_load(path.read_bytes()) or {}) if path.is_file() else {}
+    found: dict[str, Any] = {_OPTIMIZER: "sgd"} if group == "distiller" and values else {}
+    for each in values.pop("defaults", ()):
+        if isinstance(each, dict):
+            for chosen, name in each.items():
+                if _OPTIMIZER in chosen:
+                    found[_OPTIMIZER] = name
+        elif each != "_self_":
+            found |= _in_file(group, each)
+    return found | values
 
 
 def differing(group: pd.DataFrame) -> list[str]:

@@ -246,8 +246,9 @@ def _teacher(cells: pd.DataFrame, pair: Pair, beside: bool) -> Entry:
 
 
 def _alone(found: Mapping[Any, Mapping[Hashable, Any]], pair: Pair, method: str, beside: bool) -> Entry:
-    entry = _entry(found.get((pair.student, method)))
-    return entry._replace(below=_beside("student", pair.student) if entry.text and beside and method == VANILLA else ())
+    row = found.get((pair.student, method))
+    usual = beside and method == VANILLA and row is not None and not row["changed"]
+    return _entry(row)._replace(below=_beside("student", pair.student) if usual else ())
 
 
 def _beside(role: Literal["teacher", "student"], name: str) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """The table: which runs enter it, what the numbers are, and what it says about itself."""
 
+import argparse
 import json
 import math
 import os
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import literature, load
+from analysis import attach, literature, load
 from analysis.__main__ import main
 from edkd import tracking
 
@@ -201,6 +202,73 @@ def test_students_of_two_teachers_are_not_compared(analyse):
     assert set(csv[csv["quantity"] == "paired difference"]["method"]) == {"edkd-dkd"}
 
 
+def test_weights_tell_teachers_of_one_configuration_apart(analyse):
+    runs = [make("kd", seed=s, top1=70.0, teacher_sha256="aa") for s in (1, 2)]
+    runs += [make("edkd", seed=s, top1=71.5, teacher_sha256=weights) for s, weights in ((1, "aa"), (2, "bb"))]
+    _, text, _, _ = analyse(runs)
+    assert block(text, "Paired differences, last epoch")["EDKD − KD"][3] == "+1.50"
+    assert f"{PAIR}: EDKD − KD, seed 2: not taught by the same teacher" in text
+    assert f"{PAIR}: the runs of EDKD were taught by 2 different teachers" in text
+
+
+def test_imported_runs_are_neither_compared_nor_the_last_row(analyse):
+    runs = [make(m, seed=s, top1=t) for m, t in (("kd", 70.0), ("dkd", 71.0)) for s in (1, 2)]
+    runs[-1]["tags"]["teacher_id"] = "t2"
+    runs.append(make("dkd.theirs", title="DKD (theirs)", year="2022", imported="theirs", teacher_id=""))
+    code, text, _, _ = analyse(runs)
+    assert code == 0 and list(block(text, "Last epoch"))[4:] == ["KD", "DKD", "DKD (theirs)"]
+    assert list(block(text, "Paired differences, last epoch"))[3:] == ["DKD − KD"]
+
+
+def test_methods_of_one_title_are_told_apart(analyse):
+    runs = [make(name, title="KD", year="2015") for name in ("kd", "mykd")]
+    assert list(block(analyse(runs)[1], "Last epoch"))[4:] == ["KD (kd)", "KD (mykd)"]
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"distiller.temperature": "2.0"}, "distiller.temperature=2.0"),
+        ({"optimizer._target_": "edkd.training.optimizers.DOT"}, "optimizer=dot"),
+        ({"distiller.standardise": "True"}, "++distiller.standardise=True"),
+        ({"distiller.temperature": "4", "optimizer._target_": "edkd.training.optimizers.SGD"}, ""),
+    ],
+)
+def test_published_numbers_stand_beside_the_default_values_alone(analyse, params, said):
+    _, text, csv, _ = analyse([make("kd", params=params), make("vanilla", "vgg8", params={"engine.device": "cpu"})])
+    last = block(text, "Last epoch")
+    assert ("published" in last["KD"][3]) == (not said) and "published 70.36" in last["student alone"][3]
+    assert (f"not the defaults: kd: {said}" in text) == bool(said)
+    assert set(zip(csv["method"], csv["changed"].fillna(""))) == {("kd", said), ("vanilla", "")}
+
+
+def test_the_values_of_a_pair_are_defaults(analyse):
+    deep = make("deepkd", params={"optimizer._target_": "edkd.training.optimizers.DeepKD"})
+    of_pair, other = ({"distiller.beta": beta, "distiller.warmup_epochs": "20"} for beta in ("6.0", "8.0"))
+    assert "not the defaults" not in analyse([make("dkd", OTHER, params=of_pair), deep])[1]
+    assert "not the defaults: dkd: distiller.beta=8.0" in analyse([make("dkd", OTHER, params=other)])[1]
+
+
+def test_a_mean_over_pairs_is_of_those_that_every_method_has(monkeypatch):
+    runs = [make("kd", top1=73.0), make("edkd", top1=72.0), make("kd", OTHER, top1=60.0)]
+    for run in runs:
+        run["tags"]["mlflow.parentRunId"] = "p"
+    given = {}
+    monkeypatch.setattr(tracking, "attach", lambda uri, sweeps, **values: given.update(values))
+    attach.to_sweeps(placed(runs), argparse.Namespace(uri=""), [])
+    assert given["sentence"] == (
+        "3 distilled students of cifar100, 2 pairs: mean top-1 after the last epoch, in percent, of the 1 pair with "
+        "every method: KD 73.00, EDKD 72.00."
+    )
+    assert given["metrics"]["last/top1 EDKD"] == 72.0 and given["metrics"]["best/top1 KD"] == 74.0
+    attach.to_sweeps(placed(runs[1:]), argparse.Namespace(uri=""), [])
+    assert given["sentence"].endswith("in percent: no pair has all.") and given["metrics"] == {}
+
+
+def placed(runs):
+    return load.one_cell_each(pd.DataFrame(map(load._row, runs)), picked={}, latest=False)
+
+
 def test_students_alone_and_their_teachers(analyse):
     runs = [make(seed=1), make("vanilla", "vgg8", seed=1, top1=69.0), make("vanilla", "vgg8", seed=2, top1=71.0)]
     runs += [make("smooth", "vgg8", seed=1, top1=69.5)]  # a method of the user's that needs no teacher
@@ -281,7 +349,8 @@ def test_a_sweep_of_a_hyper_parameter_makes_rows(analyse):
     code, text, csv, _ = analyse(runs)
     last = block(text, "Last epoch")
     assert code == 0 and list(last)[4:] == ["KD temperature=1", "KD temperature=4", "KD temperature=10", "EDKD"]
-    assert last["KD temperature=1"][3] == "71.00 ± 0.00 (n=2)" and last["KD temperature=4"][1] == "74.00 (n=1)"
+    assert last["KD temperature=1"][3] == "71.00 ± 0.00 (n=2)"
+    assert last["KD temperature=4"][1] == "74.00 (n=1)<br><sub>published 74.92 (−0.92)</sub>", "4 is the default"
     assert block(text, "Paired differences, last epoch")["EDKD − KD temperature=4"][3] == "+1.00"
     assert set(csv["method"]) >= {"kd temperature=1", "kd temperature=10", "edkd-kd temperature=1"}
     _, text, csv, _ = analyse(runs, "--cell", f"{PAIR}:kd=kd10")

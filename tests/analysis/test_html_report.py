@@ -156,6 +156,45 @@ def test_pairs_without_a_file_are_trained_by_their_networks(tmp_path):
     ]  # fmt: skip
 
 
+def test_runs_by_other_values_are_trained_by_those_values(write, tmp_path):
+    changed = {"distiller.temperature": "2.0", "optimizer._target_": "edkd.training.optimizers.DOT"}
+    usual = {"distiller.temperature": "4.0", "optimizer._target_": "edkd.training.optimizers.SGD"}
+    runs = [make("kd", seed=s, params=usual | {"engine.devices": "2"}, cell="a", name=f"a{s}") for s in (0, 1)]
+    runs += [make("kd", params=changed | {"engine.devices": "2"}, cell="b", name="b")]
+    assert write(runs, "--pairs", PAIR) == 0
+    text = html.unescape(text_of(tmp_path))
+    assert Page(text_of(tmp_path)).tables[-2][1:] == [
+        [PAIR, "kd distiller.temperature=2.0 optimizer=dot", "0", "not begun"]
+    ]
+    words = f"pair={PAIR} seed=0 distiller.temperature=2.0 optimizer=dot engine.devices=2"
+    assert f"python launch.py -m distiller=kd {words}" in text
+
+
+def test_a_damaged_journal_leaves_out_its_run_alone(write, tmp_path, capsys):
+    folder = tmp_path / "out/runs/cifar100/vgg13-vgg8/kd-s1-0123abcd"
+    folder.mkdir(parents=True)
+    (folder / "journal.jsonl").write_text("{}\n" * 3)
+    assert write([make("kd"), make("dkd")], "--pairs", PAIR) == 0
+
+
+def test_imported_runs_are_not_ours(write, tmp_path):
+    runs = [make(method, seed=s) for method in ("kd", "dkd") for s in (0, 1)]
+    runs.append(make("dkd.theirs", title="DKD (theirs)", year="2022", imported="theirs", teacher_id=""))
+    assert write(runs, "--pairs", PAIR) == 0
+    assert "DKD − KD" in text_of(tmp_path)
+
+
+def test_students_alone_of_several_configurations_are_no_reference(write, tmp_path):
+    runs = [make("kd"), make("dkd")]
+    for value, top1 in (("SGD", 70.0), ("DOT", 60.0)):
+        params = {"optimizer._target_": f"edkd.training.optimizers.{value}"}
+        runs.append(make("vanilla", "vgg8", top1=top1, cell=value, params=params, name=value))
+    assert write(runs, "--pairs", PAIR) == 0
+    assert "student alone" not in text_of(tmp_path)
+    assert write(runs[:3], "--pairs", PAIR) == 0
+    assert "student alone" in text_of(tmp_path)
+
+
 def test_the_page_needs_no_network(write, tmp_path):
     assert write(store()) == 0
     text = text_of(tmp_path)
