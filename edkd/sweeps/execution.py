@@ -96,8 +96,7 @@ def _queue(planned: Sweep, statuses: Mapping[str, RunStatus], launcher: submit.Q
     for job in planned.jobs:  # another command may have resumed vanished runs since
         if job.directory in ended and outcome[job.run].state not in ("done", "running"):
             outcome[job.run] = ended[job.directory]
-    # The parent run was made by the first job that logged.
-    report.track_end(planned.id, planned.jobs[0].settings.tracking, outcome.values())
+    report.track_end(planned, outcome)  # the parent run was made by the first job that logged
     return outcome
 
 
@@ -134,7 +133,7 @@ def _run(
         raise
     finally:
         outcome = look_at(planned, ask=False)
-        report.track_end(planned.id, where, outcome.values())
+        report.track_end(planned, outcome)
     return outcome
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -15,8 +15,8 @@ from edkd.config.job import Job
 from edkd.config.schema import Settings, Tracking
 from edkd.console import LOG
 from edkd.errors import EdkdError
-from edkd.rundir import checkpoint
-from edkd.rundir.paths import RunDir
+from edkd.rundir import checkpoint, journal
+from edkd.rundir.paths import RunDir, runs_of_sweep
 from edkd.slurm.submit import Planned
 from edkd.status.state import RunStatus
 from edkd.sweeps import results
@@ -96,12 +96,19 @@ def track_start(sweep: str, where: Tracking) -> None:
         tracking.start_sweep(sweep, **vars(where))
 
 
-def track_end(sweep: str, where: Tracking, outcome: Iterable[RunStatus]) -> None:
-    """Give the parent run its status and the number of runs in each state. Errors are only logged."""
+def track_end(planned: Planned, outcome: Mapping[str, RunStatus]) -> None:
+    """Give the parent run its status and the number of runs in each state. Errors are only logged.
+
+    A retry has only some of the sweep's runs; the others count as their journals say.
+    """
+    jobs = [*planned.teachers, *planned.students]
+    where, output = jobs[0].settings.tracking, Path(jobs[0].settings.output)
     if where.uri is not None:
-        counts = Counter(str(status.known.status) for status in outcome)
+        counts = Counter(str(status.known.status) for status in outcome.values())
         with _tolerant():
-            tracking.settle_sweeps({sweep: counts}, **vars(where))
+            others = {*runs_of_sweep(output, planned.id)} - {job.name for job in jobs}
+            counts.update(str(journal.state(output / "runs" / name).status) for name in others)
+            tracking.settle_sweeps({planned.id: counts}, **vars(where))
 
 
 def track_search(sweep: str, where: Tracking, states: Mapping[str, int], best: str) -> None:

@@ -26,7 +26,7 @@ def start_sweep(sweep: str, *, uri: str, experiment: str, artifacts: str | None)
 def settle_sweeps(
     outcomes: Mapping[str, Mapping[str, int]], *, uri: str, experiment: str, artifacts: str | None
 ) -> dict[str, Status]:
-    """Set the status of ended sweeps whose parent runs have another one; return the new status by sweep.
+    """Set status and counts of ended sweeps whose parent runs have others; return the new status by changed sweep.
 
     outcomes: for each sweep, the number of runs in each state. They become tags such as ``runs.failed``. Raises
     `EdkdError` if the store cannot be used.
@@ -39,14 +39,16 @@ def settle_sweeps(
         for run in search(store.client, store.experiment_id, "tags.`edkd.sweep` != ''"):
             run_id, sweep = run.info.run_id, run.data.tags["edkd.sweep"]
             counts = outcomes.get(sweep)
-            if counts is None or run.info.status == (status := _status(counts)):
+            if counts is None:
+                continue
+            status, tags = _status(counts), {f"{_COUNT}{state}": str(count) for state, count in counts.items()}
+            earlier = {tag: value for tag, value in run.data.tags.items() if tag.startswith(_COUNT)}
+            if (run.info.status, earlier) == (status, tags):
                 continue
             settled[sweep] = status
-            for tag in run.data.tags:  # left from an earlier end
-                if tag.startswith(_COUNT) and tag.removeprefix(_COUNT) not in counts:
-                    store.client.delete_tag(run_id, tag)
-            tags = [RunTag(f"{_COUNT}{state}", str(count)) for state, count in counts.items()]
-            store.client.log_batch(run_id, tags=tags)
+            for tag in earlier.keys() - tags.keys():
+                store.client.delete_tag(run_id, tag)
+            store.client.log_batch(run_id, tags=[RunTag(*tag) for tag in tags.items()])
             store.client.set_terminated(run_id, status=status)
     return settled
 

@@ -15,6 +15,7 @@ from edkd.console import duration
 from edkd.errors import EdkdError
 from edkd.rundir import journal, lock
 from edkd.rundir.journal import RunState
+from edkd.rundir.paths import record_sweep
 from edkd.status.state import RunStatus
 from edkd.sweeps import plan, progress, report
 from edkd.sweeps.plan import Sweep
@@ -256,7 +257,7 @@ def test_a_damaged_journal_does_not_end_the_watch(planned: Sweep) -> None:
 
 
 def test_the_parent_run_gets_the_counts_and_a_server_that_is_away_is_a_warning(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    planned: Sweep, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     given: dict[str, Any] = {}
 
@@ -267,13 +268,19 @@ def test_the_parent_run_gets_the_counts_and_a_server_that_is_away_is_a_warning(
     monkeypatch.setattr(report.tracking, "start_sweep", away)
     monkeypatch.setattr(report.tracking, "settle_sweeps", away)
     monkeypatch.setattr(report.LOG, "propagate", True)
-    outcome = [status("done", journal=each) for each in ("finished", "failed", "finished")]
+    outcome = statuses(planned, *(status("done", journal=each) for each in ("finished", "failed", *2 * ["finished"])))
+    report.track_end(planned, outcome)  # without a store nothing is tracked
+    assert not given
+
     where = Tracking(uri="sqlite:///x.db", artifacts="a", experiment="e")
+    jobs = [replace(job, settings=replace(job.settings, tracking=where)) for job in planned.jobs]
+    retried = replace(planned, teachers=[], students=jobs[1:3])
+    append(jobs[3], {"event": "start"}, epoch(1), END)
+    record_sweep(Path(jobs[0].settings.output), retried.id, [job.name for job in jobs[1:]])
     report.track_start("s", where)
-    report.track_end("s", where, outcome)
-    report.track_end("other", replace(where, uri=None), outcome)  # without a store nothing is tracked
+    report.track_end(retried, outcome={job.run: outcome[job.run] for job in retried.jobs})
     place = {"uri": "sqlite:///x.db", "artifacts": "a", "experiment": "e"}
-    assert given == {"what": {"s": {"finished": 2, "failed": 1}}, **place}
+    assert given == {"what": {retried.id: {"finished": 2, "failed": 1}}, **place}, "one of them in its journal alone"
     assert [record.getMessage() for record in caplog.records] == [
         "the server is away; `edkd sync` brings MLflow up to date later"
     ] * 2

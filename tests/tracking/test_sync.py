@@ -61,6 +61,8 @@ def test_sweeps_that_ended_are_settled_once(where):
     counted = {key: value for key, value in runs["mended"].data.tags.items() if key.startswith("runs.")}
     assert counted == {"runs.finished": "2"}
     assert tracking.settle_sweeps(outcomes, **where) == {}
+    assert tracking.settle_sweeps({"bad": {"finished": 2, "new": 1}}, **where) == {"bad": "FAILED"}
+    assert client(where).get_run(parents["bad"]).data.tags["runs.finished"] == "2"
     assert len(rows(where)["runs"]) == 4, "no parent is made for a sweep that nothing was logged of"
 
 
