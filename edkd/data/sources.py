@@ -90,7 +90,8 @@ def _download_cifar100(folder: Path) -> None:
     archive = folder / dataset.filename
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{dataset.filename}.lock"), _downloading(NETWORK_TIMEOUT):
+        lock = FileLock(folder / f".{dataset.filename}.lock", fallback_to_soft=False)
+        with lock, _downloading(NETWORK_TIMEOUT):
             try:
                 # Verifies first, so it does nothing if another process has just downloaded the files.
                 dataset(str(folder), download=True)
@@ -103,7 +104,7 @@ def _download_cifar100(folder: Path) -> None:
             f"could not download {dataset.url} to {folder}: {error}; without a network, dataset.root=DIR names "
             f"a folder with {dataset.base_folder}/ and dataset.download=false"
         ) from None
-    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+    except OSError as error:
         raise EdkdError(f"cannot write CIFAR-100 to {folder}: {error}; dataset.root=DIR names another folder") from None
     except RuntimeError:
         raise EdkdError(f"{dataset.url} came incomplete (wrong MD5 sum) and was not kept; try again") from None

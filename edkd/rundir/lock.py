@@ -38,13 +38,12 @@ def hold(run_dir: Path) -> Iterator[None]:
     run_dir = Path(run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(RunDir(run_dir).lock, thread_local=False)
+        lock = FileLock(RunDir(run_dir).lock, thread_local=False, fallback_to_soft=False)
         lock.acquire(timeout=_PATIENCE, poll_interval=0.02)
     except Timeout:
         raise HeldError(f"run directory {run_dir} is in use by {_describe(last_holder(run_dir))}") from None
-    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
-        reason = getattr(error, "strerror", None) or error
-        raise EdkdError(f"could not lock the run directory {run_dir}: {reason}") from error
+    except OSError as error:
+        raise EdkdError(f"could not lock the run directory {run_dir}: {error.strerror or error}") from error
     try:
         note = {
             "host": socket.gethostname(),
@@ -70,10 +69,10 @@ def is_held(run_dir: Path) -> Holder | None:
     holder = last_holder(run_dir)
     if holder is None:
         return None
-    lock = FileLock(RunDir(run_dir).lock, thread_local=False)
+    lock = FileLock(RunDir(run_dir).lock, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire(blocking=False)
-    except (Timeout, OSError, NotImplementedError):
+    except (Timeout, OSError):
         return holder  # OSError: another user's directory, where only the note is readable
     lock.release()
     return None

@@ -86,11 +86,13 @@ def search(
     prepare(ends.jobs, here=parallel is not None)
     if settings.tracking.uri is not None:
         report.open_tracking(settings.tracking)
-    held = FileLock(path.with_name(f".{name}.search.lock"))
+    held = FileLock(path.with_name(f".{name}.search.lock"), fallback_to_soft=False)
     try:
         held.acquire(timeout=0)
     except Timeout:
         raise EdkdError(f"another command is at search {name}; `edkd status {name}` shows its trials") from None
+    except OSError as error:
+        raise EdkdError(f"could not lock {held.lock_file}: {error.strerror or error}") from error
     try:
         record_sweep(output, name, runs_of_sweep(output, name) or [job.name for job in ends.teachers])
         study = find_study(path, name) or new_study(path, name)

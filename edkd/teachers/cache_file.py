@@ -95,13 +95,10 @@ class Table:
     def _open(self, mode: Literal["rb", "r+b"]) -> FileIO:
         """Open the file, after replacing it by an empty one if it is absent or not this table."""
         if not self._is_ours():
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with FileLock(f"{self.path}.lock"):
-                    if not self._is_ours():
-                        self._begin_anew()
-            except NotImplementedError as error:  # a file system without locks
-                raise OSError(errno.ENOLCK, str(error)) from error
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{self.path}.lock", fallback_to_soft=False):
+                if not self._is_ours():
+                    self._begin_anew()
         return self.path.open(mode, buffering=0)
 
     def _is_ours(self) -> bool:

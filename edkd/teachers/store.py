@@ -273,13 +273,13 @@ def _finite(test: Accuracy) -> Accuracy:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / ".lock", timeout=_PATIENCE)
+    lock = FileLock(folder / ".lock", timeout=_PATIENCE, fallback_to_soft=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         raise EdkdError(f"the teacher store {folder} has been locked for {_PATIENCE:.0f} seconds; try again") from None
-    except (OSError, NotImplementedError) as error:
+    except OSError as error:
         raise EdkdError(f"could not lock the teacher store {folder}: {error}") from error
     try:
         yield

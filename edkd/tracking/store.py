@@ -285,8 +285,10 @@ def lock(uri: str) -> FileLock:
     path = _sqlite_path(uri)
     if path is None:
         name = hashlib.sha256(uri.encode()).hexdigest()[:16]
-        return FileLock(Path(tempfile.gettempdir()) / f"edkd-mlflow-{os.getuid()}-{name}.lock", timeout=PATIENCE)
-    return FileLock(path.with_name(f"{path.name}.lock"), timeout=PATIENCE)
+        file = Path(tempfile.gettempdir()) / f"edkd-mlflow-{os.getuid()}-{name}.lock"
+    else:
+        file = path.with_name(f"{path.name}.lock")
+    return FileLock(file, timeout=PATIENCE, fallback_to_soft=False)
 
 
 def _probe(path: Path) -> None:

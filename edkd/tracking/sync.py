@@ -155,7 +155,7 @@ def _sync(store: Store, run_dir: Path, *, parents: dict[str, str]) -> SyncReport
 
 def _alone(run_dir: Path) -> FileLock:
     """The lock by which one process at a time syncs a run."""
-    return FileLock(RunDir(run_dir).mlflow_lock, timeout=PATIENCE)
+    return FileLock(RunDir(run_dir).mlflow_lock, timeout=PATIENCE, fallback_to_soft=False)
 
 
 def _read(run_dir: Path) -> tuple[RecordedRun | None, str]:

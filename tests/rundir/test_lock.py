@@ -1,6 +1,9 @@
 """The lock keeps two processes out of one run directory, and dies with its holder."""
 
+import errno
+import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -99,3 +102,13 @@ def test_a_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
         lock.hold(tmp_path / "file" / "run"),
     ):
         raise AssertionError("held")
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)  # Lustre, mounted without the option flock
+    line = re.escape(f"could not lock the run directory {tmp_path}: Function not implemented")
+    with pytest.raises(EdkdError, match=line), lock.hold(tmp_path):
+        pytest.fail("two processes could hold it")
