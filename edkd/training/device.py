@@ -12,6 +12,7 @@ from edkd.errors import EdkdError
 from edkd.training import cpu_kernels, hardware
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+_COMPILED = 200  # of a `forward` that several networks share: each takes three or more, for batch shapes and evaluation
 
 
 def set_up(engine: Engine, threads: int) -> None:
@@ -67,12 +68,14 @@ def compile_network(network: nn.Module, device: torch.device) -> None:
     """Have a network compiled by torch when it first runs; names and weights stay. Raises EdkdError without a compiler.
 
     Each batch shape is compiled separately. Code for several shapes would replace the code for the first shape; a
-    resumed run, which starts with the latter, would end with other bits.
+    resumed run, which starts with the latter, would end with other bits. For the same reason a process compiles as
+    many networks as it trains: beyond torch's limit of 8 for one `forward`, it would run the next ones uncompiled.
     """
     if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
         raise EdkdError("engine.compile=true needs a C++ compiler: g++, or the one that CXX names")
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise EdkdError("engine.compile=true needs triton on a GPU: pip install triton")
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _COMPILED)
     network.compile(dynamic=False)
 
 
