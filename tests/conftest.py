@@ -40,6 +40,11 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread_again(_one_thread: None) -> None:
+    torch.set_num_threads(1)  # an earlier test's command may have set others
+
+
 @pytest.fixture(scope="session")
 def compose() -> Compose:
     """`compose(*overrides)`: the real conf/ with these overrides, resolved to plain values, without Hydra's node."""

@@ -15,7 +15,7 @@ from edkd.sweeps import progress
 from edkd.sweeps.plan import is_dry, show_unreached, stored_teacher, warn_outdated
 from edkd.sweeps.report import next_steps, open_tracking
 from edkd.teachers import store
-from edkd.training.device import cores
+from edkd.training.device import cores, set_up
 
 
 def run_one(resolved: dict[str, Any], method: str) -> None:
@@ -50,6 +50,7 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
         found = progress.estimate({"run": [job]}, {job.run: before}, here=True, parallel=1)
         console.print(found.line(), soft_wrap=True)
         return
+    set_up(cfg.engine, cfg.engine.threads or cores())
     gather(cfg, job.teacher_id)  # raises errors of data, device or teacher before anything is written
     if cfg.tracking.uri is not None:
         open_tracking(cfg.tracking)

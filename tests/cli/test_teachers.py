@@ -44,6 +44,12 @@ def test_a_stored_teacher(output: Path) -> None:
     assert files(output) == before
 
 
+def test_evaluation_in_fp32_is_fp32(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # torch's default
+    assert evaluate("engine.threads=1").code == 0
+    assert not torch.backends.cudnn.allow_tf32 and torch.get_num_threads() == 1
+
+
 def test_the_output_folder_as_an_option(output: Path, tmp_path: Path) -> None:
     shutil.copytree(output / "teachers", tmp_path / "of two, words" / "teachers")
     done = evaluate("--output", str(tmp_path / "of two, words"))
