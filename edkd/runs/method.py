@@ -139,7 +139,8 @@ def check_method(cfg: Settings) -> None:
     not known yet and assumed to be large; so is the number of images if only the files give it.
     """
     method = target(cfg.distiller, "distiller")
-    if method.needs_strong_view and get_type_hints(target(cfg.dataset.source, "dataset.source"))["return"] is Streamed:
+    source = get_type_hints(target(cfg.dataset.source, "dataset.source")).get("return")  # one's own may have no hint
+    if method.needs_strong_view and source is Streamed:
         raise EdkdError(
             f"distiller={cfg.method} needs strong views, which only data in memory have, not {cfg.dataset.name}"
         )

@@ -15,6 +15,7 @@ from edkd import CONF
 from edkd.config import schema
 from edkd.config.compose import Composer
 from edkd.errors import EdkdError
+from edkd.runs.method import check_method
 from edkd.sweeps import plan
 
 Planner = Callable[..., tuple[DictConfig, ConfigLoader]]
@@ -181,6 +182,13 @@ def test_an_optimiser_of_distillation_losses_trains_no_teacher(planner: Planner,
     planned = plan.make_plan([asked], overrides, Composer(master, loader))
     assert [job.settings.optimizer for job in planned.teachers] == [schema.SGD]
     assert planned.students[0].settings.optimizer["delta"] == 0.05
+
+
+def test_strong_views_of_ones_own_data(make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_data_without_hints.py").write_text("def source(**values):\n    raise NotImplementedError\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    source = "dataset.source._target_=own_data_without_hints.source"
+    check_method(make_job("mlkd", source, teacher_id="run:0").settings)
 
 
 @pytest.mark.parametrize(
