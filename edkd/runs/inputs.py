@@ -18,7 +18,7 @@ from edkd.data.files import Streamed
 from edkd.data.resident import ResidentData
 from edkd.data.streaming import StreamedData
 from edkd.errors import EdkdError
-from edkd.rundir import journal
+from edkd.rundir import journal, provenance
 from edkd.runs.pretrained import publish_weights
 from edkd.teachers import store
 from edkd.teachers.source import Precision
@@ -55,7 +55,7 @@ def gather(cfg: Settings, teacher_id: str | None) -> Inputs:
             "start the same command again to plan anew"
         )
     network = load_teacher(cfg, entry, arrays.num_classes, device)
-    shown = digest({"data": sha256, "mean": cfg.dataset.mean, "std": cfg.dataset.std})
+    shown = digest({"data": sha256, "mean": cfg.dataset.mean, "std": cfg.dataset.std, **own_teacher(cfg)})
     measured = entry.measured.get(shown)
     if measured is None:
         measured = {**evaluate(network, device_data(arrays, cfg, device).test, Precision("fp32", device))}
@@ -69,6 +69,12 @@ def gather(cfg: Settings, teacher_id: str | None) -> Inputs:
         )  # fmt: skip
     note = {"id": entry.id, "sha256": entry.sha256, "top1": top1}
     return Inputs(arrays, sha256, device, network, note)
+
+
+def own_teacher(cfg: Settings) -> dict[str, Any]:
+    """The versions of the code of a teacher's network, where they are the user's own (see `provenance.own_code`)."""
+    code = provenance.own_code({"teacher": cfg.teacher.model})
+    return {"code": code} if code else {}
 
 
 def find_teacher(cfg: Settings, trained_by: str = "") -> store.Entry:

@@ -221,6 +221,18 @@ def test_the_key_names_all_that_changes_bits(make_job: Any) -> None:
     assert {*same, name()} == {name()}
 
 
+def test_the_key_names_the_version_of_a_network_of_ones_own(
+    make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "own_network_of_a_key.py"
+    file.write_text("from edkd.models.resnet import resnet8\n\n\ndef net(**values):\n    return resnet8(**values)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    job = make_job("kd", f"teacher.model._target_={file.stem}.net", teacher_id="run:0")
+    first = table_key(job.settings, "t", "d", CPU)
+    file.write_text(file.read_text() + "\n")
+    assert digest(table_key(job.settings, "t", "d", CPU)) != digest(first)
+
+
 @pytest.mark.parametrize(
     "name", ["resnet8", "wrn_16_1", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2", "resnet18"]
 )
