@@ -149,7 +149,9 @@ def _aside(path: Path, *, replace: bool) -> Iterator[Path]:
             if path.is_dir():
                 path.rename(Path(name) / "former")
             if made.is_file():
-                made.chmod(0o644)  # safetensors writes for its owner alone
+                plain = Path(name) / ".mode"
+                plain.touch()
+                made.chmod(plain.stat().st_mode)  # as the umask says: safetensors writes for its owner alone
             made.replace(path)
     except OSError as error:
         raise EdkdError(f"could not write {path}: {error.strerror or error}") from error

@@ -1,6 +1,8 @@
 """`edkd export`, on runs that `launch.py` made; what it writes is read as other programs read it."""
 
 import json
+import os
+import stat
 import sys
 import warnings
 from pathlib import Path
@@ -100,6 +102,15 @@ def test_a_file_that_exists_is_replaced_by_force_alone(output: Path) -> None:
     assert Path("student.pt").read_text() == "mine"
     assert export("torchscript", "--to", "student.pt", "--force").code == 0
     assert by_torchscript(Path("student.pt"))[1]["network"] == "resnet8"
+
+
+def test_the_umask_decides_who_reads_an_export(output: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        assert export("safetensors", "--to", "student.safetensors").code == 0
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(Path("student.safetensors").stat().st_mode) == 0o640
 
 
 def test_int8(output: Path) -> None:
