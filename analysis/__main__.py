@@ -114,6 +114,8 @@ def facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
     """Lines on the table's data set and recipe, its runs and seeds, and its git commits."""
     distilled = used[~used["alone"]]
     ours = used[used["imported"] == ""]
+    teachers = ours[~ours["alone"]].groupby(["pair", "method"], sort=False)["taught_by"].nunique()
+    mixed = [f"{method} on {pair}" for pair, method in teachers.index[teachers > 1]]
     seeds, alone = (sorted(each["seed"].unique()) for each in (ours[~ours["alone"]], ours[ours["alone"]]))
     counted = f"{len(distilled)} distilled students, {len(used) - len(distilled)} students alone"
     if used["packed"].any():
@@ -125,6 +127,7 @@ def facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
         f"runs: {counted}; seeds: {', '.join(map(str, seeds)) or 'none'}"
         + (f" (alone: {', '.join(map(str, alone))})" if set(alone) - set(seeds) else ""),
         f"git commits: {', '.join(sorted(set(numbers.commits(used).dropna()))) or 'none'}",
+        *([f"means over runs of several teachers: {', '.join(mixed)}"] if mixed else []),
         *(f"not the defaults: {line}" for line in sorted(set(_changed(used)))),
     )
 

@@ -123,20 +123,12 @@ def leaders(tidy: pd.DataFrame, kind: Kind) -> set[tuple[str, str]]:
 
 
 def taught_apart(runs: pd.DataFrame) -> list[str]:
-    """A line for each cell whose runs had different teachers, and for each contrast that lacks seeds for that reason.
-
-    Teachers differ if their weights do, also where one was trained again by the same configuration.
-    """
+    """A line for each contrast and pair with the seeds that are not compared, because the teachers' weights differ."""
     distilled = runs[~runs["alone"] & (runs["imported"] == "")]  # an imported run's seed and teacher are unknown
-    rows = rows_of(distilled) if len(distilled) else ()
-    lines = []
-    for row in rows:
-        for pair, group in distilled[distilled["method"] == row.method].groupby("pair", sort=False):
-            if (count := group["taught_by"].nunique()) > 1:
-                lines.append(f"{pair}: the runs of {row.title} were taught by {count} different teachers")
     teachers = distilled.pivot(index=["pair", "seed"], columns="method", values="taught_by")
     teachers = teachers[teachers.nunique(axis="columns") > 1]
-    for first, second in contrasts(rows) if len(teachers) else ():
+    lines = []
+    for first, second in contrasts(rows_of(distilled)) if len(teachers) else ():
         one, other = teachers[first.method], teachers[second.method]
         apart = teachers[one.notna() & other.notna() & (one != other)].reset_index()
         for pair, group in apart.groupby("pair", sort=False):
