@@ -164,10 +164,10 @@ def beside_published(used: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     than the defaults have none.
     """
     usual = used[~used["alone"] & (used["changed"].map(len) == 0)]
-    keys = dict(zip(usual["method"], usual["distiller"]))
+    keys = dict(zip(zip(usual["pair"], usual["method"]), usual["distiller"]))
     rows = []
     for cell in cells.to_dict("records") if literature.comparable(used) else ():
-        known = literature.number(cell["pair"], keys.get(cell["method"], ""))
+        known = literature.number(cell["pair"], keys.get((cell["pair"], cell["method"]), ""))
         if known is None or cell["protocol"] != ("last" if known.protocol == "unknown" else known.protocol):
             continue
         value = known.table if known.authors is None else known.authors

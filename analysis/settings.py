@@ -62,7 +62,7 @@ def changed(method: str, pair: str, dataset: str, params: Mapping[str, str]) -> 
             if name not in usual:
                 found.append(f"++{name}={value}")
             elif not usual[name].startswith("$") and setting(name, value) != setting(name, usual[name]):
-                found.append(f"{name}={value}")
+                found.append(f"{name}={value}".replace(", ", ","))
     optimizer = params.get("optimizer._target_", _SGD).rsplit(".", 1)[-1].lower()
     return (*found, *([f"optimizer={optimizer}"] if usual and optimizer != usual["optimizer"] else []))
 

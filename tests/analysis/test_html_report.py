@@ -177,6 +177,13 @@ def test_a_damaged_journal_leaves_out_its_run_alone(write, tmp_path, capsys):
     assert write([make("kd"), make("dkd")], "--pairs", PAIR) == 0
 
 
+def test_published_numbers_of_the_pair_with_the_default_values(write, tmp_path):
+    runs = [make("dkd", pair, params={"distiller.beta": beta}) for pair, beta in ((PAIR, "6.0"), (OTHER, "8.0"))]
+    assert write(runs, "--pairs", f"{PAIR},{OTHER}") == 0
+    cells = Page(text_of(tmp_path)).tables[0]
+    assert [(row[0], row[-1]) for row in cells if row[2] == "best"] == [(PAIR, "74.68"), (OTHER, "")]
+
+
 def test_imported_runs_are_not_ours(write, tmp_path):
     runs = [make(method, seed=s) for method in ("kd", "dkd") for s in (0, 1)]
     runs.append(make("dkd.theirs", title="DKD (theirs)", year="2022", imported="theirs", teacher_id=""))
