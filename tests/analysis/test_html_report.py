@@ -14,7 +14,7 @@ from analysis.missing import Missing, launch_commands
 from edkd.errors import EdkdError
 from edkd.rundir import files
 from edkd.rundir.journal import Journal
-from tests.analysis.test_analysis import OTHER, PAIR, make
+from tests.analysis.runs import OTHER, PAIR, make
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HASHES = {"data_sha256": "d" * 64, "teacher_sha256": "e" * 64}
@@ -170,7 +170,7 @@ def test_runs_by_other_values_are_trained_by_those_values(write, tmp_path):
     assert f"python launch.py -m distiller=kd {words}" in text
 
 
-def test_a_damaged_journal_leaves_out_its_run_alone(write, tmp_path, capsys):
+def test_a_damaged_journal_leaves_out_its_run_alone(write, tmp_path):
     folder = tmp_path / "out/runs/cifar100/vgg13-vgg8/kd-s1-0123abcd"
     folder.mkdir(parents=True)
     (folder / "journal.jsonl").write_text("{}\n" * 3)
