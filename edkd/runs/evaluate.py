@@ -19,7 +19,7 @@ from edkd.runs.inputs import device_data, find_teacher, load_arrays, load_teache
 from edkd.runs.method import load_method
 from edkd.teachers import store
 from edkd.teachers.source import Precision
-from edkd.training.device import cores, pick_device, set_up, to_device
+from edkd.training.device import pick_device, set_up, to_device
 from edkd.training.evaluation import Calibration, Counted, all_logits, evaluate, measure
 from edkd.training.step import Trainable
 
@@ -49,7 +49,7 @@ def evaluate_network(cfg: Settings, file: Path | None, *, with_teacher: bool = F
     A student that ends in modules of its method is measured with them. `with_teacher` also measures how near it is to
     the stored `cfg.teacher`. Raises EdkdError for weights that are missing, damaged or of another network.
     """
-    set_up(cfg.engine, cfg.engine.threads or cores())
+    set_up(cfg.engine)
     where = str(file)
     if file is None:
         entry = store.find(teacher_folder(cfg), cfg.dataset.key, cfg.student.name)

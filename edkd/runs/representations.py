@@ -17,7 +17,7 @@ from edkd.errors import EdkdError
 from edkd.rundir import checkpoint, files
 from edkd.rundir.paths import RunDir
 from edkd.runs.inputs import device_data, gather
-from edkd.training.device import cores, set_up, to_device
+from edkd.training.device import set_up, to_device
 from edkd.training.evaluation import EVALUATION_BATCH
 
 Array = NDArray[np.float32]
@@ -54,7 +54,7 @@ def represent(run_dir: Path, output: Path) -> Representations:
         raise EdkdError(f"{job.name} has no teacher to be compared with")
     if checkpoint.ends_in_method(file):
         raise EdkdError(f"{job.name}: its student ends in modules of the method, and has no features of its own")
-    set_up(cfg.engine, cfg.engine.threads or cores())
+    set_up(cfg.engine)
     inputs = gather(cfg, job.teacher_id)
     assert inputs.teacher is not None
     student = build(cfg.student.model, "student.model", num_classes=inputs.arrays.num_classes)

@@ -28,7 +28,7 @@ from edkd.teachers.cache import CachedTeacher, room_on, settle
 from edkd.teachers.cache_file import WORD, Rows, Table, disk_bytes, entry_bytes
 from edkd.teachers.source import TEACHER_BATCH, OnlineTeacher, Precision, TeacherSource
 from edkd.training import hardware
-from edkd.training.device import cores, pick_device, set_up
+from edkd.training.device import pick_device, set_up
 
 LOG = logging.getLogger("edkd")
 BLOCK = 65536  # entries of a table that are read together
@@ -145,7 +145,7 @@ def fill(tables: Sequence[Settings], seeds: Sequence[int] | None) -> None:
 
 def _open(cfg: Settings) -> tuple[CachedTeacher, int]:
     """The table that runs of a configuration use, and the number of training images."""
-    set_up(cfg.engine, cfg.engine.threads or cores())
+    set_up(cfg.engine)
     arrays, sha256 = load_arrays(cfg)
     device, entry = pick_device(cfg.engine.device), find_teacher(cfg)
     network = load_teacher(cfg, entry, arrays.num_classes, device)

@@ -50,7 +50,7 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
         found = progress.estimate({"run": [job]}, {job.run: before}, here=True, parallel=1)
         console.print(found.line(), soft_wrap=True)
         return
-    set_up(cfg.engine, cfg.engine.threads or cores())
+    set_up(cfg.engine)
     gather(cfg, job.teacher_id)  # raises errors of data, device or teacher before anything is written
     if cfg.tracking.uri is not None:
         open_tracking(cfg.tracking)

@@ -15,12 +15,13 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 _COMPILED = 200  # of a `forward` that several networks share: each takes three or more, for batch shapes and evaluation
 
 
-def set_up(engine: Engine, threads: int) -> None:
+def set_up(engine: Engine, threads: int | None = None) -> None:
     """Make this process compute as the engine asks; called before anything touches a GPU.
 
-    fp32 means fp32: convolutions and products on a GPU do not fall back to TF32's 10 bits.
+    `threads`: those that a run began with; None: the engine's, or as many as there are `cores`. fp32 means fp32:
+    convolutions and products on a GPU do not fall back to TF32's 10 bits.
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads or engine.threads or cores())
     cpu_kernels.keep_memory()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when cuBLAS starts
     torch.backends.cudnn.allow_tf32 = False
