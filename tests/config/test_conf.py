@@ -37,6 +37,7 @@ BETAS = {  # DKD's paper, supplement; 8 for every other pair
     "resnet56-resnet20": 2.0,
     "resnet110-resnet32": 2.0,
 }
+IMAGENET = {"imagenet": 0.5, "imagenet_resnet50-mobilenetv1": 2.0}  # mdistiller's configs/imagenet
 FAMILIES = ("vgg13", "wrn_40_2", "resnet32x4", "resnet50")  # teachers of the table: `pair=vgg13` lists its pairs
 SLOW = ("mobilenetv2", "shufflenetv1", "shufflenetv2")  # students whose learning rate is lower
 
@@ -112,7 +113,7 @@ def test_every_tweak_names_a_method_and_two_networks_or_a_data_set() -> None:
         assert (teacher in options("teacher") and student in options("student")) or path.stem in options("dataset")
         assert path.read_text().startswith(f"# @package {'optimizer' if optimizer else 'distiller'}\n")
         assert yaml.safe_load(path.read_text())
-    assert {path.stem for path in (folder / "dkd").iterdir()} == {*BETAS, "imagenet"}
+    assert {path.stem for path in (folder / "dkd").iterdir()} == {*BETAS, *IMAGENET}
 
 
 @pytest.mark.parametrize("pair", [*TABLE, *BESIDE])
@@ -214,7 +215,8 @@ def test_the_experiments_on_streamed_images(compose: Any, experiment: str) -> No
     assert given.engine.precision == "bf16" and given.engine.channels_last
     kd, dkd = (compose(f"experiment={experiment}", f"distiller={name}")["distiller"] for name in ("kd", "dkd"))
     on_imagenet = experiment.startswith("imagenet")
-    expected = [(0.5, 0.5, 1.0), (0.5, 1.0, 1)] if on_imagenet else [(0.1, 0.9, 4.0), (8.0, 4.0, 20)]
+    beta = IMAGENET.get(f"{given.teacher.name}-{given.student.name}", IMAGENET["imagenet"])
+    expected = [(0.5, 0.5, 1.0), (beta, 1.0, 1)] if on_imagenet else [(0.1, 0.9, 4.0), (8.0, 4.0, 20)]
     assert (kd["ce_weight"], kd["kd_weight"], kd["temperature"]) == expected[0]
     assert (dkd["beta"], dkd["temperature"], dkd["warmup_epochs"]) == expected[1]
 
