@@ -55,7 +55,7 @@ def find_run(output: Path, wanted: str) -> Path:
     """
     folder = Path(wanted)
     if RunDir(folder).config.is_file() or RunDir(folder).journal.is_file():
-        return folder
+        return folder.resolve()
     runs = find_runs(output)
     root = Path(output) / "runs"
     names = {run: f"/{run.relative_to(root).as_posix()}" for run in runs}

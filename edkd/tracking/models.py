@@ -29,14 +29,20 @@ def log_model(
 
     `torch.export` traces it with `example`, a batch of its input images, which also gives the signature. The run's tag
     `model` holds the URI; the tag `best_student` of its sweep holds the run's name and weights file. Returns None, and
-    logs nothing, if MLflow lacks the run or it already has a model. Raises `EdkdError` if the store cannot be used.
+    logs no model, if MLflow lacks the run or it already has one. Raises `EdkdError` if the store cannot be used.
     """
     with one_line(uri), tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of MLflow and torch.export: a user can act on none of them
         store = open_store(uri, experiment, artifacts)
         client = store.client
         found = search(client, store.experiment_id, f"tags.`edkd.run` = '{run}'")
-        if not found or "model" in found[0].data.tags:
+        if not found:
+            return None
+        for parent in search(client, store.experiment_id, f"tags.`edkd.sweep` = '{sweep}'"):
+            client.set_tag(
+                parent.info.run_id, "best_student", f"{found[0].info.run_name}: {found[0].data.tags.get('weights')}"
+            )
+        if "model" in found[0].data.tags:
             return None
         from mlflow.entities import LoggedModelOutput, RunTag
 
@@ -47,10 +53,6 @@ def log_model(
         client.finalize_logged_model(model.model_id, "READY")
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         client.log_batch(run_id, tags=[RunTag("model", model.model_uri)])
-        for parent in search(client, store.experiment_id, f"tags.`edkd.sweep` = '{sweep}'"):
-            client.set_tag(
-                parent.info.run_id, "best_student", f"{found[0].info.run_name}: {found[0].data.tags.get('weights')}"
-            )
         return str(model.model_uri)
 
 

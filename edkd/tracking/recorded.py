@@ -19,7 +19,7 @@ TAG_LENGTH = 5000  # characters: the limit of MLflow's older servers, newer ones
 
 # Parameters that no reader compares: storage, engine details, and constants of the data set and the method.
 _CONSTANT = (
-    *("output", "tracking.", "allow_weak_teacher", "teacher_recipe", "dataset.mean", "dataset.std", "dataset.name"),
+    *("output", "tracking.", "allow_weak_teacher", "teacher_recipe", "dataset.mean", "dataset.std"),
     *("distiller._target_", "distiller.title", "distiller.family", "distiller.year", "teacher.name", "student.name"),
     *("engine.channels_last", "engine.capture", "engine.cpu_kernels", "engine.teacher_cache", "engine.compile"),
 )
@@ -130,8 +130,9 @@ def shown(metrics: dict[str, float]) -> dict[str, float]:
 
 def _label(tags: dict[str, Any]) -> str:
     method = tags.get("title") or tags["distiller"]
-    networks = f"{tags['teacher']}→{tags['student']}" if tags["teacher"] else f"{tags['student']} alone"
-    return f"{method if tags['teacher'] else ''} {networks} s{tags['seed']}".strip()
+    networks = f"{tags['teacher']}→{tags['student']}" if tags["teacher"] else tags["student"]
+    what = f"{networks} alone" if tags["distiller"] == "vanilla" else f"{method} {networks}"
+    return f"{what} s{tags['seed']}"
 
 
 def _epochs(records: list[Record]) -> list[Epoch]:

@@ -193,9 +193,13 @@ def _experiment_id(client: "MlflowClient", uri: str, experiment: str, artifacts:
     with lock(uri):
         found = client.get_experiment_by_name(experiment)
         if found is None:
+            path = _sqlite_path(uri)
+            if path is not None and artifacts is None:  # MLflow's own choice is ./mlruns, wherever the process runs
+                artifacts = (path.parent / "mlartifacts").as_uri()
             return client.create_experiment(experiment, artifact_location=artifacts, tags=_KIND | view.tags())
         for key, value in view.tags().items():
-            if found.tags.get(key) != value and found.lifecycle_stage == "active":
+            stale = key not in found.tags or (key == view.TAG and found.tags[key] != value)  # a user may edit the note
+            if stale and found.lifecycle_stage == "active":
                 client.set_experiment_tag(found.experiment_id, key, value)
     if found.lifecycle_stage != "active":
         raise EdkdError(

@@ -1,7 +1,6 @@
 """Bring MLflow up to date with journals: everything that a journal holds is logged from here."""
 
 import contextlib
-import hashlib
 import itertools
 import json
 import os
@@ -178,7 +177,7 @@ def _update(store: Store, run_dir: Path, recorded: RecordedRun, digest: str, par
     from mlflow.entities import RunTag
 
     client = store.client
-    run = _find(store, run_dir, _path(store, run_dir), recorded)
+    run = _find(store, _path(store, run_dir), recorded)
     mark = None if run is None else run.data.tags.get("edkd.synced")
     if run is not None and mark is not None and all(epoch.mark != mark for epoch in recorded.epochs):
         client.delete_run(run.info.run_id)  # it has other values than the journal
@@ -252,25 +251,10 @@ def _path(store: Store, run_dir: Path) -> str:
     return f"{os.environ.get('USER', os.getuid())}:{below}" if is_server(store.uri) else below
 
 
-def _find(store: Store, run_dir: Path, path: str, recorded: RecordedRun) -> "Run | None":
-    """The MLflow run of a run directory, None where there is none.
-
-    An earlier version logged a hash of the directory's absolute path (`edkd.directory`) instead of `edkd.path`. Such
-    a run is found by this hash, or by its values if the directory was moved, and then gets its path.
-    """
+def _find(store: Store, path: str, recorded: RecordedRun) -> "Run | None":
+    """The MLflow run of a run directory that has the path `path` below `runs/`, None where there is none."""
     runs = search(store.client, store.experiment_id, f"tags.`edkd.run` = '{recorded.run}'")
-    run = only(store, [run for run in runs if run.data.tags.get("edkd.path") == path])
-    if run is not None:
-        return run
-    here = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
-    marks: set[str | None] = {epoch.mark for epoch in recorded.epochs} or {None}
-    earlier = [run for run in runs if "edkd.path" not in run.data.tags]
-    ours = [run for run in earlier if run.data.tags.get("edkd.directory") == here]
-    ours += [run for run in earlier if run.data.tags.get("edkd.synced") in marks]
-    if not ours:
-        return None
-    store.client.set_tag(ours[0].info.run_id, "edkd.path", path)
-    return ours[0]
+    return only(store, [run for run in runs if run.data.tags.get("edkd.path") == path])
 
 
 def _log_values(store: Store, run: "Run", recorded: RecordedRun, tags: dict[str, str], *, changed: bool) -> int:

@@ -208,19 +208,8 @@ def test_two_people_who_train_one_configuration_keep_a_run_each(where, run_dir, 
     assert sorted(len(history(where, "lr", run)) for run in load_runs(where["uri"], where["experiment"])) == [1, 2]
 
 
-def logged_by_an_earlier_version(where, folder):
-    """The runs below a folder as earlier versions logged them: known by a hash of the absolute path."""
-    for path in folder.rglob("journal.jsonl"):
-        sync_run(path.parent, **where)
-    opened = store.open_store(**where)
-    for run in load_runs(where["uri"], where["experiment"]):
-        opened.client.set_tag(run["run_id"], "edkd.directory", "0" * 16)
-        opened.client.delete_tag(run["run_id"], "edkd.path")
-
-
 @pytest.mark.parametrize("moving", [shutil.move, shutil.copytree])
-@pytest.mark.parametrize("earlier", [False, True])
-def test_outputs_that_are_moved_keep_their_runs_and_files(tmp_path, empty_store, moving, earlier):
+def test_outputs_that_are_moved_keep_their_runs_and_files(tmp_path, empty_store, moving):
     def place(name):
         uri, artifacts = f"sqlite:///{tmp_path}/{name}/mlflow.db", str(tmp_path / name / "mlartifacts")
         return {"uri": uri, "experiment": "edkd", "artifacts": artifacts}
@@ -229,8 +218,6 @@ def test_outputs_that_are_moved_keep_their_runs_and_files(tmp_path, empty_store,
     (first / "config.yaml").write_text("seed: 0\n")
     shutil.copy(empty_store, tmp_path / "old" / "mlflow.db")
     sync_run(first, **place("old"))
-    if earlier:
-        logged_by_an_earlier_version(place("old"), tmp_path / "old")
     before = only_run(place("old"))["run_id"]
     moving(tmp_path / "old", tmp_path / "new place")
     there = set((tmp_path / "old").rglob("*"))

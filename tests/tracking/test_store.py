@@ -85,6 +85,23 @@ def test_a_process_that_is_killed_while_it_makes_the_store_leaves_none(tmp_path)
     assert not (tmp_path / "mlflow.db.new").exists()
 
 
+def test_files_lie_beside_a_sqlite_store_wherever_the_process_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    where = {"uri": f"sqlite:///{tmp_path}/out/mlflow.db", "experiment": "edkd", "artifacts": None}
+    (tmp_path / "out").mkdir()
+    sync_run(write(tmp_path / "out" / "runs" / "kd-s0", start(), *epochs(1), END), **where)
+    assert list((tmp_path / "out" / "mlartifacts").rglob("summary.json"))
+    assert not (tmp_path / "mlruns").exists()
+
+
+def test_a_description_that_somebody_wrote_stays(where):
+    opened = tracking.store.open_store(**where)
+    opened.client.set_experiment_tag(opened.experiment_id, "mlflow.note.content", "ours")
+    tracking.store._open.cache_clear()
+    tracking.store.open_store(**where)
+    assert opened.client.get_experiment(opened.experiment_id).tags["mlflow.note.content"] == "ours"
+
+
 def half_made(path):
     """As MLflow leaves it that is killed: some tables, and no experiment."""
     with contextlib.closing(sqlite3.connect(path)) as database, database:

@@ -9,10 +9,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
+
 from edkd import tracking
 from edkd.errors import EdkdError
 from edkd.tracking import SyncReport, load_runs, sync_all
-from tests.tracking.records import END, FAILURE, NOTHING, client, epochs, history, rows, start, write
+from tests.tracking.records import END, FAILURE, NOTHING, RUN, client, epochs, history, rows, start, write
 
 
 def test_sync_all_reports_each_run_and_goes_on_after_a_bad_one(where, tmp_path):
@@ -47,6 +49,18 @@ def test_a_sweep_is_the_parent_of_its_runs(where, tmp_path):
     assert {"runs.finished": "2", "runs.failed": "1", "edkd.sweep": "nightly"}.items() <= run.data.tags.items()
     assert tracking.start_sweep("nightly", **where) == parent
     assert client(where).get_run(parent).info.status == "RUNNING"
+
+
+def test_every_sweep_names_its_best_student_whose_model_is_logged_once(where, tmp_path):
+    write(tmp_path / "runs" / "kd-s0", start(), *epochs(1), END)
+    tracking.sync_all(tmp_path / "runs", **where)
+    logged = []
+    for sweep in ("nightly", "later"):
+        parent = tracking.start_sweep(sweep, **where)
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+        logged.append(tracking.log_model(network, torch.zeros(2, 3, 2, 2), run=RUN, sweep=sweep, **where))
+        assert client(where).get_run(parent).data.tags["best_student"].startswith("kd vgg13→vgg8 s0: ")
+    assert logged[0].startswith("models:/") and logged[1] is None
 
 
 def test_sweeps_that_ended_are_settled_once(where):
