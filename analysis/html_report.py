@@ -50,9 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = options_of.parse_args(arguments)
     path = options.output / "report.html"
     try:
-        page, used = build(options)
+        page, used, drawn = build(options)
         files.write_bytes(path, page.encode())
-        drawn = [*options.figures.glob("*.png"), *options.figures.glob("*.svg")] if options.figures else []
         attach.to_sweeps(used, options, [path, *drawn])
     except EdkdError as error:
         print(f"analysis.html_report: {error}", file=sys.stderr)
@@ -61,8 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build(options: argparse.Namespace) -> tuple[str, pd.DataFrame]:
-    """The page of the runs that `options` ask for, and the runs in its numbers. Raises EdkdError."""
+def build(options: argparse.Namespace) -> tuple[str, pd.DataFrame, list[Path]]:
+    """The page of the runs that `options` ask for, the runs in its numbers, and the figures' files if a folder was
+    named. Raises EdkdError.
+    """
     runs, in_numbers = chosen(options)
     used = in_numbers
     dataset, recipe = used["dataset"].iloc[0], used["recipe"].iloc[0]
@@ -103,8 +104,9 @@ def build(options: argparse.Namespace) -> tuple[str, pd.DataFrame]:
         ours=ours,
         subject=title,
     )
+    saved: list[Path] = []
     for name, figure in drawn.figures.items() if options.figures else ():
-        figures.save(figure, options.figures, re.sub(r"\W+", "-", name.lower()))
+        saved += figures.save(figure, options.figures, re.sub(r"\W+", "-", name.lower()))
     ours_alone = distilled[distilled["imported"] == ""]  # what this code can train
     begun = missing.unfinished(runs, used)
     absent = missing.without_run(runs, ours_alone, begun, [f"{pair.teacher}-{pair.student}" for pair in columns])
@@ -142,7 +144,7 @@ def build(options: argparse.Namespace) -> tuple[str, pd.DataFrame]:
         provenance=_provenance(used),
         command=made_by + (f" --ours {shlex.quote(options.ours)}" if options.ours else ""),
     )
-    return page, in_numbers
+    return page, in_numbers, saved
 
 
 def _in_order(rows: pd.DataFrame, place: Mapping[str, int]) -> pd.DataFrame:

@@ -121,6 +121,8 @@ def _settings(distilled: pd.DataFrame) -> list[str]:
     if not literature.comparable(distilled):
         source = params.get("dataset.source._target_", "").rsplit(".", 1)[-1]
         words += [f"dataset={source}"] if source else []
+        if source in ("folder", "imagefolder"):  # these have no default
+            words += [f"{name}={params[name]}" for name in ("dataset.name", "dataset.root") if name in params]
         options = ("train_per_class", "test_per_class", "validation", "padding", "flip", "image_size")
         words += [
             f"dataset.{name}={params[f'dataset.{name}']}"

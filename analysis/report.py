@@ -24,8 +24,9 @@ BOLD = (
 BESIDE = (
     "`published 73.33 (+0.12)` was measured as that block is, and the number in brackets is ours − published. "
     "`published [73.33]` is of another epoch (KD: the last; DKD, EDKD: the best on the test set), so compare it in the "
-    "other block. `authors` is the number of a method's authors; `published` beside it is the EDKD table's rerun. "
-    "Which epoch the published networks alone were taken at is not recorded here.",
+    "other block; one whose source names no epoch is in brackets in both. `authors` is the number of a method's "
+    "authors; `published` beside it is the EDKD table's rerun. Which epoch the published networks alone were taken at "
+    "is not recorded here.",
 )
 IMPORTED = (
     "A name of another code base in brackets, such as (mdistiller), marks imported results: of runs that were trained "
@@ -56,16 +57,16 @@ class Report:
 
 
 def title(dataset: str, runs: pd.DataFrame) -> str:
-    """The title; REDUCED marks runs on CIFAR-100 with fewer images, other epochs than 240 or another recipe."""
+    """The title; REDUCED marks runs on CIFAR-100 with fewer images or fewer epochs than 240."""
     epochs = "/".join(str(int(e)) for e in sorted(runs["last_epoch"].dropna().unique())) or "?"
     trained = f"{epochs} epoch{'' if epochs == '1' else 's'}"
     full = literature.FULL_EPOCHS
     if literature.comparable(runs):
         return f"CIFAR-100, {trained}: students' top-1 accuracy"
     if dataset == literature.FULL_DATASET:
-        fewer = runs["last_epoch"].max() < full
-        trained = f"only {epochs} of {full} epochs" if fewer else f"{trained}, another recipe than the field's"
-        return f"REDUCED: CIFAR-100, {trained}: students' top-1 accuracy"
+        if runs["last_epoch"].max() < full:
+            return f"REDUCED: CIFAR-100, only {epochs} of {full} epochs: students' top-1 accuracy"
+        return f"CIFAR-100, {trained}, another recipe than the field's: students' top-1 accuracy"
     if dataset.startswith(f"{literature.FULL_DATASET}-"):
         return f"REDUCED: part of CIFAR-100 ({dataset}), {trained}: students' top-1 accuracy"
     return f"{dataset} (not CIFAR-100), {trained}: students' top-1 accuracy"

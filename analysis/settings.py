@@ -52,29 +52,38 @@ def place(runs: pd.DataFrame, *, rows: Sequence[str] | None, columns: Sequence[s
 def changed(method: str, pair: str, dataset: str, params: Mapping[str, str]) -> tuple[str, ...]:
     """Overrides for the values of a run's method and its optimiser that are not those of conf/, which has the defaults.
 
-    Values that conf/ takes from elsewhere, such as an epoch from the schedule, do not count. A method without a file
-    there has no such values.
+    A method without a file there has no such values.
     """
-    usual = _of_conf(method, pair, dataset.split("-")[0])
+    kind = dataset.split("-")[0]
+    optimizer = params.get("optimizer._target_", _SGD).rsplit(".", 1)[-1].lower()
+    usual, usual_optimizer = _of_conf(method, pair, kind, optimizer)
     found = []
     for name, value in sorted(params.items()) if usual else ():
-        if name.startswith("distiller.") and not is_incidental(name):
+        if name.startswith(("distiller.", "optimizer.")) and name != "optimizer._target_" and not is_incidental(name):
             if name not in usual:
                 found.append(f"++{name}={value}")
-            elif not usual[name].startswith("$") and setting(name, value) != setting(name, usual[name]):
+                continue
+            default = usual[name]
+            if default.startswith("${"):  # a value of the schedule
+                default = params.get(default[2:-1], value)
+            if setting(name, value) != setting(name, default):
                 found.append(f"{name}={value}".replace(", ", ","))
-    optimizer = params.get("optimizer._target_", _SGD).rsplit(".", 1)[-1].lower()
-    return (*found, *([f"optimizer={optimizer}"] if usual and optimizer != usual["optimizer"] else []))
+    return (*found, *([f"optimizer={optimizer}"] if usual and optimizer != usual_optimizer else []))
 
 
 @cache
-def _of_conf(method: str, pair: str, dataset: str) -> dict[str, str]:
-    """The values of a method in conf/, as parameters of a run, with those for the pair and the data set."""
+def _of_conf(method: str, pair: str, dataset: str, optimizer: str) -> tuple[dict[str, str], str]:
+    """The values of a method and of an optimiser in conf/, with those for the pair and the data set, as parameters of a
+    run, and the name of the method's usual optimiser.
+    """
     values = _in_file("distiller", method)
     if not values:
-        return {}
-    values |= _in_file(f"tweak/{method}", pair) | _in_file(f"tweak/{method}", dataset)
-    return {name: str(value) for name, value in leaves(values, "distiller.")} | {"optimizer": values[_OPTIMIZER]}
+        return {}, ""
+    usual_optimizer = values.pop(_OPTIMIZER)
+    values |= _in_file(f"tweak/{method}", dataset) | _in_file(f"tweak/{method}", pair)
+    of_optimizer = _in_file("optimizer", optimizer) | _in_file(f"tweak/{method}/{optimizer}", pair)
+    both = {"distiller": values, _OPTIMIZER: of_optimizer}
+    return {name: str(value) for name, value in leaves(both)}, usual_optimizer
 
 
 def _in_file(group: str, option: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 
 from analysis import html_report, literature, load
 from analysis.missing import Missing, launch_commands
+from edkd import tracking
 from edkd.errors import EdkdError
 from edkd.rundir import files
 from edkd.rundir.journal import Journal
@@ -156,6 +157,13 @@ def test_pairs_without_a_file_are_trained_by_their_networks(tmp_path):
     ]  # fmt: skip
 
 
+def test_images_of_a_folder_are_trained_from_that_folder(tmp_path):
+    params = {"dataset.source._target_": "edkd.data.sources.folder", "dataset.name": "birds", "dataset.root": "/birds"}
+    runs = pd.DataFrame([{"dataset": "birds", "last_epoch": 3, "params": params}])
+    (command,) = launch_commands([Missing(PAIR, "kd", 1, "not begun")], runs, tmp_path)
+    assert "dataset=folder dataset.name=birds dataset.root=/birds" in command
+
+
 def test_runs_by_other_values_are_trained_by_those_values(write, tmp_path):
     changed = {"distiller.temperature": "2.0", "optimizer._target_": "edkd.training.optimizers.DOT"}
     usual = {"distiller.temperature": "4.0", "optimizer._target_": "edkd.training.optimizers.SGD"}
@@ -264,6 +272,17 @@ def test_of_many_methods_the_closest_have_a_forest_plot(write, tmp_path):
     assert "m3 against 2 methods that do less well than these: see the matrix" in text_of(tmp_path)
     written = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert {"m3-m6.png", "m3-m6.svg", "accuracies-last-epoch.png"} <= set(written)
+
+
+def test_the_figures_that_it_drew_are_attached_to_the_sweep(write, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(tracking, "attach", lambda uri, sweeps, *, paths, **values: given.extend(paths))
+    folder = tmp_path / "figures"
+    folder.mkdir()
+    (folder / "of-something-else.png").touch()
+    runs = [make(method, **{"mlflow.parentRunId": "p"}) for method in ("kd", "dkd")]
+    assert write(runs, "--figures", str(folder)) == 0
+    assert set(given) == {*folder.iterdir(), tmp_path / "out/report.html"} - {folder / "of-something-else.png"}
 
 
 def test_which_method_is_ours(write, tmp_path, capsys):

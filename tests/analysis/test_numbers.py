@@ -153,6 +153,10 @@ def test_methods_of_one_title_are_told_apart(analyse):
         ({"distiller.temperature": "2.0"}, "distiller.temperature=2.0"),
         ({"optimizer._target_": "edkd.training.optimizers.DOT"}, "optimizer=dot"),
         ({"distiller.standardise": "True"}, "++distiller.standardise=True"),
+        (
+            {"optimizer._target_": "edkd.training.optimizers.DOT", "optimizer.delta": "0.01"},
+            "optimizer.delta=0.01 optimizer=dot",
+        ),
         ({"distiller.temperature": "4", "optimizer._target_": "edkd.training.optimizers.SGD"}, ""),
     ],
 )
@@ -166,9 +170,25 @@ def test_published_numbers_stand_beside_the_default_values_alone(analyse, params
 
 def test_the_values_of_a_pair_are_defaults(analyse):
     deep = make("deepkd", params={"optimizer._target_": "edkd.training.optimizers.DeepKD"})
-    of_pair, other = ({"distiller.beta": beta, "distiller.warmup_epochs": "20"} for beta in ("6.0", "8.0"))
+    schedule = {"distiller.warmup_epochs": "20", "schedule.warmup_epochs": "20"}
+    of_pair, other = ({**schedule, "distiller.beta": beta} for beta in ("6.0", "8.0"))
     assert "not the defaults" not in analyse([make("dkd", OTHER, params=of_pair), deep])[1]
     assert "not the defaults: dkd: distiller.beta=8.0" in analyse([make("dkd", OTHER, params=other)])[1]
+    without = of_pair | {"distiller.warmup_epochs": "0"}
+    assert "not the defaults: dkd: distiller.warmup_epochs=0" in analyse([make("dkd", OTHER, params=without)])[1]
+
+
+def test_no_published_number_stands_beside_another_warm_up(analyse):
+    text = analyse([make("dkd", params={"schedule.warmup_epochs": "0"})])[1]
+    assert "another recipe than the field's" in text and "<sub>published" not in text
+
+
+def test_no_published_number_stands_beside_values_that_its_paper_chose_for_the_pair(analyse):
+    runs = [make("ttm", pair, title="TTM", year="2024") for pair in (PAIR, "resnet32x4-resnet8x4")]
+    text = analyse([*runs, make("wttm", title="WTTM", year="2024")])[1]
+    best = block(text, "Best epoch")
+    assert "authors 74.33" in best["TTM"][3]
+    assert "authors" not in best["TTM"][0] and "authors" not in best["WTTM"][3]
 
 
 def test_a_mean_over_pairs_is_of_those_that_every_method_has(monkeypatch):
@@ -208,7 +228,7 @@ def test_students_alone_and_their_teachers(analyse):
     [
         ("cifar100-50perclass", 240, "# REDUCED: part of CIFAR-100 (cifar100-50perclass), 240 epochs", True),
         ("cifar100", 20, "# REDUCED: CIFAR-100, only 20 of 240 epochs", True),
-        ("cifar100", 300, "# REDUCED: CIFAR-100, 300 epochs, another recipe than the field's", True),
+        ("cifar100", 300, "# CIFAR-100, 300 epochs, another recipe than the field's", True),
         ("digits", 3, "# digits (not CIFAR-100), 3 epochs", False),
         ("cifar100", 240, "# CIFAR-100, 240 epochs", False),
     ],
