@@ -1,4 +1,4 @@
-"""The page docs/methods.md: every method, from its YAML file, its class and the published numbers.
+"""The page docs/methods.md: every method, from its YAML file, its class and its measured cost.
 
 `python -m edkd.bench.methods` writes it.
 """
@@ -13,20 +13,19 @@ import yaml
 
 from edkd import CONF
 from edkd.bench.method_costs import FILE
-from edkd.bench.workload import table_pairs
 from edkd.config.instantiate import target
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "methods.md"
 COSTS = ROOT / "docs" / FILE
-PUBLISHED = ROOT / "analysis" / "published" / "cifar100.csv"
 HEAD = """# Methods
 
 Each is `distiller=<option>`, a file in `conf/distiller/` with its formula, values and the sources of its numbers.
 *Needs*: logits of the teacher come from the [cache](teacher-cache.md); features and strong views make it run in every
-step. *Published* is the mean top-1 (%) over those of the table's seven pairs for which
-`analysis/published/cifar100.csv` has a number by the table's recipe, and how many these are: means over
-different pairs do not compare. {costs}This page is written by `python -m edkd.bench.methods`.
+step. Published accuracies, each with its source and protocol, are in `analysis/published/cifar100.csv`. *Cost* is the
+time of a step as a multiple of KD's, *MB* the peak memory of a run beside data and libraries, both for
+{machine};
+all methods in turns: `edkd bench --methods all --output docs`. This page is written by `python -m edkd.bench.methods`.
 
 KDSVD (Lee, Kim and Song, ECCV 2018, [1807.06819](https://arxiv.org/abs/1807.06819)) is missing: what it computes in
 detail could not be established, and no loss written from its description gives the value that its implementation does
@@ -36,31 +35,23 @@ In the formulas CE is the cross-entropy, s and t are the logits of student and t
 label, T the temperature. TCKD and NCKD are the two parts of KD in DKD: of the label against all other classes, and
 among the other classes. w(epoch) rises from 0 to 1 over `distiller.warmup_epochs`.
 
-| option | method | family | year | source | needs | loss | cost | MB | published |
-|---|---|---|---|---|---|---|---:|---:|---|
-"""
-
-NOT_MEASURED = """*Cost* (of a step, as
-a multiple of KD's) and *MB* (peak memory) are not measured yet: `edkd bench --methods all --output docs`.
+| option | method | family | year | source | needs | loss | cost | MB |
+|---|---|---|---|---|---|---|---:|---:|
 """
 
 
 def page() -> str:
     """The text of the page."""
-    costs = list(csv.DictReader(COSTS.read_text().splitlines())) if COSTS.exists() else []
+    costs = list(csv.DictReader(COSTS.read_text().splitlines()))
     of_method = {row["method"]: row for row in costs if row["pair"] == costs[0]["pair"]}
     options = sorted((CONF / "distiller").glob("*.yaml"))
-    head = HEAD.format(costs=_machine(costs[0]) if costs else NOT_MEASURED)
-    return head + "".join(_row(path, of_method.get(path.stem)) for path in options)
+    return HEAD.format(machine=_machine(costs[0])) + "".join(_row(path, of_method.get(path.stem)) for path in options)
 
 
 def _machine(first: dict[str, str]) -> str:
-    """The page's sentence on *cost* and *MB*, and on the machine that measured them."""
+    """The pair and the machine that the costs were measured with."""
     machine = f"{first['cpu']}, {first['threads']} threads, torch {first['torch']}, {first['date'][:10]}"
-    return (
-        "*Cost* is the time of a step as a multiple\nof KD's, *MB* the peak memory of a run beside data and libraries, "
-        f"both for {first['pair']}\n({machine}; all methods in turns: `edkd bench --methods all --output docs`).\n"
-    )
+    return f"{first['pair']} ({machine})"
 
 
 def _row(path: Path, cost: dict[str, str] | None) -> str:
@@ -87,7 +78,6 @@ def _row(path: Path, cost: dict[str, str] | None) -> str:
         formula.replace("|", "\\|").replace("*", "\\*"),
         f"{float(cost['ratio']):.2f}" if cost else "",
         f"{float(cost['peak_mb']):.0f}" if cost and cost["peak_mb"] else "",
-        _published(path.stem),
     ]
     return f"| {' | '.join(cells)} |\n"
 
@@ -97,17 +87,6 @@ def _needs(values: dict[str, Any]) -> str:
     if not method.needs_teacher:
         return "nothing"
     return f"{'features' if method.needs_feats else 'logits'}{', strong views' if method.needs_strong_view else ''}"
-
-
-def _published(method: str) -> str:
-    with PUBLISHED.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["method"] == method and row["recipe"] == ""]
-    found = []
-    for pair in table_pairs():
-        by = {row["column"]: float(row["top1"]) for row in rows if row["pair"] == pair}
-        found += [by.get("authors", by.get("table"))] if by else []
-    numbers = [value for value in found if value is not None]
-    return f"{sum(numbers) / len(numbers):.2f} ({len(numbers)})" if numbers else ""
 
 
 if __name__ == "__main__":
