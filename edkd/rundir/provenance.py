@@ -145,4 +145,4 @@ def _git(*arguments: str, folder: str | None = None, codes: tuple[int, ...] = (0
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20)
     if done.returncode not in codes:
         done.check_returncode()
-    return done.stdout.strip()
+    return done.stdout.rstrip("\n")  # a blank in the last line of a diff counts

@@ -60,6 +60,16 @@ def test_the_commit_of_the_code_and_what_the_tree_had_besides(checkout: Path, tm
     assert "+three" in other.read_text()
 
 
+def test_a_diff_that_ends_in_an_empty_line_can_be_applied(checkout: Path, tmp_path: Path) -> None:
+    checkout.write_text("one\n\n")
+    git(checkout.parent, "commit", "-q", "-a", "-m", "two")
+    checkout.write_text("three\n\n")
+    provenance.keep_changes(provenance.read(), tmp_path)
+    git(checkout.parent, "checkout", "-q", ".")
+    git(checkout.parents[1], "apply", str(tmp_path / "code.diff"))
+    assert checkout.read_text() == "three\n\n"
+
+
 def test_a_huge_diff_is_cut_off(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "LARGEST", 100)
     checkout.write_text("x" * 1000)
