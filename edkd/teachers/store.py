@@ -41,17 +41,16 @@ class Entry:
     name: str
     dataset: str  # the data set's key
     sha256: str  # hex digest of the weights file
-    id: str  # "run:<configuration hash>" or "file:<the imported file's SHA-256, 16 digits>"
-    source: str  # the run directory or the file that was imported
+    id: str  # "run:<configuration hash>", "file:<the imported file's SHA-256, 16 digits>", or of a library's weights
+    source: str  # the run directory, the file that was imported, or the library's name of the weights
     epochs: int | None  # epochs of its training, if known
     recipe: str | None  # recipe of its training, if known
     num_classes: int
     test: Accuracy | None  # accuracy that its source reports
     added: str  # ISO 8601, UTC
     path: Path  # the weights file; not in the sidecar
-    measured: dict[str, Accuracy] = field(
-        default_factory=dict
-    )  # measured accuracies, by the digest of the data and their normalisation
+    # measured accuracies, by the digest of the data and their normalisation
+    measured: dict[str, Accuracy] = field(default_factory=dict)
 
     @property
     def sidecar(self) -> Path:
@@ -118,8 +117,6 @@ def publish(
         present = _usable(path, dataset, name)
         if present is not None and (present.id == id or not replace):
             return present, False
-        if path.exists():
-            path.replace(path.with_name(f"{path.name}.bak"))
         data = checkpoint.weights_bytes(state)
         entry = Entry(
             name=name,
@@ -134,9 +131,10 @@ def publish(
             added=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             path=path,
         )
-        # A kill between the two leaves a sidecar alone, which counts as no teacher.
-        _write_sidecar(entry)
-        files.write_bytes(path, data)
+        with files.replacing(path, data):
+            if path.exists():
+                path.replace(path.with_name(f"{path.name}.bak"))
+            _write_sidecar(entry)  # a kill now leaves a sidecar alone, which counts as no teacher
     return entry, True
 
 

@@ -1,6 +1,7 @@
 """What comes out of the teacher store is what was put into it, or an error that says what to do."""
 
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -78,6 +80,15 @@ def test_what_is_there_stays_unless_replaced(tmp_path: Path) -> None:
     assert same(checkpoint.load_weights(second.path), other)
     with pytest.raises(EdkdError, match="does not match its sidecar"):
         teacher_store.verify(first)
+
+
+def test_a_teacher_stays_whose_successor_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = published(tmp_path, network().state_dict())
+    with monkeypatch.context() as patch, pytest.raises(EdkdError, match="No space left"):
+        patch.setattr(os, "fsync", mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        published(tmp_path, network().state_dict(), id="run:bb", replace=True)
+    assert teacher_store.find(tmp_path, "cifar100", "resnet8") == first
+    teacher_store.verify(first)
 
 
 FAULTS: dict[str, tuple[Callable[[str], str | None], str]] = {  # what becomes of the sidecar, and what is said
