@@ -89,12 +89,12 @@ def task(composed: DictConfig) -> None:
     if "frozen" in composed:
         from edkd.config.job import thaw
         from edkd.runs.run import execute
-        from edkd.training.device import take_gpu
+        from edkd.training.device import take_gpus
 
         _end_with_parent()
         job, sweep = thaw(Path(composed.frozen))
         if multiprocessing.parent_process() is not None and job.settings.engine.device in ("auto", "cuda"):
-            take_gpu(multiprocessing.current_process().name)
+            take_gpus(multiprocessing.current_process().name, job.settings.engine.devices)
         try:
             execute(job, sweep=sweep, show=False)
         except Exception as error:

@@ -42,18 +42,26 @@ class Inputs:
     teacher_record: dict[str, Any] | None  # of the teacher, for the journal
 
 
-def gather(cfg: Settings, teacher_id: str | None) -> Inputs:
-    """Read and verify all that a run needs: data, device, teacher."""
+def find(cfg: Settings, teacher_id: str | None) -> tuple[Arrays | Streamed, str, store.Entry | None]:
+    """The data of a run, their fingerprint and its teacher, downloaded where they are not here; on no device yet."""
     arrays, sha256 = load_arrays(cfg)
-    device = pick_device(cfg.engine.device)
     if not cfg.needs_teacher:
-        return Inputs(arrays, sha256, device, None, None)
+        return arrays, sha256, None
     entry = find_teacher(cfg, trained_by=training_run(teacher_id))
     if teacher_id is not None and entry.id != teacher_id:
         raise EdkdError(
             f"teacher {entry.name} in {entry.path.parent} is {entry.id}, but the run was planned with {teacher_id}: "
             "start the same command again to plan anew"
         )
+    return arrays, sha256, entry
+
+
+def gather(cfg: Settings, teacher_id: str | None) -> Inputs:
+    """Read and verify all that a run needs: data, device, teacher."""
+    arrays, sha256, entry = find(cfg, teacher_id)
+    device = pick_device(cfg.engine.device)
+    if entry is None:
+        return Inputs(arrays, sha256, device, None, None)
     network = load_teacher(cfg, entry, arrays.num_classes, device)
     shown = digest({"data": sha256, "mean": cfg.dataset.mean, "std": cfg.dataset.std, **own_teacher(cfg)})
     measured = entry.measured.get(shown)

@@ -16,7 +16,7 @@ from edkd.errors import EdkdError
 from edkd.rundir import journal, lock
 from edkd.rundir.paths import RunDir
 from edkd.runs.attempt import Attempt, remove_checkpoints
-from edkd.runs.inputs import Inputs, gather
+from edkd.runs.inputs import find, gather
 from edkd.runs.preemption import Asked, Stopped
 from edkd.runs.processes import LOST, Nodes, check_devices, failed, run_together, stopped
 from edkd.runs.pruning import Pruned
@@ -38,28 +38,27 @@ def execute(
     teach, and its network is neither in its directory nor in the store: its journal may come from elsewhere, without
     weights. A search may end its run early (`pruning`).
 
-    If no sweep planned the run, its data and teacher are found and verified before anything is written. Raises
-    EdkdError for errors that the user can fix. Once the run's directory exists, journal and log record every error.
+    Raises EdkdError for errors that the user can fix. Once the run's directory exists, journal and log record every
+    error.
     """
     directory, cfg = job.directory, job.settings
     journal.read(directory)  # all of it: damage is found before anything is written
     before = journal.state(directory)
     if before.status == "finished" and not is_lost(job):
+        assert before.end is not None
         publish(job, before.end)
         remove_checkpoints(directory)  # a kill after the journal's end may have left them
         return before
     threads = _threads(cfg, before)
     set_up(cfg.engine, threads)
-    planned = RunDir(directory).config.exists()
-    inputs = None if planned else gather(cfg, job.teacher_id)
     with lock.hold(directory):
         now = journal.state(directory)
         if now.status == "finished" and not is_lost(job):  # by another process, since the look above
             return now
-        if not planned:
+        if not RunDir(directory).config.exists():
             freeze(job, sweep=sweep, threads=None)
-        with console.logging_to(directory / "run.log", show=show):
-            _train_and_record(Attempt(job, now, sweep, threads, show, stop_asked), inputs, nodes)
+        with console.logging_to(RunDir(directory).log, show=show):
+            _train_and_record(Attempt(job, now, sweep, threads, show, stop_asked), nodes)
     return journal.state(directory)
 
 
@@ -82,16 +81,16 @@ def _threads(cfg: Settings, before: journal.RunState) -> int:
     return before.first_start["threads"] if before.first_start is not None else cfg.engine.threads or cores()
 
 
-def _train_and_record(attempt: Attempt, inputs: Inputs | None, nodes: Nodes | None) -> None:
+def _train_and_record(attempt: Attempt, nodes: Nodes | None) -> None:
     """Train, and record in the journal how the attempt ends."""
     job, engine = attempt.job, attempt.job.settings.engine
     with _tracker(attempt) as tracker:
         try:
-            inputs = inputs or gather(job.settings, job.teacher_id)
             if engine.devices == 1:
-                attempt.train(inputs, tracker)
+                attempt.train(gather(job.settings, job.teacher_id), tracker)
             else:
-                check_devices(engine, inputs.device, nodes.count if nodes is not None else 1)
+                find(job.settings, job.teacher_id)  # a download is this process's; each process's GPU is its own
+                check_devices(engine, pick_device(engine.device), nodes.count if nodes is not None else 1)
                 with tempfile.TemporaryDirectory() as folder:
                     nodes = nodes or Nodes(1, 0, f"{folder}/meeting")
                     run_together(_train_part, engine.devices, nodes, attempt, nodes.count)
@@ -135,7 +134,7 @@ def _train_part(number: int, first: int, meeting: str, attempt: Attempt, nodes: 
         job = replace(job, settings=replace(job.settings, engine=replace(engine, device=f"cuda:{number}")))
     store = distributed.open_store(meeting)
     # The first node writes run.log; another node's processes log to SLURM's log.
-    log = job.directory / "run.log" if first == 0 else Path(os.devnull)
+    log = RunDir(job.directory).log if first == 0 else Path(os.devnull)
     show = attempt.show and rank == 0
     with console.logging_to(log, show=first > 0 or show):
         try:

@@ -62,13 +62,13 @@ def is_lost(job: Job) -> bool:
     )
 
 
-def publish(job: Job, end: Mapping[str, Any] | None) -> None:
+def publish(job: Job, end: Mapping[str, Any]) -> None:
     """Put a network that trained alone into the store, unless its teacher there was imported or trained as long.
 
-    Of several seeds, only `teacher_seed` teaches, so the order in which the runs end does not matter.
+    Of several seeds, only `teacher_seed` teaches; of several trainings of that seed, the first that ends.
     """
     cfg = job.settings
-    if not is_to_teach(job) or end is None or not RunDir(job.directory).last.exists():
+    if not is_to_teach(job) or not RunDir(job.directory).last.exists():
         return
     warn_of_teacher(job, end["last"]["top1"])
     outgrown = False

@@ -7,15 +7,16 @@ from edkd.config.job import make_job
 from edkd.console import console, counted
 from edkd.errors import EdkdError
 from edkd.rundir import journal
-from edkd.runs.inputs import gather, teacher_folder
+from edkd.runs.inputs import find, gather, teacher_folder
 from edkd.runs.method import check_method
 from edkd.runs.pretrained import weights_id
+from edkd.runs.processes import check_devices
 from edkd.runs.run import execute
 from edkd.sweeps import progress
 from edkd.sweeps.plan import is_dry, show_unreached, stored_teacher, warn_outdated
 from edkd.sweeps.report import next_steps, open_tracking
 from edkd.teachers import store
-from edkd.training.device import cores, set_up
+from edkd.training.device import cores, pick_device, set_up
 
 
 def run_one(resolved: dict[str, Any], method: str) -> None:
@@ -51,7 +52,12 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
         console.print(found.line(), soft_wrap=True)
         return
     set_up(cfg.engine)
-    gather(cfg, job.teacher_id)  # raises errors of data, device or teacher before anything is written
+    # Errors of data, device or teacher come before anything is written. A GPU of several is each process's own.
+    if cfg.engine.devices == 1:
+        gather(cfg, job.teacher_id)
+    else:
+        find(cfg, job.teacher_id)
+        check_devices(cfg.engine, pick_device(cfg.engine.device), nodes=1)
     if cfg.tracking.uri is not None:
         open_tracking(cfg.tracking)
     warn_outdated([job], {job.run: before})

@@ -58,11 +58,12 @@ def name_gpus() -> None:
         os.environ[VISIBLE] = ",".join(str(number) for number in range(torch.cuda.device_count()))
 
 
-def take_gpu(process: str) -> None:
-    """Before CUDA starts, make one GPU visible, chosen in turn by the number that ends the process's name."""
+def take_gpus(process: str, count: int) -> None:
+    """Before CUDA starts, make `count` GPUs visible, chosen in turn by the number that ends the process's name."""
     gpus, number = os.environ.get(VISIBLE, "").split(","), process.rpartition("-")[2]
-    if len(gpus) > 1 and number.isdigit():
-        os.environ[VISIBLE] = gpus[(int(number) - 1) % len(gpus)]
+    if len(gpus) > count and number.isdigit():
+        first = (int(number) - 1) * count
+        os.environ[VISIBLE] = ",".join(gpus[(first + i) % len(gpus)] for i in range(count))
 
 
 def compile_network(network: nn.Module, device: torch.device) -> None:

@@ -250,7 +250,7 @@ class Step:
     def _train(self, count: int) -> None:
         given = self.data.next(count)
         count = len(given.target)  # fewer, where images could not be read
-        teacher = self.teacher(given.images, given.index, given.view) if self.teacher is not None else None
+        teacher = self.teacher(given.images, given.index) if self.teacher is not None else None
         try:
             batch = Batch(index=given.index, target=given.target, epoch=self.epoch)
             strong = None

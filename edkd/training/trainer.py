@@ -149,7 +149,7 @@ def _random_state(device: torch.device) -> list[Tensor]:
 
 def _set_random_state(state: list[Tensor], device: torch.device) -> None:
     torch.set_rng_state(state[0])
-    if device.type == "cuda":
+    if device.type == "cuda" and len(state) > 1:  # it has one entry if the run began on a CPU
         torch.cuda.set_rng_state(state[1], device)
 
 

@@ -63,7 +63,19 @@ def test_processes_take_the_visible_gpus_in_turn(
     for number in range(1, 5):
         with mock.patch.dict(os.environ):
             for _ in range(2):  # a process is given several runs
-                device.take_gpu(f"LokyProcess-{number}")
+                device.take_gpus(f"LokyProcess-{number}", 1)
             taken.append(os.environ.get(device.VISIBLE))
     gpus = named.split(",") if named is not None else [None]
     assert taken == [gpus[number % len(gpus)] for number in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("count", "taken"), [(2, ["0,1", "2,3", "0,1"]), (3, ["0,1,2", "3,0,1", "2,3,0"]), (4, ["0,1,2,3"] * 3)]
+)
+def test_a_run_on_several_gpus_takes_as_many(monkeypatch: pytest.MonkeyPatch, count: int, taken: list[str]) -> None:
+    found = []
+    for number in range(1, 4):
+        monkeypatch.setenv(device.VISIBLE, "0,1,2,3")
+        device.take_gpus(f"LokyProcess-{number}", count)
+        found.append(os.environ[device.VISIBLE])
+    assert found == taken

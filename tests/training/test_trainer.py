@@ -374,6 +374,12 @@ def test_a_resumed_run_without_momentum_has_the_same_state() -> None:
     assert same(again.state(), whole.state())
 
 
+def test_a_random_state_of_a_cpu_is_no_hindrance_on_a_gpu() -> None:
+    kept = trainer._random_state(torch.device("cpu"))
+    trainer._set_random_state(kept, torch.device("cuda"))
+    assert torch.equal(torch.get_rng_state(), kept[0])
+
+
 def test_training_leaves_the_random_state_outside_as_it_was() -> None:
     torch.manual_seed(1)
     expected = torch.rand(1)
