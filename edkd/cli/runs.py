@@ -141,9 +141,8 @@ def _retry(args: argparse.Namespace) -> None:
         begin = "; --all takes those that never began" if any(view.state == "new" for view in views) else ""
         print(f"nothing to retry: {summary(views)}{begin}")
         return
-    master, launcher = retry.compose_launcher(
-        launch.may_add(args.overrides), config_dir=args.config_dir, output=args.output, task=launch.task
-    )
+    overrides = launch.may_add(args.overrides)
+    master, launcher = retry.compose_launcher(overrides, output=args.output, task=launch.task)
     try:
         carry_out(retry.make_plan(chosen), master, launcher, dry_run=args.dry_run)
     except KeyboardInterrupt:

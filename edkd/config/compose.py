@@ -142,7 +142,7 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     chosen = [override for override in overrides if override.partition("=")[0] in choosing and "," not in override]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         try:
-            composed = compose("config", overrides=[*chosen, *_own_options()], return_hydra_config=True)
+            composed = compose("config", overrides=[*chosen, *own_options()], return_hydra_config=True)
         except (HydraException, OmegaConfBaseException):
             composed = compose("config", return_hydra_config=True)
     node, choices = composed, composed.hydra.runtime.choices
@@ -183,12 +183,12 @@ def own_folder() -> str | None:
     return None
 
 
-def _own_options() -> list[str]:
+def own_options() -> list[str]:
     """The override that lets composition find the user's options in the command line's --config-dir."""
     config_dir = own_folder()
     if config_dir and not Path(config_dir).is_dir():
         raise EdkdError(f"--config-dir {config_dir}: there is no such folder")
-    return [f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"] if config_dir else []
+    return [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).resolve()}')}]"] if config_dir else []
 
 
 def _guess(name: str, options: Sequence[str]) -> str:
@@ -222,7 +222,7 @@ def compose_values(overrides: list[str]) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            return resolve(compose("config", overrides=[*overrides, *_own_options()]))
+            return resolve(compose("config", overrides=[*overrides, *own_options()]))
     except (HydraException, OmegaConfBaseException) as error:
         raise EdkdError(explain(error, overrides)) from error
 

@@ -134,7 +134,8 @@ def _traits(network: nn.Module, size: int) -> _Traits:
 def check_method(cfg: Settings) -> None:
     """Raise EdkdError for a method that refuses the networks of a run, before data and teacher are needed.
 
-    Also raised for an optimiser that refuses its values, and a method that needs strong views of streamed images. The
+    Also raised for an optimiser that refuses its values, and a method that needs strong views of streamed images, or
+    without a teacher. The
     method's `setup` runs on PyTorch's meta device, where tensors have shapes but no memory. The number of classes is
     not known yet and assumed to be large; so is the number of images if only the files give it.
     """
@@ -144,6 +145,8 @@ def check_method(cfg: Settings) -> None:
         raise EdkdError(
             f"distiller={cfg.method} needs strong views, which only data in memory have, not {cfg.dataset.name}"
         )
+    if method.needs_strong_view and not method.needs_teacher:
+        raise EdkdError(f"distiller={cfg.method} needs strong views, which only methods with a teacher have")
     _optimizer(cfg, nn.Linear(1, 1), torch.device("cpu"))
     if method.setup is Distiller.setup:
         return

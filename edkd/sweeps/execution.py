@@ -42,17 +42,8 @@ def run(
 
 def look_at(planned: Sweep, *, ask: bool) -> dict[str, RunStatus]:
     """The status of each run. Unless `ask`, SLURM is not asked, and a run that waits in its queue is `vanished`."""
-    there = [job for job in planned.jobs if job.directory.exists()]
-    found = look([job.directory for job in there], **({} if ask else {"ask": lambda job_ids: {}})) if there else []
-    return {job.run: _new(job) for job in planned.jobs} | {job.run: status for job, status in zip(there, found)}
-
-
-def _new(job: Job) -> RunStatus:
-    cfg = job.settings
-    return RunStatus(
-        job.directory, job.name, job.run[:8], cfg.dataset.key, cfg.pair, cfg.method, cfg.seed, "new",
-        known=journal.RunState("new"),
-    )  # fmt: skip
+    found = look([job.directory for job in planned.jobs], **({} if ask else {"ask": lambda job_ids: {}}))
+    return {job.run: status for job, status in zip(planned.jobs, found)}
 
 
 def outstanding(planned: Sweep, statuses: Mapping[str, RunStatus]) -> list[Job]:

@@ -112,6 +112,7 @@ def _kind(dataset: str, cfg: Mapping[str, Any]) -> str:
     online = method.needs_feats or not engine["teacher_cache"]
     teacher = [cfg["teacher"]["model"], online] if method.needs_teacher else None
     computed = [cfg["schedule"]["batch_size"], engine["precision"], engine.get("compile", False)]
+    computed += [method.needs_strong_view, engine.get("devices", 1)]
     return json.dumps([dataset, cfg["student"]["model"], teacher, *computed], sort_keys=True)
 
 

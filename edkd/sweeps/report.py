@@ -17,41 +17,47 @@ from edkd.console import LOG
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint, journal
 from edkd.rundir.paths import RunDir, runs_of_sweep
-from edkd.slurm.submit import Planned
 from edkd.status.state import RunStatus
 from edkd.sweeps import results
+from edkd.sweeps.plan import Sweep
 
 
-def show_summary(planned: Planned, outcome: Mapping[str, RunStatus]) -> int:
+def show_summary(planned: Sweep, outcome: Mapping[str, RunStatus]) -> int:
     """Print the results, the number of finished runs, each other run with its state and log, and the next step.
 
-    Returns the number of runs that are not done.
+    Returns the number of runs that are neither done nor pruned.
     """
-    jobs = [*planned.teachers, *planned.students]
-    results.show(jobs, outcome)
-    lost = [job for job in jobs if outcome[job.run].state != "done"]
-    print(f"sweep {planned.id}: {len(jobs) - len(lost)} of {len(jobs)} runs finished")
+    results.show(planned.jobs, outcome)
+    done = [job for job in planned.jobs if outcome[job.run].state == "done"]
+    lost = [job for job in planned.jobs if outcome[job.run].state not in ("done", "pruned")]
+    print(f"sweep {planned.id}: {len(done)} of {len(planned.jobs)} runs finished")
     failed_teachers = {f"run:{job.run}" for job in planned.teachers if job in lost}
-    for job in lost:
-        status, log = outcome[job.run], job.directory / "run.log"
-        if job.teacher_id in failed_teachers and status.state != "running":
+    for job in planned.jobs:
+        status = outcome[job.run]
+        if job in lost and job.teacher_id in failed_teachers and status.state != "running":
             began = "failed" if status.state == "failed" else "not started"
             print(f"  {job.name} {began}: its teacher {job.settings.teacher.name} is not trained yet")
-            continue
-        if status.state == "failed":
-            what = f"failed: {status.why}"
-        elif status.state == "running":
-            holder = status.known.holder or {}
-            what = f"is running in another process (pid {holder.get('pid')} on {holder.get('host')})"
-        elif status.state == "new":
-            what = "not started"
-        elif status.state == "interrupted":
-            what = f"interrupted after epoch {status.epoch}"
-        else:
-            what = f"vanished after epoch {status.epoch}: {status.why_vanished}"
-        print(f"  {job.name} {what}" + (f"; see {log}" if log.exists() else ""))
+        elif status.state != "done":
+            print(f"  {job.name} {unfinished(job, status)}")
     print("run the same command again to continue" if lost else next_steps(planned.students[0].settings))
     return len(lost)
+
+
+def unfinished(job: Job, status: RunStatus) -> str:
+    """The state of a run that is not done, and where its log is, as text for a user."""
+    if status.state == "new":
+        return "not started"
+    if status.state == "failed":
+        what = f"failed: {status.why}"
+    elif status.state == "running":
+        holder = status.known.holder or {}
+        what = f"is running in another process (pid {holder.get('pid')} on {holder.get('host')})"
+    elif status.state == "vanished":
+        what = f"vanished after epoch {status.epoch}: {status.why_vanished}"
+    else:
+        what = f"{status.state} after epoch {status.epoch}"
+    log = RunDir(job.directory).log
+    return f"{what}; see {log}" if log.exists() else what
 
 
 def next_steps(cfg: Settings) -> str:
@@ -96,17 +102,16 @@ def track_start(sweep: str, where: Tracking) -> None:
         tracking.start_sweep(sweep, **vars(where))
 
 
-def track_end(planned: Planned, outcome: Mapping[str, RunStatus]) -> None:
+def track_end(planned: Sweep, outcome: Mapping[str, RunStatus]) -> None:
     """Give the parent run its status and the number of runs in each state. Errors are only logged.
 
     A retry has only some of the sweep's runs; the others count as their journals say.
     """
-    jobs = [*planned.teachers, *planned.students]
-    where, output = jobs[0].settings.tracking, Path(jobs[0].settings.output)
+    where, output = planned.jobs[0].settings.tracking, Path(planned.jobs[0].settings.output)
     if where.uri is not None:
         counts = Counter(str(status.known.status) for status in outcome.values())
         with _tolerant():
-            others = {*runs_of_sweep(output, planned.id)} - {job.name for job in jobs}
+            others = {*runs_of_sweep(output, planned.id)} - {job.name for job in planned.jobs}
             counts.update(str(journal.state(output / "runs" / name).status) for name in others)
             tracking.settle_sweeps({planned.id: counts}, **vars(where))
 
@@ -132,7 +137,7 @@ class _Logits(nn.Module):
         return logits
 
 
-def log_best_student(planned: Planned, outcome: Mapping[str, RunStatus]) -> None:
+def log_best_student(planned: Sweep, outcome: Mapping[str, RunStatus]) -> None:
     """Log the most accurate student of a sweep as a model in MLflow. Errors are only logged.
 
     Only one is logged, because each is as large as its weights and takes seconds. Students that end in modules of

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from edkd import CONF
-from edkd.config.compose import explain, quoted
+from edkd.config.compose import explain, own_options, quoted
 from edkd.config.job import Job, directory_of, thaw, training_run
 from edkd.errors import EdkdError
 from edkd.rundir.paths import RunDir
@@ -102,19 +102,13 @@ def _teacher_run(student: Job) -> Path | None:
     return found
 
 
-def compose_launcher(
-    overrides: Sequence[str], *, config_dir: Path | None, output: Path, task: TaskFunction
-) -> tuple[DictConfig, Launcher]:
+def compose_launcher(overrides: Sequence[str], *, output: Path, task: TaskFunction) -> tuple[DictConfig, Launcher]:
     """Compose the configuration for some Hydra overrides, and its launcher, which runs jobs by `task`.
 
-    `config_dir` is a folder of the user's own options. Raises EdkdError if it or an override cannot be used.
+    Raises EdkdError if an override or the command line's --config-dir cannot be used.
     """
     GlobalHydra.instance().clear()
-    given = [f"output={quoted(str(output))}", *overrides]
-    if config_dir is not None:
-        if not config_dir.is_dir():
-            raise EdkdError(f"Additional config directory '{config_dir.absolute()}' not found")
-        given.append(f"hydra.searchpath=[{quoted(f'file://{config_dir.absolute()}')}]")
+    given = [f"output={quoted(str(output))}", *overrides, *own_options()]
     initialize_config_dir(version_base="1.3", config_dir=str(CONF), job_name="edkd")
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None

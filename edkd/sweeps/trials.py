@@ -25,6 +25,7 @@ from edkd.slurm import submit
 from edkd.status.state import RunStatus
 from edkd.sweeps.execution import look_at, run
 from edkd.sweeps.plan import Sweep, make_plan
+from edkd.sweeps.report import unfinished
 from edkd.sweeps.space import Space, text
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -150,7 +151,7 @@ class Trials:
             print(f"trial {number}: {self._tell(number, job, statuses[job.run])}", flush=True)
         lacking = [job for job in batch.teachers if statuses[job.run].state != "done"]
         for job in lacking:
-            print(f"teacher {job.name}: {_why(job, statuses[job.run])}", flush=True)
+            print(f"teacher {job.name}: {unfinished(job, statuses[job.run])}", flush=True)
         return not lacking
 
     def _has_ended(self, status: RunStatus) -> bool:
@@ -165,7 +166,7 @@ class Trials:
         if not self._has_ended(status):
             if status.state == "failed":
                 self.study.tell(number, state=TrialState.FAIL)
-            return _why(job, status)
+            return unfinished(job, status)
         curve = {epoch: record["metrics"][HELD_OUT] for epoch, record in journal.epochs(job.directory).items()}
         for epoch in curve.keys() - frozen.intermediate_values.keys():  # the run was no trial of this search
             trial.report(curve[epoch], epoch)
@@ -176,12 +177,3 @@ class Trials:
         trial.set_user_attr("epoch", epoch)
         self.study.tell(number, curve[epoch])
         return f"{curve[epoch]:.2f} % of the held-out part (epoch {epoch})"
-
-
-def _why(job: Job, status: RunStatus) -> str:
-    """The state of a run that has not ended, as text for a user."""
-    if status.state == "new":
-        return "not started"
-    log = job.directory / "run.log"
-    how = f"failed: {status.why}" if status.state == "failed" else f"{status.state} after epoch {status.epoch}"
-    return f"{how}; see {log}" if log.exists() else how

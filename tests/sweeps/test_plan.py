@@ -1,8 +1,9 @@
 """Planning: jobs have the configurations that Hydra composes for each alone, though it composes one for all seeds."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hydra.core.config_loader import ConfigLoader
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 from edkd import CONF
 from edkd.config import schema
 from edkd.config.compose import Composer
+from edkd.distillers import Distiller
 from edkd.errors import EdkdError
 from edkd.runs.method import check_method
 from edkd.sweeps import plan
@@ -189,6 +191,19 @@ def test_strong_views_of_ones_own_data(make_job: Any, tmp_path: Path, monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
     source = "dataset.source._target_=own_data_without_hints.source"
     check_method(make_job("mlkd", source, teacher_id="run:0").settings)
+
+
+class Alone(Distiller):
+    """A method with flags that contradict each other."""
+
+    needs_teacher: ClassVar[bool] = False
+    needs_strong_view: ClassVar[bool] = True
+
+
+def test_strong_views_without_a_teacher_are_refused(make_job: Any) -> None:
+    cfg = make_job("vanilla").settings
+    with pytest.raises(EdkdError, match="^distiller=vanilla needs strong views, which only methods with a teacher"):
+        check_method(replace(cfg, distiller={"_target_": f"{Alone.__module__}.Alone"}))
 
 
 @pytest.mark.parametrize(

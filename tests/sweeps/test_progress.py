@@ -143,6 +143,14 @@ def test_a_summary_says_what_vanished_and_what_never_began(planned: Sweep, capsy
     assert [line.endswith(end) for line, end in zip(lines, [*ends, " not started"])] == [True] * 3
 
 
+def test_a_pruned_run_is_not_lost(planned: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    ends = [status("done", 2), status("done", 2), status("done", 2), status("pruned", 1)]
+    assert report.show_summary(planned, statuses(planned, *ends)) == 0
+    counted, pruned, steps = capsys.readouterr().out.splitlines()
+    assert counted.endswith(": 3 of 4 runs finished") and pruned == f"  {planned.jobs[3].name} pruned after epoch 1"
+    assert "make table" in steps
+
+
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`screen(terminal)`: a console in the report's place; what it shows is in its `file`."""

@@ -248,7 +248,7 @@ def test_another_directory_is_refused(sweep: Failed, here: Path, monkeypatch: py
             ["hydra/launcher=slurm", "hydra.launcher.partitoin=x"],
             "no such key in hydra.launcher, did you mean partition?",
         ),
-        (["--config-dir", "nowhere"], "nowhere' not found"),
+        (["--config-dir", "nowhere"], "--config-dir nowhere: there is no such folder"),
         (["schedule.epochs=3"], "schedule.epochs=3: a retried run is what it was planned to be"),
     ],
 )
