@@ -182,6 +182,6 @@ class Ours:
         cfg, state = self.cfg, self.state
         if self.way.cache == "cold":
             shutil.rmtree(cfg.output, ignore_errors=True)
-        source = teacher_source(cfg, self.inputs, self.data, self.precision, state.distiller.needs_feats)
+        source = teacher_source(cfg, self.inputs, self.data, state.distiller.needs_feats)
         batch = cfg.schedule.batch_size
         return Step(state.trainable, state.optimizer, source, self.data, batch_size=batch, capture=cfg.engine.capture)

@@ -60,13 +60,13 @@ def target(node: Any, where: str) -> Any:
 
 def build(node: Mapping[str, Any], where: str, **extra: Any) -> Any:
     """Call a node's `_target_` with its checked values and `extra`."""
-    return target(node, where)(**check_call(node, where, extra), **extra)
+    return target(node, where)(**check_call(node, where, *extra), **extra)
 
 
-def check_call(node: Mapping[str, Any], where: str, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """A node's values, converted to what its `_target_` declares; `extra` are arguments that the code gives itself."""
+def check_call(node: Mapping[str, Any], where: str, *given: str) -> dict[str, Any]:
+    """A node's values, converted to what its `_target_` declares; `given`: arguments that the code gives itself."""
     values = {name: value for name, value in node.items() if name != "_target_"}
-    return _checked(target(node, where), values, where, frozenset(extra), "forbid")
+    return _checked(target(node, where), values, where, frozenset(given), "forbid")
 
 
 def typed(cls: type[T], values: Any, where: str, *, others: Others = "forbid", **extra: Any) -> T:

@@ -215,9 +215,9 @@ def settings(config: Mapping[str, Any], method: str) -> Settings:
             f"engine.devices={values['engine'].devices}: each takes a part of a batch, which has "
             f"schedule.batch_size={values['schedule'].batch_size} images"
         )
-    check_call(values["dataset"].source, "dataset.source", {})
+    check_call(values["dataset"].source, "dataset.source")
     for role in ("teacher", "student"):
-        check_call(values[role].model, f"{role}.model", {"num_classes": 2})
+        check_call(values[role].model, f"{role}.model", "num_classes")
     return typed(Settings, values, "", method=method)
 
 
@@ -243,7 +243,7 @@ def _distiller(node: Any) -> dict[str, Any]:
     method = target(node, "distiller")
     if not (inspect.isclass(method) and issubclass(method, Distiller)):
         raise EdkdError(f"distiller._target_: {node['_target_']} is no subclass of edkd.distillers.Distiller")
-    values = check_call({name: value for name, value in node.items() if name not in LABELS}, "distiller", {})
+    values = check_call({name: value for name, value in node.items() if name not in LABELS}, "distiller")
     try:
         method(**values)
     except (ValueError, TypeError) as error:
@@ -253,8 +253,8 @@ def _distiller(node: Any) -> dict[str, Any]:
 
 def _optimizer(node: Any) -> dict[str, Any]:
     """The optimiser's node, checked against its signature; the run gives parameters, rate, momentum and decay."""
-    given = dict.fromkeys(("params", "lr", "momentum", "weight_decay"))
-    return {**check_call(node, "optimizer", given), "_target_": node["_target_"]}
+    given = ("params", "lr", "momentum", "weight_decay")
+    return {**check_call(node, "optimizer", *given), "_target_": node["_target_"]}
 
 
 def misfit_of(optimizer: Mapping[str, Any], method: "type[Distiller]") -> str | None:

@@ -19,8 +19,6 @@ class ImageBatch:
     """int64 [B], the class labels."""
     index: Tensor
     """int64 [B], each image's position in the training set."""
-    view: Tensor | None
-    """int64 [B], the view of each image; None where views are not integers (`edkd.data.views`)."""
     strong: Tensor | None = None
     """float32 [B, 3, H, W], the strong view of the same images (`edkd.data.strong`), if requested."""
 

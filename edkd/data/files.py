@@ -48,7 +48,6 @@ class Streamed:
     workers: int
     augmentation: Augmentation
     broken: Broken
-    validation: None = None
 
     @property
     def num_classes(self) -> int:

@@ -112,7 +112,7 @@ class ResidentData:
         index, view = self.order.index_select(0, where), self.views.index_select(0, where)
         self.position.add_(count)
         distorted = self._strong(index, self.strong_draws.index_select(0, where)) if len(self.strong_draws) else None
-        return ImageBatch(self.augmented(index, view), self.targets(index), index, view, distorted)
+        return ImageBatch(self.augmented(index, view), self.targets(index), index, distorted)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All images in their order, as they are, with their labels; at most `size` at a time."""

@@ -108,7 +108,7 @@ class StreamedData:
     def next(self, count: int) -> ImageBatch:
         """The next batch of the epoch."""
         images, target, index = next(self._epoch)
-        return ImageBatch(images, target, index, None)
+        return ImageBatch(images, target, index)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All images in their order, as they are evaluated, with their labels; at most `size` at a time."""

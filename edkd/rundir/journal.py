@@ -37,10 +37,8 @@ class Journal:
         """Write one record as one line and return when it is on the disk; ``time`` is added where absent.
 
         Either the whole line is in the file afterwards, or nothing of it. Raises `EdkdError` if the file cannot be
-        written, `ValueError` for a record without ``event`` and `TypeError` for a value that JSON does not know.
+        written, and `TypeError` for a value that JSON does not know.
         """
-        if not isinstance(record.get("event"), str):
-            raise ValueError(f"a journal record needs an event, this one has the keys {sorted(record)}")
         stamped = {"event": record["event"], "time": time.time()} | record
         line = encode(stamped)
         try:

@@ -87,8 +87,7 @@ class Attempt:
         teacher = None
         if inputs.teacher is not None:
             splits = replace(splits, teacher_logits=all_logits(inputs.teacher, splits.test, Precision("fp32", device)))
-            precision = Precision(cfg.engine.precision, device)
-            teacher = teacher_source(cfg, inputs, splits.train, precision, state.distiller.needs_feats)
+            teacher = teacher_source(cfg, inputs, splits.train, state.distiller.needs_feats)
         safe, prune = self.safe_points(state), self.pruner()
         with console.step_bar(self.show, cfg.schedule.epochs) as bar:
 
@@ -138,7 +137,8 @@ class Attempt:
 
     def check_unchanged(self, inputs: Inputs) -> None:
         """Raise EdkdError if the data or the teacher's weights are not those of the run's first start."""
-        first, teacher = self.before.first_start or {}, inputs.teacher_record
+        first, teacher = self.before.first_start, inputs.teacher_record
+        assert first is not None
         if first["data_sha256"] != inputs.data_sha256:
             what = "data"
         elif teacher is not None and first["teacher"]["sha256"] != teacher["sha256"]:

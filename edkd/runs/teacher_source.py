@@ -34,11 +34,10 @@ LOG = logging.getLogger("edkd")
 BLOCK = 65536  # entries of a table that are read together
 
 
-def teacher_source(
-    cfg: Settings, inputs: Inputs, data: TrainData, precision: Precision, needs_feats: bool
-) -> TeacherSource:
+def teacher_source(cfg: Settings, inputs: Inputs, data: TrainData, needs_feats: bool) -> TeacherSource:
     """The teacher of a run: its cache where logits suffice and the table fits, else the network itself."""
     assert inputs.teacher is not None
+    precision = Precision(cfg.engine.precision, inputs.device)
     online = OnlineTeacher(inputs.teacher, want_feats=needs_feats, precision=precision)
     if needs_feats or not cfg.engine.teacher_cache or not isinstance(data, ResidentData):
         return online

@@ -84,7 +84,7 @@ class CachedTeacher:
             self.logits.index_copy_(0, late, self.table.decode(words).float())
             self.resident.index_copy_(0, rows, words)
 
-    def __call__(self, images: Tensor, index: Tensor, view: Tensor | None) -> Prediction:
+    def __call__(self, images: Tensor, index: Tensor) -> Prediction:
         """The logits of training images `index` [B] in the views of the current epoch; `images` are not used."""
         assert self.logits is not None, "begin_epoch comes first"
         return Prediction(self.logits.index_select(0, index))

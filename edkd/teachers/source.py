@@ -18,8 +18,8 @@ class TeacherSource(Protocol):
     def begin_epoch(self, views: Tensor | None) -> None:
         """Prepare for an epoch in which training image i is seen as `views[i]`, int64 [N]."""
 
-    def __call__(self, images: Tensor, index: Tensor, view: Tensor | None) -> Prediction:
-        """Predict for `images` [B, 3, H, W], which are `view` [B] of training images `index` [B]."""
+    def __call__(self, images: Tensor, index: Tensor) -> Prediction:
+        """Predict for `images` [B, 3, H, W], the views of this epoch of training images `index` [B]."""
 
     def uncached(self, images: Tensor) -> Prediction:
         """Predict for images [B, 3, H, W] that are no view of a training image, by the network itself."""
@@ -51,7 +51,7 @@ class OnlineTeacher:
     def begin_epoch(self, views: Tensor | None) -> None:
         """Nothing to prepare."""
 
-    def __call__(self, images: Tensor, index: Tensor, view: Tensor | None) -> Prediction:
+    def __call__(self, images: Tensor, index: Tensor) -> Prediction:
         """Predict for a batch of images [B, 3, H, W]."""
         return self.uncached(images)
 

@@ -18,7 +18,6 @@ from edkd.config.schema import Settings
 from edkd.runs.inputs import Inputs, device_data, load_arrays
 from edkd.runs.method import new_state
 from edkd.runs.teacher_source import teacher_source
-from edkd.teachers.source import Precision
 from edkd.training.step import Step
 from edkd.training.trainer import TrainState, seeded, train_epoch
 
@@ -56,7 +55,7 @@ def begun(cfg: Settings) -> tuple[TrainState, Step]:
     inputs = Inputs(arrays, "", CPU, teacher if cfg.needs_teacher else None, None)
     state, data = new_state(cfg, inputs), device_data(arrays, cfg, CPU).train
     needs_feats = state.distiller.needs_feats
-    source = teacher_source(cfg, inputs, data, Precision("fp32", CPU), needs_feats) if cfg.needs_teacher else None
+    source = teacher_source(cfg, inputs, data, needs_feats) if cfg.needs_teacher else None
     return state, Step(
         state.trainable, state.optimizer, source, data, batch_size=cfg.schedule.batch_size, capture=False
     )

@@ -55,15 +55,11 @@ def test_numbers_that_are_not_finite_are_null_for_every_json_reader(tmp_path: Pa
     assert (loaded["list"], loaded["pair"]) == ([None, 1.5], [1, 2])
 
 
-@pytest.mark.parametrize(
-    ("record", "error"),
-    [({"event": 3}, ValueError), ({"epoch": 1}, ValueError), ({"event": "x", "y": set()}, TypeError)],
-)
-def test_what_is_no_record_writes_nothing(tmp_path: Path, record: journal.Record, error: type[Exception]) -> None:
+def test_a_value_that_json_does_not_know_writes_nothing(tmp_path: Path) -> None:
     path = written(tmp_path, START)
     before = path.read_bytes()
-    with pytest.raises(error):
-        written(tmp_path, record)
+    with pytest.raises(TypeError):
+        written(tmp_path, {"event": "x", "y": set()})
     assert path.read_bytes() == before
 
 

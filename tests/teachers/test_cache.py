@@ -66,7 +66,7 @@ def source(
 def logits_of(teacher: CachedTeacher, views: Tensor) -> Tensor:
     teacher.begin_epoch(views.to(teacher.device))
     index = torch.arange(IMAGES, device=teacher.device)
-    return teacher(torch.empty(0), index, views).logits.cpu()
+    return teacher(torch.empty(0), index).logits.cpu()
 
 
 def views(seed: int) -> Tensor:
