@@ -78,15 +78,21 @@ def build(options: argparse.Namespace) -> report.Report:
 
 def chosen(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The runs of the table's data set, recipe and pairs, and the subset that enters its numbers."""
-    damaged = load.damaged(options.uri)
+    damaged = load.damaged(load.store_of(options))
     for line in damaged.values():
         print(f"analysis: {line}", file=sys.stderr)
     if options.results != load.RESULTS and not results.find(options.results):
         if not options.results.is_dir():
             raise EdkdError(f"--results {options.results}: there is no such folder")
         print(f"analysis: no packed runs in {options.results}", file=sys.stderr)
-    there = load.read(options.uri, options.experiment, options.results, damaged)
-    of_recipe = load.choose(there, dataset=options.dataset, recipe=options.recipe)
+    store, explicit = load.store_of(options), options.uri is not None
+    there = load.read(store, options.experiment, options.results, damaged, named=explicit)
+    of_recipe, others = load.choose(there, dataset=options.dataset, recipe=options.recipe)
+    if others:
+        lines = "\n".join(
+            ["analysis: this is the newest data set and recipe; there are also (with make: ARGS='--…'):", *others]
+        )
+        print(lines, file=sys.stderr)
     runs = load.of_columns(of_recipe, pairs=options.pairs)
     runs = load.limited(runs, seeds=options.seeds, methods=options.methods)
     used = load.one_cell_each(
@@ -143,7 +149,7 @@ def _changed(used: pd.DataFrame) -> Iterator[str]:
 
 def command(module: str, options: argparse.Namespace, dataset: str, recipe: str) -> str:
     """The command by which `module` reads the same runs again from the same store, without the URI's password."""
-    words = ["python", "-m", module, "--uri", re.sub("//[^/@]*@", "//...@", options.uri)]
+    words = ["python", "-m", module, "--uri", re.sub("//[^/@]*@", "//...@", load.store_of(options))]
     words += ["--results", str(options.results)] if options.results != load.RESULTS else []
     words += ["--experiment", options.experiment, "--dataset", dataset, "--recipe", recipe]
     words += ["--pairs", ",".join(options.pairs)] if options.pairs else []
@@ -201,7 +207,7 @@ def _formats(text: str) -> list[str]:
 def parser(module: str, description: str | None, writes: str) -> Parser:
     """The options that say which runs are read, and where `module` puts what it `writes`."""
     parser = Parser(prog=f"python -m {module}", description=description)
-    parser.add_argument("--uri", default=load.URI, help="MLflow store (default: %(default)s)")
+    parser.add_argument("--uri", help="MLflow store (default: mlflow.db in the --output folder)")
     parser.add_argument("--experiment", default="edkd", help="MLflow experiment (default: %(default)s)")
     parser.add_argument(
         "--results",
@@ -210,8 +216,10 @@ def parser(module: str, description: str | None, writes: str) -> Parser:
         metavar="DIR",
         help="packed journals that count beside the store's runs (default: those that came with the code)",
     )
-    parser.add_argument("--dataset", metavar="KEY", help="data set of the table, where the store has several")
-    parser.add_argument("--recipe", metavar="ID", help="recipe of the table, or how it begins (240ep)")
+    parser.add_argument("--dataset", metavar="KEY", help="data set of the table (default: that of the newest run)")
+    parser.add_argument(
+        "--recipe", metavar="ID", help="recipe of the table, or how it begins, as 240ep (default: as --dataset)"
+    )
     parser.add_argument(
         "--pairs", type=_pairs, metavar="A,B", help="only these pairs (or vgg13, all, …), in this order"
     )
@@ -253,7 +261,11 @@ def parser(module: str, description: str | None, writes: str) -> Parser:
         help=f"files to write, of {', '.join(formats.FORMATS)} (default: {','.join(DEFAULT)}); those there are renewed",
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("outputs"), metavar="DIR", help=f"folder of {writes}; default: outputs"
+        "--output",
+        type=Path,
+        default=Path("outputs"),
+        metavar="DIR",
+        help=f"folder of the runs, and of {writes}; default: outputs",
     )
     return parser
 

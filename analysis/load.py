@@ -1,5 +1,6 @@
 """Read the runs of a table from the MLflow store and packed results: one row a run, one configuration a cell."""
 
+import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from edkd.rundir.paths import find_runs
 from edkd.tracking import load_packed, load_runs
 
 VANILLA = "vanilla"
-URI = "sqlite:///outputs/mlflow.db"
 RESULTS = Path(__file__).parent / "results"  # packed journals, as `edkd results pack` makes them
 HOW_TO_RUN = (
     "make some with: python launch.py -m distiller=kd,dkd,edkd pair=all; `edkd sync` reads in those of tracking=journal"
@@ -39,7 +39,12 @@ _TAGS = (
 _METRICS = [(which, key) for which in ("last", "best") for key in ("top1", "top5", "epoch")]
 
 
-def read(uri: str, experiment: str, results: Path, damaged: Mapping[str, str]) -> pd.DataFrame:
+def store_of(options: argparse.Namespace) -> str:
+    """The URI of the MLflow store: the one that --uri names, or that of the output folder."""
+    return options.uri or f"sqlite:///{options.output / 'mlflow.db'}"
+
+
+def read(uri: str, experiment: str, results: Path, damaged: Mapping[str, str], *, named: bool = True) -> pd.DataFrame:
     """The training runs of `experiment` in the MLflow store at `uri`, and those packed in `results`, a row each.
 
     Accuracies are in percent, NaN where a run has none (yet); `alone` marks a run without a teacher. A run in both
@@ -47,13 +52,13 @@ def read(uri: str, experiment: str, results: Path, damaged: Mapping[str, str]) -
     function), MLflow's record of it cannot be checked: the run gets the status DAMAGED and the reason.
 
     Raises EdkdError if a packed file is damaged, if both places hold no runs, or if the store does not exist (it is
-    never created) and either the packed runs make no table or only `uri` differs from its default.
+    never created) and either the packed runs make no table or the user has `named` it, and not the packed runs.
     """
     packed = load_packed(results)
     path = Path(uri.removeprefix("sqlite:///").split("?")[0])
     there = not uri.startswith("sqlite:///") or path.is_file()
     makes_table = any(run["tags"].get("teacher") and run["status"] == "FINISHED" for run in packed)
-    if not there and (not makes_table or (uri != URI and results == RESULTS)):
+    if not there and (not makes_table or (named and results == RESULTS)):
         raise EdkdError(f"no runs yet: there is no MLflow store at {path} (see --uri); {HOW_TO_RUN}")
     stored = load_runs(uri, experiment) if there else []
     for run in stored:
@@ -126,11 +131,12 @@ def finished(runs: pd.DataFrame) -> pd.Series:
     return (runs["status"] == "FINISHED") & runs["last_top1"].notna() & runs["best_top1"].notna()
 
 
-def choose(runs: pd.DataFrame, *, dataset: str | None, recipe: str | None) -> pd.DataFrame:
-    """The runs of one data set and one recipe, finished or not.
+def choose(runs: pd.DataFrame, *, dataset: str | None, recipe: str | None) -> tuple[pd.DataFrame, list[str]]:
+    """The runs of one data set and one recipe, finished or not, and a line for each other choice.
 
-    None allows any value, and a recipe may be given by its beginning. Raises EdkdError, one line per choice, unless the
-    finished distillation runs leave just one choice. Runs that are not packed decide alone if they leave just one.
+    None allows any value, and a recipe may be given by its beginning. Of several choices, the one with the newest
+    finished distillation run counts; one with runs that are not packed comes before packed ones. Raises EdkdError if
+    no finished distillation run fits.
     """
     distilled = runs[~runs["alone"] & finished(runs)]
     if distilled.empty:
@@ -143,23 +149,23 @@ def choose(runs: pd.DataFrame, *, dataset: str | None, recipe: str | None) -> pd
         fits = fits[fits["dataset"] == dataset]
     if recipe is not None:
         fits = fits[fits["recipe"].str.startswith(recipe)]
-    key = ["dataset", "recipe"]
-    own = fits[~fits["packed"]]
-    if len(own.drop_duplicates(key)) == 1:  # runs made here take precedence over packed ones
-        fits = own
-    head = f"one table holds one data set and one recipe; pick one of these {_WITH_MAKE}:"
     if fits.empty:
         wanted = " and ".join(f"{k} {v!r}" for k, v in (("data set", dataset), ("recipe", recipe)) if v is not None)
-        head, fits = f"no finished distillation run has {wanted}; the store has {_WITH_MAKE}:", distilled
-    elif len(fits.drop_duplicates(key)) == 1:
-        return runs[(runs["dataset"] == fits["dataset"].iloc[0]) & (runs["recipe"] == fits["recipe"].iloc[0])]
-    choices = fits.groupby(key, sort=True)["started"].agg(["size", "max"])
-    lines = [
+        head = f"no finished distillation run has {wanted}; the store has {_WITH_MAKE}:"
+        raise EdkdError("\n".join([head, *_choices(distilled)]))
+    newest = fits.sort_values(["packed", "started"], ascending=[True, False]).iloc[0]
+    here = (runs["dataset"] == newest["dataset"]) & (runs["recipe"] == newest["recipe"])
+    return runs[here], _choices(fits[(fits["dataset"] != newest["dataset"]) | (fits["recipe"] != newest["recipe"])])
+
+
+def _choices(runs: pd.DataFrame) -> list[str]:
+    """A line for each data set and recipe of some runs, with the options that choose it."""
+    found = runs.groupby(["dataset", "recipe"], sort=True)["started"].agg(["size", "max"])
+    return [
         f"  --dataset {row['dataset']} --recipe {row['recipe']}   "
         f"({counted(row['size'], 'run')}, newest {_when(row['max'])})"
-        for row in choices.reset_index().to_dict("records")
+        for row in found.reset_index().to_dict("records")
     ]
-    raise EdkdError("\n".join([head, *lines]))
 
 
 def of_columns(runs: pd.DataFrame, *, pairs: list[str] | None) -> pd.DataFrame:

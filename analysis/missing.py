@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis import literature
+from edkd.rundir.settings import dataset_overrides
 
 
 class Missing(NamedTuple):
@@ -112,24 +113,14 @@ def launch_commands(rows: Sequence[Missing], distilled: pd.DataFrame, output: Pa
 
 def _settings(distilled: pd.DataFrame) -> list[str]:
     """The overrides that turn the defaults of `launch.py` into the settings of the `distilled` runs."""
-    words = []
+    words: list[str] = []
     values: dict[str, set[str]] = {}
     for params in distilled["params"]:
         for key, value in params.items():
             values.setdefault(key, set()).add(value)
     params = {key: found.pop() for key, found in values.items() if len(found) == 1}
     if not literature.comparable(distilled):
-        source = params.get("dataset.source._target_", "").rsplit(".", 1)[-1]
-        words += [f"dataset={source}"] if source else []
-        if source in ("folder", "imagefolder"):  # these have no default
-            words += [f"{name}={params[name]}" for name in ("dataset.name", "dataset.root") if name in params]
-        options = ("train_per_class", "test_per_class", "validation", "padding", "flip", "image_size")
-        words += [
-            f"dataset.{name}={params[f'dataset.{name}']}"
-            for name in options
-            if params.get(f"dataset.{name}", "None") not in ("None", "0.0")
-            and (name != "image_size" or "dataset.source.image_size" in params)
-        ]
+        words += dataset_overrides(params)
         words += [f"{key}={value}".replace(", ", ",") for key, value in params.items() if key.startswith("schedule.")]
     usual = {"engine.precision": "fp32", "engine.devices": "1"}
     return words + [f"{key}={params[key]}" for key, value in usual.items() if params.get(key, value) != value]

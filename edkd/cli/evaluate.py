@@ -4,11 +4,13 @@ import argparse
 import csv
 import json
 import math
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edkd.cli.teachers import add_configuration
+from edkd.cli.teachers import add_configuration, of_dataset
 
 _SHOWN = 5  # classes at each end
 
@@ -30,10 +32,14 @@ def add_to(commands: Any) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from edkd.config.compose import chosen, compose_settings
+    from edkd.config.job import dataset_of
     from edkd.runs.evaluate import evaluate_network
 
     networks = [*chosen("student", args.model), *(chosen("teacher", args.teacher) if args.teacher else [])]
-    settings = compose_settings([f"dataset={args.dataset}", *networks, *args.overrides])
+    settings = compose_settings([*of_dataset(args), *networks, *args.overrides])
+    asked = args.dataset is not None or any(re.match(r"[+~]*(dataset|experiment)\b", word) for word in args.overrides)
+    if args.checkpoint is not None and not asked:
+        settings = replace(settings, dataset=dataset_of(args.checkpoint) or settings.dataset)
     found = evaluate_network(settings, args.checkpoint, with_teacher=args.teacher is not None)
     if not math.isfinite(found.overall["loss"]):
         line = f"edkd: {found.where}: the network's logits are not finite, so that its accuracies mean nothing"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from edkd.cli.output import add_output
-from edkd.cli.teachers import add_dataset
+from edkd.cli.teachers import add_dataset, of_dataset
 from edkd.console import counted
 from edkd.errors import EdkdError
 
@@ -40,7 +40,7 @@ def _import(args: argparse.Namespace) -> None:
     overrides = [*args.overrides, *(word for word in args.paths if "=" in word and not Path(word).exists())]
     paths = [Path(word) for word in args.paths if word not in overrides]
     importer = getattr(importers, args.origin)
-    done = importers.record(importer, paths, args.output, [f"dataset={args.dataset}", *overrides])
+    done = importers.record(importer, paths, args.output, [*of_dataset(args), *overrides])
     nothing = not done.written and not done.there
     if nothing and len(done.left_out) == 1:
         raise EdkdError(f"nothing was imported: {done.left_out[0]}")

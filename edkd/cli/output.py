@@ -140,7 +140,8 @@ def _pack_results(args: argparse.Namespace) -> None:
         print(f"left out: {line}")
     print(done.line(to))
     if not done.written and not done.unchanged:
-        raise EdkdError(f"nothing to pack: {args.output} has no finished run of {args.dataset} that can be packed")
+        others = "".join(f"; --dataset {key} packs those of another data set" for key in sorted(done.elsewhere)[:1])
+        raise EdkdError(f"nothing to pack: {args.output} has no finished run of {args.dataset} to pack{others}")
 
 
 def _unpack_results(args: argparse.Namespace) -> None:

@@ -45,7 +45,7 @@ def add_to(commands: Any) -> None:
 
 def add_dataset(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose and configure the data set."""
-    parser.add_argument("-d", "--dataset", default="cifar100", help="data set (see conf/dataset); default cifar100")
+    parser.add_argument("-d", "--dataset", help="data set (see conf/dataset); default: the experiment's, or cifar100")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="more of the configuration, such as dataset.root=/data"
     )
@@ -56,6 +56,11 @@ def add_configuration(parser: argparse.ArgumentParser) -> None:
     add_dataset(parser)
     parser.add_argument("--config-dir", metavar="DIR", help="folder with options of your own, as for launch.py")
     parser.add_argument("--output", dest="in_output", metavar="DIR", help="as output=DIR; default: outputs")
+
+
+def of_dataset(args: argparse.Namespace) -> list[str]:
+    """The override that chooses the data set."""
+    return [] if args.dataset is None else [f"dataset={args.dataset}"]
 
 
 def _list_teachers(args: argparse.Namespace) -> None:
@@ -105,7 +110,7 @@ def _import_teacher(args: argparse.Namespace) -> None:
         return
     # The network is composed as a student, but its overrides call it teacher: torchvision FILE teacher.arch=resnet34.
     given = [re.sub(r"^(\+*)teacher\.", r"\1student.", override) for override in args.overrides]
-    settings = compose_settings([f"dataset={args.dataset}", *chosen("student", args.name), *given])
+    settings = compose_settings([*of_dataset(args), *chosen("student", args.name), *given])
     entry = import_teacher(settings, Path(args.file), replace=args.replace, force=args.force)
     print(f"{_measured(entry)}, in {entry.path}")
 
@@ -124,7 +129,7 @@ def _import_archive(args: argparse.Namespace) -> None:
             try:
                 if isinstance(found, EdkdError):
                     raise found
-                settings = compose_settings([f"dataset={args.dataset}", f"student={found.name}", *args.overrides])
+                settings = compose_settings([*of_dataset(args), f"student={found.name}", *args.overrides])
                 source = f"{path.resolve()}:{member}"
                 entry = import_teacher(settings, found.file, replace=args.replace, force=args.force, source=source)
             except EdkdError as error:
@@ -155,7 +160,7 @@ def _cache_teachers(args: argparse.Namespace) -> None:
     seeds = _seeds([*args.seeds, *(word for word in words if word.startswith("seed="))])
     if args.all and (seeds or args.epochs):
         raise EdkdError("--all means every view of every image: it goes with neither --seeds nor --epochs")
-    overrides = [f"dataset={args.dataset}", *(word for word in words if "=" in word and not word.startswith("seed="))]
+    overrides = [*of_dataset(args), *(word for word in words if "=" in word and not word.startswith("seed="))]
     overrides += [f"schedule.epochs={args.epochs}"] if args.epochs else []
     names = [word for word in args.names if "=" not in word]
     if not names:

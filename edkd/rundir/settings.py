@@ -3,6 +3,10 @@
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
+import yaml
+
+from edkd import CONF
+
 # Parameters that change no result: where and how a run was made, and what its method is called.
 _INCIDENTAL = (
     *("engine.", "tracking.", "output", "seed", "dataset.root", "dataset.download", "dataset.source."),
@@ -43,6 +47,21 @@ def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def dataset_overrides(params: Mapping[str, str]) -> list[str]:
+    """The overrides that choose the data set of a run, which is given by its parameters; empty if conf/ has none."""
+    name = params.get("dataset.source._target_", "").rsplit(".", 1)[-1]
+    path = CONF / "dataset" / f"{name}.yaml"
+    usual = yaml.safe_load(path.read_bytes()) if path.is_file() else {}
+    words = [f"dataset={name}"] if usual else []
+    parts = ("train_per_class", "test_per_class", "validation", "validation_seed")
+    for key in ("name", "root", "image_size", *parts, "padding", "flip"):
+        value, default = params.get(f"dataset.{key}"), str(usual.get(key))
+        where = key == "root" and default != "???"  # where it lies on this machine
+        if value is not None and key in usual and value != default and "$" not in default and not where:
+            words.append(f"dataset.{key}={value}")
+    return words
 
 
 def without_swapped(names: list[str], params: list[Mapping[str, str]]) -> list[str]:

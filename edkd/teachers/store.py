@@ -16,13 +16,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from edkd import CONF
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint, files
-from edkd.rundir.paths import NAME
+from edkd.rundir.paths import NAME, RunDir
+from edkd.rundir.settings import dataset_overrides, leaves
 from edkd.teachers.cache_file import key_of
 
 Accuracy = dict[str, float | None]  # "top1" and "top5" in percent, "loss"; None where not finite
@@ -208,8 +210,17 @@ def there(dataset: str, name: str, store: Path) -> str:
     """In brackets, the teachers of a data set, and the other data sets of which `name` is a teacher."""
     entries = listing(store)
     known = [entry.name for entry in entries if entry.dataset == dataset]
-    others = ", ".join(entry.dataset for entry in entries if entry.name == name and entry.dataset != dataset)
-    return f"(there: {', '.join(known) or 'none'}{f'; {name} of {others}' if others else ''})"
+    others = [f"of {entry.dataset}{_by(entry)}" for entry in entries if entry.name == name and entry.dataset != dataset]
+    return f"(there: {', '.join(known) or 'none'}{'; '.join(['', *others])})"
+
+
+def _by(entry: Entry) -> str:
+    """By which options the data set of a teacher that was trained here is chosen; empty where its run is gone."""
+    try:
+        config = yaml.safe_load(RunDir(Path(entry.source)).config.read_bytes())
+        return f": {' '.join(dataset_overrides({key: str(value) for key, value in leaves(config)}))}"
+    except (OSError, yaml.YAMLError, AttributeError):
+        return ""
 
 
 def missing(dataset: str, name: str, store: Path) -> EdkdError:

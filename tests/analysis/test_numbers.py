@@ -197,13 +197,13 @@ def test_a_mean_over_pairs_is_of_those_that_every_method_has(monkeypatch):
         run["tags"]["mlflow.parentRunId"] = "p"
     given = {}
     monkeypatch.setattr(tracking, "attach", lambda uri, sweeps, **values: given.update(values))
-    attach.to_sweeps(placed(runs), argparse.Namespace(uri=""), [])
+    attach.to_sweeps(placed(runs), argparse.Namespace(uri="x"), [])
     assert given["sentence"] == (
         "3 distilled students of cifar100, 2 pairs: mean top-1 after the last epoch, in percent, of the 1 pair with "
         "every method: KD 73.00, EDKD 72.00."
     )
     assert given["metrics"]["last/top1 EDKD"] == 72.0 and given["metrics"]["best/top1 KD"] == 74.0
-    attach.to_sweeps(placed(runs[1:]), argparse.Namespace(uri=""), [])
+    attach.to_sweeps(placed(runs[1:]), argparse.Namespace(uri="x"), [])
     assert given["sentence"].endswith("in percent: no pair has all.") and given["metrics"] == {}
 
 

@@ -180,7 +180,8 @@ def test_what_cannot_be_evaluated(output: Path) -> None:
         f"no teacher vgg8 of {KEY} in outputs/teachers (there: resnet8); -c FILE names a checkpoint"
     )
     assert error(edkd("evaluate", "-m", "resnet8", "-d", "digits")).startswith(
-        f"no teacher resnet8 of digits-16 in outputs/teachers (there: none; resnet8 of {KEY}); -c FILE names a "
+        f"no teacher resnet8 of digits-16 in outputs/teachers (there: none; of {KEY}: dataset=digits "
+        "dataset.image_size=8 dataset.train_per_class=20 dataset.test_per_class=10); -c FILE names a "
     )
     assert error(edkd("evaluate", "-m", "vgg9", "-d", "digits")).startswith(
         "student=vgg9: no such option, did you mean vgg19?; allowed: imagenet_resnet18, "
@@ -192,6 +193,12 @@ def test_what_cannot_be_evaluated(output: Path) -> None:
         "dataset.root: no such key in dataset=digits; allowed: flip, image_size, "
     )
     assert files(output) == before
+
+
+def test_a_checkpoint_of_a_run_is_measured_on_the_data_of_that_run(output: Path) -> None:
+    file = str(run_file(output, "kd", "last.pt"))
+    done = edkd("evaluate", "-m", "resnet8", "-c", file)
+    assert (done.code, done.out.partition(" images")[0]) == (0, evaluate("-c", file).out.partition(" images")[0])
 
 
 def test_the_default_data_set_is_cifar100(output: Path) -> None:
