@@ -5,9 +5,14 @@ RUN = $(VENV)/bin/python
 DEMO = 12ep-b64-fp32-4b53a774
 # METRIC=last as --metric last; nothing where it is not set. Options' names are those of the variables.
 given = $(if $($(1)),--$(shell echo $(1) | tr A-Z a-z) '$($(1))')
-known = PYTHON VENV METRIC SEEDS PAIRS METHODS FORMAT ARGS DATA MINUTES SEED SWEEP
+of_table = METRIC SEEDS PAIRS METHODS FORMAT ARGS
+of_report = METRIC SEEDS PAIRS METHODS ARGS
+of_bench = DATA ARGS
+of_chaos = MINUTES SEED SWEEP
+of_ui = ARGS
+known = PYTHON VENV $(foreach goal,$(MAKECMDGOALS),$(of_$(goal)))
 unknown = $(filter-out $(known),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
-$(if $(unknown),$(error $(unknown): no such variable; there are $(known)))
+$(if $(unknown),$(error $(unknown): no such variable here; there are $(known)))
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slurm chaos lint table report bench ui clean
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from analysis import attach, formats, literature, load, missing, numbers, report, tables
 from edkd import CONF
-from edkd.console import Parser
+from edkd.console import Parser, counted
 from edkd.errors import EdkdError
 from edkd.rundir import results
 from edkd.rundir.settings import setting
@@ -123,14 +123,15 @@ def facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
     teachers = ours[~ours["alone"]].groupby(["pair", "method"], sort=False)["taught_by"].nunique()
     mixed = [f"{method} on {pair}" for pair, method in teachers.index[teachers > 1]]
     seeds, alone = (sorted(each["seed"].unique()) for each in (ours[~ours["alone"]], ours[ours["alone"]]))
-    counted = f"{len(distilled)} distilled students, {len(used) - len(distilled)} students alone"
+    without = len(used) - len(distilled)
+    numbers_of = f"{counted(len(distilled), 'distilled student')}, {counted(without, 'student')} alone"
     if used["packed"].any():
-        counted += f"; {used['packed'].sum()} of them from packed journals"
+        numbers_of += f"; {used['packed'].sum()} of them from packed journals"
     for origin, group in used[used["imported"] != ""].groupby("imported"):
-        counted += f"; {len(group)} of them imported from {origin}"
+        numbers_of += f"; {len(group)} of them imported from {origin}"
     return (
         f"data set: {dataset}, recipe: {recipe}",
-        f"runs: {counted}; seeds: {', '.join(map(str, seeds)) or 'none'}"
+        f"runs: {numbers_of}; seeds: {', '.join(map(str, seeds)) or 'none'}"
         + (f" (alone: {', '.join(map(str, alone))})" if set(alone) - set(seeds) else ""),
         f"git commits: {', '.join(sorted(set(numbers.commits(used).dropna()))) or 'none'}",
         *([f"means over runs of several teachers: {', '.join(mixed)}"] if mixed else []),

@@ -86,16 +86,20 @@ def _sync(args: argparse.Namespace) -> None:
         raise EdkdError(f"no runs in {args.output / 'runs'}; --output DIR names the folder that holds runs/")
     uri = args.uri or f"sqlite:///{args.output / 'mlflow.db'}"
     artifacts = None if args.uri else str(args.output / "mlartifacts")
-    failed = 0
+    failed = changed = 0
     place = {"uri": uri, "experiment": args.experiment, "artifacts": artifacts}
     for run_dir, found in tracking.sync_all(args.output / "runs", **place):
         if isinstance(found, EdkdError):
             failed += 1
             print(f"{run_dir}: {found}", file=sys.stderr)
         elif any(found):
+            changed += 1
             print(f"{run_dir}: {counted(found.epochs_logged, 'epoch')} logged")
     for sweep, ended in tracking.settle_sweeps(_ended_sweeps(args.output), **place).items():
+        changed += 1
         print(f"sweep {sweep}: {ended}")
+    if not changed and not failed:
+        print(f"{args.output} and MLflow agree")
     if failed:
         raise EdkdError(f"{counted(failed, 'run')} could not be brought to {uri}")
 

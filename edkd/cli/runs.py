@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edkd.cli.output import add_output
-from edkd.console import console, fail
+from edkd.console import console, counted, fail
 from edkd.errors import EdkdError
 from edkd.status.state import STATES
 
@@ -141,6 +141,9 @@ def _retry(args: argparse.Namespace) -> None:
         begin = "; --all takes those that never began" if any(view.state == "new" for view in views) else ""
         print(f"nothing to retry: {summary(views)}{begin}")
         return
+    left = [view for view in views if view.state == "new" and view.directory not in chosen]
+    if left:
+        print(f"{counted(len(left), 'run')} that never began: not launched; --all takes these, too")
     overrides = launch.may_add(args.overrides)
     master, launcher = retry.compose_launcher(overrides, output=args.output, task=launch.task)
     try:

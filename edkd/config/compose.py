@@ -191,6 +191,16 @@ def own_options() -> list[str]:
     return [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).resolve()}')}]"] if config_dir else []
 
 
+def set_output(master: DictConfig) -> None:
+    """Give a sweep's own configuration the `output` of its command, which Hydra keeps for the sweep's jobs.
+
+    The folders of launchers are below it.
+    """
+    for override in OverridesParser.create().parse_overrides(list(master.hydra.overrides.task)):
+        if override.key_or_group == "output" and not override.is_sweep_override():
+            master.output = override.value()
+
+
 def _guess(name: str, options: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, options, n=1)
     return f", did you mean {close[0]}?" if close else ""

@@ -97,7 +97,7 @@ def through_stages(stem: Tensor, stages: Iterable[nn.Sequential], want_feats: bo
     return StagePass(x, tuple(feats), tuple(preact_feats))
 
 
-def classify(last_map: Tensor, classifier: nn.Linear, kept: StagePass | None) -> Prediction:
+def classify(last_map: Tensor, classifier: nn.Linear, kept: StagePass | None = None) -> Prediction:
     """Average the last map [B, C, H, W] over the image and classify it.
 
     kept: the maps of the stages, where they are wanted; None makes a prediction of logits alone.

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from edkd import tracking
+from edkd import CONF, tracking
 from edkd.config.instantiate import build
 from edkd.config.job import Job
 from edkd.config.schema import Settings, Tracking
@@ -39,7 +39,8 @@ def show_summary(planned: Sweep, outcome: Mapping[str, RunStatus]) -> int:
             print(f"  {job.name} {began}: its teacher {job.settings.teacher.name} is not trained yet")
         elif status.state != "done":
             print(f"  {job.name} {unfinished(job, status)}")
-    print("run the same command again to continue" if lost else next_steps(planned.students[0].settings))
+    again = "run the same command again, or `edkd retry`, to continue"
+    print(again if lost else next_steps(planned.students[0].settings))
     return len(lost)
 
 
@@ -64,18 +65,20 @@ def next_steps(cfg: Settings) -> str:
     """The commands that show results, with the options to read the store of this configuration's runs."""
     own = f"sqlite:///{cfg.output}/mlflow.db"
     store = cfg.tracking.uri or own
-    sync, table, ui = "edkd sync", "", "`make ui`"
-    if store != "sqlite:///outputs/mlflow.db":
-        known = store if store.startswith("sqlite:") else "URI"  # a server's may hold a password
-        beside = f" --output {_quoted(cfg.output)}" if cfg.output != "outputs" else ""
-        table = f" ARGS='--uri {_quoted(known)}{beside}'"
-        ui = f"`make ui ARGS='--output {_quoted(cfg.output)}'`" if store == own else "the pages of that store"
-    if cfg.output != "outputs":
-        sync += f" --output {_quoted(cfg.output)}"
-    return (
-        f"{'' if cfg.tracking.uri else f'`{sync}` for MLflow, then '}`make table{table}` for the table, "
-        f"`make report{table}` for one page with figures, {ui} for the curves"
-    )
+    place = [] if cfg.output == "outputs" else ["--output", _quoted(cfg.output)]
+    known = store if store.startswith("sqlite:") else "URI"  # a server's may hold a password
+    read = [*([] if store == own else ["--uri", _quoted(known)]), *place]
+    if Path.cwd() == CONF.parent:
+        table, report, ui = (
+            f"make {name}" + (f" ARGS='{' '.join(words)}'" if words else "")
+            for name, words in (("table", read), ("report", read), ("ui", place))
+        )
+    else:
+        commands = ["python -m analysis", *read], ["python -m analysis.html_report", *read], ["edkd ui", *place]
+        table, report, ui = map(" ".join, commands)
+    pages = f"`{ui}`" if store == own else "the pages of that store"
+    sync = "" if cfg.tracking.uri else f"`{' '.join(['edkd sync', *place])}` for MLflow, then "
+    return f"{sync}`{table}` for the table, `{report}` for one page with figures, {pages} for the curves"
 
 
 def _quoted(word: str) -> str:

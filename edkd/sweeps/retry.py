@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from edkd import CONF
-from edkd.config.compose import explain, own_options, quoted
+from edkd.config.compose import explain, own_options, quoted, set_output
 from edkd.config.job import Job, directory_of, thaw, training_run
 from edkd.errors import EdkdError
 from edkd.rundir.paths import RunDir
@@ -114,6 +114,7 @@ def compose_launcher(overrides: Sequence[str], *, output: Path, task: TaskFuncti
     assert hydra is not None
     try:
         master = hydra.compose_config("config", given, run_mode=RunMode.MULTIRUN, with_log_configuration=True)
+        set_output(master)
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=master)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:

@@ -62,7 +62,12 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
         open_tracking(cfg.tracking)
     warn_outdated([job], {job.run: before})
     progress.warn_if_busy(cfg, cores())
-    finished = execute(job, sweep=None, show=True)
+    try:
+        finished = execute(job, sweep=None, show=True)
+    except Exception as error:
+        if isinstance(error, EdkdError) or journal.state(job.directory).status != "failed":
+            raise
+        raise SystemExit(1) from None  # the log, which is shown, has the traceback
     assert finished.end is not None
     last, best = finished.end["last"], finished.end["best"]
     print(

@@ -265,6 +265,14 @@ class Step:
                 f"the last batch of {len(self.data)} images has one alone, which batch norm cannot take here: "
                 f"change schedule.batch_size (now {self.batch_size})"
             ) from error
+        except (AttributeError, TypeError) as error:
+            method = self.trainable.distiller
+            if method.needs_feats or "NoneType" not in str(error):
+                raise
+            raise EdkdError(
+                f"{type(method).__name__}: {error}; a prediction has logits alone unless the class of the method "
+                "declares needs_feats = True, and there is no teacher's with needs_teacher = False"
+            ) from error
         if self.sound is None:
             check_outcome(outcome, self.trainable.distiller)
         losses = torch.stack([loss.detach() for loss in outcome.losses.values()])

@@ -137,7 +137,7 @@ def train_epoch(
         where = f"epoch {epoch}, step {first}" if guilty else f"epoch {epoch}"
         named = ", ".join(f"train/loss_{name}" for name in guilty) or "train/loss"
         raise EdkdError(
-            f"{where}: {named} is not finite: training diverged; "
+            f"{where}: {named} {'are' if len(guilty) > 1 else 'is'} not finite: training diverged; "
             f"lower schedule.lr (now {schedule.lr}) or look at the method's weights"
         )
     return {**metrics, "lr": schedule.rate(epoch)}

@@ -7,6 +7,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from edkd.config.compose import set_output
+
 
 class EdkdSweeper(Sweeper):
     """Plans a sweep of edkd runs; see `edkd.sweeps`.
@@ -19,6 +21,7 @@ class EdkdSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep Hydra's context and instantiate the launcher that the command line names."""
+        set_output(config)
         self.master, self.loader = config, hydra_context.config_loader
         self.started = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config

@@ -218,7 +218,7 @@ def test_students_alone_and_their_teachers(analyse):
     assert last["student alone"][4] == "" and last["student alone, smooth"][3] == "69.50 (n=1)"
     assert len(last["teacher"]) == 7, "a network alone is no column"
     assert set(csv["pair"]) == {PAIR, "vgg8"}
-    assert "runs: 1 distilled students, 3 students alone; seeds: 1 (alone: 1, 2)" in text
+    assert "runs: 1 distilled student, 3 students alone; seeds: 1 (alone: 1, 2)" in text
     text = analyse([make("kd"), make("edkd", teacher_top1="73.10")])[1]
     assert block(text, "Last epoch")["teacher alone"][3].startswith("73.10 / 74.64")
 

@@ -24,7 +24,7 @@ def test_sync_brings_mlflow_up_to_date_once(output: Path) -> None:
     assert {run["tags"]["edkd.run"]: run["metrics"]["last/top1"] for run in runs} == expected
 
     second = edkd("sync")
-    assert second == Ended(0, "", "")
+    assert second == Ended(0, "outputs and MLflow agree\n", "")
     assert tracking.load_runs(f"sqlite:///{output / 'mlflow.db'}", "edkd") == runs
 
 

@@ -71,8 +71,9 @@ def test_beside_ours_in_the_table(logs: Path) -> None:
     assert edkd("sync").code == 0
     runs = tracking.load_runs("sqlite:///outputs/mlflow.db", "edkd")
     assert sorted(run["tags"].get("imported", "ours") for run in runs) == [*["mdistiller"] * 4, "ours"]
-    assert edkd("sync").out == ""
-    assert analysis(["--results", "outputs", "--output", "table"]) == 0
+    assert edkd("sync").out == "outputs and MLflow agree\n"
+    store = "sqlite:///outputs/mlflow.db"
+    assert analysis(["--uri", store, "--results", "outputs", "--output", "table"]) == 0
     text = Path("table/table.md").read_text()
     assert "| KD | 61.00 (n=1)<br>" in text
     top1 = imported[-1]["last"]["top1"]
@@ -92,7 +93,7 @@ def test_checkpoints_alone_make_a_row(logs: Path) -> None:
         "0 runs imported, 1 there already, 0 left out; in outputs\n"
     )
     assert edkd("sync").code == 0
-    assert analysis(["--results", "outputs", "--output", "table"]) == 0
+    assert analysis(["--uri", "sqlite:///outputs/mlflow.db", "--results", "outputs", "--output", "table"]) == 0
     text = Path("table/table.md").read_text()
     assert "| KD (repdistiller) | 73.00 |" in text
     (run,) = tracking.load_runs("sqlite:///outputs/mlflow.db", "edkd")

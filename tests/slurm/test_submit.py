@@ -376,6 +376,12 @@ def test_jobs_are_named_after_their_runs(tiny: list[str], fake_slurm: FakeSlurm)
     assert "update JobId=2_1 JobName=my_jobs:resnet8-resnet8/dkd-s0\n" in (fake_slurm.folder / "asked").read_text()
 
 
+def test_slurms_logs_are_in_the_output_folder(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
+    assert slurm(tiny, "distiller=vanilla", f"output={here / 'elsewhere'}").code == 0
+    assert (here / "elsewhere" / "sweeps" / "slurm" / "1_submission.sh").is_file()
+    assert not (here / "outputs").exists()
+
+
 def test_a_folder_for_logs_is_its_owners_alone(
     tiny: list[str], fake_slurm: FakeSlurm, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,7 +131,7 @@ def test_a_summary_names_each_run_that_is_not_done(planned: Sweep, capsys: pytes
         f"  {teacher.name} failed: EdkdError: training diverged; see {teacher.directory / 'run.log'}",
         f"  {students[0].name} is running in another process (pid 12 on node7)",
         f"  {students[1].name} not started: its teacher resnet8 is not trained yet",
-        "run the same command again to continue",
+        "run the same command again, or `edkd retry`, to continue",
     ]
 
 
@@ -148,7 +148,7 @@ def test_a_pruned_run_is_not_lost(planned: Sweep, capsys: pytest.CaptureFixture[
     assert report.show_summary(planned, statuses(planned, *ends)) == 0
     counted, pruned, steps = capsys.readouterr().out.splitlines()
     assert counted.endswith(": 3 of 4 runs finished") and pruned == f"  {planned.jobs[3].name} pruned after epoch 1"
-    assert "make table" in steps
+    assert "`make table ARGS=" in steps
 
 
 @pytest.fixture

@@ -254,8 +254,8 @@ def test_a_sweep_runs_to_its_end_and_is_not_run_again(tiny: list[str], here: Pat
     kd = found["resnet8-resnet8/kd-s0"][-1]["last"]["top1"]
     assert table[4].split() == ["KD", f"{kd:.2f}"]
     assert ended == f"sweep {name}: 3 of 3 runs finished"
-    assert advice.startswith("`make table ARGS='--uri sqlite:///")  # of another folder than outputs/
-    assert f"/mlflow.db --output {here}/outputs'` for the table" in advice
+    assert advice.startswith(f"`python -m analysis --output {here}/outputs` for the table, `python -m analysis.html")
+    assert f"`edkd ui --output {here}/outputs` for the curves" in advice
     assert journals(here / "outputs") == found
 
     check_mlflow(here / "outputs", name, found)
@@ -317,7 +317,7 @@ def test_one_failure_stops_no_other_and_can_be_mended(tiny: list[str], own: Path
     (log,) = (here / "outputs").rglob("raising-*/run.log")
     assert lost.endswith(f" failed: RuntimeError: the marker is there; see {log}")
     assert "RuntimeError: the marker is there" in log.read_text() and "Traceback" in log.read_text()
-    assert advice == "run the same command again to continue"
+    assert advice == "run the same command again, or `edkd retry`, to continue"
     assert failed.err.count("failed: RuntimeError: the marker is there") == 1
 
     again = swept(command)
@@ -348,7 +348,7 @@ def test_without_its_teacher_no_student_starts(tiny: list[str], here: Path) -> N
     assert all(line.endswith(" not started: its teacher resnet8 is not trained yet") for line in students)
     assert list(journals(here / "outputs")) == ["resnet8/vanilla-s0"]
     assert not list((here / "outputs").glob("teachers/*/*.pt"))
-    assert advice == "run the same command again to continue"
+    assert advice == "run the same command again, or `edkd retry`, to continue"
 
 
 def test_a_teacher_whose_journal_came_without_weights_is_trained(tiny: list[str], here: Path) -> None:
@@ -478,6 +478,7 @@ def test_runs_of_another_process_are_left_to_it(tiny: list[str], here: Path, mak
     ]
     assert f"{running.name} is running in another process (pid {os.getpid()} on " in done.out
     assert (journal.state(running.directory).status, journal.state(other.directory).status) == ("new", "finished")
+    assert {path.name for path in here.iterdir()} == {"o'b"}
 
 
 def test_what_was_planned_is_run_whatever_happens_to_conf(tiny: list[str], own: Path, here: Path) -> None:

@@ -286,6 +286,19 @@ def test_views_follow_the_order() -> None:
     assert seen == set(range(88))
 
 
+class Greedy(Distiller):
+    """A method that does not say that it needs features."""
+
+    def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
+        return Outcome({"ce": student.pooled_feat.sum()}, {})
+
+
+def test_a_method_that_does_not_declare_its_need_of_features_is_told() -> None:
+    progress, step = started(Greedy(), CPU, capture=False)
+    with pytest.raises(EdkdError, match="^Greedy: 'NoneType' object has no attribute 'sum'; .* declares needs_feats"):
+        train_epoch(progress, step, SCHEDULE, seed=0)
+
+
 class Forgetful(Distiller):
     """A method that keeps something in a wrong place, or in the right one."""
 

@@ -450,7 +450,10 @@ class Spoilt(Distiller):
     [
         ({"extra": float("nan")}, "epoch 2, step 2: train/loss_extra is not finite"),
         ({"ce": float("inf")}, "epoch 2, step 2: train/loss_ce is not finite"),
-        ({"ce": float("nan"), "extra": float("inf")}, "epoch 2, step 2: train/loss_ce, train/loss_extra is not finite"),
+        (
+            {"ce": float("nan"), "extra": float("inf")},
+            "epoch 2, step 2: train/loss_ce, train/loss_extra are not finite",
+        ),
     ],
 )
 def test_a_loss_that_is_not_finite_stops_the_run(values: dict[str, float], named: str) -> None:
