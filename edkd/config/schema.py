@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from edkd.config.instantiate import check_call, target, typed
 from edkd.errors import EdkdError
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from edkd.distillers.base import Distiller
 
 SGD = {"_target_": "edkd.training.optimizers.SGD"}  # the optimiser of runs that name none
-PositiveInt = Annotated[int, Field(gt=0)]
-NaturalInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NaturalFloat = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -43,7 +39,7 @@ class Dataset:
     source: dict[str, Any]
     mean: list[float]
     std: list[float]
-    padding: NaturalInt
+    padding: NonNegativeInt
     flip: bool
     train_per_class: PositiveInt | None
     test_per_class: PositiveInt | None
@@ -88,10 +84,10 @@ class Schedule:
     batch_size: PositiveInt
     lr: PositiveFloat
     momentum: Annotated[float, Field(ge=0, lt=1)]
-    weight_decay: NaturalFloat
+    weight_decay: NonNegativeFloat
     milestones: list[float]  # as given; whole epochs once resolved
     gamma: PositiveFloat
-    warmup_epochs: NaturalInt
+    warmup_epochs: NonNegativeInt
 
     def __post_init__(self) -> None:
         given = self.milestones
@@ -126,7 +122,7 @@ class Engine:
     cpu_kernels: bool
     threads: Annotated[int, Field(gt=0, le=1024)] | None
     teacher_cache: bool
-    teacher_cache_gb: NaturalFloat
+    teacher_cache_gb: NonNegativeFloat
     # The defaults are for configurations that were frozen before these keys existed.
     devices: PositiveInt = 1
     sync_batch_norm: bool = False

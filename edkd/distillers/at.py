@@ -2,10 +2,11 @@
 
 from typing import ClassVar
 
+from pydantic import NonNegativeFloat, PositiveFloat
+
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, check_weights
+from edkd.distillers.base import Batch, Distiller, Outcome
 from edkd.distillers.stages import paired
-from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 
 
@@ -18,11 +19,8 @@ class AT(Distiller):
 
     needs_feats: ClassVar[bool] = True
 
-    def __init__(self, *, ce_weight: float, feat_weight: float, p: float) -> None:
+    def __init__(self, *, ce_weight: NonNegativeFloat, feat_weight: NonNegativeFloat, p: PositiveFloat) -> None:
         super().__init__()
-        check_weights(ce_weight=ce_weight, feat_weight=feat_weight)
-        if not p > 0:
-            raise EdkdError(f"distiller.p is {p}: it must be greater than 0 (see conf/distiller/at.yaml)")
         self.ce_weight = ce_weight
         self.feat_weight = feat_weight
         self.p = p

@@ -1,6 +1,5 @@
 """What a distillation method is: a loss, perhaps with a memory, over the student's and the teacher's predictions."""
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from edkd import losses
-from edkd.errors import EdkdError
 from edkd.models.base import Classifier, Prediction
 
 
@@ -149,33 +147,3 @@ def warmup_weight(epoch: Tensor, warmup_epochs: int) -> Tensor:
     if warmup_epochs == 0:
         return torch.ones_like(epoch)
     return (epoch / warmup_epochs).clamp(max=1)
-
-
-def check_temperature(temperature: float) -> None:
-    """Raise an EdkdError unless the temperature is positive and finite."""
-    if not 0 < temperature < math.inf:
-        raise EdkdError(
-            f"distiller.temperature is {temperature}: it must be greater than 0 and finite (see conf/distiller)"
-        )
-
-
-def check_weights(**weights: float) -> None:
-    """Raise an EdkdError unless every weight of a loss, by its name, is finite and not negative."""
-    for name, weight in weights.items():
-        if not 0 <= weight < math.inf:
-            raise EdkdError(f"distiller.{name} is {weight}: it must be 0 or more and finite (see conf/distiller)")
-
-
-def check_warmup(warmup_epochs: int) -> None:
-    """Raise an EdkdError unless the number of warm-up epochs is 0 (none) or more."""
-    if warmup_epochs < 0:
-        raise EdkdError(f"distiller.warmup_epochs is {warmup_epochs}: it must be 0 or more (see conf/distiller)")
-
-
-def check_positive(method: str, **values: float) -> None:
-    """Raise an EdkdError unless all values of a method, named as in its YAML file, are positive and finite."""
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise EdkdError(
-                f"distiller.{name} is {value}: it must be greater than 0 and finite (see conf/distiller/{method}.yaml)"
-            )

@@ -2,9 +2,10 @@
 
 from typing import ClassVar
 
+from pydantic import NonNegativeFloat, PositiveInt
+
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, check_weights
-from edkd.errors import EdkdError
+from edkd.distillers.base import Batch, Distiller, Outcome
 from edkd.models.base import Prediction
 
 
@@ -19,14 +20,15 @@ class CATKD(Distiller):
     needs_feats: ClassVar[bool] = True
 
     def __init__(
-        self, *, ce_weight: float, feat_weight: float, resolution: int, normalize: bool, binarize: bool
+        self,
+        *,
+        ce_weight: NonNegativeFloat,
+        feat_weight: NonNegativeFloat,
+        resolution: PositiveInt,
+        normalize: bool,
+        binarize: bool,
     ) -> None:
         super().__init__()
-        check_weights(ce_weight=ce_weight, feat_weight=feat_weight)
-        if resolution < 1:
-            raise EdkdError(
-                f"distiller.resolution is {resolution}: it must be 1 or more (see conf/distiller/catkd.yaml)"
-            )
         self.ce_weight = ce_weight
         self.feat_weight = feat_weight
         self.resolution = resolution

@@ -2,11 +2,11 @@
 
 from typing import ClassVar
 
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, Spec, check_weights
-from edkd.errors import EdkdError
+from edkd.distillers.base import Batch, Distiller, Outcome, Spec
 from edkd.models.base import Prediction
 
 
@@ -32,11 +32,8 @@ class CC(Distiller):
 
     needs_feats: ClassVar[bool] = True
 
-    def __init__(self, *, ce_weight: float, feat_weight: float, feat_dim: int) -> None:
+    def __init__(self, *, ce_weight: NonNegativeFloat, feat_weight: NonNegativeFloat, feat_dim: PositiveInt) -> None:
         super().__init__()
-        check_weights(ce_weight=ce_weight, feat_weight=feat_weight)
-        if feat_dim < 1:
-            raise EdkdError(f"distiller.feat_dim is {feat_dim}: it must be 1 or more (see conf/distiller/cc.yaml)")
         self.ce_weight = ce_weight
         self.feat_weight = feat_weight
         self.feat_dim = feat_dim

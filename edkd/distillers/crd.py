@@ -1,13 +1,14 @@
 """Contrastive representation distillation: Tian, Krishnan and Isola, ICLR 2020, arXiv:1910.10699."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, Spec, check_temperature, check_weights
+from edkd.distillers.base import Batch, Distiller, Outcome, Spec
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 
@@ -54,23 +55,14 @@ class CRD(Distiller):
     def __init__(
         self,
         *,
-        ce_weight: float,
-        feat_weight: float,
-        feat_dim: int,
-        negatives: int,
-        temperature: float,
-        momentum: float,
+        ce_weight: NonNegativeFloat,
+        feat_weight: NonNegativeFloat,
+        feat_dim: PositiveInt,
+        negatives: PositiveInt,
+        temperature: PositiveFloat,
+        momentum: Annotated[float, Field(ge=0, lt=1)],
     ) -> None:
         super().__init__()
-        check_temperature(temperature)
-        check_weights(ce_weight=ce_weight, feat_weight=feat_weight)
-        for name, value in {"feat_dim": feat_dim, "negatives": negatives}.items():
-            if value < 1:
-                raise EdkdError(f"distiller.{name} is {value}: it must be 1 or more (see conf/distiller/crd.yaml)")
-        if not 0 <= momentum < 1:
-            raise EdkdError(
-                f"distiller.momentum is {momentum}: it must be at least 0 and below 1 (see conf/distiller/crd.yaml)"
-            )
         self.ce_weight = ce_weight
         self.feat_weight = feat_weight
         self.feat_dim = feat_dim

@@ -3,14 +3,15 @@
 arXiv:2412.16493.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, check_temperature, check_weights, logits_of, strong_of
-from edkd.errors import EdkdError
+from edkd.distillers.base import Batch, Distiller, Outcome, logits_of, strong_of
 from edkd.models.base import Prediction
 
-MASK_BY = ("term", "teacher_view")
+Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class CRLD(Distiller):
@@ -30,22 +31,15 @@ class CRLD(Distiller):
     def __init__(
         self,
         *,
-        ce_weight: float,
-        within_weight: float,
-        cross_weight: float,
-        temperature: float,
-        weak_threshold: float,
-        strong_threshold: float,
-        mask_by: str,
+        ce_weight: NonNegativeFloat,
+        within_weight: NonNegativeFloat,
+        cross_weight: NonNegativeFloat,
+        temperature: PositiveFloat,
+        weak_threshold: Probability,
+        strong_threshold: Probability,
+        mask_by: Literal["term", "teacher_view"],
     ) -> None:
         super().__init__()
-        check_temperature(temperature)
-        check_weights(ce_weight=ce_weight, within_weight=within_weight, cross_weight=cross_weight)
-        for name, value in {"weak_threshold": weak_threshold, "strong_threshold": strong_threshold}.items():
-            if not 0 <= value <= 1:
-                raise EdkdError(f"distiller.{name} is {value}; allowed: 0 to 1, a probability (see conf/distiller)")
-        if mask_by not in MASK_BY:
-            raise EdkdError(f"distiller.mask_by is {mask_by}; allowed: {', '.join(MASK_BY)} (see conf/distiller)")
         self.ce_weight = ce_weight
         self.within_weight = within_weight
         self.cross_weight = cross_weight

@@ -1,16 +1,15 @@
 """CTKD: Li et al., "Curriculum Temperature for Knowledge Distillation", AAAI 2023, arXiv:2211.16231."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
+from pydantic import NonNegativeFloat, NonPositiveFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, Spec, both_logits, check_positive, check_weights
+from edkd.distillers.base import Batch, Distiller, Outcome, Spec, both_logits
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
-
-Decay = Literal["cosine", "linear"]
 
 
 class CTKD(Distiller):
@@ -32,26 +31,21 @@ class CTKD(Distiller):
     def __init__(
         self,
         *,
-        ce_weight: float,
-        kd_weight: float,
-        t_start: float,
-        t_end: float,
-        decay: Decay,
-        decay_max: float,
+        ce_weight: NonNegativeFloat,
+        kd_weight: NonNegativeFloat,
+        t_start: PositiveFloat,
+        t_end: PositiveFloat,
+        decay: Literal["cosine", "linear"],
+        decay_max: NonPositiveFloat,
         decay_min: float,
-        decay_loops: int,
+        decay_loops: PositiveInt,
         standardise: bool,
     ) -> None:
         super().__init__()
-        check_positive("ctkd", t_start=t_start, t_end=t_end, decay_loops=decay_loops)
-        check_weights(ce_weight=ce_weight, kd_weight=kd_weight)
-        if decay not in get_args(Decay):
-            valid = ", ".join(get_args(Decay))
-            raise EdkdError(f"distiller.decay is {decay!r}; valid: {valid} (see conf/distiller/ctkd.yaml)")
-        if not decay_min <= decay_max <= 0:
+        if decay_min > decay_max:
             raise EdkdError(
-                f"distiller.decay_max and decay_min are {decay_max} and {decay_min}: they must be 0 or less, decay_min "
-                "not above decay_max (see conf/distiller/ctkd.yaml)"
+                f"distiller.decay_min is {decay_min}: it must be distiller.decay_max, {decay_max}, or less "
+                "(see conf/distiller/ctkd.yaml)"
             )
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight

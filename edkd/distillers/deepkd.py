@@ -6,20 +6,11 @@ arXiv:2505.15133. These are its losses; its optimiser, which gives each of the t
 
 from typing import ClassVar
 
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from edkd import losses
-from edkd.distillers.base import (
-    Batch,
-    Distiller,
-    Outcome,
-    Spec,
-    check_temperature,
-    check_warmup,
-    check_weights,
-    logits_of,
-    warmup_weight,
-)
+from edkd.distillers.base import Batch, Distiller, Outcome, Spec, logits_of, warmup_weight
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 
@@ -30,13 +21,8 @@ class _TopClasses(Distiller):
     loss_names: ClassVar[tuple[str, ...]] = ("ce", "tckd", "nckd")
     needs_losses_apart: ClassVar[bool] = True
 
-    def __init__(self, *, temperature: float, top_k: int, name: str) -> None:
+    def __init__(self, *, temperature: PositiveFloat, top_k: NonNegativeInt) -> None:
         super().__init__()
-        check_temperature(temperature)
-        if top_k < 0:
-            raise EdkdError(
-                f"distiller.top_k is {top_k}: it must be 0 (all classes) or more (see conf/distiller/{name}.yaml)"
-            )
         self.temperature = temperature
         self.top_k = top_k
 
@@ -61,12 +47,15 @@ class DeepKD(_TopClasses):
     mean((1 − p_y)·NCKD), which with TCKD makes KD.
     """
 
-    def __init__(self, *, ce_weight: float, temperature: float, top_k: int, weighting: losses.Weighting) -> None:
-        super().__init__(temperature=temperature, top_k=top_k, name="deepkd")
-        check_weights(ce_weight=ce_weight)
-        if weighting not in losses.WEIGHTINGS:
-            valid = ", ".join(losses.WEIGHTINGS)
-            raise EdkdError(f"distiller.weighting is {weighting!r}; valid: {valid} (see conf/distiller/deepkd.yaml)")
+    def __init__(
+        self,
+        *,
+        ce_weight: NonNegativeFloat,
+        temperature: PositiveFloat,
+        top_k: NonNegativeInt,
+        weighting: losses.Weighting,
+    ) -> None:
+        super().__init__(temperature=temperature, top_k=top_k)
         self.ce_weight = ce_weight
         self.weighting = weighting
 
@@ -83,11 +72,16 @@ class DeepDKD(_TopClasses):
     """ce_weight·CE, w(epoch)·alpha·TCKD and w(epoch)·beta·NCKD: DKD in three losses, w as in DKD."""
 
     def __init__(
-        self, *, ce_weight: float, alpha: float, beta: float, temperature: float, warmup_epochs: int, top_k: int
+        self,
+        *,
+        ce_weight: NonNegativeFloat,
+        alpha: NonNegativeFloat,
+        beta: NonNegativeFloat,
+        temperature: PositiveFloat,
+        warmup_epochs: NonNegativeInt,
+        top_k: NonNegativeInt,
     ) -> None:
-        super().__init__(temperature=temperature, top_k=top_k, name="deepkd_dkd")
-        check_weights(ce_weight=ce_weight, alpha=alpha, beta=beta)
-        check_warmup(warmup_epochs)
+        super().__init__(temperature=temperature, top_k=top_k)
         self.ce_weight = ce_weight
         self.alpha = alpha
         self.beta = beta

@@ -1,7 +1,9 @@
 """DIST: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, arXiv:2205.10536."""
 
+from pydantic import NonNegativeFloat, PositiveFloat
+
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, check_temperature, check_weights, logits_of
+from edkd.distillers.base import Batch, Distiller, Outcome, logits_of
 from edkd.models.base import Prediction
 
 
@@ -11,10 +13,16 @@ class DIST(Distiller):
     inter compares each sample's classes, intra each class's samples; see `losses.dist`.
     """
 
-    def __init__(self, *, ce_weight: float, kd_weight: float, beta: float, gamma: float, temperature: float) -> None:
+    def __init__(
+        self,
+        *,
+        ce_weight: NonNegativeFloat,
+        kd_weight: NonNegativeFloat,
+        beta: NonNegativeFloat,
+        gamma: NonNegativeFloat,
+        temperature: PositiveFloat,
+    ) -> None:
         super().__init__()
-        check_temperature(temperature)
-        check_weights(ce_weight=ce_weight, kd_weight=kd_weight, beta=beta, gamma=gamma)
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
         self.beta = beta

@@ -1,16 +1,9 @@
 """Decoupled knowledge distillation: Zhao et al., CVPR 2022, arXiv:2203.08679."""
 
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
+
 from edkd import losses
-from edkd.distillers.base import (
-    Batch,
-    Distiller,
-    Outcome,
-    both_logits,
-    check_temperature,
-    check_warmup,
-    check_weights,
-    warmup_weight,
-)
+from edkd.distillers.base import Batch, Distiller, Outcome, both_logits, warmup_weight
 from edkd.models.base import Prediction
 
 
@@ -24,17 +17,14 @@ class DKD(Distiller):
     def __init__(
         self,
         *,
-        ce_weight: float,
-        alpha: float,
-        beta: float,
-        temperature: float,
-        warmup_epochs: int,
+        ce_weight: NonNegativeFloat,
+        alpha: NonNegativeFloat,
+        beta: NonNegativeFloat,
+        temperature: PositiveFloat,
+        warmup_epochs: NonNegativeInt,
         standardise: bool = False,
     ) -> None:
         super().__init__()
-        check_temperature(temperature)
-        check_weights(ce_weight=ce_weight, alpha=alpha, beta=beta)
-        check_warmup(warmup_epochs)
         self.ce_weight = ce_weight
         self.alpha = alpha
         self.beta = beta

@@ -1,17 +1,9 @@
 """Exponential dynamic knowledge distillation: DKD whose NCKD weight follows the teacher's confidence in each sample."""
 
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
+
 from edkd import losses
-from edkd.distillers.base import (
-    Batch,
-    Distiller,
-    Outcome,
-    both_logits,
-    check_temperature,
-    check_warmup,
-    check_weights,
-    warmup_weight,
-)
-from edkd.errors import EdkdError
+from edkd.distillers.base import Batch, Distiller, Outcome, both_logits, warmup_weight
 from edkd.models.base import Prediction
 
 
@@ -28,21 +20,15 @@ class EDKD(Distiller):
     def __init__(
         self,
         *,
-        ce_weight: float,
-        alpha: float,
-        beta: float,
-        temperature: float,
-        warmup_epochs: int,
+        ce_weight: NonNegativeFloat,
+        alpha: NonNegativeFloat,
+        beta: NonNegativeFloat,
+        temperature: PositiveFloat,
+        warmup_epochs: NonNegativeInt,
         weighting: losses.Weighting,
         standardise: bool = False,
     ) -> None:
         super().__init__()
-        check_temperature(temperature)
-        check_weights(ce_weight=ce_weight, alpha=alpha, beta=beta)
-        check_warmup(warmup_epochs)
-        if weighting not in losses.WEIGHTINGS:
-            valid = ", ".join(losses.WEIGHTINGS)
-            raise EdkdError(f"distiller.weighting is {weighting!r}; valid: {valid} (see conf/distiller/edkd.yaml)")
         self.ce_weight = ce_weight
         self.alpha = alpha
         self.beta = beta

@@ -3,10 +3,11 @@
 from typing import ClassVar
 
 import torch.nn.functional as F
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, Spec, check_weights
+from edkd.distillers.base import Batch, Distiller, Outcome, Spec
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 
@@ -45,9 +46,8 @@ class FitNet(Distiller):
     needs_feats: ClassVar[bool] = True
     conv_reg: Regressor
 
-    def __init__(self, *, ce_weight: float, feat_weight: float, hint_stage: int) -> None:
+    def __init__(self, *, ce_weight: NonNegativeFloat, feat_weight: NonNegativeFloat, hint_stage: int) -> None:
         super().__init__()
-        check_weights(ce_weight=ce_weight, feat_weight=feat_weight)
         self.ce_weight = ce_weight
         self.feat_weight = feat_weight
         self.hint_stage = hint_stage

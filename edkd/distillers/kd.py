@@ -1,7 +1,9 @@
 """Knowledge distillation: Hinton, Vinyals and Dean, 2015, arXiv:1503.02531."""
 
+from pydantic import NonNegativeFloat, PositiveFloat
+
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, both_logits, check_temperature, check_weights
+from edkd.distillers.base import Batch, Distiller, Outcome, both_logits
 from edkd.models.base import Prediction
 
 
@@ -12,10 +14,15 @@ class KD(Distiller):
     kd.yaml it would change the hashes of that file's older runs.
     """
 
-    def __init__(self, *, ce_weight: float, kd_weight: float, temperature: float, standardise: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        ce_weight: NonNegativeFloat,
+        kd_weight: NonNegativeFloat,
+        temperature: PositiveFloat,
+        standardise: bool = False,
+    ) -> None:
         super().__init__()
-        check_temperature(temperature)
-        check_weights(ce_weight=ce_weight, kd_weight=kd_weight)
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
         self.temperature = temperature

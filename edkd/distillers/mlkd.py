@@ -1,19 +1,18 @@
 """MLKD: Jin, Wang and Lin, "Multi-Level Logit Distillation", CVPR 2023."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, check_temperature, check_weights, logits_of, strong_of
-from edkd.errors import EdkdError
+from edkd.distillers.base import Batch, Distiller, Outcome, logits_of, strong_of
 from edkd.models.base import Prediction
 
 _FURTHER = (3.0, 5.0, 2.0, 6.0)
 _WEAK_ONLY = (2.0, 6.0)
-MASKINGS = ("published", "per_sample")
-STRONG_TEMPERATURES = ("published", "all")
+Masking = Literal["published", "per_sample"]
 
 
 class MLKDOneView(Distiller):
@@ -31,13 +30,15 @@ class MLKDOneView(Distiller):
     loss_names: ClassVar[tuple[str, ...]] = ("ce", "kd", "class", "batch")
 
     def __init__(
-        self, *, ce_weight: float, kd_weight: float, temperature: float, masking: str, standardise: bool
+        self,
+        *,
+        ce_weight: NonNegativeFloat,
+        kd_weight: NonNegativeFloat,
+        temperature: PositiveFloat,
+        masking: Masking,
+        standardise: bool,
     ) -> None:
         super().__init__()
-        check_temperature(temperature)
-        check_weights(ce_weight=ce_weight, kd_weight=kd_weight)
-        if masking not in MASKINGS:
-            raise EdkdError(f"distiller.masking is {masking}; allowed: {', '.join(MASKINGS)} (see conf/distiller)")
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
         self.temperatures = (temperature, *_FURTHER)
@@ -84,11 +85,11 @@ class MLKD(MLKDOneView):
     def __init__(
         self,
         *,
-        ce_weight: float,
-        kd_weight: float,
-        temperature: float,
-        masking: str,
-        strong_temperatures: str,
+        ce_weight: NonNegativeFloat,
+        kd_weight: NonNegativeFloat,
+        temperature: PositiveFloat,
+        masking: Masking,
+        strong_temperatures: Literal["published", "all"],
         standardise: bool,
     ) -> None:
         super().__init__(
@@ -98,11 +99,6 @@ class MLKD(MLKDOneView):
             masking=masking,
             standardise=standardise,
         )
-        if strong_temperatures not in STRONG_TEMPERATURES:
-            allowed = ", ".join(STRONG_TEMPERATURES)
-            raise EdkdError(
-                f"distiller.strong_temperatures is {strong_temperatures}; allowed: {allowed} (see conf/distiller)"
-            )
         self.weak_only = _WEAK_ONLY if strong_temperatures == "published" else ()
 
     def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:

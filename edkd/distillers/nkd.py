@@ -1,7 +1,9 @@
 """NKD: Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation", ICCV 2023, arXiv:2303.13005."""
 
+from pydantic import NonNegativeFloat, PositiveFloat
+
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, check_temperature, check_weights, logits_of
+from edkd.distillers.base import Batch, Distiller, Outcome, logits_of
 from edkd.models.base import Prediction
 
 
@@ -11,10 +13,15 @@ class NKD(Distiller):
     p is the softmax at temperature 1, q_T the one at T over the non-target classes; see `losses.nkd`.
     """
 
-    def __init__(self, *, ce_weight: float, kd_weight: float, gamma: float, temperature: float) -> None:
+    def __init__(
+        self,
+        *,
+        ce_weight: NonNegativeFloat,
+        kd_weight: NonNegativeFloat,
+        gamma: NonNegativeFloat,
+        temperature: PositiveFloat,
+    ) -> None:
         super().__init__()
-        check_temperature(temperature)
-        check_weights(ce_weight=ce_weight, kd_weight=kd_weight, gamma=gamma)
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
         self.gamma = gamma

@@ -1,16 +1,9 @@
 """NormKD: Chi et al., "NormKD: Normalized Logits for Knowledge Distillation", 2023, arXiv:2308.00520."""
 
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
+
 from edkd import losses
-from edkd.distillers.base import (
-    Batch,
-    Distiller,
-    Outcome,
-    check_positive,
-    check_warmup,
-    check_weights,
-    logits_of,
-    warmup_weight,
-)
+from edkd.distillers.base import Batch, Distiller, Outcome, logits_of, warmup_weight
 from edkd.models.base import Prediction
 
 
@@ -20,10 +13,10 @@ class NormKD(Distiller):
     See `losses.normkd`.
     """
 
-    def __init__(self, *, ce_weight: float, kd_weight: float, temperature_norm: float) -> None:
+    def __init__(
+        self, *, ce_weight: NonNegativeFloat, kd_weight: NonNegativeFloat, temperature_norm: PositiveFloat
+    ) -> None:
         super().__init__()
-        check_positive("normkd", temperature_norm=temperature_norm)
-        check_weights(ce_weight=ce_weight, kd_weight=kd_weight)
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
         self.temperature_norm = temperature_norm
@@ -42,12 +35,15 @@ class NormDKD(Distiller):
     """
 
     def __init__(
-        self, *, ce_weight: float, alpha: float, beta: float, temperature_norm: float, warmup_epochs: int
+        self,
+        *,
+        ce_weight: NonNegativeFloat,
+        alpha: NonNegativeFloat,
+        beta: NonNegativeFloat,
+        temperature_norm: PositiveFloat,
+        warmup_epochs: NonNegativeInt,
     ) -> None:
         super().__init__()
-        check_positive("normkd_dkd", temperature_norm=temperature_norm)
-        check_weights(ce_weight=ce_weight, alpha=alpha, beta=beta)
-        check_warmup(warmup_epochs)
         self.ce_weight = ce_weight
         self.alpha = alpha
         self.beta = beta

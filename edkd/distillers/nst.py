@@ -2,8 +2,10 @@
 
 from typing import ClassVar
 
+from pydantic import NonNegativeFloat
+
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, check_weights
+from edkd.distillers.base import Batch, Distiller, Outcome
 from edkd.distillers.stages import paired
 from edkd.models.base import Prediction
 
@@ -17,9 +19,8 @@ class NST(Distiller):
 
     needs_feats: ClassVar[bool] = True
 
-    def __init__(self, *, ce_weight: float, feat_weight: float) -> None:
+    def __init__(self, *, ce_weight: NonNegativeFloat, feat_weight: NonNegativeFloat) -> None:
         super().__init__()
-        check_weights(ce_weight=ce_weight, feat_weight=feat_weight)
         self.ce_weight = ce_weight
         self.feat_weight = feat_weight
 

@@ -2,10 +2,11 @@
 
 from typing import ClassVar
 
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import nn
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, Spec, check_weights
+from edkd.distillers.base import Batch, Distiller, Outcome, Spec
 from edkd.distillers.stages import paired
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
@@ -25,13 +26,10 @@ class OFD(Distiller):
 
     needs_feats: ClassVar[bool] = True
 
-    def __init__(self, *, ce_weight: float, feat_weight: float, kernel_size: int) -> None:
+    def __init__(self, *, ce_weight: NonNegativeFloat, feat_weight: NonNegativeFloat, kernel_size: PositiveInt) -> None:
         super().__init__()
-        check_weights(ce_weight=ce_weight, feat_weight=feat_weight)
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise EdkdError(
-                f"distiller.kernel_size is {kernel_size}: it must be odd and 1 or more (see conf/distiller/ofd.yaml)"
-            )
+        if kernel_size % 2 == 0:
+            raise EdkdError(f"distiller.kernel_size is {kernel_size}: it must be odd (see conf/distiller/ofd.yaml)")
         self.ce_weight = ce_weight
         self.feat_weight = feat_weight
         self.kernel_size = kernel_size

@@ -4,10 +4,11 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, Shapes, Spec, check_warmup, check_weights, warmup_weight
+from edkd.distillers.base import Batch, Distiller, Outcome, Shapes, Spec, warmup_weight
 from edkd.distillers.stages import paired
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
@@ -53,14 +54,15 @@ class ReviewKD(Distiller):
 
     needs_feats: ClassVar[bool] = True
 
-    def __init__(self, *, ce_weight: float, feat_weight: float, max_width: int, warmup_epochs: int) -> None:
+    def __init__(
+        self,
+        *,
+        ce_weight: NonNegativeFloat,
+        feat_weight: NonNegativeFloat,
+        max_width: PositiveInt,
+        warmup_epochs: NonNegativeInt,
+    ) -> None:
         super().__init__()
-        check_weights(ce_weight=ce_weight, feat_weight=feat_weight)
-        check_warmup(warmup_epochs)
-        if max_width < 1:
-            raise EdkdError(
-                f"distiller.max_width is {max_width}: it must be 1 or more (see conf/distiller/reviewkd.yaml)"
-            )
         self.ce_weight = ce_weight
         self.feat_weight = feat_weight
         self.max_width = max_width

@@ -2,8 +2,10 @@
 
 from typing import ClassVar
 
+from pydantic import NonNegativeFloat
+
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, check_weights
+from edkd.distillers.base import Batch, Distiller, Outcome
 from edkd.models.base import Prediction
 
 
@@ -15,9 +17,10 @@ class RKD(Distiller):
 
     needs_feats: ClassVar[bool] = True
 
-    def __init__(self, *, ce_weight: float, distance_weight: float, angle_weight: float) -> None:
+    def __init__(
+        self, *, ce_weight: NonNegativeFloat, distance_weight: NonNegativeFloat, angle_weight: NonNegativeFloat
+    ) -> None:
         super().__init__()
-        check_weights(ce_weight=ce_weight, distance_weight=distance_weight, angle_weight=angle_weight)
         self.ce_weight = ce_weight
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight

@@ -1,17 +1,9 @@
 """RLD: Sun et al., "Knowledge Distillation with Refined Logits", 2024, arXiv:2408.07703."""
 
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
+
 from edkd import losses
-from edkd.distillers.base import (
-    Batch,
-    Distiller,
-    Outcome,
-    both_logits,
-    check_positive,
-    check_temperature,
-    check_warmup,
-    check_weights,
-    warmup_weight,
-)
+from edkd.distillers.base import Batch, Distiller, Outcome, both_logits, warmup_weight
 from edkd.models.base import Prediction
 
 
@@ -28,19 +20,15 @@ class RLD(Distiller):
     def __init__(
         self,
         *,
-        ce_weight: float,
-        alpha: float,
-        beta: float,
-        temperature: float,
-        alpha_temperature: float,
-        warmup_epochs: int,
+        ce_weight: NonNegativeFloat,
+        alpha: NonNegativeFloat,
+        beta: NonNegativeFloat,
+        temperature: PositiveFloat,
+        alpha_temperature: PositiveFloat,
+        warmup_epochs: NonNegativeInt,
         standardise: bool,
     ) -> None:
         super().__init__()
-        check_temperature(temperature)
-        check_weights(ce_weight=ce_weight, alpha=alpha, beta=beta)
-        check_positive("rld", alpha_temperature=alpha_temperature)
-        check_warmup(warmup_epochs)
         self.ce_weight = ce_weight
         self.alpha = alpha
         self.beta = beta

@@ -3,18 +3,11 @@
 from abc import abstractmethod
 from typing import ClassVar
 
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from edkd import losses
-from edkd.distillers.base import (
-    Batch,
-    Distiller,
-    Outcome,
-    check_temperature,
-    check_warmup,
-    check_weights,
-    warmup_weight,
-)
+from edkd.distillers.base import Batch, Distiller, Outcome, warmup_weight
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 
@@ -32,10 +25,8 @@ class SDD(Distiller):
 
     needs_feats: ClassVar[bool] = True
 
-    def __init__(self, *, ce_weight: float, temperature: float, scales: list[int]) -> None:
+    def __init__(self, *, ce_weight: NonNegativeFloat, temperature: PositiveFloat, scales: list[int]) -> None:
         super().__init__()
-        check_temperature(temperature)
-        check_weights(ce_weight=ce_weight)
         if scales[:1] != [1] or not set(scales) <= {1, 2, 4}:
             raise EdkdError(
                 f"distiller.scales is {scales}: it must begin with 1, the whole image, and go on with any of 2 and 4 "
@@ -69,9 +60,10 @@ class SDD(Distiller):
 class SDKD(SDD):
     """SDD with KD, T²·KL(teacher ‖ student), in each region, with kd_weight and without a warm-up."""
 
-    def __init__(self, *, ce_weight: float, kd_weight: float, temperature: float, scales: list[int]) -> None:
+    def __init__(
+        self, *, ce_weight: NonNegativeFloat, kd_weight: NonNegativeFloat, temperature: PositiveFloat, scales: list[int]
+    ) -> None:
         super().__init__(ce_weight=ce_weight, temperature=temperature, scales=scales)
-        check_weights(kd_weight=kd_weight)
         self.kd_weight = kd_weight
 
     def each(self, logits_student: Tensor, logits_teacher: Tensor, target: Tensor) -> Tensor:
@@ -89,16 +81,14 @@ class SDDKD(SDD):
     def __init__(
         self,
         *,
-        ce_weight: float,
-        alpha: float,
-        beta: float,
-        temperature: float,
+        ce_weight: NonNegativeFloat,
+        alpha: NonNegativeFloat,
+        beta: NonNegativeFloat,
+        temperature: PositiveFloat,
         scales: list[int],
-        warmup_epochs: int,
+        warmup_epochs: NonNegativeInt,
     ) -> None:
         super().__init__(ce_weight=ce_weight, temperature=temperature, scales=scales)
-        check_weights(alpha=alpha, beta=beta)
-        check_warmup(warmup_epochs)
         self.alpha = alpha
         self.beta = beta
         self.warmup_epochs = warmup_epochs
@@ -123,16 +113,14 @@ class SDNKD(SDD):
     def __init__(
         self,
         *,
-        ce_weight: float,
-        gamma: float,
-        temperature: float,
+        ce_weight: NonNegativeFloat,
+        gamma: NonNegativeFloat,
+        temperature: PositiveFloat,
         mask_target: bool,
         scales: list[int],
-        warmup_epochs: int,
+        warmup_epochs: NonNegativeInt,
     ) -> None:
         super().__init__(ce_weight=ce_weight, temperature=temperature, scales=scales)
-        check_weights(gamma=gamma)
-        check_warmup(warmup_epochs)
         self.gamma = gamma
         self.mask_target = mask_target
         self.warmup_epochs = warmup_epochs

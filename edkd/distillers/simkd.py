@@ -3,10 +3,11 @@
 from typing import ClassVar
 
 import torch.nn.functional as F
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, Spec, check_weights
+from edkd.distillers.base import Batch, Distiller, Outcome, Spec
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 
@@ -28,11 +29,8 @@ class SimKD(Distiller):
     classifier_weight: Tensor  # [K, C_t], the teacher's
     classifier_bias: Tensor  # [K]
 
-    def __init__(self, *, feat_weight: float, factor: int) -> None:
+    def __init__(self, *, feat_weight: NonNegativeFloat, factor: PositiveInt) -> None:
         super().__init__()
-        check_weights(feat_weight=feat_weight)
-        if factor < 1:
-            raise EdkdError(f"distiller.factor is {factor}: it must be 1 or more (see conf/distiller/simkd.yaml)")
         self.feat_weight = feat_weight
         self.factor = factor
 

@@ -1,9 +1,10 @@
 """TTM: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", ICLR 2024, arXiv:2402.11148."""
 
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, check_positive, check_weights, logits_of
+from edkd.distillers.base import Batch, Distiller, Outcome, logits_of
 from edkd.models.base import Prediction
 
 
@@ -13,10 +14,8 @@ class TTM(Distiller):
     See `losses.ttm`.
     """
 
-    def __init__(self, *, ce_weight: float, kd_weight: float, exponent: float) -> None:
+    def __init__(self, *, ce_weight: NonNegativeFloat, kd_weight: NonNegativeFloat, exponent: PositiveFloat) -> None:
         super().__init__()
-        check_positive(type(self).__name__.lower(), exponent=exponent)
-        check_weights(ce_weight=ce_weight, kd_weight=kd_weight)
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
         self.exponent = exponent

@@ -4,10 +4,11 @@ import math
 from typing import ClassVar
 
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import nn
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome, Spec, check_weights
+from edkd.distillers.base import Batch, Distiller, Outcome, Spec
 from edkd.distillers.stages import paired
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
@@ -24,12 +25,13 @@ class VID(Distiller):
 
     needs_feats: ClassVar[bool] = True
 
-    def __init__(self, *, ce_weight: float, feat_weight: float, init_pred_var: float, eps: float) -> None:
+    def __init__(
+        self, *, ce_weight: NonNegativeFloat, feat_weight: NonNegativeFloat, init_pred_var: float, eps: PositiveFloat
+    ) -> None:
         super().__init__()
-        check_weights(ce_weight=ce_weight, feat_weight=feat_weight)
-        if not 0 < eps < init_pred_var:
+        if eps >= init_pred_var:
             raise EdkdError(
-                f"distiller.eps is {eps}: it must lie between 0 and distiller.init_pred_var, {init_pred_var} "
+                f"distiller.eps is {eps}: it must be below distiller.init_pred_var, {init_pred_var} "
                 "(see conf/distiller/vid.yaml)"
             )
         self.ce_weight = ce_weight

@@ -13,11 +13,10 @@ import optuna
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from edkd.config.compose import Composer
 from edkd.config.job import Job
-from edkd.config.schema import NaturalInt, PositiveInt
 from edkd.rundir import journal
 from edkd.rundir.paths import record_sweep, runs_of_sweep
 from edkd.runs.pruning import HELD_OUT, storage, trial_of
@@ -39,8 +38,8 @@ class Values:
     n_trials: PositiveInt
     n_jobs: PositiveInt | None
     sampler: Literal["tpe", "random"]
-    seed: NaturalInt
-    startup_trials: NaturalInt
+    seed: NonNegativeInt
+    startup_trials: NonNegativeInt
     pruner: Literal["median", "hyperband", "none"]
     prune_after: Annotated[float, Field(ge=0, le=1)]
 

@@ -205,7 +205,7 @@ def test_help_lists_groups_and_values() -> None:
         ("dataset.sorce.root=x", "dataset.sorce.root: no such key in dataset=digits, did you mean source?"),
         ("+schedule.epoch=3", "schedule.epoch: no such value; allowed: epochs, "),
         ("hydra.run.dri=x", "hydra.run.dri: no such key in hydra.run, did you mean dir?"),
-        ("distiller=dkd distiller.temperature=0", "distiller.temperature is 0.0: it must be greater than 0"),
+        ("distiller=dkd distiller.temperature=0", "distiller.temperature=0: must be above 0"),
         ("engine.device=gpu", "engine.device=gpu: allowed: auto, cpu, cuda, cuda:N"),
         ("dataset=folder", "dataset.root has no value yet: set dataset.root=…"),
         ("schedule.lr=${schedule.rate}", "schedule.lr: Interpolation key 'schedule.rate' not found"),
@@ -245,7 +245,7 @@ def test_a_wrong_configuration(tiny: list[str], teacher: Path, here: Path, argum
             "distiller=kd,fitnet ++distiller.hint_stage=1",
             "distiller.hint_stage: no such value; allowed: ce_weight, kd_weight, temperature, standardise",
         ),
-        ("distiller=kd,dkd distiller.temperature=4,0", "distiller.temperature is 0.0: it must be greater than 0"),
+        ("distiller=kd,dkd distiller.temperature=4,0", "distiller.temperature=0: must be above 0"),
         ("distiller=kd,nan", "distiller=kd,nan: an option's name is a text; allowed: "),
         (
             "schedule.lr=interval(0,1)",

@@ -3,9 +3,10 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from edkd.config import instantiate
 from edkd.config.schema import Engine
@@ -71,6 +72,8 @@ def mine(**changes: Any) -> dict[str, Any]:
         (None, int | None, None),
         (7, int | None, 7),
         (7, float | None, 7.0),
+        (7, PositiveFloat, 7.0),
+        (7, PositiveInt | None, 7),
         (None, type(None), None),
         ([1, 2.5], list[float], [1.0, 2.5]),
         ([1, 2], Sequence[int], [1, 2]),
@@ -118,6 +121,9 @@ def test_values_that_fit(value: Any, hint: Any, expected: Any, monkeypatch: pyte
         ("hot", float | Literal["auto"], "key=hot: must be a number or one of auto"),
         ({"a": "b"}, dict[str, int], "key.a=b: must be a whole number"),
         ([1], dict, "key=[1]: must be a group of values"),
+        (-0.5, NonNegativeFloat, "key=-0.5: must be 0 or more"),
+        (1, Annotated[float, Field(ge=0, lt=1)], "key=1: must be below 1"),
+        (0, PositiveInt | None, "key=0: must be above 0 or null"),
         (1, re.Pattern, "key=1: must be a valid pattern"),
         (1, Batch, "key=1: must be an instance of Batch"),
     ],

@@ -223,18 +223,3 @@ def test_no_value_is_read_from_the_device() -> None:
     losses = method(*features, Batch(batch.index.to("meta"), batch.target.to("meta"), batch.epoch.to("meta"))).losses
     losses["kd"].backward()
     assert all(loss.is_meta and loss.ndim == 0 for loss in losses.values())
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"negatives": 0}, r"distiller\.negatives is 0: it must be 1 or more"),
-        ({"feat_dim": 0}, r"distiller\.feat_dim is 0"),
-        ({"temperature": 0.0}, r"distiller\.temperature is 0\.0"),
-        ({"momentum": 1.0}, r"distiller\.momentum is 1\.0: it must be at least 0 and below 1"),
-    ],
-)
-def test_bad_values_are_refused_in_one_line(change: dict, message: str) -> None:
-    with pytest.raises(EdkdError, match=message) as error:
-        CRD(**{**ARGUMENTS, **change})
-    assert "\n" not in str(error.value)

@@ -311,23 +311,6 @@ def test_ctkd_reads_no_value_from_the_device(decay: str) -> None:
     assert method.theta.grad is not None
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"t_start": 0.0}, r"distiller\.t_start is 0\.0: it must be greater than 0 .*/ctkd\.yaml"),
-        ({"t_end": -1.0}, r"distiller\.t_end is -1\.0"),
-        ({"decay_loops": 0}, r"distiller\.decay_loops is 0"),
-        ({"decay": "steps"}, r"distiller\.decay is 'steps'; valid: cosine, linear"),
-        ({"decay_max": 1.0}, r"distiller\.decay_max and decay_min are 1\.0 and -1\.0: they must be 0 or less"),
-        ({"decay_max": -2.0}, r"decay_min not above decay_max"),
-    ],
-)
-def test_ctkd_refuses_bad_values_in_one_line(change: dict, message: str) -> None:
-    with pytest.raises(EdkdError, match=message) as error:
-        CTKD(**{**CTKD_ARGS, **change})
-    assert "\n" not in str(error.value)
-
-
 @pytest.mark.parametrize("case", CASES["logits"]["deepkd_parts"], ids=lambda case: case["parameters"]["on"])
 def test_recorded_parts_of_deepkd(case: dict) -> None:
     given = case["parameters"]

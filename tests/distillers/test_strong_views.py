@@ -10,7 +10,6 @@ from torch import Tensor
 from edkd.distillers.base import Batch, Distiller, StrongView
 from edkd.distillers.crld import CRLD
 from edkd.distillers.mlkd import MLKD, MLKDOneView
-from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 from tests.golden.methods import CASES, assert_recorded, normal
 
@@ -121,18 +120,3 @@ def test_the_options_change_what_they_say() -> None:
     by_term, by_view = random_step(CRLD(**values)), random_step(CRLD(**{**values, "mask_by": "teacher_view"}))
     assert (by_term["within"], by_term["cross"] > by_view["cross"] > 0) == (0, True)
     assert by_view["within"] > 0
-
-
-@pytest.mark.parametrize(
-    ("kind", "values", "message"),
-    [
-        (MLKD, {"masking": "some"}, "distiller.masking is some; allowed: published, per_sample"),
-        (MLKD, {"strong_temperatures": "some"}, "distiller.strong_temperatures is some; allowed: published, all"),
-        (MLKD, {"temperature": 0}, "distiller.temperature is 0"),
-        (CRLD, {"weak_threshold": 1.5}, "distiller.weak_threshold is 1.5; allowed: 0 to 1"),
-        (CRLD, {"mask_by": "some"}, "distiller.mask_by is some; allowed: term, teacher_view"),
-    ],
-)
-def test_a_bad_value_is_one_line(kind: type[Distiller], values: dict[str, Any], message: str) -> None:
-    with pytest.raises(EdkdError, match=message):
-        kind(**{**(MLKD_VALUES if kind is MLKD else CRLD_VALUES), **values})
