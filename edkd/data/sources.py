@@ -13,10 +13,11 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from edkd.data import _torchvision
 from edkd.data.arrays import Arrays, Split, hold_out
@@ -123,13 +124,12 @@ def _downloading(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def digits(*, image_size: int) -> Arrays:
+def digits(*, image_size: Annotated[int, Field(ge=8)]) -> Arrays:
     """scikit-learn's 1,797 real handwritten digits (Alpaydin and Kaynak 1998, 8x8 grey), enlarged bilinearly, as RGB.
 
-    image_size: the side in pixels, 8 or more. A fixed, stratified fifth is the test set. Needs no file and no network.
+    image_size: the side in pixels, at least the images' own. A fixed, stratified fifth is the test set. Needs no file
+    and no network.
     """
-    if image_size < 8:
-        raise EdkdError(f"image_size of digits is {image_size}; allowed: 8 (their own size) or more pixels")
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -142,34 +142,34 @@ def digits(*, image_size: int) -> Arrays:
     return Arrays(train=train, validation=None, test=test, classes=tuple(str(digit) for digit in range(10)))
 
 
-def folder(*, root: str, image_size: int) -> Arrays:
+def folder(*, root: str, image_size: PositiveInt) -> Arrays:
     """Your own images: root/train/<class>/* and root/test/<class>/*, found as torchvision's ImageFolder finds them.
 
     Each is read as RGB, resized so that its shorter side is `image_size` pixels, and cropped to the central square.
     """
-    train, test = _find_splits(root, image_size)
+    train, test = _find_splits(root)
     splits = [Split(_decode(found.samples, image_size), np.asarray(found.targets, np.int64)) for found in (train, test)]
     return Arrays(train=splits[0], validation=None, test=splits[1], classes=tuple(train.classes))
 
 
-def imagefolder(*, root: str, image_size: int, workers: int, broken: Broken = "stop") -> Streamed:
+def imagefolder(*, root: str, image_size: PositiveInt, workers: NonNegativeInt, broken: Broken = "stop") -> Streamed:
     """Your own images as `folder`, but left in their files and read anew in every epoch by `workers` processes.
 
     broken: see `Streamed`. Its default is here for configurations that were frozen before this option existed.
     """
-    return _streamed(*_find_splits(root, image_size), image_size, workers, "resized_crop", broken)
+    return _streamed(*_find_splits(root), image_size, workers, "resized_crop", broken)
 
 
-def imagenet(*, root: str, image_size: int, workers: int, broken: Broken) -> Streamed:
+def imagenet(*, root: str, image_size: PositiveInt, workers: NonNegativeInt, broken: Broken) -> Streamed:
     """ImageNet (Russakovsky et al., IJCV 2015): root/train/<wnid>/*, root/val/<wnid>/*.
 
     1,281,167 and 50,000 photographs of 1000 classes. The validation images are the test set. Their archive has them in
     one folder: move them into one folder per class, as is usual.
     """
-    return _streamed(*_find_splits(root, image_size, "val"), image_size, workers, "resized_crop", broken)
+    return _streamed(*_find_splits(root, "val"), image_size, workers, "resized_crop", broken)
 
 
-def tiny_imagenet(*, root: str, image_size: int, workers: int, broken: Broken) -> Streamed:
+def tiny_imagenet(*, root: str, image_size: PositiveInt, workers: NonNegativeInt, broken: Broken) -> Streamed:
     """Tiny-ImageNet (Le and Yang 2015) as its archive unpacks: 100,000 and 10,000 images of 64x64, 200 classes.
 
     Training images are root/train/<wnid>/images/*. The validation images, root/val/images/* with their classes in
@@ -222,18 +222,12 @@ def _annotated(val: Path, labels: Mapping[str, int], layout: str) -> _Found:
 def _streamed(
     train: Any, test: Any, image_size: int, workers: int, augmentation: Augmentation, broken: Broken
 ) -> Streamed:
-    if image_size < 1:
-        raise EdkdError(f"dataset.image_size is {image_size}; allowed: 1 or more pixels")
-    if workers < 0:
-        raise EdkdError(f"dataset.workers is {workers}; allowed: 0 (this process reads) or more")
     files = [Files(Path(split.root), tuple(split.samples)) for split in (train, test)]
     return Streamed(files[0], files[1], tuple(train.classes), image_size, workers, augmentation, broken)
 
 
-def _find_splits(root: str, image_size: int, second: str = "test") -> tuple[Any, Any]:
+def _find_splits(root: str, second: str = "test") -> tuple[Any, Any]:
     """What torchvision finds below root/train and root/<second>: the same classes in both."""
-    if image_size < 1:
-        raise EdkdError(f"dataset.image_size is {image_size}; allowed: 1 or more pixels")
     layout = f"dataset.root=DIR names a folder with train/<class>/* and {second}/<class>/* images"
     train, test = (_find_images(Path(root).expanduser() / name, layout) for name in ("train", second))
     if train.classes != test.classes:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edkd.config.instantiate import build
 from edkd.data import _torchvision, sources
 from edkd.errors import EdkdError
 
@@ -319,18 +320,19 @@ def test_digits_of_their_own_size_are_the_original_values():
 
 
 @pytest.mark.parametrize(
-    ("read", "message"),
+    ("source", "values", "message"),
     [
-        *(
-            (lambda _, n=n: sources.digits(image_size=n), f"image_size of digits is {n}; allowed: 8")
-            for n in (7, 0, -16)
-        ),
-        (lambda root: sources.folder(root=root, image_size=0), "dataset.image_size is 0; allowed: 1 or more"),
+        *(("digits", {"image_size": n}, f"image_size={n}: must be 8 or more") for n in (7, 0, -16)),
+        *((name, {"image_size": 0}, "image_size=0: must be above 0") for name in ("folder", "imagefolder")),
+        ("imagenet", {"workers": -1}, "workers=-1: must be 0 or more"),
+        ("tiny_imagenet", {"workers": -1}, "workers=-1: must be 0 or more"),
     ],
 )
-def test_a_size_that_is_none_is_refused(tmp_path, read, message):
-    with pytest.raises(EdkdError, match=message):
-        read(str(tmp_path))
+def test_a_number_out_of_range_is_refused(source, values, message):
+    others = {} if source == "digits" else {"root": "nowhere", "image_size": 8}
+    streamed = {"workers": 0, "broken": "stop"} if source not in ("digits", "folder") else {}
+    with pytest.raises(EdkdError, match=rf"^dataset\.source\.{message}$"):
+        build({"_target_": f"edkd.data.sources.{source}", **others, **streamed, **values}, "dataset.source")
 
 
 @pytest.fixture
