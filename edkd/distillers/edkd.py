@@ -41,10 +41,9 @@ class EDKD(Distiller):
         """Losses: `ce`, `kd`. Metrics: `edkd/beta_mean`, `edkd/confidence_mean`. By class: `beta`, `confidence`."""
         ce = losses.cross_entropy(student.logits, batch.target)
         logits = both_logits(student, teacher, self.standardise)
-        parts = losses.decouple(*logits, batch.target, self.temperature)
-        confidence = losses.edkd_confidence(parts.teacher_log_odds)
-        beta = losses.edkd_beta(confidence, self.beta)
-        edkd = losses.edkd_combine(parts, self.alpha, beta, self.weighting)
+        edkd, beta, confidence = losses.edkd(
+            *logits, batch.target, self.alpha, self.beta, self.temperature, self.weighting
+        )
         weight = warmup_weight(batch.epoch, self.warmup_epochs)
         return Outcome(
             {"ce": self.ce_weight * ce, "kd": weight * edkd},

@@ -3,16 +3,12 @@
 from edkd.losses.distributions import dist, ttm, wttm
 from edkd.losses.features import at, catkd, class_maps, hcl, hint, nce, nst, ofd, ofd_margin, pool, to_smaller, vid
 from edkd.losses.logits import (
-    WEIGHTINGS,
     Decoupled,
     Weighting,
     cross_entropy,
     decouple,
     dkd,
     edkd,
-    edkd_beta,
-    edkd_combine,
-    edkd_confidence,
     kd,
     kd_per_sample,
 )
@@ -23,7 +19,6 @@ from edkd.losses.regions import RowLoss, regional_logits, regional_weights, sdd
 from edkd.losses.relations import cc, pkt, rkd, sp
 
 __all__ = [
-    "WEIGHTINGS",
     "Decoupled",
     "RowLoss",
     "Weighting",
@@ -38,9 +33,6 @@ __all__ = [
     "dist",
     "dkd",
     "edkd",
-    "edkd_beta",
-    "edkd_combine",
-    "edkd_confidence",
     "hcl",
     "hint",
     "kd",

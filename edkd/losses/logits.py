@@ -8,7 +8,7 @@ so values and gradients are finite for any finite logits. No function reads a va
 can be captured in a CUDA graph.
 """
 
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,6 @@ from torch import Tensor
 from edkd.losses.probabilities import kl, mask_of, split, two_way, upcast, weights_among
 
 Weighting = Literal["batch", "sample"]
-WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
 
 
 class Decoupled(NamedTuple):
@@ -73,16 +72,28 @@ def edkd(
     alpha: float,
     beta: float,
     temperature: float,
-    weighting: str,
-) -> Tensor:
-    """Exponential dynamic knowledge distillation: DKD whose beta follows the teacher's confidence (scalar).
+    weighting: Weighting,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Exponential dynamic knowledge distillation: DKD whose beta follows the teacher's confidence.
 
-    For sample i, c_i = max(p_y, 1 − p_y) of the teacher and beta_i = beta·exp(−(1 − c_i)). See `edkd_confidence`,
-    `edkd_beta` and, for the two readings of `weighting` ("batch" as published, "sample"), `edkd_combine`.
+    For sample i, c_i = max(p_y, 1 − p_y) of the teacher at temperature T, in [1/2, 1], and
+    beta_i = beta·exp(−(1 − c_i)), in [beta·e^(−1/2), beta]. c_i is the *larger* side of the pair: a teacher that is
+    sure that the target is wrong counts as confident, too.
+
+    "batch" is EDKD as published: NCKD is averaged before beta is applied, alpha·mean(TCKD) + mean(beta_i)·mean(NCKD),
+    so a sample's confidence acts on the whole batch. "sample" weighs each sample's own NCKD,
+    mean(alpha·TCKD_i + beta_i·NCKD_i). The two agree where beta_i is the same throughout the batch.
+
+    Returns the loss (scalar), and beta_i and c_i, [B], without a gradient.
     """
-    parts = decouple(logits_student, logits_teacher, target, temperature)
-    beta_i = edkd_beta(edkd_confidence(parts.teacher_log_odds), beta)
-    return edkd_combine(parts, alpha, beta_i, weighting)
+    tckd, nckd, teacher_log_odds = decouple(logits_student, logits_teacher, target, temperature)
+    confidence = torch.sigmoid(teacher_log_odds.abs())
+    beta_i = beta * torch.exp(confidence - 1)
+    if weighting == "batch":
+        loss = alpha * tckd.mean() + beta_i.mean() * nckd.mean()
+    else:
+        loss = (alpha * tckd + beta_i * nckd).mean()
+    return loss, beta_i, confidence
 
 
 def decouple(logits_student: Tensor, logits_teacher: Tensor, target: Tensor, temperature: float) -> Decoupled:
@@ -98,33 +109,3 @@ def decouple(logits_student: Tensor, logits_teacher: Tensor, target: Tensor, tem
     tckd = kl(pair_teacher.exp(), pair_teacher, pair_student)
     nckd = kl(weights_among(log_teacher, is_target), log_teacher, log_student)
     return Decoupled(temperature**2 * tckd, temperature**2 * nckd, odds_teacher)
-
-
-def edkd_confidence(teacher_log_odds: Tensor) -> Tensor:
-    """c_i = max(p_y, 1 − p_y) in [1/2, 1], from the teacher's log odds at the loss's temperature: [B] to [B].
-
-    It is the *larger* side of the pair: a teacher that is sure that the target is wrong counts as confident, too.
-    """
-    return torch.sigmoid(teacher_log_odds.detach().abs())
-
-
-def edkd_beta(confidence: Tensor, beta: float) -> Tensor:
-    """beta_i = beta·exp(−(1 − c_i)) in [beta·e^(−1/2), beta]: [B] to [B], without a gradient."""
-    return beta * torch.exp(confidence.detach() - 1)
-
-
-def edkd_combine(parts: Decoupled, alpha: float, beta: Tensor, weighting: str) -> Tensor:
-    """Weigh the decoupled parts with a beta per sample, [B], and average over the batch (scalar).
-
-    "batch" is EDKD as published: NCKD is averaged before beta is applied, alpha·mean(TCKD) + mean(beta_i)·mean(NCKD),
-    so a sample's confidence acts on the whole batch. "sample" weighs each sample's own NCKD,
-    mean(alpha·TCKD_i + beta_i·NCKD_i). The two agree where beta_i is the same throughout the batch.
-
-    Raises:
-        ValueError: another `weighting`.
-    """
-    if weighting == "batch":
-        return alpha * parts.tckd.mean() + beta.mean() * parts.nckd.mean()
-    if weighting == "sample":
-        return (alpha * parts.tckd + beta * parts.nckd).mean()
-    raise ValueError(f"unknown weighting {weighting!r}; valid: {', '.join(WEIGHTINGS)}")

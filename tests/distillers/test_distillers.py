@@ -95,11 +95,11 @@ def test_dkd_is_its_loss_times_the_warmup() -> None:
     )
 
 
-@pytest.mark.parametrize("weighting", losses.WEIGHTINGS)
+@pytest.mark.parametrize("weighting", ["batch", "sample"])
 def test_edkd_is_its_loss_times_the_warmup(weighting: str) -> None:
     student, teacher, batch = step(epoch=5)
     outcome = EDKD(**{**EDKD_ARGS, "alpha": 2.0, "weighting": weighting})(student, teacher, batch)
-    edkd = losses.edkd(student.logits, teacher.logits, batch.target, 2.0, 8.0, 4.0, weighting)
+    edkd = losses.edkd(student.logits, teacher.logits, batch.target, 2.0, 8.0, 4.0, weighting)[0]
     ce = losses.cross_entropy(student.logits, batch.target)
     assert {name: loss.item() for name, loss in outcome.losses.items()} == pytest.approx(
         {"ce": ce.item(), "kd": 0.25 * edkd.item()}

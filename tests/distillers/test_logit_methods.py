@@ -78,7 +78,7 @@ def at_epoch(target: Tensor, epoch: float) -> Batch:
 FORMULAS: dict[str, Any] = {
     "kd_ls": lambda s, t, y: {"kd": 9 * losses.kd(Z(s), Z(t), 2.0)},
     "dkd_ls": lambda s, t, y: {"kd": 0.25 * losses.dkd(Z(s), Z(t), y, 9.0, 72.0, 2.0)},
-    "edkd_ls": lambda s, t, y: {"kd": 0.25 * losses.edkd(Z(s), Z(t), y, 1.0, 8.0, 2.0, "batch")},
+    "edkd_ls": lambda s, t, y: {"kd": 0.25 * losses.edkd(Z(s), Z(t), y, 1.0, 8.0, 2.0, "batch")[0]},
     "dist": lambda s, t, y: {"kd": 2 * losses.dist(s, t, 1.0, 1.0, 4.0)},
     "nkd": lambda s, t, y: {"kd": losses.nkd(s, t, y, 1.5, 1.0)},
     "ttm": lambda s, t, y: {"kd": 45 * losses.ttm(s, t, 0.1)},

@@ -19,7 +19,7 @@ def ls(p: dict) -> Loss:
     if p["on"] == "dkd":
         return lambda s, t, y: losses.dkd(Z(s), Z(t), y, p["alpha"], p["beta"], p["temperature"])
     if p["on"] == "edkd":
-        return lambda s, t, y: losses.edkd(Z(s), Z(t), y, 1.0, 8.0, p["temperature"], "batch")
+        return lambda s, t, y: losses.edkd(Z(s), Z(t), y, 1.0, 8.0, p["temperature"], "batch")[0]
     return lambda s, t, y: losses.kd(Z(s), Z(t), p["temperature"])
 
 

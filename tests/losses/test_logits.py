@@ -20,15 +20,15 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_
 LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
     "kd": lambda s, t, y, temperature: losses.kd(s, t, temperature),
     "dkd": lambda s, t, y, temperature: losses.dkd(s, t, y, 1.0, 8.0, temperature),
-    "edkd_batch": lambda s, t, y, temperature: losses.edkd(s, t, y, 1.0, 8.0, temperature, "batch"),
-    "edkd_sample": lambda s, t, y, temperature: losses.edkd(s, t, y, 1.0, 8.0, temperature, "sample"),
+    "edkd_batch": lambda s, t, y, temperature: losses.edkd(s, t, y, 1.0, 8.0, temperature, "batch")[0],
+    "edkd_sample": lambda s, t, y, temperature: losses.edkd(s, t, y, 1.0, 8.0, temperature, "sample")[0],
 }
 RECORDED = {
     "kd_T4": lambda s, t, y: losses.kd(s, t, 4.0),
     "dkd_a1_b8_T4": lambda s, t, y: losses.dkd(s, t, y, 1.0, 8.0, 4.0),
     "dkd_a1_b2_T1": lambda s, t, y: losses.dkd(s, t, y, 1.0, 2.0, 1.0),
-    "edkd_T4": lambda s, t, y: losses.edkd(s, t, y, 1.0, 8.0, 4.0, "batch"),
-    "edkd_T1": lambda s, t, y: losses.edkd(s, t, y, 1.0, 8.0, 1.0, "batch"),
+    "edkd_T4": lambda s, t, y: losses.edkd(s, t, y, 1.0, 8.0, 4.0, "batch")[0],
+    "edkd_T1": lambda s, t, y: losses.edkd(s, t, y, 1.0, 8.0, 1.0, "batch")[0],
 }
 each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 each_case = pytest.mark.parametrize("case", GOLDEN, ids=[f"seed{case['seed']}" for case in GOLDEN])
@@ -74,9 +74,9 @@ def test_recorded_values_and_gradients(case: dict, name: str) -> None:
 @each_case
 def test_recorded_confidence_and_beta_of_each_sample(case: dict) -> None:
     student, teacher, target = draw(*(case[k] for k in ("seed", "batch", "classes", "student_scale", "teacher_scale")))
-    confidence = losses.edkd_confidence(losses.decouple(student, teacher, target, 4.0).teacher_log_odds)
+    _, beta, confidence = losses.edkd(student, teacher, target, 1.0, 8.0, 4.0, "batch")
     assert confidence.tolist() == pytest.approx(case["edkd_pt_T4"], rel=1e-9)
-    assert losses.edkd_beta(confidence, 8.0).tolist() == pytest.approx(case["edkd_beta_T4"], rel=1e-9)
+    assert beta.tolist() == pytest.approx(case["edkd_beta_T4"], rel=1e-9)
 
 
 @many
@@ -106,8 +106,7 @@ def test_nckd_is_kl_over_the_classes_without_the_target(
 @many
 @given(problem=problems, temperature=temperatures, beta=st.floats(0.1, 100))
 def test_beta_stays_within_its_bounds(problem: tuple[Tensor, Tensor, Tensor], temperature: float, beta: float) -> None:
-    confidence = losses.edkd_confidence(losses.decouple(*problem, temperature).teacher_log_odds)
-    beta_i = losses.edkd_beta(confidence, beta)
+    _, beta_i, confidence = losses.edkd(*problem, 1.0, beta, temperature, "batch")
     assert ((confidence >= 0.5) & (confidence <= 1)).all()
     assert (beta_i >= beta * math.exp(-0.5) * (1 - 1e-12)).all()
     assert (beta_i <= beta * (1 + 1e-12)).all()
@@ -115,7 +114,9 @@ def test_beta_stays_within_its_bounds(problem: tuple[Tensor, Tensor, Tensor], te
 
 def test_confidence_is_the_larger_side() -> None:
     log_odds = torch.tensor([0.0, 50.0, -50.0, math.log(3), -math.log(3)], dtype=torch.float64)
-    assert losses.edkd_confidence(log_odds).tolist() == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.75])
+    teacher = torch.stack([log_odds, torch.zeros(5)], dim=1)  # of two classes, of which the first is the target
+    confidence = losses.edkd(teacher, teacher, torch.zeros(5, dtype=torch.int64), 1.0, 8.0, 1.0, "batch")[2]
+    assert confidence.tolist() == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.75])
 
 
 @each_loss
@@ -202,11 +203,11 @@ def test_the_teacher_receives_no_gradient(loss: Callable[..., Tensor]) -> None:
     assert student.grad is not None
 
 
-def test_beta_carries_no_gradient() -> None:
-    log_odds = torch.zeros(3, requires_grad=True)
-    confidence = losses.edkd_confidence(log_odds)
+def test_beta_and_confidence_carry_no_gradient() -> None:
+    student, teacher, target = draw(4, 3, 5, 1.0, 1.0)
+    _, beta, confidence = losses.edkd(student, teacher.requires_grad_(), target, 1.0, 8.0, 4.0, "batch")
+    assert not beta.requires_grad
     assert not confidence.requires_grad
-    assert not losses.edkd_beta(confidence.requires_grad_(), 8.0).requires_grad
 
 
 @given(seed=st.integers(0, 2**32 - 1), batch=st.integers(1, 5), scale=scales)
@@ -242,7 +243,7 @@ def test_weightings_agree_where_beta_is_constant(problem: tuple[Tensor, Tensor, 
     rest = teacher.scatter(1, column, -torch.inf).logsumexp(dim=1, keepdim=True)
     teacher = teacher.scatter(1, column, rest + log_odds)
     batch, sample = (
-        losses.edkd(student, teacher, target, 1.0, 8.0, 1.0, weighting) for weighting in ("batch", "sample")
+        losses.edkd(student, teacher, target, 1.0, 8.0, 1.0, weighting)[0] for weighting in ("batch", "sample")
     )
     assert_close(batch, sample)
     assert_close(gradient(batch, student), gradient(sample, student))
@@ -252,14 +253,8 @@ def test_weightings_are_the_two_formulas() -> None:
     student, teacher, target = draw(6, 8, 10, 2.0, 6.0)
     tckd, nckd, log_odds = losses.decouple(student, teacher, target, 4.0)
     beta = 8 * torch.exp(torch.maximum(log_odds.sigmoid(), (-log_odds).sigmoid()) - 1)
-    batch = losses.edkd(student, teacher, target, 0.5, 8.0, 4.0, "batch")
-    sample = losses.edkd(student, teacher, target, 0.5, 8.0, 4.0, "sample")
+    batch = losses.edkd(student, teacher, target, 0.5, 8.0, 4.0, "batch")[0]
+    sample = losses.edkd(student, teacher, target, 0.5, 8.0, 4.0, "sample")[0]
     assert_close(batch, 0.5 * tckd.mean() + beta.mean() * nckd.mean())
     assert_close(sample, (0.5 * tckd + beta * nckd).mean())
     assert abs(batch.item() - sample.item()) > 1e-3
-
-
-def test_unknown_weighting_names_the_valid_ones() -> None:
-    student, teacher, target = draw(7, 2, 3, 1.0, 1.0)
-    with pytest.raises(ValueError, match="'class'; valid: batch, sample"):
-        losses.edkd(student, teacher, target, 1.0, 8.0, 4.0, "class")
