@@ -5,33 +5,22 @@ from typing import Annotated, ClassVar
 import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from edkd import losses
 from edkd.distillers.base import Batch, Distiller, Outcome, Spec
+from edkd.distillers.cc import Embedding
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
-
-
-class Embedding(nn.Module):
-    """A linear layer to vectors of length 1: [B, width] to [B, feat_dim]."""
-
-    def __init__(self, width: int, feat_dim: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, feat_dim)
-
-    def forward(self, pooled_feat: Tensor) -> Tensor:
-        """Embed and normalise."""
-        return F.normalize(self.linear(pooled_feat))
 
 
 class CRD(Distiller):
     """ce_weight·CE + feat_weight·(NCE of the student's embeddings + NCE of the teacher's).
 
-    Each embedding is scored against the other network's memory of the same image (the positive) and of `negatives`
-    images of other classes, exp(memory · embedding / temperature) / Z. Z, the number of training images times the
-    mean score, is fixed by the first batch. Afterwards the batch's rows of both memories become
-    unit(momentum·row + (1 − momentum)·embedding).
+    An embedding is a linear map of `pooled_feat` to `feat_dim` entries, scaled to length 1. Each is scored against the
+    other network's memory of the same image (the positive) and of `negatives` images of other classes,
+    exp(memory · embedding / temperature) / Z. Z, the number of training images times the mean score, is fixed by the
+    first batch. Afterwards the batch's rows of both memories become unit(momentum·row + (1 − momentum)·embedding).
 
     The negatives of an image are successive images of other classes in a random order of the training set, beginning
     at a random place: a uniform draw without replacement. The images of a batch share the order, which is therefore
@@ -92,8 +81,8 @@ class CRD(Distiller):
         """Losses: `ce`, `kd`."""
         assert student.pooled_feat is not None and teacher is not None and teacher.pooled_feat is not None
         ce = losses.cross_entropy(student.logits, batch.target)
-        embedded_student = self.embed_s(student.pooled_feat)
-        embedded_teacher = self.embed_t(teacher.pooled_feat.detach())
+        embedded_student = F.normalize(self.embed_s(student.pooled_feat))
+        embedded_teacher = F.normalize(self.embed_t(teacher.pooled_feat.detach()))
         self.labels.index_copy_(0, batch.index, batch.target)
         images = torch.cat((batch.index[:, None], self.draw_negatives(batch)), dim=1)
         nce_student = self._nce(embedded_student, self.memory_teacher, self.z_student, images)
