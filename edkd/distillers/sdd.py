@@ -13,7 +13,7 @@ from edkd.models.base import Prediction
 
 
 class SDD(Distiller):
-    """ce_weight·CE + weight(epoch)·mean over regions and samples of w·(a logit loss of the region's logits).
+    """ce_weight·CE + kd_weight·warmup(epoch)·mean over regions and samples of w·(a logit loss of the region's logits).
 
     Both networks' last maps are pooled to 4x4; the cells of their m x m pooling, for each m of `scales`, are the
     regions, and each network's classifier gives a cell's logits. w is 1 where the teacher is right in the region
@@ -24,6 +24,9 @@ class SDD(Distiller):
     """
 
     needs_feats: ClassVar[bool] = True
+    kd_weight: float = 1.0
+    warmup_epochs: int = 0
+    """The epochs over which the weight rises linearly, see `warmup_weight`."""
 
     def __init__(self, *, ce_weight: NonNegativeFloat, temperature: PositiveFloat, scales: list[int]) -> None:
         super().__init__()
@@ -40,16 +43,13 @@ class SDD(Distiller):
     def each(self, logits_student: Tensor, logits_teacher: Tensor, target: Tensor) -> Tensor:
         """The logit loss of each row: [R, K], [R, K] and [R] to [R]."""
 
-    @abstractmethod
-    def weight(self, epoch: Tensor) -> Tensor | float:
-        """The weight of the distillation loss in this epoch."""
-
     def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
         """Losses: `ce`, `kd`."""
         assert teacher is not None
         ce = losses.cross_entropy(student.logits, batch.target)
         sdd = losses.sdd(self._regional_logits(student), self._regional_logits(teacher), batch.target, self.each)
-        return Outcome({"ce": self.ce_weight * ce, "kd": self.weight(batch.epoch) * sdd}, {})
+        weight = warmup_weight(batch.epoch, self.warmup_epochs)
+        return Outcome({"ce": self.ce_weight * ce, "kd": weight * (self.kd_weight * sdd)}, {})
 
     def _regional_logits(self, prediction: Prediction) -> Tensor:
         """[B, N, K]."""
@@ -69,10 +69,6 @@ class SDKD(SDD):
     def each(self, logits_student: Tensor, logits_teacher: Tensor, target: Tensor) -> Tensor:
         """KD of each row: [R, K] to [R]."""
         return losses.kd_per_sample(logits_student, logits_teacher, self.temperature)
-
-    def weight(self, epoch: Tensor) -> float:
-        """The same in every epoch."""
-        return self.kd_weight
 
 
 class SDDKD(SDD):
@@ -97,10 +93,6 @@ class SDDKD(SDD):
         """DKD of each row: [R, K] to [R]."""
         parts = losses.decouple(logits_student, logits_teacher, target, self.temperature)
         return self.alpha * parts.tckd + self.beta * parts.nckd
-
-    def weight(self, epoch: Tensor) -> Tensor:
-        """Rises linearly to 1 over `warmup_epochs`."""
-        return warmup_weight(epoch, self.warmup_epochs)
 
 
 class SDNKD(SDD):
@@ -130,7 +122,3 @@ class SDNKD(SDD):
         return losses.nkd_per_sample(
             logits_student, logits_teacher, target, self.gamma, self.temperature, self.mask_target
         )
-
-    def weight(self, epoch: Tensor) -> Tensor:
-        """Rises linearly to 1 over `warmup_epochs`."""
-        return warmup_weight(epoch, self.warmup_epochs)
