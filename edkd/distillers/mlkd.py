@@ -48,9 +48,8 @@ class MLKDOneView(Distiller):
     def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
         """Losses: `ce`, `kd`, `class`, `batch`."""
         ce = losses.cross_entropy(student.logits, batch.target)
-        kd = self.per_sample(student.logits, logits_of(teacher))
-        parts = {"kd": self.masked(kd, logits_of(teacher)), **self.correlations(student.logits, logits_of(teacher))}
-        return Outcome({"ce": self.ce_weight * ce, **{k: self.kd_weight * v for k, v in parts.items()}}, {})
+        logits = student.logits, logits_of(teacher)
+        return self.outcome(ce, self.terms(self.per_sample(*logits), *logits))
 
     def per_sample(self, student: Tensor, teacher: Tensor) -> Tensor:
         """T²·KL of each sample at each temperature, [temperatures, B]."""
@@ -58,19 +57,22 @@ class MLKDOneView(Distiller):
             student, teacher = losses.standardise(student), losses.standardise(teacher)
         return torch.stack([losses.kd_per_sample(student, teacher, each) for each in self.temperatures])
 
-    def masked(self, kd: Tensor, teacher: Tensor) -> Tensor:
-        """The sum over the temperatures of `kd` [temperatures, B]; `masking` chooses how the confidence mask acts."""
-        mask = _at_most_median(teacher.softmax(1).amax(1))
-        return (mask * kd).mean(1).sum() if self.masking == "per_sample" else mask.mean() * kd.mean(1).sum()
-
-    def correlations(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        """The terms `class` and `batch` with the fractions of classes and samples."""
+    def terms(self, kd: Tensor, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+        """The sums over the temperatures `kd`, of `kd` [temperatures, B], `class` and `batch`, weighed by the masks."""
         probabilities = teacher.softmax(1)
-        samples = _at_most_median(probabilities.amax(1)).mean()
-        classes = _at_most_median(probabilities.sum(0)).mean()
+        mask = _at_most_median(probabilities.amax(1))
+        samples, classes = mask.mean(), _at_most_median(probabilities.sum(0)).mean()
         by_class = [losses.class_correlation(student, teacher, each) for each in self.temperatures]
         by_batch = [losses.batch_correlation(student, teacher, each) for each in self.temperatures]
-        return {"class": classes * torch.stack(by_class).sum(), "batch": samples * torch.stack(by_batch).sum()}
+        return {
+            "kd": (mask * kd).mean(1).sum() if self.masking == "per_sample" else samples * kd.mean(1).sum(),
+            "class": classes * torch.stack(by_class).sum(),
+            "batch": samples * torch.stack(by_batch).sum(),
+        }
+
+    def outcome(self, ce: Tensor, terms: dict[str, Tensor]) -> Outcome:
+        """The cross-entropy and the terms with their weights."""
+        return Outcome({"ce": self.ce_weight * ce, **{name: self.kd_weight * term for name, term in terms.items()}}, {})
 
 
 class MLKD(MLKDOneView):
@@ -110,8 +112,8 @@ class MLKD(MLKDOneView):
             (on_weak if temperature in self.weak_only and i else on_strong)[i].mean()
             for i, temperature in enumerate(self.temperatures)
         ]
-        parts = {"kd": self.masked(on_weak, taught) + torch.stack(further).sum(), **self.correlations(weak, taught)}
-        return Outcome({"ce": self.ce_weight * ce, **{k: self.kd_weight * v for k, v in parts.items()}}, {})
+        terms = self.terms(on_weak, weak, taught)
+        return self.outcome(ce, terms | {"kd": terms["kd"] + torch.stack(further).sum()})
 
 
 def _at_most_median(values: Tensor) -> Tensor:
