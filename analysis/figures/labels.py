@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import isotonic_regression
 
 from analysis.figures.style import SMALL
 
@@ -25,18 +26,12 @@ _PLACES = [
 def apart(values: ArrayLike, gap: float, low: float, high: float) -> NDArray[np.float64]:
     """Positions in [low, high] that are nearest to `values` [n] (least squares), at least `gap` from each other.
 
-    With `gap · i` subtracted from the i-th smallest value, this is isotonic regression by pooling adjacent violators.
+    With `gap · i` subtracted from the i-th smallest value, this is isotonic regression.
     If n positions do not fit between `low` and `high`, the uppermost lie above `high`.
     """
     x = np.asarray(values, dtype=np.float64)
     order = np.argsort(x, kind="stable")
-    blocks: list[tuple[float, int]] = []  # mean and length
-    for value in x[order] - gap * np.arange(x.size):
-        blocks.append((float(value), 1))
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            (a, m), (b, n) = blocks[-2:]
-            blocks[-2:] = [((a * m + b * n) / (m + n), m + n)]
-    fitted = np.repeat([mean for mean, _ in blocks], [length for _, length in blocks])
+    fitted = isotonic_regression(x[order] - gap * np.arange(x.size)).x
     fitted = np.maximum(np.minimum(fitted, high - gap * (x.size - 1)), low) + gap * np.arange(x.size)
     placed = np.empty_like(x)
     placed[order] = fitted
