@@ -27,7 +27,7 @@ from analysis.figures.style import (
     signed,
     styled,
 )
-from analysis.statistics import Pooled
+from analysis.statistics import LEVEL, Pooled
 
 _ROW = 0.27  # inches
 
@@ -42,7 +42,6 @@ def forest(
     titles: Mapping[str, str],
     quantity: str,
     title: str,
-    level: float = 0.95,
 ) -> Figure:
     """Draw `first − second` in points: one row a pair, and a diamond for all pairs.
 
@@ -50,7 +49,7 @@ def forest(
     and may hold other methods, too. A row shows the difference of every seed as a small dot, and their mean with its
     interval above them; one seed alone is an open circle without an interval. An interval that is much wider than the
     others ends in an arrow at the edge. The columns at the right repeat the numbers, p adjusted by Holm. `quantity`
-    says what is compared, e.g. "test top-1 at the last epoch"; `level` is the coverage of the intervals.
+    says what is compared, e.g. "test top-1 at the last epoch".
     """
     there = (comparisons["first"] == first) & (comparisons["second"] == second)
     rows = comparisons[there].dropna(subset=["difference"])
@@ -78,7 +77,7 @@ def forest(
         axes.add_patch(Polygon(corners, closed=True, facecolor=INK, edgecolor=INK, linewidth=0.6))
     _columns(axes, last, (_estimate(pooled.mean, pooled.low, pooled.high), "", _p(pooled.p_wilcoxon)), va="center")
     head = "adjusted p" if rows["p_holm"].notna().any() else "p"  # with one run a pair, only the last row has a p
-    _columns(axes, -0.7, (f"mean [{100 * level:g} % interval]", "n", head), va="bottom", color=QUIET)
+    _columns(axes, -0.7, (f"mean [{100 * LEVEL:g} % interval]", "n", head), va="bottom", color=QUIET)
     for x, text, side in ((0.0, f"← {titles[second]} better", "left"), (1.0, f"{titles[first]} better →", "right")):
         axes.text(
             x, -0.7, text, transform=axes.get_yaxis_transform(), fontsize=SMALL, color=QUIET, va="bottom", ha=side

@@ -28,6 +28,7 @@ from analysis.figures.style import (
     signed,
     styled,
 )
+from analysis.statistics import LEVEL
 
 _READING = (
     "Dot and line: mean and {:g} % interval; arrow: the interval goes on; open circle: one run alone, no interval."
@@ -45,12 +46,11 @@ def accuracies(
     highlight: Collection[str] = (),
     beside: Collection[str] = (),
     subject: str = "",
-    level: float = 0.95,
 ) -> Figure:
     """Draw the accuracy (percent) of every method, one panel a pair, one row a method, each panel on its own scale.
 
     `cells` is the frame of `statistics.cells` (pair, method, protocol, n, mean, low, high); only its rows of
-    `protocol` are drawn. A dot is a mean, its line the interval at `level`; one run alone is an open circle; a method
+    `protocol` are drawn. A dot is a mean, its line the interval; one run alone is an open circle; a method
     without runs on a pair has an empty row. `highlight` names the methods that are drawn in another colour. `beside`
     names rows that are no methods, such as the teacher, drawn in grey. Up to seven rows have means above the dots.
     `quantity` labels the axis, e.g. "test top-1 at the last epoch", and `subject` is the note's first line.
@@ -64,7 +64,7 @@ def accuracies(
         0.65 + (0.22 if direct else 0.15) * len(methods),
         title,
         below=f"{quantity}, %",
-        note=f"{subject}\n{_READING.format(100 * level)}",
+        note=f"{subject}\n{_READING.format(100 * LEVEL)}",
     )
     for number, (pair, axes) in enumerate(zip(pairs, grid)):
         part = rows[rows["pair"] == pair]

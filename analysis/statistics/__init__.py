@@ -4,12 +4,13 @@ A tidy frame has one row per finished run and protocol: `pair`, `method`, `seed`
 weights), `protocol` ("last", "best": chosen on the test set, "selected": chosen on held-out images) and `value`.
 """
 
-from analysis.statistics.paired import cells, comparisons, holm
+from analysis.statistics.paired import LEVEL, cells, comparisons, holm
 from analysis.statistics.pooled import Pooled, over_pairs
 from analysis.statistics.power import detectable, needed
 from analysis.statistics.sentences import permits, verdict
 
 __all__ = [
+    "LEVEL",
     "Pooled",
     "cells",
     "comparisons",

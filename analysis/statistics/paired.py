@@ -14,6 +14,7 @@ from statsmodels.stats.multitest import multipletests
 
 Floats = NDArray[np.float64]
 
+LEVEL = 0.95  # the coverage of intervals; the level of tests is 1 − LEVEL
 SAME = 1e-9  # points; smaller differences are rounding errors
 
 
@@ -35,7 +36,7 @@ class Differences(NamedTuple):
     gaps: Floats
 
 
-def cells(tidy: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+def cells(tidy: pd.DataFrame) -> pd.DataFrame:
     """n, mean, sample standard deviation and Student's interval of each (pair, method, protocol).
 
     The values are taken as independent and roughly normal. There is no sd below n = 2, and no interval below n = 2 or
@@ -44,13 +45,11 @@ def cells(tidy: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
     groups = tidy.groupby(["pair", "method", "protocol"], sort=False)["value"]
     table = groups.agg(n="count", mean="mean", sd="std")
     table["sd"] = table["sd"].mask(table["sd"] < SAME, 0.0)
-    table["low"], table["high"] = _interval(table["n"], table["mean"], table["sd"], level)
+    table["low"], table["high"] = _interval(table["n"], table["mean"], table["sd"])
     return table.reset_index()
 
 
-def comparisons(
-    tidy: pd.DataFrame, protocol: str, contrasts: Sequence[tuple[str, str]] | None = None, level: float = 0.95
-) -> pd.DataFrame:
+def comparisons(tidy: pd.DataFrame, protocol: str, contrasts: Sequence[tuple[str, str]] | None = None) -> pd.DataFrame:
     """Paired t-test and interval of `first − second` on each pair, over the (seed, teacher) that both methods have.
 
     Runs of one seed share initial weights, order and augmentation, so much of the seed's noise cancels in the
@@ -60,7 +59,7 @@ def comparisons(
     if contrasts is None:
         contrasts = list(combinations(tidy["method"][tidy["protocol"] == protocol].unique(), 2))
     pairs, seeds, gaps = differences(tidy, protocol, contrasts)
-    found = moments(gaps, level)
+    found = moments(gaps)
     with np.errstate(divide="ignore", invalid="ignore"):
         _, p = stats.mstats.ttest_1samp(np.ma.masked_invalid(gaps), 0.0, axis=1)
     p = np.where(found.sd > 0, np.ma.filled(p, np.nan), np.nan)
@@ -108,19 +107,19 @@ def differences(tidy: pd.DataFrame, protocol: str, contrasts: Sequence[tuple[str
     return Differences(pairs, seeds, gaps)
 
 
-def moments(gaps: Floats, level: float) -> Moments:
+def moments(gaps: Floats) -> Moments:
     """The moments over the second axis of gaps [pairs, runs] or [pairs, runs, contrasts], ignoring NaN."""
     values = np.ma.masked_invalid(gaps)
     n = values.count(axis=1)
     mean = values.mean(axis=1).filled(np.nan)
     sd = values.std(axis=1, ddof=1).filled(np.nan)
     sd = np.where(sd < SAME, 0.0, sd)
-    return Moments(n, mean, sd, *_interval(n, mean, sd, level))
+    return Moments(n, mean, sd, *_interval(n, mean, sd))
 
 
-def _interval(n: ArrayLike, mean: ArrayLike, sd: ArrayLike, level: float) -> tuple[Floats, Floats]:
+def _interval(n: ArrayLike, mean: ArrayLike, sd: ArrayLike) -> tuple[Floats, Floats]:
     """Student's interval of the mean, elementwise; NaN for n < 2 and where the sd is 0."""
     n, sd = np.asarray(n), np.asarray(sd)
     with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = stats.t.interval(level, n - 1, loc=mean, scale=sd / np.sqrt(n))
+        low, high = stats.t.interval(LEVEL, n - 1, loc=mean, scale=sd / np.sqrt(n))
     return low, high
