@@ -1,11 +1,16 @@
-"""A trained teacher that is far from the published one is worth a warning."""
+"""Which network teaches, and when a teacher is worth a warning."""
 
 from typing import Any
 
 import pytest
 
-from edkd.config.job import make_job
-from edkd.runs.teaching import warn_of_teacher
+from edkd.config.job import Job, make_job
+from edkd.rundir.paths import RunDir
+from edkd.runs.inputs import teacher_folder
+from edkd.runs.run import execute
+from edkd.runs.teaching import import_teacher, warn_of_teacher
+from edkd.teachers import store
+from tests.conftest import MakeJob
 
 
 @pytest.mark.parametrize(
@@ -26,3 +31,20 @@ def test_a_teacher_that_is_far_off(
     assert [record.getMessage().split(":")[0] for record in caplog.records] == (
         [f"teacher vgg13 has {top1:.2f} % after its last epoch, published are 74.64 %"] if warned else []
     )
+
+
+def stored(job: Job) -> str:
+    """The id of the teacher that students of this job's network have."""
+    found = store.find(teacher_folder(job.settings), job.settings.dataset.key, job.settings.student.name)
+    assert found is not None
+    return found.id
+
+
+def test_a_network_trained_for_longer_replaces_a_teacher_but_not_an_imported_one(make_job: MakeJob) -> None:
+    jobs = [make_job("vanilla", f"schedule.epochs={epochs}") for epochs in (1, 2, 3)]
+    for job in jobs[:2]:
+        assert execute(job, sweep=None, show=False).status == "finished"
+        assert stored(job) == f"run:{job.run}"
+    imported = import_teacher(jobs[0].settings, RunDir(jobs[0].directory).last, replace=True, force=True)
+    assert execute(jobs[2], sweep=None, show=False).status == "finished"
+    assert stored(jobs[2]) == imported.id
