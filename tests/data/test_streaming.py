@@ -136,6 +136,21 @@ def test_evaluation_sees_every_image_once_in_order(root: Path) -> None:
     assert torch.equal(batches[0][0], next(iter(made.batches(10)))[0])
 
 
+def test_a_fingerprint_sees_names_sizes_and_labels(root: Path) -> None:
+    def fingerprint() -> str:
+        return imagefolder(root=str(root), image_size=8, workers=0, broken="stop").fingerprint()
+
+    image, found = root / "train" / "dog" / "03.png", [fingerprint()]
+    with image.open("ab") as file:
+        file.write(b"more")
+    found.append(fingerprint())
+    image.rename(image.with_name("04b.png"))
+    found.append(fingerprint())
+    image.with_name("04b.png").rename(root / "train" / "cat" / "04b.png")
+    found.append(fingerprint())
+    assert len(set(found)) == 4
+
+
 @pytest.fixture
 def streamed(root: Path, tiny: list[str]) -> list[str]:
     kept = [word for word in tiny if not word.startswith("dataset")]
