@@ -178,9 +178,24 @@ def test_the_values_of_a_pair_are_defaults(analyse):
     assert "not the defaults: dkd: distiller.warmup_epochs=0" in analyse([make("dkd", OTHER, params=without)])[1]
 
 
-def test_no_published_number_stands_beside_another_warm_up(analyse):
-    text = analyse([make("dkd", params={"schedule.warmup_epochs": "0"})])[1]
-    assert "another recipe than the field's" in text and "<sub>published" not in text
+@pytest.mark.parametrize(
+    ("pair", "changed", "beside"),
+    [
+        (PAIR, {}, True),
+        (PAIR, {"schedule.warmup_epochs": "0"}, False),
+        (PAIR, {"schedule.batch_size": "128"}, False),
+        (PAIR, {"schedule.milestones": "[60, 120]"}, False),
+        (PAIR, {"schedule.lr": "0.01"}, False),
+        ("vgg13-mobilenetv2", {"schedule.lr": "0.01"}, True),
+        ("vgg13-mobilenetv2", {}, False),
+        ("resnet32x4-shufflenetv1", {"schedule.lr": "0.01"}, True),
+        ("resnet32x4-shufflenetv1", {}, False),
+    ],
+)
+def test_published_numbers_stand_beside_the_published_recipe_alone(analyse, pair, changed, beside):
+    published = {"schedule.batch_size": "64", "schedule.lr": "0.05", "schedule.milestones": "[150, 180, 210]"}
+    text = analyse([make("dkd", pair, params={**published, "schedule.warmup_epochs": "20", **changed})])[1]
+    assert ("another recipe than the field's" in text) == (not beside) and ("<sub>published" in text) == beside
 
 
 def test_no_published_number_stands_beside_values_that_its_paper_chose_for_the_pair(analyse):
