@@ -14,11 +14,13 @@ from edkd import models
 from edkd.config.job import digest
 from edkd.models.base import Prediction
 from edkd.rundir import journal
+from edkd.runs import teacher_source
 from edkd.runs.run import execute
 from edkd.runs.teacher_source import table_key
 from edkd.teachers.cache import CachedTeacher, room_on, settle
 from edkd.teachers.cache_file import Table
 from edkd.teachers.source import TEACHER_BATCH, OnlineTeacher, Precision
+from edkd.training import hardware
 
 VIEWS, IMAGES, CLASSES = 6, 150, 10
 CPU = torch.device("cpu")
@@ -221,6 +223,20 @@ def test_the_key_names_all_that_changes_bits(make_job: Any) -> None:
     assert {*same, name()} == {name()}
 
 
+def test_the_key_names_the_computer_and_the_versions(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = make_job("kd", teacher_id="run:0").settings
+    found = [digest(table_key(given, "t", "d", CPU))]
+    for owner, name, value in (
+        (hardware, "cpu_model", lambda: "another CPU"),
+        (teacher_source, "__version__", "another version"),
+        (torch, "__version__", "another torch"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, value)
+            found.append(digest(table_key(given, "t", "d", CPU)))
+    assert len(set(found)) == 4
+
+
 def test_the_key_names_the_version_of_a_network_of_ones_own(
     make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,8 +265,10 @@ def test_logits_do_not_depend_on_the_batch_around_them(name: str) -> None:
     assert torch.equal(teacher.raw(more).logits, torch.cat([whole[40:], whole, whole[:7]]))
 
 
-def run_of(make_job: Any, *overrides: str, teacher_id: str) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    job = make_job("edkd", *overrides, teacher_id=teacher_id)
+def run_of(
+    make_job: Any, method: str, *overrides: str, teacher_id: str
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    job = make_job(method, *overrides, teacher_id=teacher_id)
     execute(job, sweep=None, show=False)
     weights = torch.load(job.directory / "last.pt", weights_only=True)["model"]
     metrics = [record["metrics"] for record in journal.epochs(job.directory).values()]
@@ -261,13 +279,19 @@ def run_of(make_job: Any, *overrides: str, teacher_id: str) -> tuple[dict[str, T
     return weights, metrics
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_run_with_the_cache_is_the_run_without_it_bit_for_bit(make_job: Any, tmp_path: Path, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    [("edkd", "fp32"), ("edkd", "bf16"), ("mlkd", "fp32")],  # mlkd asks the network about strong views
+)
+def test_a_run_with_the_cache_is_the_run_without_it_bit_for_bit(
+    make_job: Any, tmp_path: Path, method: str, precision: str
+) -> None:
     teacher = make_job("vanilla", "schedule.batch_size=33")
     execute(teacher, sweep=None, show=False)
     runs = [
         run_of(
             make_job,
+            method,
             "schedule.batch_size=33",
             f"engine.precision={precision}",
             f"engine.teacher_cache={cache}",
@@ -285,5 +309,5 @@ def test_a_run_with_the_cache_is_the_run_without_it_bit_for_bit(make_job: Any, t
 def test_a_table_above_the_limit_is_not_made(make_job: Any, tmp_path: Path) -> None:
     teacher = make_job("vanilla")
     execute(teacher, sweep=None, show=False)
-    run_of(make_job, "engine.teacher_cache_gb=0.00001", teacher_id=f"run:{teacher.run}")
+    run_of(make_job, "edkd", "engine.teacher_cache_gb=0.00001", teacher_id=f"run:{teacher.run}")
     assert list((tmp_path / "outputs").rglob("*.logits")) == []
