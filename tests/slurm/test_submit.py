@@ -96,6 +96,7 @@ def test_jobs_inherit_nothing_of_a_job_that_submits_them(
     ("given", "said"),
     [
         ("timeout_min=0", "hydra.launcher.timeout_min=0: must be at least 1"),
+        ("timeout_min=0 +dry_run=true", "hydra.launcher.timeout_min=0: must be at least 1"),
         ("timeout_min=2", "hydra.launcher.signal_delay_s=120: SLURM would warn a job of 120 s (timeout_min=2)"),
         ("signal_delay_s=0", "hydra.launcher.signal_delay_s=0: must be at least 1"),
         ("poll_s=-1", "hydra.launcher.poll_s=-1.0: must be at least 0.1"),
@@ -110,12 +111,12 @@ def test_jobs_inherit_nothing_of_a_job_that_submits_them(
         ("runs_per_job=0", "hydra.launcher.runs_per_job=0: must be at least 1"),
     ],
 )
-@pytest.mark.parametrize("dry_run", [(), ("+dry_run=true",)])
 def test_a_value_that_makes_no_sense_is_refused_before_anything_is_planned(
-    tiny: list[str], fake_slurm: FakeSlurm, here: Path, given: str, said: str, dry_run: tuple[str, ...]
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path, given: str, said: str
 ) -> None:
     before = set(here.iterdir())
-    told = error(launch("-m", *tiny, "distiller=vanilla", "hydra/launcher=slurm", f"hydra.launcher.{given}", *dry_run))
+    words = ["-m", *tiny, "distiller=vanilla", "hydra/launcher=slurm"]
+    told = error(launch(*words, *(f"{'' if each[0] == '+' else 'hydra.launcher.'}{each}" for each in given.split())))
     assert told.startswith(said)
     assert fake_slurm.scripts() == [] and set(here.iterdir()) == before
 
@@ -263,6 +264,19 @@ def test_a_controller_that_goes_away_has_refused_nothing_and_its_jobs_are_found_
     assert submissions(here / "outputs")["resnet8-resnet8/dkd-s0"]["job_id"] == "2_1"
     fake_slurm.queue(j1="RUNNING")
     assert "2 jobs submitted to SLURM, 1 was in its queue already: 1, 3\n" in slurm(tiny, "distiller=kd,dkd").out
+
+
+def test_jobs_of_several_runs_that_a_command_did_not_write_down_are_found_again(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path
+) -> None:
+    words = ("distiller=vanilla", "seed=0,1,2", "hydra.launcher.runs_per_job=2")
+    fake_slurm.set("deaf", "sbatch: error: Socket timed out on send/recv operation\n")
+    assert slurm(tiny, *words).code == 1
+    assert submissions(here / "outputs") == {}
+    fake_slurm.clear("deaf")
+    fake_slurm.queue(j1_0="RUNNING", j1_1="PENDING")
+    assert "0 jobs submitted to SLURM, 3 were in its queue already: 1\n" in slurm(tiny, *words).out
+    assert [each["job_id"] for each in submissions(here / "outputs").values()] == ["1_0", "1_0", "1_1"]
 
 
 def test_ctrl_c_waits_until_what_was_submitted_is_written_down(
