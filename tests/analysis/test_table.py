@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 
+import mlflow
 import pytest
 
 from analysis import literature, load
@@ -214,5 +215,13 @@ def test_from_journals_through_mlflow_to_the_table(tmp_path, capsys):
     assert block(text, "Best epoch, chosen on the test set itself")["KD"] == ["51.50 ± 1.41 (n=2)"]
     assert block(text, "Last epoch")["teacher alone"] == ["97.50"]
     assert f"digits/{PAIR}/kd-s3: interrupted" in text
+    client = mlflow.MlflowClient(store)
+    (sweep,) = client.search_runs(["1"], "tags.`edkd.sweep` = 'nightly'")
+    assert {file.path for file in client.list_artifacts(sweep.info.run_id)} == {"table.csv", "table.html", "table.md"}
+    assert sweep.data.tags["mlflow.note.content"] == (
+        "2 distilled students of digits, 1 pair: mean top-1 after the last epoch, in percent, of the 1 pair with every "
+        "method: KD 51.00."
+    )
+    assert sweep.data.metrics == {"last/top1 KD": 51.0, "best/top1 KD": 51.5}
     assert main(["--uri", store, "--experiment", "other"]) == 1
     assert "'other'" in capsys.readouterr().err
