@@ -96,6 +96,24 @@ def test_paired_differences_by_hand(analyse):
     assert (row["n"], row["top1_mean"], row["seeds"], row["top1_values"]) == (2, 1.0, "1 2", "1.5000 0.5000")
 
 
+def test_the_other_columns_of_the_csv(analyse):
+    runs = [*seeded("kd", 70.0, 71.0, 72.0), *seeded("dkd", 70.6, 71.8, 73.0), *seeded("edkd", 71.0, 72.1, 73.4)]
+    runs[1]["tags"] |= {"git_commit": "fedcba9876543210", "git_dirty": "True"}
+    runs[2]["metrics"] |= {"best/top5": 94.0, "best/epoch": 229.0}
+    csv = analyse(runs)[2].set_index(["kind", "method"])
+    columns = ["top5_mean", "epoch_mean"]
+    assert csv.loc[("last", "kd"), columns].tolist() == [90.0, 240.0]
+    assert csv.loc[("best", "kd"), columns].tolist() == [92.0, pytest.approx((235 + 235 + 229) / 3)]
+    assert csv.loc[("last", "kd"), "git_commits"] == "0123456789 fedcba9876+dirty"
+    gaps = csv[csv["quantity"] == "paired difference"].loc["last"]
+    p = {}
+    for name, values in (("edkd-kd", (1.0, 1.1, 1.4)), ("edkd-dkd", (0.4, 0.3, 0.4))):
+        t = np.mean(values) / np.std(values, ddof=1) * math.sqrt(3)
+        p[name] = 1 - t / math.sqrt(2 + t**2)  # of Student's t with 2 degrees of freedom, on both sides
+    assert gaps["p"].to_dict() == pytest.approx(p, rel=0.01)
+    assert gaps["p_holm"].to_dict() == pytest.approx(dict.fromkeys(p, 2 * min(p.values())), rel=0.01)
+
+
 def test_tags_name_and_order_the_rows(analyse):
     runs = [
         make("zz", title="AT", year="2017"),
