@@ -133,7 +133,6 @@ def test_a_step_that_was_to_be_captured_and_is_not_is_no_timing(work: Workload) 
         modes.prepare("captured", given("kd"), work)  # on a CPU, where nothing is captured
 
 
-@pytest.mark.slow
 def test_a_process_of_its_own(work: Workload) -> None:
     broken = dataclasses.replace(given("kd"), student=Network("x", {"_target_": "edkd.models.x"}))
     with main.process() as away:
@@ -282,7 +281,6 @@ def test_ratios_of_loader_and_step_are_taken_within_a_repetition() -> None:
     assert cells == ["64", "16", "16", "32", "0.80", "1.00", "2.00"]
 
 
-@pytest.mark.slow
 def test_processes_beside_one(tmp_path: Path) -> None:
     done = edkd("bench", "--devices=2", "--steps=1", "--repetitions=2", f"--output={tmp_path}", *SMALL)
     assert done.code == 0, done
@@ -295,7 +293,6 @@ def test_processes_beside_one(tmp_path: Path) -> None:
     assert "| 1 process x 1 threads | 2 processes x 1 threads | times as fast |" in text.read_text()
 
 
-@pytest.mark.slow
 def test_threads_beside_others(tmp_path: Path) -> None:
     one = [each for each in SMALL if not each.startswith("--threads")]
     done = edkd("bench", "--contention", "--steps=1", "--repetitions=1", "--threads=2", f"--output={tmp_path}", *one)
@@ -342,7 +339,6 @@ def test_what_cannot_be_measured(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.slow
 def test_what_surrounds_the_steps_is_measured(work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(costs, "EPOCHS", 4)
     monkeypatch.setattr(costs, "RUNS", 20)

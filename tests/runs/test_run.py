@@ -512,7 +512,6 @@ def test_a_resumed_run_keeps_its_number_of_threads(make_job: Any, monkeypatch: p
     assert "WARNING 1 threads share 0 CPU cores" in (job.directory / "run.log").read_text()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)  # loaded machines take ten minutes to compile for one shape; training and test have one
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch's own making
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")

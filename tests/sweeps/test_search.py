@@ -165,7 +165,6 @@ def test_what_failed_is_named_and_tried_again(tiny: list[str], here: Path) -> No
     assert {each.params["schedule.lr"] for each in again[: len(failed)]} == failed
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["local", "slurm"])
 def test_trials_run_in_batches_wherever_sweeps_do(
     launcher: str, tiny: list[str], fake_slurm: FakeSlurm, here: Path
