@@ -179,10 +179,18 @@ def test_runs_by_other_values_are_trained_by_those_values(write, tmp_path):
 
 
 def test_a_damaged_journal_leaves_out_its_run_alone(write, tmp_path):
-    folder = tmp_path / "out/runs/cifar100/vgg13-vgg8/kd-s1-0123abcd"
-    folder.mkdir(parents=True)
-    (folder / "journal.jsonl").write_text("{}\n" * 3)
-    assert write([make("kd"), make("dkd")], "--pairs", PAIR) == 0
+    damaged, sound = (tmp_path / f"out/runs/cifar100/{PAIR}/{name}-s1-0123abcd" for name in ("dkd", "kd"))
+    for folder in (damaged, sound):
+        folder.mkdir(parents=True)
+    (damaged / "journal.jsonl").write_text("{}\n" * 3)
+    runs = [make("kd"), make("dkd")]
+    start = {"event": "start", "time": runs[0]["start_time"] / 1000, "run": runs[0]["tags"]["config_hash"]}
+    Journal(sound).append(start)
+    assert write(runs, "--pairs", PAIR) == 0
+    assert "Training curves: nothing to draw" in text_of(tmp_path)
+    Journal(sound).append({"event": "epoch", "epoch": 1, "metrics": {"test/top1": 61.0}})
+    assert write(runs, "--pairs", PAIR) == 0
+    assert "Training curves: nothing to draw" not in text_of(tmp_path)
 
 
 def test_published_numbers_of_the_pair_with_the_default_values(write, tmp_path):

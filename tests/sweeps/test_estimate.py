@@ -1,6 +1,8 @@
 """How long a plan takes: from journals whose seconds are known here, and from a few real steps."""
 
+import os
 import platform
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -143,12 +145,14 @@ def test_damaged_and_foreign_journals_are_passed_over(job: Any, damage: str) -> 
 
 
 def test_of_many_journals_the_latest_few_are_read(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = ran(job("seed=0"), 10.0)
-    text = (first.directory / "journal.jsonl").read_text()
+    latest, earlier = ran(job("seed=0"), 10.0), ran(job("seed=1"), 30.0)
     for number in range(50):
-        other = first.directory.with_name(f"kd-s{number}-{number:08x}")
-        other.mkdir()
-        (other / "journal.jsonl").write_text(text)
+        source = latest if number < progress.LATEST else earlier
+        other = source.directory.with_name(f"kd-s{number}-{number:08x}")
+        shutil.copytree(source.directory, other)
+        os.utime(other / "journal.jsonl", (1000 - number, 1000 - number))
+    for each in (latest, earlier):
+        shutil.rmtree(each.directory)
     read: list[Path] = []
     original = journal.state
     monkeypatch.setattr(journal, "state", lambda path: (read.append(path), original(path))[1])

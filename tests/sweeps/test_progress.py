@@ -237,7 +237,7 @@ def test_the_bars_on_a_terminal(planned: Sweep, screen: Any, monkeypatch: pytest
                 break
             shown.wait(0.01)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())
-    assert re.search(r"runs 0/4 · epochs 1/8 ━+╸ +0:00:0\d, 0:01:10 left", text)
+    assert re.search(r"runs 0/4 · epochs 1/8 ━+╸ +\d:\d\d:\d\d, 0:01:10 left", text)
     assert re.search(r"  resnet8 vanilla-s0  epoch 1/2  65\.13 %  1,23[45] images/s  0:00:\d\d left", text)
 
 

@@ -1,6 +1,7 @@
 """Sweeps, from the plan to the summary, through the real command line."""
 
 import contextlib
+import gc
 import json
 import os
 import re
@@ -20,11 +21,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from edkd import models, tracking
-from edkd.cli import launch as cli_launch
 from edkd.config.compose import quoted
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint, journal, lock
+from edkd.runs import attempt
 from edkd.sweeps import execution, plan
+from edkd.training.trainer import TrainState
 from tests.commandline import REPOSITORY, Ended, error, files, journals, launch, metrics, python
 
 SEVEN = ["a-b", "c-d", "e-f"]  # stands for the pairs of the table
@@ -360,30 +362,19 @@ def test_a_teacher_whose_journal_came_without_weights_is_trained(tiny: list[str]
     assert len(list(here.glob("outputs/teachers/*/resnet8.pt"))) == 1
 
 
-def test_an_error_keeps_nothing_of_the_run_alive() -> None:
-    class Network:
-        pass
+def test_an_error_keeps_nothing_of_the_run_alive(tiny: list[str], here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[weakref.ref[Any]] = []
+    alive: list[list[bool]] = []
 
-    alive = []
+    def failing(state: TrainState, *arguments: Any, **options: Any) -> None:
+        gc.collect()
+        alive.append([each() is not None for each in seen])
+        seen.append(weakref.ref(state.student))
+        raise EdkdError("no")
 
-    def train() -> None:
-        network = Network()
-        alive.append(weakref.ref(network))
-        try:
-            raise OSError("disk")
-        except OSError as error:
-            raise EdkdError("run") from error
-
-    kept = []
-    for _ in range(2):
-        try:
-            train()
-        except EdkdError as error:
-            kept.append(error)  # as Hydra does
-    assert [seen() is not None for seen in alive] == [True, True]
-    for error in kept:
-        cli_launch._empty_frames(error)
-    assert [seen() for seen in alive] == [None, None]
+    monkeypatch.setattr(attempt, "fit", failing)
+    assert swept(tiny, "distiller=vanilla", "seed=0,1,2").code == 1
+    assert alive == [[], [False], [False, False]]
 
 
 def test_a_stored_teacher_is_used_and_a_weak_one_refused(tiny: list[str], here: Path) -> None:
@@ -541,7 +532,7 @@ def test_workers_end_with_a_sweep_that_is_killed(tiny: list[str], here: Path) ->
     workers = {journal.read(run)[0]["pid"] for run in runs}
     try:
         assert process.pid not in workers and len(workers) == 2
-        wait_for(lambda: not any(map(lock.is_held, runs)), seconds=10)  # the kernel drops the lock with the process
+        wait_for(lambda: not any(map(lock.is_held, runs)))  # the kernel drops the lock with the process
     finally:
         for pid in workers:
             with contextlib.suppress(ProcessLookupError):
@@ -566,10 +557,10 @@ def test_a_sweep_whose_main_process_alone_is_asked_to_stop_records_it(
     assert [events(records)[-1] for records in journals(here / "outputs").values()] == ["interrupted"] * runs
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    until = time.monotonic() + seconds
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 120
     while not condition():
-        assert time.monotonic() < until, f"did not happen within {seconds} s"
+        assert time.monotonic() < until, "did not happen within 120 s"
         time.sleep(0.1)
 
 

@@ -7,7 +7,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -29,10 +28,8 @@ def test_a_uri_that_mlflow_would_refuse_is_refused_in_one_line(uri, tmp_path):
 
 
 def refused(path):
-    began = time.monotonic()
     with pytest.raises(EdkdError, match="it has to be a writable SQLite file in a writable folder") as refusal:
         tracking.create_store(uri=f"sqlite:///{path}", experiment="edkd", artifacts=None)
-    assert time.monotonic() - began < 60  # MLflow tries for 100 s
     assert str(path) in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
