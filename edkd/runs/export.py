@@ -34,7 +34,7 @@ Predict = Callable[[Logits], Logits]  # images [B, 3, H, W], normalised, to logi
 
 ENDINGS = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors", "mlflow": ""}
 TOLERANCE = 1e-3  # relative to the largest logit; it allows only for another library's order of additions
-CALIBRATION = (8, 64)  # batches, and training images of each, that give int8 the ranges of activations
+CALIBRATION = (8, 64)  # batches, and training images of each, that give int8 the ranges of activations, at most
 
 
 class Student(nn.Module):
@@ -244,10 +244,9 @@ def _top1(predict: Predict, splits: Splits) -> float:
 def _quantise(path: Path, splits: Splits, seed: int) -> None:
     """Quantise an ONNX file to int8: weights by channel, activations by their ranges on training images."""
     quantization = import_extra("onnxruntime.quantization", "export")
-    batches, count = CALIBRATION
-    splits.train.begin(seed, 1, count)
-    batches = min(batches, len(splits.train) // count)
-    held = iter([{"images": splits.train.next(count).images.numpy()} for _ in range(batches)])
+    batches, size = CALIBRATION
+    counts = splits.train.begin(seed, 1, size).counts[:batches]
+    held = iter([{"images": splits.train.next(count).images.numpy()} for count in counts])
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore
         def get_next(self) -> dict[str, Logits] | None:

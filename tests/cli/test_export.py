@@ -123,6 +123,14 @@ def test_int8(output: Path) -> None:
     assert np.abs(logits - expected(run_file(output, "kd", "best.pt"))).max() > 1e-4  # it is rounded
 
 
+def test_int8_of_fewer_training_images_than_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    common = ["dataset=digits", *DIGITS, "dataset.train_per_class=5", "schedule=short", "schedule.epochs=1"]
+    assert launch(*common, "tracking=journal", "student=resnet8", "distiller=vanilla", "engine.threads=1").code == 0
+    done = export("onnx", "--int8", run="resnet8/vanilla-s0")
+    assert (done.code, done.err) == (0, "") and done.out.splitlines()[2].startswith("int8: top-1 "), done
+
+
 def test_a_student_that_ends_in_its_method(output: Path) -> None:
     common = ["dataset=digits", *DIGITS, "schedule=short", "schedule.epochs=1", "tracking=journal", "teacher=resnet8"]
     trained = launch(*common, "student=resnet8", "distiller=simkd", "engine.threads=1")
