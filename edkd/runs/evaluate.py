@@ -39,7 +39,7 @@ class Evaluation:
     where: str  # origin of the weights: a file or a stored teacher
     overall: dict[str, float]  # see `edkd.training.evaluation.measure`, and "ece"
     classes: list[OfClass]
-    images: int
+    images: int  # measured: without those that dataset.broken=skip left out
     seconds: float  # duration of the network's passes, without the teacher's
 
 
@@ -87,7 +87,8 @@ def evaluate_network(cfg: Settings, file: Path | None, *, with_teacher: bool = F
             overall = measure(whole.predict, counted, device, teacher_logits, found.add)
     seconds = time.monotonic() - began
     overall["ece"] = found.calibration.read()
-    return Evaluation(where, overall, found.by_class(arrays.classes), len(data), seconds)
+    classes = found.by_class(arrays.classes)
+    return Evaluation(where, overall, classes, sum(each.images for each in classes), seconds)
 
 
 class _Found:

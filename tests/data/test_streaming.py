@@ -15,7 +15,7 @@ from edkd.data.files import Broken, read_image
 from edkd.data.sources import imagefolder
 from edkd.data.streaming import StreamedData
 from edkd.errors import EdkdError
-from tests.commandline import error, journals, launch, metrics
+from tests.commandline import edkd, error, journals, launch, metrics
 
 CPU = torch.device("cpu")
 
@@ -177,6 +177,11 @@ def test_a_run_counts_what_it_skips(streamed: list[str], root: Path, tmp_path: P
     epochs = [record for record in records if record["event"] == "epoch"]
     assert [record["skipped"] for record in epochs] == [1, 1]
     assert all((record["metrics"]["test/top1"] * 7 / 100) % 1 < 1e-9 for record in epochs), "of seven images"
+    (weights,) = (tmp_path / "skipping").rglob("last.pt")
+    dataset = [word for word in words if word.startswith("dataset.")]
+    options = ["-m", "resnet14", "-c", str(weights), "-d", "imagefolder", "dataset.broken=skip", "engine.device=cpu"]
+    measured = edkd("evaluate", *options, *dataset)
+    assert " 7 images, " in measured.out, measured
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(
