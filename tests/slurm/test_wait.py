@@ -1,10 +1,11 @@
 """Waiting for jobs until they have ended, and why they did."""
 
+import inspect
 import sys
-import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -130,54 +131,64 @@ def run_dir(make_job: Any, fake_slurm: FakeSlurm) -> Path:
     return Path(job.directory)
 
 
-def follow(run_dir: Path) -> tuple[threading.Thread, list[str]]:
-    """A thread that waits for a run, and the states in which it has found it at the end."""
-    ended: list[str] = []
-    thread = threading.Thread(
-        target=lambda: ended.extend(status.state for status in wait.wait([run_dir], 0.05).values()), daemon=True
-    )
-    thread.start()
-    return thread, ended
+def waited(
+    monkeypatch: pytest.MonkeyPatch, run_dir: Path, poll_s: float, meanwhile: Generator[None, None, None]
+) -> list[str]:
+    """The states in which `wait` finds a run at the end. Its pauses take no time; each takes a step of `meanwhile`."""
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        next(meanwhile, None)
+
+    monkeypatch.setattr(wait, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+    ended = wait.wait([run_dir], poll_s)
+    assert inspect.getgeneratorstate(meanwhile) == inspect.GEN_CLOSED, "it has not waited for that"
+    return [status.state for status in ended.values()]
 
 
-def still_waiting(thread: threading.Thread) -> bool:
-    thread.join(1.0)  # more than three times SILENCE
-    return thread.is_alive()
-
-
-def test_nothing_vanishes_while_slurm_is_away_or_the_directory_is_held(run_dir: Path, fake_slurm: FakeSlurm) -> None:
+def test_nothing_vanishes_while_slurm_is_away_or_the_directory_is_held(
+    run_dir: Path, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_slurm.set("away")
-    thread, ended = follow(run_dir)
-    assert still_waiting(thread)
-    with lock.hold(run_dir):
-        fake_slurm.clear("away")
-        assert still_waiting(thread)
-    thread.join(20)
-    assert ended == ["vanished"]
+
+    def meanwhile() -> Generator[None, None, None]:
+        yield from [None] * 3
+        with lock.hold(run_dir):
+            fake_slurm.clear("away")
+            yield from [None] * 3
+
+    assert waited(monkeypatch, run_dir, wait.SILENCE, meanwhile()) == ["vanished"]
 
 
-def test_a_job_in_the_queue_has_not_ended_whatever_the_journal_says(run_dir: Path, fake_slurm: FakeSlurm) -> None:
+def test_a_job_in_the_queue_has_not_ended_whatever_the_journal_says(
+    run_dir: Path, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_slurm.queue(j1="COMPLETING")
     journal.Journal(run_dir).append({"event": "failure", "error": "no"})
-    thread, ended = follow(run_dir)
-    assert still_waiting(thread)
-    fake_slurm.queue(j1="FAILED")
-    thread.join(20)
-    assert ended == ["failed"]
+
+    def meanwhile() -> Generator[None, None, None]:
+        yield from [None] * 3
+        fake_slurm.queue(j1="FAILED")
+
+    assert waited(monkeypatch, run_dir, wait.SILENCE, meanwhile()) == ["failed"]
 
 
 def test_a_requeued_job_that_was_lost_for_a_moment_has_not_vanished(
     run_dir: Path, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wait, "SILENCE", 2.0)
     fake_slurm.queue(j1="NODE_FAIL")
-    thread, ended = follow(run_dir)
-    assert still_waiting(thread)
-    fake_slurm.queue(j1="PENDING")
-    assert still_waiting(thread) and still_waiting(thread)
-    journal.Journal(run_dir).append({"event": "end"})
-    thread.join(20)
-    assert ended == ["done"]
+
+    def meanwhile() -> Generator[None, None, None]:
+        yield
+        fake_slurm.queue(j1="PENDING")
+        yield from [None] * 5
+        fake_slurm.queue(j1="NODE_FAIL")  # counted anew
+        yield
+        journal.Journal(run_dir).append({"event": "end"})
+
+    assert waited(monkeypatch, run_dir, wait.SILENCE * 0.4, meanwhile()) == ["done"]
 
 
 def test_why_jobs_wait_is_shown_when_it_is_news(
