@@ -3,8 +3,6 @@
 import hashlib
 import itertools
 import json
-import os
-import pickle
 import socket
 import subprocess
 import sys
@@ -367,57 +365,14 @@ def test_no_teacher(tiny: list[str], here: Path) -> None:
     assert files(here) == set()
 
 
-class Hostile:
-    """Pickled, it makes a folder when it is loaded."""
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.mkdir, ("owned",)
-
-
-def truncate(weights: Path) -> None:
-    weights.write_bytes(weights.read_bytes()[:1000])
-
-
-def exchange(weights: Path) -> None:
-    torch.save({"model": models.resnet14(num_classes=10).state_dict()}, weights)
-    reseal(weights)
-
-
-def other_classes(weights: Path) -> None:
-    torch.save({"model": models.resnet8(num_classes=100).state_dict()}, weights)
-    reseal(weights)
-
-
-def poison(weights: Path) -> None:
-    weights.write_bytes(pickle.dumps({"model": Hostile()}))
-    reseal(weights)
-
-
-def poison_with_torch(weights: Path) -> None:
-    torch.save({"model": Hostile()}, weights)
-    reseal(weights)
-
-
-def bare(weights: Path) -> None:
-    weights.with_suffix(".json").unlink()
-
-
-@pytest.mark.parametrize(
-    ("harm", "message"),
-    [
-        (truncate, "resnet8.pt does not match its sidecar resnet8.json (SHA-256); restore it, or remove it"),
-        (exchange, "resnet8.pt) does not fit the architecture ResNet: of 56 entries 36 unexpected (layer1.1."),
-        (other_classes, "resnet8.pt) does not fit the architecture ResNet: of 56 entries 2 of another shape (fc."),
-        (poison, "resnet8.pt is damaged or no file of PyTorch (UnpicklingError)"),
-        (poison_with_torch, "resnet8.pt is refused: holds Python objects, not only tensors (posix.mkdir)"),
-        (bare, "resnet8.pt has no sidecar resnet8.json, so its origin is unknown"),
-    ],
-)
-def test_a_teacher_that_cannot_be_used(tiny: list[str], teacher: Path, here: Path, harm: Any, message: str) -> None:
-    harm(teacher)
+def test_a_teacher_of_another_architecture_is_refused_before_anything_is_written(
+    tiny: list[str], teacher: Path, here: Path
+) -> None:
+    torch.save({"model": models.resnet14(num_classes=10).state_dict()}, teacher)
+    reseal(teacher)
     before = files(here)
     said = error(launch(*tiny, "distiller=kd", "tracking=sqlite"))
-    assert message in said and str(teacher) in said
+    assert f"{teacher}) does not fit the architecture ResNet: of 56 entries 36 unexpected (layer1.1." in said
     assert files(here) == before
 
 
