@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
 from edkd import losses
 from edkd.distillers import Batch, Distiller, Outcome
@@ -137,22 +136,6 @@ def test_the_weight_follows_the_epoch_tensor_in_place(kind: type[Distiller], arg
     first = distiller(student, teacher, batch).losses["kd"].item()
     batch.epoch.fill_(2)
     assert distiller(student, teacher, batch).losses["kd"].item() == pytest.approx(2 * first)
-
-
-@every_distiller
-def test_no_value_is_read_from_the_device(kind: type[Distiller], arguments: dict) -> None:
-    """Tensors on the meta device have no values: reading one, or branching on one, raises."""
-
-    def on_meta(tensor: Tensor) -> Tensor:
-        return tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
-
-    student, teacher, batch = step()
-    meta_student = Prediction(on_meta(student.logits))
-    meta_batch = Batch(on_meta(batch.index), on_meta(batch.target), on_meta(batch.epoch))
-    outcome = kind(**arguments)(meta_student, Prediction(on_meta(teacher.logits)), meta_batch)
-    sum(outcome.losses.values()).backward()
-    assert meta_student.logits.grad is not None
-    assert all(value.is_meta and value.ndim == 0 for value in (*outcome.losses.values(), *outcome.metrics.values()))
 
 
 @every_distiller

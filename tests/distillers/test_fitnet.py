@@ -10,23 +10,13 @@ from edkd.distillers.base import Batch, Shapes, Spec
 from edkd.distillers.fitnet import FitNet
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
+from tests.distillers.pairs import FIELD
 from tests.golden.methods import CASES, assert_recorded, fill, normal
 
 Shape = tuple[int, int, int]
-PAIRS = {  # teacher-student: whether the student's map at stage 2 is enlarged
-    "resnet56-resnet20": False,
-    "resnet110-resnet32": False,
-    "resnet32x4-resnet8x4": False,
-    "wrn_40_2-wrn_16_2": False,
-    "wrn_40_2-wrn_40_1": False,
-    "vgg13-vgg8": False,
-    "vgg13-mobilenetv2": False,
-    "resnet50-mobilenetv2": True,
-    "resnet50-vgg8": True,
-    "resnet32x4-shufflenetv1": True,
-    "resnet32x4-shufflenetv2": True,
-    "resnet32x4-mobilenetv2": True,
-    "wrn_40_2-shufflenetv1": True,
+ENLARGED = {  # pairs of which the student's map at stage 2 is the smaller one
+    *("resnet50-mobilenetv2", "resnet50-vgg8", "resnet32x4-shufflenetv1", "resnet32x4-shufflenetv2"),
+    *("resnet32x4-mobilenetv2", "wrn_40_2-shufflenetv1"),
 }
 
 
@@ -62,7 +52,7 @@ def test_recorded_values_gradients_and_statistics(case: dict) -> None:
     assert isinstance(conv, nn.ConvTranspose2d) is case["transposed"]
 
 
-@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("pair", FIELD)
 def test_every_pair_of_the_field_can_be_matched(pair: str) -> None:
     def feats(name: str) -> tuple[torch.Tensor, ...]:
         return getattr(models, name)(num_classes=100).eval()(torch.zeros(2, 3, 32, 32), want_feats=True).feats
@@ -76,8 +66,8 @@ def test_every_pair_of_the_field_can_be_matched(pair: str) -> None:
         method.setup(Spec(own, taught, 100, 10))
         assert method.conv_reg(student[2]).shape == teacher[2].shape
     conv = method.conv_reg.conv
-    assert isinstance(conv, nn.ConvTranspose2d) is PAIRS[pair]
-    assert conv.kernel_size == ((4, 4) if PAIRS[pair] else (1, 1))
+    assert isinstance(conv, nn.ConvTranspose2d) is (pair in ENLARGED)
+    assert conv.kernel_size == ((4, 4) if pair in ENLARGED else (1, 1))
 
 
 def test_the_constructor_allocates_nothing_and_setup_makes_the_regressor() -> None:

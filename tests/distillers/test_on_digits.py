@@ -1,6 +1,7 @@
 """Every method of conf/distiller trained on digits as a run trains it: its loss falls, and it resumes exactly.
 
-Its steps wait for no value either, so that a CUDA graph can hold them; `tests/runs/test_gpu.py` records them.
+Its losses read no value and its steps wait for none, so that a CUDA graph can hold them; `tests/runs/test_gpu.py`
+records them.
 """
 
 import copy
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from edkd import CONF, models
 from edkd.config.compose import compose_settings
 from edkd.config.schema import Settings
+from edkd.distillers.base import Batch
 from edkd.runs.inputs import Inputs, device_data, load_arrays
 from edkd.runs.method import new_state
 from edkd.runs.teacher_source import teacher_source
@@ -47,6 +49,12 @@ class WithoutReading(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def configured(method: str, folder: Path) -> Settings:
+    """A method, with values that differ from its own after a space, as it learns from the digits."""
+    own = ["distiller.negatives=64"] if method == "crd" else []
+    return compose_settings([*f"distiller={method}".split(), *GIVEN, *own, f"output={folder}"])
+
+
 def begun(cfg: Settings) -> tuple[TrainState, Step]:
     """A run before its first step, of a teacher that knows as little as its student."""
     arrays, _ = load_arrays(cfg)
@@ -72,10 +80,9 @@ def test_reading_is_noticed(read: Any) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_loss_falls_and_a_resumed_run_has_the_same_bits(method: str, tmp_path: Path) -> None:
-    own = ["distiller.negatives=64"] if method == "crd" else []
     # CRD's distillation loss rises at first: its memories gather while Z stays what the first batch made it.
     falling = "train/loss_ce" if method == "crd" else "train/loss"
-    cfg = compose_settings([f"distiller={method}", *GIVEN, *own, f"output={tmp_path}"])
+    cfg = configured(method, tmp_path)
     state, step = begun(cfg)
     losses = []
     for epoch in range(EPOCHS):
@@ -96,3 +103,18 @@ def test_the_loss_falls_and_a_resumed_run_has_the_same_bits(method: str, tmp_pat
     step.begin(EPOCHS + 1)
     with WithoutReading():
         step(cfg.schedule.batch_size)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "ctkd distiller.decay=linear"])
+def test_no_value_is_read_from_the_device(method: str, tmp_path: Path) -> None:
+    """Tensors on the meta device have no values: reading one, or branching on one, raises."""
+    cfg = configured(method, tmp_path)
+    trainable, teacher = begun(cfg)[0].trainable.to("meta"), models.resnet14(num_classes=10).to("meta").eval()
+    images, numbers = torch.zeros(4, 3, 8, 8, device="meta"), torch.zeros(4, dtype=torch.int64, device="meta")
+    with torch.no_grad():
+        given = teacher(images, want_feats=True)
+    strong = (images, given) if trainable.distiller.needs_strong_view else None
+    batch = Batch(numbers, numbers, torch.zeros((), device="meta"))
+    outcome, _ = trainable(images, given if cfg.needs_teacher else None, batch, strong)
+    torch.stack(list(outcome.losses.values())).sum().backward()
+    assert all(value.is_meta and value.ndim == 0 for value in (*outcome.losses.values(), *outcome.metrics.values()))
