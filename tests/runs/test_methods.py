@@ -1,5 +1,6 @@
 """Methods with modules and a memory of their own, and optimisers with several momenta: trained, killed, continued."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,20 @@ def found(output: Path) -> tuple[Path, dict[int, Any]]:
     return folder, {epoch: record["metrics"] for epoch, record in journal.epochs(folder).items()}
 
 
+@pytest.fixture(scope="module")
+def taught(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder with a teacher alone."""
+    output = tmp_path_factory.mktemp("taught")
+    assert nursery.run(*arguments(output, "distiller=vanilla", "schedule.epochs=2")) == 0, nursery.log.read_text()
+    return output
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(nursery: Nursery, tmp_path: Path, method: str) -> None:
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(
+    nursery: Nursery, taught: Path, tmp_path: Path, method: str
+) -> None:
     overrides, held = METHODS[method]
-    outputs = [tmp_path / name for name in ("whole", "killed")]
-    for output in outputs:
-        assert nursery.run(*arguments(output, "distiller=vanilla", "schedule.epochs=2")) == 0, nursery.log.read_text()
+    outputs = [Path(shutil.copytree(taught, tmp_path / name)) for name in ("whole", "killed")]
     whole, killed = ([*arguments(output), "student=resnet14", *overrides] for output in outputs)
 
     assert nursery.run(*whole) == 0, nursery.log.read_text()
