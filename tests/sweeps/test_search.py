@@ -152,6 +152,25 @@ def test_a_trial_with_better_ones_is_pruned_and_recorded(tiny: list[str], here: 
     assert edkd("status", made.study_name).code == 0
 
 
+def test_a_run_that_another_search_pruned_continues(
+    tiny: list[str], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optuna.samplers.TPESampler, "infer_relative_search_space", None)  # nobody asks this sampler
+    options = ["distiller=vanilla", "schedule.epochs=3", "hydra.sweeper.sampler=random"]
+    pruning = ["schedule.lr=0.05,0.04,0.03,1e-8", "hydra.sweeper.startup_trials=1"]
+    assert searched(tiny, *options, *pruning, trials=6).code == 0
+    *_, last = study(here / "outputs").trials  # the draws depend on the seed alone
+    assert (last.state, last.params) == (TrialState.PRUNED, {"schedule.lr": "1e-08"})
+    (path,) = here.glob("outputs/sweeps/*.optuna.log")
+    path.unlink()
+    whole = ["schedule.lr=0.05,1e-8,0.03,0.04", "hydra.sweeper.pruner=none"]
+    assert searched(tiny, *options, *whole, trials=1).code == 0
+    (trial,) = study(here / "outputs").trials
+    assert (trial.state, trial.user_attrs["run"]) == (TrialState.COMPLETE, last.user_attrs["run"])
+    found = events(here / "outputs")[trial.user_attrs["name"].partition("/")[2]]
+    assert (found["pruned"], found["epoch"], found["end"]) == (1, 3, 1)
+
+
 def test_what_failed_is_named_and_tried_again(tiny: list[str], here: Path) -> None:
     space = ["distiller=vanilla", "schedule.lr=0.05,1e30,2e30"]
     first = searched(tiny, *space, trials=5)
