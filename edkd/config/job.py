@@ -200,9 +200,10 @@ def directory_of(run: str, cfg: Settings) -> Path | None:
 
 
 def dataset_of(file: Path) -> Dataset | None:
-    """The data set of the run in whose directory a file lies; None where it lies in none."""
-    config = RunDir(file.parent).config
-    return thaw(config)[0].settings.dataset if config.is_file() else None
+    """The data set of the run in whose directory a file lies; None where it lies in none that can be read."""
+    with contextlib.suppress(EdkdError):
+        return thaw(RunDir(file.parent).config)[0].settings.dataset
+    return None
 
 
 def planned_code(run_dir: Path) -> dict[str, str]:

@@ -42,7 +42,7 @@ class Inputs:
     teacher_record: dict[str, Any] | None  # of the teacher, for the journal
 
 
-def find(cfg: Settings, teacher_id: str | None) -> tuple[Arrays | Streamed, str, store.Entry | None]:
+def find_inputs(cfg: Settings, teacher_id: str | None) -> tuple[Arrays | Streamed, str, store.Entry | None]:
     """The data of a run, their fingerprint and its teacher, downloaded where they are not here; on no device yet."""
     arrays, sha256 = load_arrays(cfg)
     if not cfg.needs_teacher:
@@ -58,7 +58,7 @@ def find(cfg: Settings, teacher_id: str | None) -> tuple[Arrays | Streamed, str,
 
 def gather(cfg: Settings, teacher_id: str | None) -> Inputs:
     """Read and verify all that a run needs: data, device, teacher."""
-    arrays, sha256, entry = find(cfg, teacher_id)
+    arrays, sha256, entry = find_inputs(cfg, teacher_id)
     device = pick_device(cfg.engine.device)
     if entry is None:
         return Inputs(arrays, sha256, device, None, None)

@@ -135,9 +135,8 @@ def check_method(cfg: Settings) -> None:
     """Raise EdkdError for a method that refuses the networks of a run, before data and teacher are needed.
 
     Also raised for an optimiser that refuses its values, and a method that needs strong views of streamed images, or
-    without a teacher. The
-    method's `setup` runs on PyTorch's meta device, where tensors have shapes but no memory. The number of classes is
-    not known yet and assumed to be large; so is the number of images if only the files give it.
+    without a teacher. The method's `setup` runs on PyTorch's meta device, where tensors have shapes but no memory. The
+    number of classes is not known yet and assumed to be large; so is the number of images if only the files give it.
     """
     method = target(cfg.distiller, "distiller")
     source = get_type_hints(target(cfg.dataset.source, "dataset.source")).get("return")  # one's own may have no hint

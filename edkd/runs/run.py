@@ -16,7 +16,7 @@ from edkd.errors import EdkdError
 from edkd.rundir import journal, lock
 from edkd.rundir.paths import RunDir
 from edkd.runs.attempt import Attempt, remove_checkpoints
-from edkd.runs.inputs import find, gather
+from edkd.runs.inputs import find_inputs, gather
 from edkd.runs.preemption import Asked, Stopped
 from edkd.runs.processes import LOST, Nodes, check_devices, failed, run_together, stopped
 from edkd.runs.pruning import Pruned
@@ -89,7 +89,7 @@ def _train_and_record(attempt: Attempt, nodes: Nodes | None) -> None:
             if engine.devices == 1:
                 attempt.train(gather(job.settings, job.teacher_id), tracker)
             else:
-                find(job.settings, job.teacher_id)  # a download is this process's; each process's GPU is its own
+                find_inputs(job.settings, job.teacher_id)  # a download is this process's; each process's GPU is its own
                 check_devices(engine, pick_device(engine.device), nodes.count if nodes is not None else 1)
                 with tempfile.TemporaryDirectory() as folder:
                     nodes = nodes or Nodes(1, 0, f"{folder}/meeting")

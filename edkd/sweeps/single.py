@@ -7,7 +7,7 @@ from edkd.config.job import make_job
 from edkd.console import console, counted
 from edkd.errors import EdkdError
 from edkd.rundir import journal
-from edkd.runs.inputs import find, gather, teacher_folder
+from edkd.runs.inputs import find_inputs, gather, teacher_folder
 from edkd.runs.method import check_method
 from edkd.runs.pretrained import weights_id
 from edkd.runs.processes import check_devices
@@ -56,7 +56,7 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
     if cfg.engine.devices == 1:
         gather(cfg, job.teacher_id)
     else:
-        find(cfg, job.teacher_id)
+        find_inputs(cfg, job.teacher_id)
         check_devices(cfg.engine, pick_device(cfg.engine.device), nodes=1)
     if cfg.tracking.uri is not None:
         open_tracking(cfg.tracking)
