@@ -20,6 +20,7 @@ from edkd.rundir import results
 from edkd.rundir.settings import setting
 
 DEFAULT = ["markdown", "csv"]
+OUTPUT = Path("outputs")
 _NO_METRIC = {
     "best": "every run here chose its best epoch on held-out images; see --metric selected",
     "selected": "no run here chose its best epoch on held-out images (dataset.validation=0.1); see --metric best",
@@ -85,26 +86,25 @@ def chosen(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
         if not options.results.is_dir():
             raise EdkdError(f"--results {options.results}: there is no such folder")
         print(f"analysis: no packed runs in {options.results}", file=sys.stderr)
-    store, explicit = load.store_of(options), options.uri is not None
-    there = load.read(store, options.experiment, options.results, damaged, named=explicit)
+    named = options.uri is not None or options.output != OUTPUT
+    there = load.read(load.store_of(options), options.experiment, options.results, damaged, named=named)
     of_recipe, others = load.choose(there, dataset=options.dataset, recipe=options.recipe)
     if others:
-        lines = "\n".join(
-            ["analysis: this is the newest data set and recipe; there are also (with make: ARGS='--…'):", *others]
-        )
-        print(lines, file=sys.stderr)
+        dataset, recipe = of_recipe["dataset"].iloc[0], of_recipe["recipe"].iloc[0]
+        head = f"analysis: this is of {dataset} by {recipe}; there are also (with make: ARGS='--…'):"
+        print("\n".join([head, *others]), file=sys.stderr)
     runs = load.of_columns(of_recipe, pairs=options.pairs)
     runs = load.limited(runs, seeds=options.seeds, methods=options.methods)
     used = load.one_cell_each(
         runs, picked=dict(options.cell), latest=options.latest_cell, rows=options.rows, columns=options.columns or ()
     )
     if used["alone"].all():
-        named = [*(options.pairs or ()), *(options.methods or ()), *(f"seed {seed}" for seed in options.seeds or ())]
+        asked = [*(options.pairs or ()), *(options.methods or ()), *(f"seed {seed}" for seed in options.seeds or ())]
         done = of_recipe[load.finished(of_recipe) & ~of_recipe["alone"]]
         known = "; ".join(
             f"{key} {', '.join(map(str, sorted(set(done[key]))))}" for key in ("pair", "distiller", "seed")
         )
-        raise EdkdError(f"no finished run of {', '.join(named)}; there are some of {known}")
+        raise EdkdError(f"no finished run of {', '.join(asked)}; there are some of {known}")
     if used["packed"].all():
         own = there[~there["packed"]]
         none = "; the store has runs, but no finished student with a teacher"
@@ -150,7 +150,8 @@ def _changed(used: pd.DataFrame) -> Iterator[str]:
 
 def command(module: str, options: argparse.Namespace, dataset: str, recipe: str) -> str:
     """The command by which `module` reads the same runs again from the same store, without the URI's password."""
-    words = ["python", "-m", module, "--uri", re.sub("//[^/@]*@", "//...@", load.store_of(options))]
+    words = ["python", "-m", module]
+    words += ["--uri", re.sub("//[^/@]*@", "//...@", options.uri)] if options.uri else []
     words += ["--results", str(options.results)] if options.results != load.RESULTS else []
     words += ["--experiment", options.experiment, "--dataset", dataset, "--recipe", recipe]
     words += ["--pairs", ",".join(options.pairs)] if options.pairs else []

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console, RenderableType
 
@@ -145,6 +145,9 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 class Parser(argparse.ArgumentParser):
     """A parser that reports a wrong command in one line, like every other error."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2; the line begins with the name of the program or the module."""

@@ -4,15 +4,14 @@ import argparse
 import csv
 import json
 import math
-import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edkd.cli.teachers import add_configuration, of_dataset
 
 _SHOWN = 5  # classes at each end
+_CHOICES = ("dataset=", "experiment=")  # they choose the data set
 
 
 def add_to(commands: Any) -> None:
@@ -32,14 +31,13 @@ def add_to(commands: Any) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from edkd.config.compose import chosen, compose_settings
-    from edkd.config.job import dataset_of
     from edkd.runs.evaluate import evaluate_network
 
     networks = [*chosen("student", args.model), *(chosen("teacher", args.teacher) if args.teacher else [])]
-    settings = compose_settings([*of_dataset(args), *networks, *args.overrides])
-    asked = args.dataset is not None or any(re.match(r"[+~]*(dataset|experiment)\b", word) for word in args.overrides)
-    if args.checkpoint is not None and not asked:
-        settings = replace(settings, dataset=dataset_of(args.checkpoint) or settings.dataset)
+    data = of_dataset(args)
+    if args.checkpoint is not None and not data and not any(each.startswith(_CHOICES) for each in args.overrides):
+        data = _data_of_run(args.checkpoint)
+    settings = compose_settings([*data, *networks, *args.overrides])
     found = evaluate_network(settings, args.checkpoint, with_teacher=args.teacher is not None)
     if not math.isfinite(found.overall["loss"]):
         line = f"edkd: {found.where}: the network's logits are not finite, so that its accuracies mean nothing"
@@ -72,3 +70,14 @@ def _evaluate(args: argparse.Namespace) -> None:
     ranked = sorted((each for each in classes if each.images), key=lambda each: each.top1)
     for name, some in (("worst", ranked[:_SHOWN]), ("best", ranked[: -_SHOWN - 1 : -1])):
         print(f"{name} classes: {', '.join(f'{each.name} {each.top1:.1f} %' for each in some)}")
+
+
+def _data_of_run(file: Path) -> list[str]:
+    """The overrides that choose the data set of the run in whose directory a file lies; none where it lies in none."""
+    from edkd.config.compose import quoted
+    from edkd.rundir.settings import dataset_overrides, leaves
+    from edkd.status.state import frozen
+
+    params = {key: str(value) for key, value in leaves(frozen(file.parent))}
+    root = [f"dataset.root={quoted(params['dataset.root'])}"] if "dataset.root" in params else []
+    return [*dataset_overrides(params), *root]

@@ -143,7 +143,7 @@ def _retry(args: argparse.Namespace) -> None:
         return
     left = [view for view in views if view.state == "new" and view.directory not in chosen]
     if left:
-        print(f"{counted(len(left), 'run')} that never began: not launched; --all takes these, too")
+        print(f"not launched, because never begun: {counted(len(left), 'run')}; --all includes them")
     overrides = launch.may_add(args.overrides)
     master, launcher = retry.compose_launcher(overrides, output=args.output, task=launch.task)
     try:

@@ -50,8 +50,8 @@ def target(node: Any, where: str) -> Any:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        found = "" if isinstance(error, AttributeError) else "; is it on PYTHONPATH?"
-        raise EdkdError(f"{where}._target_: cannot import {path}: {error}{found}") from error
+        hint = "" if isinstance(error, AttributeError) else "; is it on PYTHONPATH?"
+        raise EdkdError(f"{where}._target_: cannot import {path}: {error}{hint}") from error
     except Exception as error:  # whatever a module of the user's raises as it is imported
         raise EdkdError(f"{where}._target_: importing {module} fails: {type(error).__name__}: {error}") from error
     if not callable(found):

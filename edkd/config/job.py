@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from edkd.config.schema import LABELS, SGD, Dataset, Settings, settings
+from edkd.config.schema import LABELS, SGD, Settings, settings
 from edkd.errors import EdkdError
 from edkd.rundir import files, provenance
 from edkd.rundir import settings as rundir_settings
@@ -197,13 +197,6 @@ def directory_of(run: str, cfg: Settings) -> Path | None:
     folder = Path(cfg.output) / "runs" / cfg.dataset.key
     found = sorted(folder.glob(f"*/*-{run[:8]}/{CONFIG}"))
     return found[0].parent if found else None
-
-
-def dataset_of(file: Path) -> Dataset | None:
-    """The data set of the run in whose directory a file lies; None where it lies in none that can be read."""
-    with contextlib.suppress(EdkdError):
-        return thaw(RunDir(file.parent).config)[0].settings.dataset
-    return None
 
 
 def planned_code(run_dir: Path) -> dict[str, str]:

@@ -23,7 +23,7 @@ from edkd.runs.pruning import Pruned
 from edkd.runs.teaching import is_lost, publish
 from edkd.tracking import LiveTracker
 from edkd.training import distributed
-from edkd.training.device import cores, pick_device, set_up
+from edkd.training.device import cores, named_device, pick_device, set_up
 
 LOG = logging.getLogger("edkd")
 
@@ -68,7 +68,7 @@ def assist(job: Job, nodes: Nodes, stop_asked: Asked) -> None:
     Raises as `check_devices` and `run_together` do. The journal, which the first node writes, records none of it.
     """
     before = journal.state(job.directory)
-    check_devices(job.settings.engine, pick_device(job.settings.engine.device), nodes.count)
+    check_devices(job.settings.engine, named_device(job.settings.engine.device), nodes.count)
     attempt = Attempt(job, before, None, _threads(job.settings, before), False, stop_asked)
     run_together(_train_part, job.settings.engine.devices, nodes, attempt, nodes.count)
 
@@ -89,8 +89,8 @@ def _train_and_record(attempt: Attempt, nodes: Nodes | None) -> None:
             if engine.devices == 1:
                 attempt.train(gather(job.settings, job.teacher_id), tracker)
             else:
-                find_inputs(job.settings, job.teacher_id)  # a download is this process's; each process's GPU is its own
-                check_devices(engine, pick_device(engine.device), nodes.count if nodes is not None else 1)
+                find_inputs(job.settings, job.teacher_id)  # downloads what is missing, once
+                check_devices(engine, named_device(engine.device), nodes.count if nodes is not None else 1)
                 with tempfile.TemporaryDirectory() as folder:
                     nodes = nodes or Nodes(1, 0, f"{folder}/meeting")
                     run_together(_train_part, engine.devices, nodes, attempt, nodes.count)

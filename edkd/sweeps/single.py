@@ -3,11 +3,13 @@
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from edkd.config.job import make_job
 from edkd.console import console, counted
 from edkd.errors import EdkdError
 from edkd.rundir import journal
-from edkd.runs.inputs import find_inputs, gather, teacher_folder
+from edkd.runs.inputs import find_inputs, gather, load_teacher, teacher_folder
 from edkd.runs.method import check_method
 from edkd.runs.pretrained import weights_id
 from edkd.runs.processes import check_devices
@@ -16,7 +18,7 @@ from edkd.sweeps import progress
 from edkd.sweeps.plan import is_dry, show_unreached, stored_teacher, warn_outdated
 from edkd.sweeps.report import next_steps, open_tracking
 from edkd.teachers import store
-from edkd.training.device import cores, pick_device, set_up
+from edkd.training.device import cores, named_device, set_up
 
 
 def run_one(resolved: dict[str, Any], method: str) -> None:
@@ -52,20 +54,24 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
         console.print(found.line(), soft_wrap=True)
         return
     set_up(cfg.engine)
-    # Errors of data, device or teacher come before anything is written. A GPU of several is each process's own.
+    # Errors of data, device or teacher come before anything is written.
     if cfg.engine.devices == 1:
         gather(cfg, job.teacher_id)
-    else:
-        find_inputs(cfg, job.teacher_id)
-        check_devices(cfg.engine, pick_device(cfg.engine.device), nodes=1)
+    else:  # whose processes use the GPUs, and this one none
+        arrays, _, entry = find_inputs(cfg, job.teacher_id)
+        if entry is not None:
+            load_teacher(cfg, entry, arrays.num_classes, torch.device("cpu"))
+        check_devices(cfg.engine, named_device(cfg.engine.device), nodes=1)
     if cfg.tracking.uri is not None:
         open_tracking(cfg.tracking)
     warn_outdated([job], {job.run: before})
     progress.warn_if_busy(cfg, cores())
     try:
         finished = execute(job, sweep=None, show=True)
-    except Exception as error:
-        if isinstance(error, EdkdError) or journal.state(job.directory).status != "failed":
+    except EdkdError:
+        raise
+    except Exception:
+        if journal.state(job.directory).failure == before.failure:
             raise
         raise SystemExit(1) from None  # the log, which is shown, has the traceback
     assert finished.end is not None

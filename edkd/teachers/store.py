@@ -134,9 +134,15 @@ def publish(
             path=path,
         )
         with files.replacing(path, data):
-            if path.exists():
-                path.replace(path.with_name(f"{path.name}.bak"))
-            _write_sidecar(entry)  # a kill now leaves a sidecar alone, which counts as no teacher
+            backup, replaced = path.with_name(f"{path.name}.bak"), path.exists()
+            if replaced:
+                path.replace(backup)
+            try:
+                _write_sidecar(entry)  # a kill now leaves a sidecar alone, which counts as no teacher
+            except EdkdError:
+                if replaced:
+                    backup.replace(path)
+                raise
     return entry, True
 
 
@@ -210,17 +216,19 @@ def there(dataset: str, name: str, store: Path) -> str:
     """In brackets, the teachers of a data set, and the other data sets of which `name` is a teacher."""
     entries = listing(store)
     known = [entry.name for entry in entries if entry.dataset == dataset]
-    others = [f"of {entry.dataset}{_by(entry)}" for entry in entries if entry.name == name and entry.dataset != dataset]
-    return f"(there: {', '.join(known) or 'none'}{'; '.join(['', *others])})"
+    others = [entry for entry in entries if entry.name == name and entry.dataset != dataset]
+    listed = [", ".join(known) or "none", *(f"{name} of {entry.dataset}{_by(entry)}" for entry in others)]
+    return f"(there: {'; '.join(listed)})"
 
 
 def _by(entry: Entry) -> str:
     """By which options the data set of a teacher that was trained here is chosen; empty where its run is gone."""
     try:
         config = yaml.safe_load(RunDir(Path(entry.source)).config.read_bytes())
-        return f": {' '.join(dataset_overrides({key: str(value) for key, value in leaves(config)}))}"
+        words = dataset_overrides({key: str(value) for key, value in leaves(config)})
     except (OSError, yaml.YAMLError, AttributeError):
-        return ""
+        words = []
+    return f" by {' '.join(words)}" if words else ""
 
 
 def missing(dataset: str, name: str, store: Path) -> EdkdError:

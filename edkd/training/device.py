@@ -37,12 +37,20 @@ def cores() -> int:
     return min(bound, hardware.slurm_cores() or bound)
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N`. Raises EdkdError for a device that is not here."""
+def named_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N`, which this process does not use yet. Raises EdkdError for another name."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        return torch.device(name)
+    except RuntimeError as error:
+        raise EdkdError(f"engine.device={name} is not here: {str(error).splitlines()[0]}") from error
+
+
+def pick_device(name: str) -> torch.device:
+    """As `named_device`, ready to be used. Raises EdkdError for a device that is not here."""
+    device = named_device(name)
+    try:
         torch.empty(0, device=device)
         if device.index is not None and device.type == "cuda":
             torch.cuda.set_device(device)  # for operations on "the current device"

@@ -180,7 +180,7 @@ def test_what_cannot_be_evaluated(output: Path) -> None:
         f"no teacher vgg8 of {KEY} in outputs/teachers (there: resnet8); -c FILE names a checkpoint"
     )
     assert error(edkd("evaluate", "-m", "resnet8", "-d", "digits")).startswith(
-        f"no teacher resnet8 of digits-16 in outputs/teachers (there: none; of {KEY}: dataset=digits "
+        f"no teacher resnet8 of digits-16 in outputs/teachers (there: none; resnet8 of {KEY} by dataset=digits "
         "dataset.image_size=8 dataset.train_per_class=20 dataset.test_per_class=10); -c FILE names a "
     )
     assert error(edkd("evaluate", "-m", "vgg9", "-d", "digits")).startswith(
@@ -199,12 +199,12 @@ def test_a_checkpoint_of_a_run_is_measured_on_the_data_of_that_run(output: Path)
     file = str(run_file(output, "kd", "last.pt"))
     done = edkd("evaluate", "-m", "resnet8", "-c", file)
     assert (done.code, done.out.partition(" images")[0]) == (0, evaluate("-c", file).out.partition(" images")[0])
+    assert " 50 images, " in edkd("evaluate", "-m", "resnet8", "-c", file, "dataset.test_per_class=5").out
 
 
 def test_the_default_data_set_is_cifar100(output: Path) -> None:
-    message = error(
-        edkd("evaluate", "-m", "resnet8", "-c", str(run_file(output, "kd", "last.pt")), "dataset.download=false")
-    )
+    shutil.copy(run_file(output, "kd", "last.pt"), "elsewhere.pt")
+    message = error(edkd("evaluate", "-m", "resnet8", "-c", "elsewhere.pt", "dataset.download=false"))
     assert message.startswith("CIFAR-100 not found: looked for data/cifar-100-python; dataset.root=DIR names ")
 
 

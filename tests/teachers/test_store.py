@@ -82,10 +82,14 @@ def test_what_is_there_stays_unless_replaced(tmp_path: Path) -> None:
         teacher_store.verify(first)
 
 
-def test_a_teacher_stays_whose_successor_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("written", [0, 1])  # files: the weights, then the sidecar
+def test_a_teacher_stays_whose_successor_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
     first, _ = published(tmp_path, network().state_dict())
+    full = OSError(errno.ENOSPC, "No space left on device")
     with monkeypatch.context() as patch, pytest.raises(EdkdError, match="No space left"):
-        patch.setattr(os, "fsync", mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        patch.setattr(os, "fsync", mock.Mock(side_effect=[None] * written + [full] * 9))
         published(tmp_path, network().state_dict(), id="run:bb", replace=True)
     assert teacher_store.find(tmp_path, "cifar100", "resnet8") == first
     teacher_store.verify(first)
