@@ -135,8 +135,8 @@ def choose(runs: pd.DataFrame, *, dataset: str | None, recipe: str | None) -> tu
     """The runs of one data set and one recipe, finished or not, and a line for each other choice.
 
     None allows any value, and a recipe may be given by its beginning. Of several choices, the one with the newest
-    finished distillation run counts; one with runs that are not packed comes before packed ones. Raises EdkdError if
-    no finished distillation run fits.
+    finished distillation run counts; packed runs are a choice only where no others fit. Raises EdkdError if no
+    finished distillation run fits.
     """
     distilled = runs[~runs["alone"] & finished(runs)]
     if distilled.empty:
@@ -154,6 +154,7 @@ def choose(runs: pd.DataFrame, *, dataset: str | None, recipe: str | None) -> tu
         head = f"no finished distillation run has {wanted}; the store has {_WITH_MAKE}:"
         raise EdkdError("\n".join([head, *_choices(distilled)]))
     newest = fits.sort_values(["packed", "started"], ascending=[True, False]).iloc[0]
+    fits = fits[fits["packed"] == newest["packed"]]
     here = (runs["dataset"] == newest["dataset"]) & (runs["recipe"] == newest["recipe"])
     return runs[here], _choices(fits[(fits["dataset"] != newest["dataset"]) | (fits["recipe"] != newest["recipe"])])
 

@@ -283,6 +283,7 @@ def test_runs_of_the_store_decide_which_table_it_is(output: Path, capsys: pytest
     assert f"--dataset {KEY} --recipe 2ep " in said and "--dataset other --recipe 2ep " not in said, "a later start"
     tracking.sync_all(output / "runs" / KEY, uri="sqlite:///outputs/mlflow.db", experiment="edkd", artifacts=None)
     assert table("--results", "packed")["KD"] == "49.50"
+    assert "--dataset" not in capsys.readouterr().err, "packed runs are no choice beside others"
     assert f"data set: {KEY}," in Path("outputs/table.md").read_text()
     assert table("--results", "packed", "--dataset", "other")["DKD"] == "52.00"
 
