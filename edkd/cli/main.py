@@ -77,7 +77,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("outputs/bench"), metavar="DIR", help="for CSV and Markdown"
     )
-    add_dataset(parser)
+    add_dataset(parser, default="cifar100")
     parser.set_defaults(act=_bench)
 
 

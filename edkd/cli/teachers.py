@@ -43,9 +43,10 @@ def add_to(commands: Any) -> None:
     caching.set_defaults(act=_cache_teachers)
 
 
-def add_dataset(parser: argparse.ArgumentParser) -> None:
+def add_dataset(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     """Add the options that choose and configure the data set."""
-    parser.add_argument("-d", "--dataset", help="data set (see conf/dataset); default: the experiment's, or cifar100")
+    said = default or "the experiment's, or cifar100"
+    parser.add_argument("-d", "--dataset", default=default, help=f"data set (see conf/dataset); default: {said}")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="more of the configuration, such as dataset.root=/data"
     )
