@@ -124,14 +124,14 @@ def facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
     mixed = [f"{method} on {pair}" for pair, method in teachers.index[teachers > 1]]
     seeds, alone = (sorted(each["seed"].unique()) for each in (ours[~ours["alone"]], ours[ours["alone"]]))
     without = len(used) - len(distilled)
-    numbers_of = f"{counted(len(distilled), 'distilled student')}, {counted(without, 'student')} alone"
+    counts = f"{counted(len(distilled), 'distilled student')}, {counted(without, 'student')} alone"
     if used["packed"].any():
-        numbers_of += f"; {used['packed'].sum()} of them from packed journals"
+        counts += f"; {used['packed'].sum()} of them from packed journals"
     for origin, group in used[used["imported"] != ""].groupby("imported"):
-        numbers_of += f"; {len(group)} of them imported from {origin}"
+        counts += f"; {len(group)} of them imported from {origin}"
     return (
         f"data set: {dataset}, recipe: {recipe}",
-        f"runs: {numbers_of}; seeds: {', '.join(map(str, seeds)) or 'none'}"
+        f"runs: {counts}; seeds: {', '.join(map(str, seeds)) or 'none'}"
         + (f" (alone: {', '.join(map(str, alone))})" if set(alone) - set(seeds) else ""),
         f"git commits: {', '.join(sorted(set(numbers.commits(used).dropna()))) or 'none'}",
         *([f"means over runs of several teachers: {', '.join(mixed)}"] if mixed else []),
@@ -265,7 +265,7 @@ def parser(module: str, description: str | None, writes: str) -> Parser:
     parser.add_argument(
         "--output",
         type=Path,
-        default=Path("outputs"),
+        default=OUTPUT,
         metavar="DIR",
         help=f"folder of the runs, and of {writes}; default: outputs",
     )

@@ -79,5 +79,5 @@ def _data_of_run(file: Path) -> list[str]:
     from edkd.status.state import frozen
 
     params = {key: str(value) for key, value in leaves(frozen(file.parent))}
-    root = [f"dataset.root={quoted(params['dataset.root'])}"] if "dataset.root" in params else []
-    return [*dataset_overrides(params), *root]
+    root = params.pop("dataset.root", None)  # which may need quotes
+    return [*dataset_overrides(params), *([] if root is None else [f"dataset.root={quoted(root)}"])]
