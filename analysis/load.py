@@ -13,7 +13,7 @@ from edkd.console import counted
 from edkd.errors import EdkdError
 from edkd.rundir import journal
 from edkd.rundir.paths import find_runs
-from edkd.tracking import load_packed, load_runs
+from edkd.tracking import load_packed, load_runs, sqlite_path
 
 VANILLA = "vanilla"
 RESULTS = Path(__file__).parent / "results"  # packed journals, as `edkd results pack` makes them
@@ -55,8 +55,8 @@ def read(uri: str, experiment: str, results: Path, damaged: Mapping[str, str], *
     never created) and either the packed runs make no table or the user has `named` it, and not the packed runs.
     """
     packed = load_packed(results)
-    path = Path(uri.removeprefix("sqlite:///").split("?")[0])
-    there = not uri.startswith("sqlite:///") or path.is_file()
+    path = sqlite_path(uri)
+    there = path is None or path.is_file()
     makes_table = any(run["tags"].get("teacher") and run["status"] == "FINISHED" for run in packed)
     if not there and (not makes_table or (named and results == RESULTS)):
         raise EdkdError(f"no runs yet: there is no MLflow store at {path} (see --uri); {HOW_TO_RUN}")
@@ -116,13 +116,13 @@ def _state(run: Mapping[str, Any]) -> str:
 
 def damaged(uri: str) -> dict[str, str]:
     """An error line for each damaged journal beside a SQLite store, by the run's path below `runs`."""
-    output = Path(uri.removeprefix("sqlite:///").split("?")[0]).parent
-    lines = {}
-    for run_dir in find_runs(output) if uri.startswith("sqlite:///") and (output / "runs").is_dir() else ():
-        try:
-            journal.read(run_dir, every_epoch=False)
-        except EdkdError as error:
-            lines[run_dir.relative_to(output / "runs").as_posix()] = str(error)
+    path, lines = sqlite_path(uri), {}
+    if path is not None and (path.parent / "runs").is_dir():
+        for run_dir in find_runs(path.parent):
+            try:
+                journal.read(run_dir, every_epoch=False)
+            except EdkdError as error:
+                lines[run_dir.relative_to(path.parent / "runs").as_posix()] = str(error)
     return lines
 
 

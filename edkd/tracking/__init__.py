@@ -16,16 +16,18 @@ what is already logged, so that a repeated or concurrent sync changes nothing. O
 - ``directory``, ``weights``  the run's directory and its best weights, below the output folder, on a server absolute
 - ``edkd.sweep``   only on the parent run of a sweep: the sweep's id
 
-`recorded` turns a journal into plain data and `store` opens the MLflow store; `sync`, `sweeps` and `live` write,
-`load` reads. `models` saves a network as an MLflow model.
+`recorded` turns a journal into plain data; `store` opens the MLflow store that a `uri` names, and `server` shows it;
+`sync`, `sweeps` and `live` write, `load` reads. `models` saves a network as an MLflow model.
 """
 
 from edkd.tracking.live import LiveTracker
 from edkd.tracking.load import load_packed, load_runs
 from edkd.tracking.models import log_model, predict_saved, save_model
-from edkd.tracking.store import create_store, serve
+from edkd.tracking.server import serve
+from edkd.tracking.store import create_store
 from edkd.tracking.sweeps import attach, settle_sweeps, start_sweep
 from edkd.tracking.sync import SyncReport, sync_all, sync_run
+from edkd.tracking.uri import sqlite_path
 
 __all__ = [
     "LiveTracker",
@@ -39,6 +41,7 @@ __all__ = [
     "save_model",
     "serve",
     "settle_sweeps",
+    "sqlite_path",
     "start_sweep",
     "sync_all",
     "sync_run",

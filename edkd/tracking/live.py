@@ -5,8 +5,8 @@ import threading
 import time
 from pathlib import Path
 
-from edkd.tracking.store import redacted
 from edkd.tracking.sync import sync_run
+from edkd.tracking.uri import redacted
 
 PAUSE = 60.0  # seconds before the next try after a failure
 

@@ -7,7 +7,8 @@ from typing import Any
 from edkd.errors import EdkdError
 from edkd.rundir import results
 from edkd.tracking.recorded import comparable, summarise
-from edkd.tracking.store import one_line, open_existing, redacted, search
+from edkd.tracking.store import one_line, open_existing, search
+from edkd.tracking.uri import redacted
 
 
 def load_runs(uri: str, experiment: str) -> list[dict[str, Any]]:

@@ -2,35 +2,26 @@
 
 import contextlib
 import functools
-import getpass
-import hashlib
 import logging
 import os
-import re
-import socket
 import sqlite3
-import sys
-import tempfile
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
-from urllib.parse import quote, unquote
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from edkd.errors import EdkdError
 from edkd.tracking import sqlite_file, view
 from edkd.tracking.mounts import network_filesystem
+from edkd.tracking.uri import PATIENCE, lock, redacted, resolve, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-PATIENCE = 60  # seconds to wait for another process of ours that talks to MLflow
-
-_SQLITE = "sqlite:///"
-_SCHEMES = ("http", "https", "postgresql", "mysql", "mssql")
 _LONGEST = 300  # characters kept of a foreign error message
 _PAGE = 1000  # runs in one answer
 _ENVIRONMENT = {  # only defaults: the user's own variables take precedence
@@ -64,7 +55,7 @@ def create_store(*, uri: str, experiment: str, artifacts: str | None, filling: b
     caller then reads in all journals.
     """
     with one_line(uri):
-        path = _sqlite_path(_resolve(uri))
+        path = sqlite_path(resolve(uri))
         if path is not None and sqlite_file.is_broken(path):
             with lock(uri):
                 sqlite_file.set_aside_broken(path, filling=filling)
@@ -74,7 +65,7 @@ def create_store(*, uri: str, experiment: str, artifacts: str | None, filling: b
 
 def open_store(uri: str, experiment: str, artifacts: str | None) -> Store:
     """The store and its experiment, made where absent; opened once in a process."""
-    return _open(_resolve(uri), experiment, artifacts)
+    return _open(resolve(uri), experiment, artifacts)
 
 
 def open_existing(uri: str) -> "MlflowClient":
@@ -82,8 +73,8 @@ def open_existing(uri: str) -> "MlflowClient":
 
     Raises `EdkdError` for a SQLite file that is not there.
     """
-    uri = _resolve(uri)
-    path = _sqlite_path(uri)
+    uri = resolve(uri)
+    path = sqlite_path(uri)
     if path is not None and not (path.is_file() and path.stat().st_size):
         raise EdkdError(f"there is no MLflow store at {path}: no run was tracked there; `edkd sync` reads journals in")
     return _connect(uri) if path is None else _reader(path)
@@ -91,8 +82,8 @@ def open_existing(uri: str) -> "MlflowClient":
 
 def open_writable(uri: str) -> "MlflowClient | None":
     """A client that writes to a store that exists; None for a SQLite file that cannot be written."""
-    uri = _resolve(uri)
-    path = _sqlite_path(uri)
+    uri = resolve(uri)
+    path = sqlite_path(uri)
     writable = path is None or all(os.access(each, os.W_OK) for each in (path, path.parent))
     return _connect(uri) if writable else None
 
@@ -112,7 +103,7 @@ def one_line(uri: str) -> Iterator[None]:
         root: BaseException = error  # the innermost error: each layer of a request repeats the ones below
         while (inner := root.__cause__ or root.__context__) is not None:
             root = inner
-        path = _sqlite_path(uri)
+        path = sqlite_path(uri)
         if path is not None and type(root) is sqlite3.DatabaseError and sqlite_file.is_broken(path.resolve()):
             cure = f"`edkd sync --uri {uri}` sets it aside and fills another from the journals"
             raise EdkdError(f"MLflow store {redacted(uri)} is damaged ({root}): {cure}") from error
@@ -152,35 +143,9 @@ def find_one(store: Store, condition: str) -> "Run | None":
     return only(store, search(store.client, store.experiment_id, condition))
 
 
-def serve(*, uri: str, experiment: str, artifacts: str | None, port: int) -> NoReturn:
-    """Print the page's address, then replace this process with MLflow's web server for a store, made where absent."""
-    create_store(uri=uri, experiment=experiment, artifacts=artifacts)
-    store = open_store(uri, experiment, artifacts)
-    try:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just ended is no hindrance
-            probe.bind(("127.0.0.1", port))
-    except (OSError, OverflowError) as error:
-        raise EdkdError(f"cannot serve at port {port}: {error}; --port names another") from error
-    here = f"http://127.0.0.1:{port}"
-    print(f"Runs by accuracy: {view.link(here, store.experiment_id)}")
-    print(f"from another machine, first: ssh -N -L {port}:127.0.0.1:{port} {getpass.getuser()}@{socket.gethostname()}")
-    print("Ctrl-C ends it", flush=True)
-    # One worker: the usual four take a gigabyte and, on a busy machine, longer to start than their time limit.
-    command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
-    # At Ctrl-C the job workers, which the pages do not need, and the lifespan events would print tracebacks.
-    command += ["--uvicorn-opts", "--lifespan off", "--backend-store-uri", store.uri]
-    os.execve(sys.executable, command, {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
-
-
-def redacted(text: str) -> str:
-    """The text without the user and password of URIs in it."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
-
-
 @functools.cache
 def _open(uri: str, experiment: str, artifacts: str | None) -> Store:
-    path = _sqlite_path(uri)
+    path = sqlite_path(uri)
     if path is not None:
         _probe(path)
     client = _connect(uri)
@@ -193,7 +158,7 @@ def _experiment_id(client: "MlflowClient", uri: str, experiment: str, artifacts:
     with lock(uri):
         found = client.get_experiment_by_name(experiment)
         if found is None:
-            path = _sqlite_path(uri)
+            path = sqlite_path(uri)
             if path is not None and artifacts is None:  # MLflow's own choice is ./mlruns, wherever the process runs
                 artifacts = (path.parent / "mlartifacts").as_uri()
             return client.create_experiment(experiment, artifact_location=artifacts, tags=_KIND | view.tags())
@@ -206,7 +171,7 @@ def _experiment_id(client: "MlflowClient", uri: str, experiment: str, artifacts:
             f"experiment {experiment!r} of the MLflow store {redacted(uri)} was deleted: restore it "
             f"(`mlflow experiments restore --experiment-id {found.experiment_id}`) or set another name"
         )
-    path = _sqlite_path(uri)
+    path = sqlite_path(uri)
     if path is not None and artifacts is not None and _was_moved(path, found.artifact_location, artifacts):
         with lock(uri):
             sqlite_file.move_artifacts(path, found.experiment_id, found.artifact_location, artifacts)
@@ -220,7 +185,7 @@ def _was_moved(store: Path, known: str, given: str) -> bool:
 
 
 def _connect(uri: str) -> "MlflowClient":
-    path = _sqlite_path(uri)
+    path = sqlite_path(uri)
     if path is not None:
         _quieten()
         import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  # takes seconds, better spent without the lock
@@ -254,45 +219,6 @@ def _quieten() -> None:
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-
-
-def _resolve(uri: str) -> str:
-    """The URI, with an absolute path if it is SQLite's. Raises `EdkdError` for one that MLflow would refuse."""
-    scheme = uri.partition("://")[0].partition("+")[0] if "://" in uri else ""
-    if scheme in _SCHEMES:
-        return uri
-    path, question, query = uri.removeprefix(_SQLITE).partition("?")
-    if not uri.startswith(_SQLITE) or path in ("", ":memory:"):
-        allowed = f"{_SQLITE}FILE, {', '.join(f'{each}://…' for each in _SCHEMES)}"
-        why = "folders such as ./mlruns, which MLflow no longer supports, " if scheme in ("", "file") else "this "
-        raise EdkdError(f"tracking URI {redacted(uri)!r}: {why}cannot be used; allowed are {allowed}")
-    resolved = Path(path).resolve()
-    if unquote(str(resolved)) != str(resolved):
-        raise EdkdError(
-            f"MLflow store {resolved}: the path holds a % and two digits, which MLflow reads as one character; "
-            "output=DIR, tracking.uri or --uri names another place"
-        )
-    return f"{_SQLITE}{resolved}{question}{query}"
-
-
-def is_server(uri: str) -> bool:
-    """Whether the store is one that several people may share, and not a SQLite file."""
-    return _sqlite_path(uri) is None
-
-
-def _sqlite_path(uri: str) -> Path | None:
-    return Path(uri.removeprefix(_SQLITE).partition("?")[0]) if uri.startswith(_SQLITE) else None
-
-
-def lock(uri: str) -> FileLock:
-    """The lock that keeps one user's processes on one machine from making the same thing in a store twice."""
-    path = _sqlite_path(uri)
-    if path is None:
-        name = hashlib.sha256(uri.encode()).hexdigest()[:16]
-        file = Path(tempfile.gettempdir()) / f"edkd-mlflow-{os.getuid()}-{name}.lock"
-    else:
-        file = path.with_name(f"{path.name}.lock")
-    return FileLock(file, timeout=PATIENCE, fallback_to_soft=False)
 
 
 def _probe(path: Path) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from edkd.tracking.recorded import Status
-from edkd.tracking.store import Store, find_one, lock, one_line, open_store, open_writable, search
+from edkd.tracking.store import Store, find_one, one_line, open_store, open_writable, search
+from edkd.tracking.uri import lock
 
 _COUNT = "runs."  # prefix of the tag with the number of runs in a state
 

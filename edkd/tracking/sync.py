@@ -19,8 +19,9 @@ from edkd.rundir import journal, lock
 from edkd.rundir.paths import JOURNAL, RunDir
 from edkd.tracking import bulk
 from edkd.tracking.recorded import RecordedRun, shown, summarise
-from edkd.tracking.store import PATIENCE, Store, create_store, is_server, one_line, only, open_store, search
+from edkd.tracking.store import Store, create_store, one_line, only, open_store, search
 from edkd.tracking.sweeps import parent
+from edkd.tracking.uri import PATIENCE, is_server
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

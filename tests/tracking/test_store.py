@@ -155,7 +155,7 @@ def test_pages_at_a_port_that_cannot_be_had(where, port):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = port or server.getsockname()[1]
         with pytest.raises(EdkdError, match=f"cannot serve at port {port}: .*; --port names another"):
-            store.serve(**where, port=port)
+            tracking.serve(**where, port=port)
 
 
 def test_a_deleted_experiment_is_named(where):
