@@ -31,9 +31,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup  ## 3 teachers, 12 students, table and report on real handwritten digits: minutes, no download, no GPU
 	$(RUN) launch.py -m experiment=demo distiller=vanilla,kd,dkd,edkd hydra/launcher=local \
 		pair=vgg13-vgg8,resnet32x4-resnet8x4,wrn_40_2-wrn_16_2
-	$(RUN) -m analysis --dataset digits-8-100perclass --recipe $(DEMO)
+	$(RUN) -m analysis --report --dataset digits-8-100perclass --recipe $(DEMO)
 	@echo "It works. So few images and epochs rank no methods. Curves of every run: make ui"
-	$(RUN) -m analysis.html_report --dataset digits-8-100perclass --recipe $(DEMO)
 
 test: setup lint  ## lint, types and all tests but those on a real SLURM
 	$(RUN) -m pytest -n 2 --dist loadfile --max-worker-restart=0 -q
@@ -56,8 +55,7 @@ lint: setup  ## ruff and mypy alone
 
 table: OPTIONS = $(foreach option,METRIC SEEDS PAIRS METHODS FORMAT,$(call given,$(option))) $(ARGS)
 table: setup  ## outputs/table.md, .csv and report.html; METRIC=last SEEDS=0,1 PAIRS= METHODS= FORMAT=latex
-	$(RUN) -m analysis $(OPTIONS)
-	@$(RUN) -m analysis.html_report $(OPTIONS)
+	$(RUN) -m analysis --report $(OPTIONS)
 
 report: OPTIONS = $(foreach option,METRIC SEEDS PAIRS METHODS,$(call given,$(option))) $(ARGS)
 report: setup  ## outputs/report.html alone, the table as one page with figures; options as of make table

@@ -1,52 +1,45 @@
 """`python -m analysis`: rebuild the benchmark table from the MLflow store and the packed results."""
 
 import argparse
-import re
-import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-import yaml
 from rich.console import Console
 
 from analysis import attach, formats, literature, load, missing, numbers, report, tables
-from edkd import CONF
-from edkd.console import Parser, counted
+from analysis.options import DEFAULT, chosen, command, parser
 from edkd.errors import EdkdError
-from edkd.rundir import results
-from edkd.rundir.settings import setting
-
-DEFAULT = ["markdown", "csv"]
-OUTPUT = Path("outputs")
-_NO_METRIC = {
-    "best": "every run here chose its best epoch on held-out images; see --metric selected",
-    "selected": "no run here chose its best epoch on held-out images (dataset.validation=0.1); see --metric best",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the table; returns the exit code. Errors that the user can fix go to standard error, without a traceback."""
-    options = parser("analysis", __doc__, "table.md, table.csv and others").parse_args(arguments)
+    options_of = parser("analysis", __doc__, "table.md, table.csv and others")
+    options_of.add_argument("--report", action="store_true", help="write report.html, too, the table with its figures")
+    options = options_of.parse_args(arguments)
     try:
-        made = build(options)
+        runs, used = chosen(options)
+        made = build(options, runs, used)
         paths = formats.write(made, options.output, options.format)
         with tempfile.TemporaryDirectory() as folder:
-            attach.to_sweeps(made.used, options, formats.write(made, Path(folder), [*DEFAULT, "html"]))
+            attach.to_sweeps(used, options, formats.write(made, Path(folder), [*DEFAULT, "html"]))
+        if options.report:
+            from analysis import html_report  # with matplotlib, which takes seconds
+
+            paths.append(html_report.write(options, runs, used))
     except EdkdError as error:
         print(f"analysis: {error}", file=sys.stderr)
         return 1
     console = Console()
     report.show(made, console)
-    console.print(f"\nSaved in {' and '.join(map(str, paths))}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"\nSaved in {', '.join(map(str, paths))}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
-def build(options: argparse.Namespace) -> report.Report:
-    """Read, choose and aggregate the runs that `options` ask for. Raises EdkdError."""
-    runs, used = chosen(options)
+def build(options: argparse.Namespace, runs: pd.DataFrame, used: pd.DataFrame) -> report.Report:
+    """The table of the `used` ones among `runs`, as `chosen` returns them. Raises EdkdError."""
     dataset, recipe = used["dataset"].iloc[0], used["recipe"].iloc[0]
     shape = tables.columns(used, options.pairs)
     rows, tidy = tables.rows_of(used), load.tidy(used)
@@ -60,7 +53,7 @@ def build(options: argparse.Namespace) -> report.Report:
         grids.append(tables.reference_grid(shape))
     return report.Report(
         title=report.title(dataset, used),
-        facts=facts(used, dataset, recipe),
+        facts=report.facts(used, dataset, recipe),
         grids=tuple(grids),
         left_out=(*missing.left_out(runs, used), *tables.taught_apart(used)),
         notes=(
@@ -75,201 +68,6 @@ def build(options: argparse.Namespace) -> report.Report:
         long=long,
         used=used,
     )
-
-
-def chosen(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The runs of the table's data set, recipe and pairs, and the subset that enters its numbers."""
-    damaged = load.damaged(load.store_of(options))
-    for line in damaged.values():
-        print(f"analysis: {line}", file=sys.stderr)
-    if options.results != load.RESULTS and not results.find(options.results):
-        if not options.results.is_dir():
-            raise EdkdError(f"--results {options.results}: there is no such folder")
-        print(f"analysis: no packed runs in {options.results}", file=sys.stderr)
-    named = options.uri is not None or options.output != OUTPUT
-    there = load.read(load.store_of(options), options.experiment, options.results, damaged, named=named)
-    of_recipe, others = load.choose(there, dataset=options.dataset, recipe=options.recipe)
-    if others:
-        dataset, recipe = of_recipe["dataset"].iloc[0], of_recipe["recipe"].iloc[0]
-        head = f"analysis: this is of {dataset} by {recipe}; there are also (with make: ARGS='--…'):"
-        print("\n".join([head, *others]), file=sys.stderr)
-    runs = load.of_columns(of_recipe, pairs=options.pairs)
-    runs = load.limited(runs, seeds=options.seeds, methods=options.methods)
-    used = load.one_cell_each(
-        runs, picked=dict(options.cell), latest=options.latest_cell, rows=options.rows, columns=options.columns or ()
-    )
-    if used["alone"].all():
-        asked = [*(options.pairs or ()), *(options.methods or ()), *(f"seed {seed}" for seed in options.seeds or ())]
-        done = of_recipe[load.finished(of_recipe) & ~of_recipe["alone"]]
-        known = "; ".join(
-            f"{key} {', '.join(map(str, sorted(set(done[key]))))}" for key in ("pair", "distiller", "seed")
-        )
-        raise EdkdError(f"no finished run of {', '.join(asked)}; there are some of {known}")
-    if used["packed"].all():
-        own = there[~there["packed"]]
-        none = "; the store has runs, but no finished student with a teacher"
-        distilled = load.finished(own) & ~own["alone"]
-        line = f"all runs of this table are packed ones, from {options.results}"
-        print(f"analysis: {line}{none if len(own) and not distilled.any() else ''}", file=sys.stderr)
-    if options.metric not in (None, *load.tidy(used)["protocol"].unique()):
-        raise EdkdError(f"--metric {options.metric}: {_NO_METRIC[options.metric]}")
-    return runs, used
-
-
-def facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
-    """Lines on the table's data set and recipe, its runs and seeds, and its git commits."""
-    distilled = used[~used["alone"]]
-    ours = used[used["imported"] == ""]
-    teachers = ours[~ours["alone"]].groupby(["pair", "method"], sort=False)["taught_by"].nunique()
-    mixed = [f"{method} on {pair}" for pair, method in teachers.index[teachers > 1]]
-    seeds, alone = (sorted(each["seed"].unique()) for each in (ours[~ours["alone"]], ours[ours["alone"]]))
-    without = len(used) - len(distilled)
-    counts = f"{counted(len(distilled), 'distilled student')}, {counted(without, 'student')} alone"
-    if used["packed"].any():
-        counts += f"; {used['packed'].sum()} of them from packed journals"
-    for origin, group in used[used["imported"] != ""].groupby("imported"):
-        counts += f"; {len(group)} of them imported from {origin}"
-    return (
-        f"data set: {dataset}, recipe: {recipe}",
-        f"runs: {counts}; seeds: {', '.join(map(str, seeds)) or 'none'}"
-        + (f" (alone: {', '.join(map(str, alone))})" if set(alone) - set(seeds) else ""),
-        f"git commits: {', '.join(sorted(set(numbers.commits(used).dropna()))) or 'none'}",
-        *([f"means over runs of several teachers: {', '.join(mixed)}"] if mixed else []),
-        *(f"not the defaults: {line}" for line in sorted(set(_changed(used)))),
-    )
-
-
-def _changed(used: pd.DataFrame) -> Iterator[str]:
-    """A line for each method and its runs' values that are neither the defaults of conf/ nor in its row's name."""
-    for run in used.to_dict("records"):
-        named = {str(each).lower() for each in run["row"]}
-        words = [word for word in run["changed"] if str(setting(*word.lstrip("+").split("=", 1))).lower() not in named]
-        if words:
-            yield f"{run['method']}: {' '.join(words)}"
-
-
-def command(module: str, options: argparse.Namespace, dataset: str, recipe: str) -> str:
-    """The command by which `module` reads the same runs again from the same store, without the URI's password."""
-    words = ["python", "-m", module]
-    words += ["--uri", re.sub("//[^/@]*@", "//...@", options.uri)] if options.uri else []
-    words += ["--results", str(options.results)] if options.results != load.RESULTS else []
-    words += ["--experiment", options.experiment, "--dataset", dataset, "--recipe", recipe]
-    words += ["--pairs", ",".join(options.pairs)] if options.pairs else []
-    words += ["--methods", ",".join(options.methods)] if options.methods else []
-    words += ["--seeds", ",".join(map(str, options.seeds))] if options.seeds else []
-    words += ["--metric", options.metric] if options.metric else []
-    words += ["--format", ",".join(options.format)] if options.format != DEFAULT else []
-    words += [word for (pair, method), cell in options.cell for word in ("--cell", f"{pair}:{method}={cell}")]
-    words += ["--latest-cell"] if options.latest_cell else []
-    words += ["--rows", ",".join(options.rows)] if options.rows else []
-    words += ["--columns", ",".join(options.columns)] if options.columns else []
-    return shlex.join([*words, "--output", str(options.output)])
-
-
-def _cell(text: str) -> tuple[tuple[str, str], str]:
-    match = re.fullmatch(r"([^:=]+):([^:=]+)=(\w+)", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not PAIR:DISTILLER=HASH, e.g. vgg13-vgg8:kd=1a2b3c4d")
-    return (match[1], match[2]), match[3]
-
-
-def _pairs(text: str) -> list[str]:
-    """The named pairs; a file of conf/pair, such as vgg13, stands for the pairs that it lists."""
-    files = {path.stem: path for path in (CONF / "pair").glob("*.yaml")}
-    pairs: list[str] = []
-    for name in _names(text):
-        if "-" not in name and name not in files:
-            lists = ", ".join(sorted(each for each in files if "-" not in each))
-            raise argparse.ArgumentTypeError(f"{name!r} is neither a pair, such as vgg13-vgg8, nor a list: {lists}")
-        pairs += yaml.safe_load(files[name].read_bytes()).get("pairs", [name]) if name in files else [name]
-    return list(dict.fromkeys(pairs))
-
-
-def _names(text: str) -> list[str]:
-    names = [name for name in text.split(",") if name]
-    if not names:
-        raise argparse.ArgumentTypeError(f"{text!r} names nothing; give a list such as a,b")
-    return names
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(seed) for seed in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of seeds, e.g. 0,1,2") from None
-
-
-def _formats(text: str) -> list[str]:
-    names = text.split(",")
-    if not set(names) <= formats.FORMATS.keys():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of formats; there are: {', '.join(formats.FORMATS)}")
-    return names
-
-
-def parser(module: str, description: str | None, writes: str) -> Parser:
-    """The options that say which runs are read, and where `module` puts what it `writes`."""
-    parser = Parser(prog=f"python -m {module}", description=description)
-    parser.add_argument("--uri", help="MLflow store (default: mlflow.db in the --output folder)")
-    parser.add_argument("--experiment", default="edkd", help="MLflow experiment (default: %(default)s)")
-    parser.add_argument(
-        "--results",
-        type=Path,
-        default=load.RESULTS,
-        metavar="DIR",
-        help="packed journals that count beside the store's runs (default: those that came with the code)",
-    )
-    parser.add_argument("--dataset", metavar="KEY", help="data set of the table (default: that of the newest run)")
-    parser.add_argument(
-        "--recipe", metavar="ID", help="recipe of the table, or how it begins, as 240ep (default: as --dataset)"
-    )
-    parser.add_argument(
-        "--pairs", type=_pairs, metavar="A,B", help="only these pairs (or vgg13, all, …), in this order"
-    )
-    parser.add_argument("--methods", type=_names, metavar="A,B", help="only these distillers, e.g. kd,dkd,edkd")
-    parser.add_argument("--seeds", type=_seeds, metavar="A,B", help="only runs of these seeds")
-    parser.add_argument(
-        "--metric",
-        choices=numbers.KINDS,
-        help="only the last epoch, the best one on the test set, or that selected on held-out images (default: all)",
-    )
-    parser.add_argument(
-        "--cell",
-        type=_cell,
-        action="append",
-        default=[],
-        metavar="PAIR:DISTILLER=HASH",
-        help="which configuration a cell shows, where runs of several compete for it (may be repeated)",
-    )
-    parser.add_argument(
-        "--latest-cell", action="store_true", help="in such cells take the configuration of the newest run"
-    )
-    parser.add_argument(
-        "--rows",
-        type=_names,
-        metavar="PARAMETER,…",
-        help="a row for each value of these, e.g. distiller.temperature (default: what differs in a method's runs)",
-    )
-    parser.add_argument(
-        "--columns",
-        type=_names,
-        metavar="PARAMETER,…",
-        help="a column for each pair and each value of these",
-    )
-    parser.add_argument(
-        "--format",
-        type=_formats,
-        default=DEFAULT,
-        metavar="A,B",
-        help=f"files to write, of {', '.join(formats.FORMATS)} (default: {','.join(DEFAULT)}); those there are renewed",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=OUTPUT,
-        metavar="DIR",
-        help=f"folder of the runs, and of {writes}; default: outputs",
-    )
-    return parser
 
 
 if __name__ == "__main__":

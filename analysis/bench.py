@@ -13,6 +13,7 @@ import numpy as np
 
 from analysis import __main__ as table
 from analysis import html_report, literature, load, statistics
+from analysis.options import chosen, parser
 from edkd.rundir import files, results
 from edkd.rundir.journal import Record
 
@@ -101,8 +102,8 @@ def _options(folder: Path) -> list[str]:
 
 
 def _statistics(folder: Path) -> None:
-    options = table.parser("analysis", None, "").parse_args(_options(folder))
-    tidy = load.tidy(table.chosen(options)[1])
+    options = parser("analysis", None, "").parse_args(_options(folder))
+    tidy = load.tidy(chosen(options)[1])
     *others, ours = tidy["method"].unique()
     contrasts = [(ours, name) for name in others]
     statistics.cells(tidy)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from analysis import attach, figures, html_figures, load, missing, numbers, report, tables
 from analysis import statistics as st
-from analysis.__main__ import chosen, command, facts, parser
 from analysis.figures.by_class import Values
+from analysis.options import chosen, command, parser
 from edkd.errors import EdkdError
 from edkd.rundir import files, journal, results
 from edkd.rundir.journal import Record
@@ -48,11 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options_of.add_argument("--figures", type=Path, metavar="DIR", help="where each figure goes as PNG and SVG, too")
     options = options_of.parse_args(arguments)
-    path = options.output / "report.html"
     try:
-        page, used, drawn = build(options)
-        files.write_bytes(path, page.encode())
-        attach.to_sweeps(used, options, [path, *drawn])
+        path = write(options, *chosen(options), ours=options.ours, folder=options.figures)
     except EdkdError as error:
         print(f"analysis.html_report: {error}", file=sys.stderr)
         return 1
@@ -60,20 +57,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build(options: argparse.Namespace) -> tuple[str, pd.DataFrame, list[Path]]:
-    """The page of the runs that `options` ask for, the runs in its numbers, and the figures' files if a folder was
-    named. Raises EdkdError.
+def write(
+    options: argparse.Namespace,
+    runs: pd.DataFrame,
+    used: pd.DataFrame,
+    *,
+    ours: str | None = None,
+    folder: Path | None = None,
+) -> Path:
+    """Write the page of the `used` ones among `runs`, as `chosen` returns them, and attach it to their sweeps.
+
+    `ours` is the method that is compared with the others, by default the table's last; each figure goes to `folder`,
+    too, if there is one. Returns the page's path. Raises EdkdError.
     """
-    runs, in_numbers = chosen(options)
-    used = in_numbers
+    path = options.output / "report.html"
+    page, drawn = _page(options, runs, used, ours)
+    saved: list[Path] = []
+    if folder is not None:
+        for name, figure in drawn.figures.items():
+            saved += figures.save(figure, folder, re.sub(r"\W+", "-", name.lower()))
+    files.write_bytes(path, page.encode())
+    attach.to_sweeps(used, options, [path, *saved])
+    return path
+
+
+def _page(
+    options: argparse.Namespace, runs: pd.DataFrame, used: pd.DataFrame, named: str | None
+) -> tuple[str, html_figures.Drawn]:
+    """The page and its figures."""
     dataset, recipe = used["dataset"].iloc[0], used["recipe"].iloc[0]
     rows = tables.rows_of(used)
     titles = {row.method: row.title for row in rows}
     names = list(titles.values())
     last = [row.title for row in rows if row.ours] or names  # imported runs alone: any of them
-    ours = titles.get(options.ours, options.ours) if options.ours else last[-1]
+    ours = titles.get(named, named) if named else last[-1]
     if ours not in names:
-        raise EdkdError(f"--ours names {options.ours!r}, which has no finished run; there are: {', '.join(names)}")
+        raise EdkdError(f"--ours names {named!r}, which has no finished run; there are: {', '.join(names)}")
     others = [name for name in names if name != ours]
     used = used.assign(
         method=used["method"].map(titles).fillna(used["distiller"]),
@@ -104,9 +123,6 @@ def build(options: argparse.Namespace) -> tuple[str, pd.DataFrame, list[Path]]:
         ours=ours,
         subject=title,
     )
-    saved: list[Path] = []
-    for name, figure in drawn.figures.items() if options.figures else ():
-        saved += figures.save(figure, options.figures, re.sub(r"\W+", "-", name.lower()))
     ours_alone = distilled[distilled["imported"] == ""]  # what this code can train
     begun = missing.unfinished(runs, used)
     absent = missing.without_run(runs, ours_alone, begun, [f"{pair.teacher}-{pair.student}" for pair in columns])
@@ -122,7 +138,7 @@ def build(options: argparse.Namespace) -> tuple[str, pd.DataFrame, list[Path]]:
         verdict=st.verdict(ours, over, compared[protocol])
         if over
         else [f"{ours} alone has runs: nothing is compared."],
-        facts=facts(used, dataset, recipe),
+        facts=report.facts(used, dataset, recipe),
         permits=st.permits(compared[protocol]),
         figures=[
             {
@@ -142,9 +158,9 @@ def build(options: argparse.Namespace) -> tuple[str, pd.DataFrame, list[Path]]:
         launch="\n".join(missing.launch_commands(absent, ours_alone, options.output)),
         left_out=[*missing.left_out(runs, used), *tables.taught_apart(used)],
         provenance=_provenance(used),
-        command=made_by + (f" --ours {shlex.quote(options.ours)}" if options.ours else ""),
+        command=made_by + (f" --ours {shlex.quote(named)}" if named else ""),
     )
-    return page, in_numbers, saved
+    return page, drawn
 
 
 def _in_order(rows: pd.DataFrame, place: Mapping[str, int]) -> pd.DataFrame:

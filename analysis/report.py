@@ -1,5 +1,6 @@
 """The benchmark table for people: its notes, and its form on the terminal."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pandas as pd
@@ -7,8 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from analysis import literature
+from analysis import literature, numbers
 from analysis.tables import Entry, Grid, Pair
+from edkd.console import counted
+from edkd.rundir.settings import setting
 
 READING = (
     "A cell is the mean over seeds ± their standard deviation (n runs); one run alone has no ±. Teachers are measured "
@@ -70,6 +73,38 @@ def title(dataset: str, runs: pd.DataFrame) -> str:
     if dataset.startswith(f"{literature.FULL_DATASET}-"):
         return f"REDUCED: part of CIFAR-100 ({dataset}), {trained}: students' top-1 accuracy"
     return f"{dataset} (not CIFAR-100), {trained}: students' top-1 accuracy"
+
+
+def facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
+    """Lines on the table's data set and recipe, its runs and seeds, and its git commits."""
+    distilled = used[~used["alone"]]
+    ours = used[used["imported"] == ""]
+    teachers = ours[~ours["alone"]].groupby(["pair", "method"], sort=False)["taught_by"].nunique()
+    mixed = [f"{method} on {pair}" for pair, method in teachers.index[teachers > 1]]
+    seeds, alone = (sorted(each["seed"].unique()) for each in (ours[~ours["alone"]], ours[ours["alone"]]))
+    without = len(used) - len(distilled)
+    counts = f"{counted(len(distilled), 'distilled student')}, {counted(without, 'student')} alone"
+    if used["packed"].any():
+        counts += f"; {used['packed'].sum()} of them from packed journals"
+    for origin, group in used[used["imported"] != ""].groupby("imported"):
+        counts += f"; {len(group)} of them imported from {origin}"
+    return (
+        f"data set: {dataset}, recipe: {recipe}",
+        f"runs: {counts}; seeds: {', '.join(map(str, seeds)) or 'none'}"
+        + (f" (alone: {', '.join(map(str, alone))})" if set(alone) - set(seeds) else ""),
+        f"git commits: {', '.join(sorted(set(numbers.commits(used).dropna()))) or 'none'}",
+        *([f"means over runs of several teachers: {', '.join(mixed)}"] if mixed else []),
+        *(f"not the defaults: {line}" for line in sorted(set(_changed(used)))),
+    )
+
+
+def _changed(used: pd.DataFrame) -> Iterator[str]:
+    """A line for each method and its runs' values that are neither the defaults of conf/ nor in its row's name."""
+    for run in used.to_dict("records"):
+        named = {str(each).lower() for each in run["row"]}
+        words = [word for word in run["changed"] if str(setting(*word.lstrip("+").split("=", 1))).lower() not in named]
+        if words:
+            yield f"{run['method']}: {' '.join(words)}"
 
 
 def recipe(runs: pd.DataFrame) -> str:

@@ -69,16 +69,15 @@ def next_steps(cfg: Settings) -> str:
     known = store if store.startswith("sqlite:") else "URI"  # a server's may hold a password
     read = [*([] if store == own else ["--uri", _quoted(known)]), *place]
     if Path.cwd() == CONF.parent:
-        table, report, ui = (
+        table, ui = (
             f"make {name}" + (f" ARGS='{' '.join(words)}'" if words else "")
-            for name, words in (("table", read), ("report", read), ("ui", place))
+            for name, words in (("table", read), ("ui", place))
         )
     else:
-        commands = ["python -m analysis", *read], ["python -m analysis.html_report", *read], ["edkd ui", *place]
-        table, report, ui = map(" ".join, commands)
+        table, ui = (" ".join(words) for words in (["python -m analysis --report", *read], ["edkd ui", *place]))
     pages = f"`{ui}`" if store == own else "the pages of that store"
     sync = "" if cfg.tracking.uri else f"`{' '.join(['edkd sync', *place])}` for MLflow, then "
-    return f"{sync}`{table}` for the table, `{report}` for one page with figures, {pages} for the curves"
+    return f"{sync}`{table}` for the table and one page with figures, {pages} for the curves"
 
 
 def _quoted(word: str) -> str:

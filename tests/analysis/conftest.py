@@ -25,7 +25,8 @@ def analyse(monkeypatch, tmp_path, capsys):
         text, csv = tmp_path / "out/table.md", tmp_path / "out/table.csv"
         assert text.exists() == csv.exists() == (code == 0), "both files or none"
         found = (text.read_text(encoding="utf-8").replace("\u00a0", " "), pd.read_csv(csv)) if code == 0 else ("", None)
-        assert sorted(p.name for p in tmp_path.glob("out/*")) == (["table.csv", "table.md"] if code == 0 else [])
+        made = ["report.html"] * ("--report" in arguments) + ["table.csv", "table.md"]
+        assert sorted(p.name for p in tmp_path.glob("out/*")) == (made if code == 0 else [])
         return code, *found, capsys.readouterr().err
 
     return call

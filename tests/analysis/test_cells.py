@@ -19,6 +19,7 @@ def test_data_sets_and_recipes_are_never_mixed(analyse):
     ]
     assert "ARGS='--…'" in error.splitlines()[0]
     assert len(analyse(runs, "--dataset", "cifar100")[3].splitlines()) == 2
+    assert analyse(runs, "--report")[3] == error, "the table and the report say it once"
     code, _, _, error = analyse(runs, "--dataset", "cifar10")
     assert code == 1 and "'cifar10'" in error and "--dataset digits" in error
     code, text, csv, _ = analyse(runs, "--dataset", "digits")

@@ -256,7 +256,7 @@ def test_a_sweep_runs_to_its_end_and_is_not_run_again(tiny: list[str], here: Pat
     kd = found["resnet8-resnet8/kd-s0"][-1]["last"]["top1"]
     assert table[4].split() == ["KD", f"{kd:.2f}"]
     assert ended == f"sweep {name}: 3 of 3 runs finished"
-    assert advice.startswith(f"`python -m analysis --output {here}/outputs` for the table, `python -m analysis.html")
+    assert advice.startswith(f"`python -m analysis --report --output {here}/outputs` for the table and one page")
     assert f"`edkd ui --output {here}/outputs` for the curves" in advice
     assert journals(here / "outputs") == found
 
