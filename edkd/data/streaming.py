@@ -63,10 +63,10 @@ def _collate(items: list[_Item | str]) -> tuple[Any, list[str]]:
 class StreamedData:
     """One split of streamed images, as `TrainData` and `EvaluationData`.
 
-    mean, std: per channel, for pixels scaled to [0, 1]. Training images are flipped with probability one half, after
-    their `augmentation`. `resized_crop` crops them at random to between 8 and 100 % of their area and resizes them to
-    `size`; in evaluation they are resized and cropped at the centre. `rotation` resizes them, if their size differs,
-    and rotates them by up to 20 degrees, black outside; in evaluation they are not rotated.
+    mean, std: per channel, for pixels scaled to [0, 1]. `flip`: training images are flipped with probability one half,
+    after their `augmentation`. `resized_crop` crops them at random to between 8 and 100 % of their area and resizes
+    them to `size`; in evaluation they are resized and cropped at the centre. `rotation` resizes them, if their size
+    differs, and rotates them by up to 20 degrees, black outside; in evaluation they are not rotated.
     """
 
     on_device = False
@@ -81,11 +81,12 @@ class StreamedData:
         size: int,
         workers: int,
         augmentation: Augmentation,
+        flip: bool,
         broken: Broken,
         device: torch.device,
         channels_last: bool,
     ) -> None:
-        self.augmentation, self.skip = augmentation, broken == "skip"
+        self.augmentation, self.flip, self.skip = augmentation, flip, broken == "skip"
         self._named: set[str] = set()  # error messages of broken images, already logged
         self.files, self.size, self.workers, self.device = files, size, workers, device
         self._mean, self._std = (torch.tensor(each, device=device)[:, None, None] for each in (mean, std))
@@ -128,7 +129,7 @@ class StreamedData:
             steps.append(v2.RandomResizedCrop(self.size, antialias=True))
         else:
             steps += [v2.Resize(shorter, antialias=True), v2.CenterCrop(self.size)]
-        return v2.Compose([*steps, v2.RandomHorizontalFlip()] if training else steps)
+        return v2.Compose([*steps, v2.RandomHorizontalFlip()] if training and self.flip else steps)
 
     def _load(self, transform: Any, batches: list[list[tuple[int, int]]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batches on the device, read by workers, in the order given."""

@@ -120,7 +120,10 @@ def teacher_folder(cfg: Settings) -> Path:
 def load_arrays(cfg: Settings) -> tuple[Arrays | Streamed, str]:
     """The data set of a configuration and its fingerprint; the last one stays in memory for the next run."""
     parts = {name: getattr(cfg.dataset, name) for name in _PARTS}
-    return _load_arrays(json.dumps([cfg.dataset.source, parts], sort_keys=True))
+    arrays, fingerprint = _load_arrays(json.dumps([cfg.dataset.source, parts], sort_keys=True))
+    if isinstance(arrays, Streamed) and cfg.dataset.padding:
+        raise EdkdError("dataset.padding needs data in memory, as of dataset=folder; streamed images have other crops")
+    return arrays, fingerprint
 
 
 _PARTS = ("train_per_class", "test_per_class", "validation", "validation_seed")
@@ -152,6 +155,7 @@ def device_data(arrays: Arrays | Streamed, cfg: Settings, device: torch.device) 
                 size=arrays.image_size,
                 workers=arrays.workers,
                 augmentation=arrays.augmentation,
+                flip=data.flip,
                 broken=arrays.broken,
                 **shown,  # type: ignore[arg-type]
             )

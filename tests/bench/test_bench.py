@@ -264,7 +264,7 @@ def test_the_plain_loader_reads_what_ours_reads(tmp_path: Path, monkeypatch: pyt
     batches = list(streaming.plain_loader(epoch, cfg, 4, CPU))
     ours = StreamedData(
         epoch.train, mean=cfg.dataset.mean, std=cfg.dataset.std, size=8, workers=0, augmentation="resized_crop",
-        broken="stop", device=CPU, channels_last=False,
+        flip=True, broken="stop", device=CPU, channels_last=False,
     )  # fmt: skip
     counts = ours.begin(0, 1, 4).counts
     assert [images.shape for images, _ in batches] == [ours.next(count).images.shape for count in counts]

@@ -35,9 +35,12 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def data(root: Path, *, workers: int, broken: Broken = "stop", channels_last: bool = False) -> StreamedData:
+def data(
+    root: Path, *, workers: int, broken: Broken = "stop", channels_last: bool = False, flip: bool = True
+) -> StreamedData:
     found = imagefolder(root=str(root), image_size=8, workers=workers, broken=broken)
     read: dict[str, Any] = {"workers": workers, "augmentation": found.augmentation, "broken": broken}
+    read["flip"] = flip
     options: dict[str, Any] = {"mean": [0.5] * 3, "std": [0.25] * 3, "size": 8, "device": CPU}
     return StreamedData(found.train, **read, **options, channels_last=channels_last)
 
@@ -52,6 +55,13 @@ def same(left: list[ImageBatch], right: list[ImageBatch]) -> bool:
         for a, b in zip(left, right, strict=True)
         for name in ("images", "target", "index")
     )
+
+
+def test_images_are_flipped_only_where_asked(root: Path) -> None:
+    plain, flipped = (torch.cat([b.images for b in epoch(data(root, workers=0, flip=f), 0, 1)]) for f in (False, True))
+    mirrored = [not torch.equal(a, b) for a, b in zip(plain, flipped, strict=True)]
+    assert 4 < sum(mirrored) < 20  # of 24
+    assert torch.equal(plain[mirrored].flip(-1), flipped[mirrored])
 
 
 def test_an_epoch_is_a_function_of_seed_and_epoch(root: Path) -> None:
@@ -164,6 +174,7 @@ def test_a_teacher_and_its_student_train_on_streamed_images(streamed: list[str],
     found = journals(tmp_path / "outputs")
     assert {len(metrics(records)) for records in found.values()} == {2}
     assert error(launch(*streamed, "distiller=vanilla", "dataset.validation=0.1")).startswith("train_per_class, ")
+    assert error(launch(*streamed, "distiller=vanilla", "dataset.padding=4")).startswith("dataset.padding needs data ")
 
 
 def test_a_run_counts_what_it_skips(streamed: list[str], root: Path, tmp_path: Path) -> None:
