@@ -1,9 +1,13 @@
 """What conf/ says: every option composes, and the numbers are those of the papers."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
 from edkd import CONF, models
 from edkd.config import schema
@@ -92,6 +96,17 @@ def test_the_lists_of_pairs(compose: Any) -> None:
 )
 def test_where_a_tweak_counts(compose: Any, overrides: str, beta: float) -> None:
     assert compose(*overrides.split())["distiller"]["beta"] == beta
+
+
+def test_an_experiment_wins_over_a_tweak_and_a_pair_over_an_experiment(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    mine = "# @package _global_\ndefaults:\n  - override /distiller: dkd\n  - override /teacher: resnet56\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"{mine}distiller:\n  beta: 3.5\n")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        own = f"hydra.searchpath=[file://{tmp_path}]"
+        composed = hydra_compose("config", overrides=[own, "experiment=mine", "pair=vgg13-vgg8"])
+    assert (composed.teacher.name, composed.distiller.beta) == ("vgg13", 3.5)
 
 
 @pytest.mark.parametrize(
