@@ -242,14 +242,25 @@ def _distiller(node: Any) -> dict[str, Any]:
     values = check_call({name: value for name, value in node.items() if name not in LABELS}, "distiller")
     try:
         method(**values)
-    except (ValueError, TypeError) as error:
-        raise EdkdError(f"distiller: {' '.join(str(error).split())}; see conf/distiller") from error
+    except Exception as error:  # of one's own class
+        kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
+        raise EdkdError(f"distiller: {kind}{' '.join(str(error).split())}; see conf/distiller") from error
     return {"_target_": node["_target_"], **values}
 
 
 def _optimizer(node: Any) -> dict[str, Any]:
     """The optimiser's node, checked against its signature; the run gives parameters, rate, momentum and decay."""
+    from torch.optim import Optimizer  # takes seconds, which help and completion do not have
+
     given = ("params", "lr", "momentum", "weight_decay")
+    found = target(node, "optimizer")
+    parameters = inspect.signature(found).parameters
+    takes = {*given} <= {*parameters} or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if not (takes and inspect.isclass(found) and issubclass(found, Optimizer) and hasattr(found, "minimise")):
+        raise EdkdError(
+            f"optimizer._target_: {node['_target_']} must be a subclass of torch.optim.Optimizer with a method "
+            f"minimise(losses) and the arguments {', '.join(given)} (docs/extending.md)"
+        )
     return {**check_call(node, "optimizer", *given), "_target_": node["_target_"]}
 
 

@@ -18,7 +18,8 @@ from edkd.rundir.paths import RunDir
 
 LARGEST = 1_000_000  # characters of a diff that are kept
 MOST = 100  # new source files that are kept; the others are named
-_PARTS = ("distiller", "student", "teacher", "dataset")  # parts of a configuration whose code affects its result
+# Parts of a configuration whose code affects its result.
+_PARTS = ("distiller", "student", "teacher", "dataset", "optimizer")
 
 
 @dataclass(frozen=True)

@@ -9,20 +9,40 @@ from torch import Tensor, nn
 from edkd.distillers.base import Distiller, Outcome
 from edkd.errors import EdkdError
 
+_OWN = ("train/loss", "train/top1", "val/", "test/")  # how the names of every run's metrics begin
 
-def check_outcome(outcome: Any, distiller: Distiller) -> None:
-    """Raise EdkdError unless `outcome` is an `Outcome` of 0-dim tensors with at least one loss that has a gradient."""
+
+def check_outcome(outcome: Any, distiller: Distiller, batch: int) -> None:
+    """Raise EdkdError unless `outcome` is an `Outcome` for a `batch` of this many images, with a loss to minimise.
+
+    Its losses and metrics must be 0-dim tensors, at least one loss with a gradient, and its names must not be those of
+    the metrics that every run records.
+    """
     name = f"{type(distiller).__module__}.{type(distiller).__qualname__}"
     if not isinstance(outcome, Outcome) or not outcome.losses:
         raise EdkdError(
             f"{name} returned {type(outcome).__name__ if not isinstance(outcome, Outcome) else 'no loss'}; "
             "it must return edkd.distillers.Outcome(losses={name: 0-dim tensor, ...}, metrics={...})"
         )
-    for kind, values in (("losses", outcome.losses), ("metrics", outcome.metrics)):
+    for kind, values, shape in (
+        ("losses", outcome.losses, ()),
+        ("metrics", outcome.metrics, ()),
+        ("by_class", outcome.by_class or {}, (batch,)),
+    ):
+        if not isinstance(values, dict):
+            raise EdkdError(f"{name} returned {kind} as {type(values).__name__}; it must be a dictionary")
         for key, value in values.items():
-            if not isinstance(value, Tensor) or value.dim():
+            if not isinstance(value, Tensor) or value.shape != shape:
                 found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                raise EdkdError(f"{name} returned {kind}[{key!r}] as {found}; it must be a 0-dim tensor")
+                wanted = f"tensor of shape {shape}, a value an image" if shape else "0-dim tensor"
+                raise EdkdError(f"{name} returned {kind}[{key!r}] as {found}; it must be a {wanted}")
+    if outcome.logits is not None and (outcome.logits.dim() != 2 or len(outcome.logits) != batch):
+        found = f"shape {tuple(outcome.logits.shape)}"
+        raise EdkdError(f"{name} returned logits of {found}; {batch} images have shape ({batch}, classes)")
+    for key in outcome.metrics:
+        if key == "lr" or key.startswith(_OWN):
+            taken = ", ".join(("lr", *_OWN))
+            raise EdkdError(f"{name} returned metrics[{key!r}]; every run has metrics of its own, {taken}")
     if not any(loss.requires_grad for loss in outcome.losses.values()):
         raise EdkdError(f"{name} returned losses without a gradient: none depends on the student or on the method")
 

@@ -6,6 +6,7 @@ without any Python between two steps.
 """
 
 import logging
+import traceback
 from dataclasses import replace
 from typing import Any
 
@@ -108,7 +109,13 @@ class Trainable(nn.Module):
         strong: a strong view of the images, and the teacher's prediction for it.
         """
         with self.precision.autocast():
-            prediction = in_fp32(self.student(images, want_feats=self.distiller.needs_feats))
+            made = self.student(images, want_feats=self.distiller.needs_feats)
+            if not isinstance(made, Prediction):
+                raise EdkdError(
+                    f"{type(self.student).__name__} returned {type(made).__name__}; a network returns an "
+                    "edkd.models.Prediction, as edkd.models.base.classify makes it (docs/extending.md)"
+                )
+            prediction = in_fp32(made)
             if strong is not None:
                 second = in_fp32(self.student(strong[0], want_feats=self.distiller.needs_feats))
                 batch = replace(batch, strong=StrongView(second, strong[1]))
@@ -259,7 +266,7 @@ class Step:
                 strong = given.strong, self.teacher.uncached(given.strong)
             outcome, logits = self.trainable(given.images, teacher, batch, strong)
         except ValueError as error:
-            if count > 1:
+            if count > 1 or not str(error).startswith("Expected more than 1 value per channel"):
                 raise
             raise EdkdError(
                 f"the last batch of {len(self.data)} images has one alone, which batch norm cannot take here: "
@@ -269,12 +276,14 @@ class Step:
             method = self.trainable.distiller
             if method.needs_feats or "NoneType" not in str(error):
                 raise
+            where = traceback.extract_tb(error.__traceback__)[-1]
             raise EdkdError(
-                f"{type(method).__name__}: {error}; a prediction has logits alone unless the class of the method "
-                "declares needs_feats = True, and there is no teacher's with needs_teacher = False"
+                f"{type(method).__name__}: {error} ({where.filename}:{where.lineno}); if that is of a prediction: it "
+                "has logits alone unless the class of the method declares needs_feats = True, and there is no "
+                "teacher's with needs_teacher = False"
             ) from error
         if self.sound is None:
-            check_outcome(outcome, self.trainable.distiller)
+            check_outcome(outcome, self.trainable.distiller, count)
         losses = torch.stack([loss.detach() for loss in outcome.losses.values()])
         loss = self._minimise(outcome.losses)
         hits = logits.argmax(1) == given.target

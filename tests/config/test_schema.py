@@ -5,13 +5,16 @@ import math
 from typing import Any
 
 import pytest
+import torch
 
 from edkd.config import job as config_job
 from edkd.config import schema
 from edkd.config.job import Job
 from edkd.config.schema import Dataset
+from edkd.distillers import Batch, Distiller, Outcome
 from edkd.distillers.vanilla import Vanilla
 from edkd.errors import EdkdError
+from edkd.models import Prediction
 
 # --- a whole configuration ---
 
@@ -50,6 +53,33 @@ def test_which_optimiser_serves_which_method(
         schema.settings(composed, method)
     assert str(error.value).startswith(f"distiller={method} {message}")
     assert "\n" not in str(error.value)
+
+
+class NoMinimise(torch.optim.SGD):
+    """Takes the arguments of an optimiser here, but has no `minimise`."""
+
+
+@pytest.mark.parametrize("name", ["torch.optim.AdamW", f"{__name__}.NoMinimise", "edkd.models.resnet8"])
+def test_what_is_no_optimiser_of_named_losses(base: dict[str, Any], name: str) -> None:
+    with pytest.raises(EdkdError, match=f"^optimizer._target_: {name} must be a subclass of torch.optim.Optimizer "):
+        schema.settings({**base, "optimizer": {"_target_": name}}, "edkd")
+
+
+class Asserting(Distiller):
+    """Refuses a value by an assertion."""
+
+    def __init__(self, *, weight: float) -> None:
+        super().__init__()
+        assert weight > 1, "weight above 1"
+
+    def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
+        raise NotImplementedError
+
+
+def test_any_error_of_a_method_is_one_line(base: dict[str, Any]) -> None:
+    node = {"_target_": f"{__name__}.Asserting", "weight": 0.5}
+    with pytest.raises(EdkdError, match="^distiller: AssertionError: weight above 1.*; see conf/distiller$"):
+        schema.settings({**base, "distiller": node}, "asserting")
 
 
 def changed(base: dict[str, Any], key: str, value: Any) -> dict[str, Any]:

@@ -126,6 +126,13 @@ def test_a_run_is_not_continued_by_another_version_of_its_method(tiny: list[str]
         ("Outcome({'ce': ce}, {'y': 1.0})", "returned metrics['y'] as float; it must be a 0-dim tensor"),
         ("Outcome({'ce': ce.detach()}, {})", "returned losses without a gradient: none depends on the student"),
         ("Outcome({'ce': ce.expand(3)}, {})", "returned losses['ce'] as shape (3,); it must be a 0-dim tensor"),
+        ("Outcome([ce], {})", "returned losses as list; it must be a dictionary"),
+        ("Outcome({'ce': ce}, {'train/loss': ce})", "returned metrics['train/loss']; every run has metrics of its own"),
+        ("Outcome({'ce': ce}, {}, student.logits[:, 0])", "returned logits of shape (64,); 64 images have shape (64, "),
+        (
+            "Outcome({'ce': ce}, {}, None, {'p': ce})",
+            "returned by_class['p'] as shape (); it must be a tensor of shape",
+        ),
     ],
 )
 def test_what_a_method_may_not_return(tiny: list[str], folder: Path, returned: str, said: str) -> None:
@@ -135,6 +142,20 @@ def test_what_a_method_may_not_return(tiny: list[str], folder: Path, returned: s
     done = launch("--config-dir", "myconf", "-m", *tiny, "distiller=mse")
     assert done.code == 1
     assert f"failed: mse.MSE {said}" in done.out
+
+
+def test_the_pages_optimiser(tiny: list[str], folder: Path) -> None:
+    shown = files_in((REPOSITORY / "docs/extending.md").read_text())
+    (folder / "myconf/optimizer").mkdir()
+    for name in ("adamw.py", "myconf/optimizer/adamw.yaml"):
+        (folder / name).write_text(shown[name])
+    sys.modules.pop("adamw", None)
+    done = launch("--config-dir", "myconf", *tiny, "distiller=vanilla", "optimizer=adamw", "schedule.lr=0.01")
+    assert done.code == 0, done
+    (records,) = journals(folder / "outputs").values()
+    assert set(records[0]["sources"]) == {"adamw.AdamW"}
+    first, second = (record["metrics"]["train/loss"] for record in records if record["event"] == "epoch")
+    assert second < first
 
 
 def test_a_run_of_its_own_with_its_own_tweak(tiny: list[str], folder: Path) -> None:

@@ -109,14 +109,15 @@ def test_a_run_says_which_code_planned_it_if_that_was_another(make_job: Any) -> 
 
 def test_the_users_own_classes_are_known_by_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "myown_loss.py").write_text("class Mine: ...\n")
     given = {
         "distiller": {"_target_": "myown_loss.Mine"},
         "dataset": {"source": {"_target_": "yaml.YAMLObject"}},
+        "optimizer": {"_target_": "myown_loss.Steps"},
         "tracking": {"_target_": "myown_loss.Other"},
     }
-    found = provenance.own_code(given)
-    assert found == {"myown_loss.Mine": hashlib.sha256(b"class Mine: ...\n").hexdigest()[:16]}
+    (tmp_path / "myown_loss.py").write_text(source := "class Mine: ...\nclass Steps: ...\n")
+    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
+    assert provenance.own_code(given) == {"myown_loss.Mine": digest, "myown_loss.Steps": digest}
     assert provenance.own_code({"distiller": {"_target_": "nowhere.at.All"}}) == {}
 
 
