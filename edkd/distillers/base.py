@@ -33,7 +33,11 @@ class Batch:
 
 
 class Shapes(NamedTuple):
-    """The shapes of a network's features at the image size of a run, without the batch dimension."""
+    """The shapes of a network's features at the image size of a run, without the batch dimension.
+
+    A network without features, such as a transformer, has zeros; a method that declares `needs_feats` is given no such
+    network.
+    """
 
     feats: tuple[tuple[int, int, int], ...]
     """(C, H, W) of each entry of `Prediction.feats`."""
@@ -54,7 +58,7 @@ class Spec:
     num_classes: int
     train_images: int
     classifier: Classifier | None = None
-    """The frozen teacher's classifier."""
+    """The frozen teacher's classifier; None without a teacher, and for one without features."""
     teacher_norms: tuple[tuple[Tensor, Tensor], ...] = ()
     """Weight and bias, each [C], of the batch norm before each of the teacher's `preact_feats[1:]`; empty where its
     family has none."""

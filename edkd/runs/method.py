@@ -62,8 +62,9 @@ def make_method(cfg: Settings, student: nn.Module, teacher: nn.Module | None, ar
     distiller: Distiller = build(cfg.distiller, "distiller")
     if type(distiller).setup is not Distiller.setup:
         size = arrays.image_size
-        of_teacher = None if teacher is None else _traits(teacher, size)
-        distiller.setup(_spec(_traits(student, size), of_teacher, arrays.num_classes, len(arrays.train)))
+        needed = distiller.needs_feats
+        of_teacher = None if teacher is None else _traits(teacher, size, needed)
+        distiller.setup(_spec(_traits(student, size, needed), of_teacher, arrays.num_classes, len(arrays.train)))
     return distiller
 
 
@@ -93,7 +94,7 @@ class _Traits(NamedTuple):
     """What a method may know of a network."""
 
     shapes: Shapes
-    classifier: Classifier
+    classifier: Classifier | None
     norms: tuple[tuple[Tensor, Tensor], ...]
 
 
@@ -104,14 +105,19 @@ def _spec(student: _Traits, teacher: _Traits | None, num_classes: int, train_ima
     return Spec(student.shapes, teacher.shapes, num_classes, train_images, teacher.classifier, teacher.norms)
 
 
-def _traits(network: nn.Module, size: int) -> _Traits:
-    """The shapes of a network's features for one image of this size, its classifier and its stages' batch norms."""
+def _traits(network: nn.Module, size: int, needed: bool) -> _Traits:
+    """The shapes of a network's features for one image of this size, its classifier and its stages' batch norms.
+
+    Raises EdkdError for a network that gives none, if they are `needed`; otherwise such a network has zeros.
+    """
     training = network.training
     image = torch.zeros(1, 3, size, size, device=next(network.parameters()).device)
     with torch.no_grad():
         made: Prediction = network.eval()(image, want_feats=True)
     network.train(training)
     if made.pooled_feat is None or made.last_map is None or made.classifier is None:
+        if not needed:
+            return _Traits(Shapes((), (), 0, (0, 0, 0)), None, ())
         raise EdkdError(
             f"{type(network).__name__} gives no pooled_feat, last_map and classifier with its features, which this "
             "method needs: edkd.models.base.classify makes such a prediction"
@@ -139,8 +145,7 @@ def check_method(cfg: Settings) -> None:
     number of classes is not known yet and assumed to be large; so is the number of images if only the files give it.
     """
     method = target(cfg.distiller, "distiller")
-    source = get_type_hints(target(cfg.dataset.source, "dataset.source")).get("return")  # one's own may have no hint
-    if method.needs_strong_view and source is Streamed:
+    if method.needs_strong_view and streams(cfg):
         raise EdkdError(
             f"distiller={cfg.method} needs strong views, which only data in memory have, not {cfg.dataset.name}"
         )
@@ -157,6 +162,11 @@ def check_method(cfg: Settings) -> None:
         raise EdkdError(f"distiller={cfg.method} on {cfg.pair}: {refused}")
 
 
+def streams(cfg: Settings) -> bool:
+    """Whether a run's images are streamed, as far as the type hint of its data source says."""
+    return get_type_hints(target(cfg.dataset.source, "dataset.source")).get("return") is Streamed
+
+
 def _train_images(cfg: Settings) -> int:
     """The number of training images by the configuration of a run; off by a few if a share is held out."""
     data = cfg.dataset
@@ -171,9 +181,10 @@ def _refusal(asked: str) -> str | None:
     method, student, teacher, size, train_images = json.loads(asked)
     try:
         with torch.device("meta"):
-            traits = [None if each is None else _traits_on_meta(json.dumps(each), size) for each in (student, teacher)]
-            assert traits[0] is not None
-            build(method, "distiller").setup(_spec(traits[0], traits[1], 1000, train_images))
+            distiller = build(method, "distiller")
+            of_student = _traits_on_meta(json.dumps(student), size, distiller.needs_feats)
+            of_teacher = None if teacher is None else _traits_on_meta(json.dumps(teacher), size, distiller.needs_feats)
+            distiller.setup(_spec(of_student, of_teacher, 1000, train_images))
     except EdkdError as error:
         return str(error)
     except Exception:  # a user's class that fails on the meta device: its run will report the error
@@ -182,8 +193,8 @@ def _refusal(asked: str) -> str | None:
 
 
 @functools.cache
-def _traits_on_meta(model: str, size: int) -> _Traits:
-    return _traits(build(json.loads(model), "model", num_classes=1000), size)
+def _traits_on_meta(model: str, size: int, needed: bool) -> _Traits:
+    return _traits(build(json.loads(model), "model", num_classes=1000), size, needed)
 
 
 def weights_size(cfg: Settings) -> int:

@@ -18,7 +18,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-from edkd.config.compose import Composer
+from edkd.config.compose import Composer, chosen
 from edkd.config.job import Job, digest, directory_of, labels, make_job, thaw, training_run
 from edkd.config.schema import Settings, misfit_of
 from edkd.console import console, counted
@@ -109,8 +109,8 @@ def expand(overrides: Sequence[Override], pair_lists: Mapping[str, Sequence[str]
 
 def pair_lists(overrides: Sequence[Override], master: DictConfig, loader: ConfigLoader) -> dict[str, list[str]]:
     """The pairs that each option such as `pair=all` lists, for the options that the overrides name."""
-    chosen = [override for override in overrides if override.get_key_element() == "pair"]
-    named = {text.removeprefix("pair=") for combination in expand(chosen, {}) for text in combination}
+    of_pairs = [override for override in overrides if override.get_key_element() == "pair"]
+    named = {text.removeprefix("pair=") for combination in expand(of_pairs, {}) for text in combination}
     lists = {}
     for option in sorted(named & set(loader.get_group_options("pair"))):
         pairs = loader.load_sweep_config(master, [f"pair={option}"]).get("pairs")
@@ -129,7 +129,7 @@ def make_plan(combinations: Iterable[Sequence[str]], overrides: Sequence[Overrid
     @functools.cache
     def training(name: str, given: tuple[str, ...]) -> Job:
         try:
-            composed = composer.compose([*given, "distiller=vanilla", f"student={name}"])
+            composed = composer.compose([*given, "distiller=vanilla", *chosen("student", name)])
         except EdkdError as error:
             raise EdkdError(f"teacher {name} is not in the store, and cannot be trained: {error}") from error
         return make_job(*composed, teacher_id=None)

@@ -20,7 +20,7 @@ from edkd.console import counted, size
 from edkd.errors import EdkdError
 from edkd.rundir.paths import forget_sweep, record_sweep, recorded_sweeps
 from edkd.runs.inputs import find_teacher, load_arrays
-from edkd.runs.method import weights_size
+from edkd.runs.method import streams, weights_size
 from edkd.slurm import submit
 from edkd.slurm.submission import Submission
 from edkd.sweeps import progress, report
@@ -106,7 +106,7 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
 def _disk(jobs: Sequence[Job]) -> str:
     """One line: what the jobs' weights take in the end, and that the teachers' logits come to it."""
     needed = 2 * sum(weights_size(job.settings) for job in jobs)  # last.pt and best.pt
-    cached = {job.settings.teacher.name for job in jobs if job.settings.looks_into_table}
+    cached = {job.settings.teacher.name for job in jobs if job.settings.looks_into_table and not streams(job.settings)}
     logits = f", beside the logits of {counted(len(cached), 'teacher')} (see docs/teacher-cache.md)" if cached else ""
     return f"disk: {size(needed)} of weights at the end{logits}"
 
