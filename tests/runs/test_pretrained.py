@@ -53,6 +53,12 @@ def test_weights_in_a_file_teach(tiny: list[str], here: Path, sweep: list[str]) 
     assert message.startswith(f"teacher torchvision_{ARCH} of {KEY} is {entry.id}, teacher.weights=other.pth are file:")
 
 
+def test_a_network_of_a_library_without_weights_is_trained_by_the_sweep(tiny: list[str], here: Path) -> None:
+    done = launch("-m", *tiny, *TEACHER, "student=resnet8", "distiller=kd")
+    assert done.code == 0, done
+    assert set(journals(here / "outputs")) == {f"torchvision_{ARCH}/vanilla-s0", f"torchvision_{ARCH}-resnet8/kd-s0"}
+
+
 def test_weights_of_a_library(
     tiny: list[str], here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
