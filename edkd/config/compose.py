@@ -48,6 +48,9 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     """One line for a user: what was wrong with a command line of these overrides, what is allowed."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        if group == "teacher" and any((folder / "student" / f"{name}.yaml").exists() for folder in _folders()):
+            needed = f"to teach, student/{name}.yaml needs a teacher/{name}.yaml beside it"
+            return f"teacher={name}: no such option; {needed}"
         return f"{group}={name}: no such option{_guess(name, error.options)}; allowed: {', '.join(error.options)}"
     text = _first_line(error)
     removed = [override for override in overrides if override.startswith("~")]

@@ -144,6 +144,13 @@ def test_what_a_method_may_not_return(tiny: list[str], folder: Path, returned: s
     assert f"failed: mse.MSE {said}" in done.out
 
 
+def test_ones_own_student_without_a_file_to_teach(tiny: list[str], folder: Path) -> None:
+    (folder / "myconf/student").mkdir()
+    shutil.copy(CONF / "student" / "resnet8.yaml", folder / "myconf/student/mynet.yaml")
+    said = error(run(tiny, "teacher=mynet"))
+    assert said == "teacher=mynet: no such option; to teach, student/mynet.yaml needs a teacher/mynet.yaml beside it"
+
+
 def test_the_pages_optimiser(tiny: list[str], folder: Path) -> None:
     shown = files_in((REPOSITORY / "docs/extending.md").read_text())
     (folder / "myconf/optimizer").mkdir()
