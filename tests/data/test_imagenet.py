@@ -119,6 +119,7 @@ def test_tiny_imagenet_is_rotated_and_evaluated_as_it_is(tiny_root: Path) -> Non
     found = read_tiny(tiny_root)
     shown: dict[str, Any] = {"mean": [0.0] * 3, "std": [1.0] * 3, "device": torch.device("cpu"), "channels_last": False}
     read: dict[str, Any] = {"size": 16, "workers": 0, "augmentation": found.augmentation, "broken": "stop"}
+    read["flip"] = True
     train, test = (StreamedData(files, **read, **shown) for files in (found.train, found.test))
     ((images, _),) = test.batches(8)
     with Image.open(found.test.samples[3][0]) as image:

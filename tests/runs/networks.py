@@ -4,6 +4,7 @@ import os
 import signal
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,6 +26,13 @@ class Plain(nn.Module):
 
     def forward(self, x: Tensor, want_feats: bool = True) -> Prediction:
         return Prediction(self.linear(F.relu(self.norm(self.conv(x))).mean(dim=(2, 3))))
+
+
+class Alone(torch.optim.SGD):
+    """An optimiser of one process."""
+
+    def minimise(self, losses: dict[str, Tensor]) -> Tensor:
+        raise NotImplementedError
 
 
 def plain(num_classes: int = 10) -> nn.Module:

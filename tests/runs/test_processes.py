@@ -68,7 +68,7 @@ def test_what_several_processes_cannot_do_is_one_line(tiny: list[str], tmp_path:
     few = last_line(*words, "schedule.batch_size=199")
     assert few.startswith("edkd: the last batch of 200 images has 1, fewer than engine.devices=2")
     assert "each takes a part of a batch, which has" in last_line(*words, "engine.devices=3000")
-    assert "does not add the gradients" in last_line(*words, "optimizer._target_=tests.runs.networks.plain")
+    assert "does not add the gradients" in last_line(*words, "optimizer._target_=tests.runs.networks.Alone")
 
 
 def test_a_memory_of_images_needs_one_process(tiny: list[str], tmp_path: Path) -> None:
