@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from edkd.data.base import EvaluationData
 from edkd.teachers.source import Precision
 from edkd.training import distributed
-from edkd.training.step import Meter
+from edkd.training.meters import Meter
 
 OnBatch = Callable[[Tensor, Tensor], None]  # called with the logits, float32 [B, K], and the labels of a batch
 

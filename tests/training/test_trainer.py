@@ -25,8 +25,9 @@ from edkd.rundir import checkpoint
 from edkd.teachers.source import OnlineTeacher, Precision
 from edkd.training import evaluation, trainer
 from edkd.training.evaluation import evaluate, measure
+from edkd.training.meters import ClassMeter
 from edkd.training.optimizers import SGD
-from edkd.training.step import ClassMeter, Step, Trainable
+from edkd.training.step import Step, Trainable
 from edkd.training.trainer import Schedule, Splits, TrainState, fit, seeded, train_epoch
 
 CPU = torch.device("cpu")
