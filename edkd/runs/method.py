@@ -140,9 +140,10 @@ def _traits(network: nn.Module, size: int, needed: bool) -> _Traits:
 def check_method(cfg: Settings) -> None:
     """Raise EdkdError for a method that refuses the networks of a run, before data and teacher are needed.
 
-    Also raised for an optimiser that refuses its values, and a method that needs strong views of streamed images, or
-    without a teacher. The method's `setup` runs on PyTorch's meta device, where tensors have shapes but no memory. The
-    number of classes is not known yet and assumed to be large; so is the number of images if only the files give it.
+    Also raised for an optimiser that refuses its values, for padding of streamed images, and for a method that needs
+    strong views of such images, or without a teacher. The method's `setup` runs on PyTorch's meta device, where tensors
+    have shapes but no memory. The number of classes is not known yet and assumed to be large; so is the number of
+    images if only the files give it.
     """
     method = target(cfg.distiller, "distiller")
     if method.needs_strong_view and streams(cfg):
@@ -151,6 +152,8 @@ def check_method(cfg: Settings) -> None:
         )
     if method.needs_strong_view and not method.needs_teacher:
         raise EdkdError(f"distiller={cfg.method} needs strong views, which only methods with a teacher have")
+    if cfg.dataset.padding and streams(cfg):
+        raise EdkdError("dataset.padding needs data in memory, as of dataset=folder; streamed images have other crops")
     _optimizer(cfg, nn.Linear(1, 1), torch.device("cpu"))
     if method.setup is Distiller.setup:
         return
