@@ -158,7 +158,7 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
             break
         node, known = inner, [*known, parent]
     options = sorted(str(option) for option in node)
-    if last in options:  # a dictionary, to which the override would add
+    if isinstance(node.get(last) if last in node else None, DictConfig):  # an override would add to a dictionary
         return f"{key}: it has no such entry yet; +{key}.NAME=VALUE adds one"
     where = ".".join(known)
     if where == "hydra.launcher" and choices["hydra/launcher"] == "basic":

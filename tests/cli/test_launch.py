@@ -256,6 +256,8 @@ def test_a_wrong_configuration(tiny: list[str], teacher: Path, here: Path, argum
             "hydra.launcher.n_jobs: no launcher is chosen that has values; hydra/launcher=local",
         ),
         ("hydra/launcher=local hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs is 0; allowed: 1 or more runs"),
+        ("teacher.model.options={a:1}", "teacher.model.options: no such key in teacher.model"),
+        ("teacher.model={a:1}", "teacher.model: it has no such entry yet; +teacher.model.NAME=VALUE adds one"),
         ("hydra/launcher=lokal", "hydra/launcher=lokal: no such option, did you mean local?; allowed: basic, "),
         (
             "student=resnet8,resnet9",
