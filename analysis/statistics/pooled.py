@@ -41,7 +41,8 @@ def over_pairs(tidy: pd.DataFrame, protocol: str, contrasts: Sequence[tuple[str,
     `improvement` is the probability of improvement: the mean over pairs of the share of paired runs in which `first`
     is better; equal runs count half.
     A pair is a tie if the t interval of its difference includes 0 or, without an interval, if |difference| < 0.005;
-    otherwise the sign decides. `p_wilcoxon` is the exact two-sided p of the signed ranks of the pairs' differences.
+    otherwise the sign decides. `p_wilcoxon` is the exact two-sided p of the signed ranks of the pairs' differences, NaN
+    for fewer than two of them that are not 0.
     """
     gaps = differences(tidy, protocol, contrasts).gaps
     n, mean, _, low, high = moments(gaps)
@@ -82,7 +83,7 @@ def _wilcoxon(mean: Floats) -> Floats:
     rounded = mean.round(9)  # so that equal differences are equal to the last bit
     counted = ~np.isnan(rounded) & (rounded != 0)
     size, p = counted.sum(axis=0), np.full(mean.shape[1], np.nan)
-    for number in set(size.tolist()) - {0}:
+    for number in set(size.tolist()) - {0, 1}:
         alike = np.flatnonzero(size == number)
         ranked = np.stack([rounded[counted[:, c], c] for c in alike])
         # Without `exact`, SciPy permutes where ranks are tied, which takes seconds; `exact` rounds to the larger p.

@@ -131,6 +131,8 @@ def test_pooled_by_hand():
 def test_wilcoxon_over_seven_pairs_ends_at_0_0156():
     tidy = frame({(p, m): [70 + 0.1 * i * (m == "dkd")] for i, p in enumerate(SEVEN, 1) for m in ("kd", "dkd")})
     assert pooled(tidy, "last", "dkd", "kd").p_wilcoxon == 2 / 2**7 == 0.015625
+    assert pooled(tidy[tidy["pair"].isin(SEVEN[:2])], "last", "dkd", "kd").p_wilcoxon == 0.5
+    assert math.isnan(pooled(tidy[tidy["pair"] == "a-x"], "last", "dkd", "kd").p_wilcoxon), "one pair has no ranks"
 
 
 def test_the_bootstrap_draws_pairs_and_then_runs():
@@ -176,9 +178,16 @@ def test_what_n_permits():
     tidy = frame({("a-x", "kd"): [70.0, 70.0, 70.0], ("a-x", "dkd"): [70.1, 70.2, 70.3]})
     assert st.permits(st.comparisons(tidy, "last", [("dkd", "kd")])) == [
         "With n = 3 and a standard deviation of the differences of 0.10 points, a paired t-test at the 5 % level, "
-        "before Holm's correction, detects a difference of 0.33 points with 80 % power; the observed difference of "
-        "0.20 points would need n = 5."
+        "before Holm's correction, detects a difference of 0.33 points with 80 % power; 0.3 points would need n = 4. "
+        "From n = 3, the standard deviation itself is known only roughly."
     ]
+    gaps = {"a-x": [0.1, 0.3], "b-x": [0.0, 1.0]}  # standard deviations of 0.1 and 0.5 times √2
+    tidy = frame(
+        {(p, "kd"): [70.0] * 2 for p in gaps} | {(p, "dkd"): [70 + gap for gap in runs] for p, runs in gaps.items()}
+    )
+    said = st.permits(st.comparisons(tidy, "last", [("dkd", "kd")]))[0]
+    assert "of the differences of 0.51 points, the root mean square of 2 comparisons," in said  # √((0.02 + 0.5) / 2)
+    assert "roughly" not in st.permits(st.comparisons(random_frame(["a-x"], ["kd", "dkd"], 5), "last"))[0]
     five = st.permits(st.comparisons(random_frame(["a-x", "b-x", "c-x", "d-x", "e-x"], ["kd", "dkd"], 2), "last"))
     assert five[-1].endswith("cannot give p below 0.0625, so it cannot reach 5 %.") and len(five) == 2
 
@@ -195,6 +204,7 @@ def test_verdict_follows_from_the_numbers():
     tidy["value"] += tidy["method"].map(lift).fillna(0)
     worse, mixed, single = verdict(tidy, "edkd", ["kd", "dkd", "at"])
     assert worse.startswith("The strongest of 3 baselines is at: edkd − at is −") and "edkd is worse" in worse
+    assert "not corrected for the choice; win/tie/loss 0/0/7)" in worse
     assert mixed == "On average over pairs it is better than kd and dkd (not corrected for the number of baselines)."
     assert single.startswith("On single pairs, ") and "of 21 comparisons" in single
     assert "edkd is better on average." in verdict(tidy, "edkd", ["kd"])[0]
@@ -204,6 +214,32 @@ def test_verdict_follows_from_the_numbers():
     assert "fewer than 5 pairs permit no interval over pairs" in few[0] and "better" not in few[0]
     one = verdict(tidy[tidy["pair"] == "a-x"], "edkd", ["kd"])
     assert "on a-x (95 % interval" in one[0] and "n = 3" in one[0]
+
+
+def test_baselines_on_other_pairs_are_not_in_one_order():
+    tidy = random_frame(SEVEN, ["kd", "dkd", "edkd", "at", "sp"], 2, noise=0.05)
+    tidy["value"] += tidy["method"].map({"edkd": 1.0, "at": 3.0}).fillna(0)
+    tidy = tidy[~((tidy["method"] == "at") & tidy["pair"].isin(SEVEN[:2]))]
+    tidy.loc[tidy["method"] == "sp", "teacher"] = "another"
+    said = verdict(tidy, "edkd", ["at", "dkd", "kd", "sp"])
+    assert said[0].startswith("The strongest of 2 baselines is ") and "edkd is better on average." in said[0]
+    assert said[-2:] == [
+        "Compared on other pairs, and so not in this order: at.",
+        "Not compared, for no run has the seed and teacher of one of edkd: sp.",
+    ]
+
+
+def test_one_pair_of_one_run_permits_no_conclusion_on_average():
+    tidy = random_frame(SEVEN, ["kd", "dkd", "edkd"], 3, noise=0.01)
+    tidy["value"] += 5.0 * (tidy["method"] == "edkd")
+    assert "better on average" in verdict(tidy, "edkd", ["kd"])[0]
+    fewer = tidy[~(tidy["pair"].isin(SEVEN[:2]) & (tidy["seed"] > 0) & (tidy["method"] == "kd"))]
+    first, second = verdict(fewer, "edkd", ["kd"])
+    assert "(win/tie/loss 7/0/0, by sign where n = 1). " in first and "interval" not in first
+    assert first.endswith("One run per method (n = 1) on 2 of these pairs permits no conclusion.")
+    assert second.startswith("On single pairs, 5 of 5")
+    (one,) = verdict(fewer[fewer["pair"] == "a-x"], "edkd", ["kd"])
+    assert one.endswith("points on a-x (n = 1). One run per method permits no conclusion.")
 
 
 def test_many_baselines_are_counted():
@@ -216,14 +252,9 @@ def test_many_baselines_are_counted():
 def test_one_run_decides_nothing():
     tidy = random_frame(SEVEN, ["kd", "dkd"], 1, noise=0.01)
     tidy["value"] += 5.0 * (tidy["method"] == "dkd")
-    first, second = verdict(tidy, "dkd", ["kd"])
-    assert "win/tie/loss 7/0/0" in first and "better" not in first and "interval" not in first
-    assert second.endswith(
-        "no conclusion: the intervals over pairs say how pairs differ, and not how other seeds would."
-    )
-    assert verdict(tidy[tidy["pair"].isin(SEVEN[:4])], "dkd", ["kd"])[1].endswith(
-        "(n = 1), which permits no conclusion."
-    )
+    (said,) = verdict(tidy, "dkd", ["kd"])
+    assert "(win/tie/loss 7/0/0, by sign alone)" in said and "better" not in said and "interval" not in said
+    assert said.endswith(". One run per method (n = 1) on every pair permits no conclusion.")
     assert verdict(tidy, "dkd", ["crd"])[0].endswith("nothing is compared.")
 
 
