@@ -98,7 +98,7 @@ def _journal(pair: str, method: str, seed: int, number: int, top1: list[float]) 
 
 
 def _options(folder: Path) -> list[str]:
-    return ["--uri", f"sqlite:///{folder / 'none.db'}", "--results", str(folder / "packed"), "--output", str(folder)]
+    return ["--results", str(folder / "packed"), "--output", str(folder)]
 
 
 def _statistics(folder: Path) -> None:

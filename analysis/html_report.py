@@ -283,7 +283,7 @@ def _journals(options: argparse.Namespace) -> Iterable[list[Record]]:
     for path in find_runs(options.output) if (options.output / "runs").is_dir() else ():
         with contextlib.suppress(EdkdError):  # a damaged one; its run is not in the table
             yield journal.read(path)
-    yield from (results.read(path) for path in results.find(options.results))
+    yield from (results.read(path) for path in results.find(load.results_of(options)))
 
 
 if __name__ == "__main__":

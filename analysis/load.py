@@ -44,7 +44,12 @@ def store_of(options: argparse.Namespace) -> str:
     return options.uri or f"sqlite:///{options.output / 'mlflow.db'}"
 
 
-def read(uri: str, experiment: str, results: Path, damaged: Mapping[str, str], *, named: bool = True) -> pd.DataFrame:
+def results_of(options: argparse.Namespace) -> Path:
+    """The folder of packed journals: the one that --results names, or that of the code."""
+    return options.results or RESULTS
+
+
+def read(uri: str, experiment: str, results: Path, damaged: Mapping[str, str], *, alone: bool = False) -> pd.DataFrame:
     """The training runs of `experiment` in the MLflow store at `uri`, and those packed in `results`, a row each.
 
     Accuracies are in percent, NaN where a run has none (yet); `alone` marks a run without a teacher. A run in both
@@ -52,14 +57,15 @@ def read(uri: str, experiment: str, results: Path, damaged: Mapping[str, str], *
     function), MLflow's record of it cannot be checked: the run gets the status DAMAGED and the reason.
 
     Raises EdkdError if a packed file is damaged, if both places hold no runs, or if the store does not exist (it is
-    never created) and either the packed runs make no table or the user has `named` it, and not the packed runs.
+    never created) and the packed runs make no table or may not stand `alone`.
     """
     packed = load_packed(results)
     path = sqlite_path(uri)
     there = path is None or path.is_file()
     makes_table = any(run["tags"].get("teacher") and run["status"] == "FINISHED" for run in packed)
-    if not there and (not makes_table or (named and results == RESULTS)):
-        raise EdkdError(f"no runs yet: there is no MLflow store at {path} (see --uri); {HOW_TO_RUN}")
+    if not there and not (makes_table and alone):
+        packed_alone = "; --results DIR without --uri reads packed runs alone" if makes_table else ""
+        raise EdkdError(f"no runs yet: there is no MLflow store at {path} (see --uri{packed_alone}); {HOW_TO_RUN}")
     stored = load_runs(uri, experiment) if there else []
     for run in stored:
         if reason := damaged.get(run["tags"].get("edkd.path", "")):

@@ -28,12 +28,12 @@ def chosen(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
     damaged = load.damaged(load.store_of(options))
     for line in damaged.values():
         print(f"analysis: {line}", file=sys.stderr)
-    if options.results != load.RESULTS and not results.find(options.results):
+    if options.results is not None and not results.find(options.results):
         if not options.results.is_dir():
             raise EdkdError(f"--results {options.results}: there is no such folder")
         print(f"analysis: no packed runs in {options.results}", file=sys.stderr)
-    named = options.uri is not None or options.output != OUTPUT
-    there = load.read(load.store_of(options), options.experiment, options.results, damaged, named=named)
+    packed, alone = load.results_of(options), options.uri is None and (options.results or options.output == OUTPUT)
+    there = load.read(load.store_of(options), options.experiment, packed, damaged, alone=bool(alone))
     of_recipe, others = load.choose(there, dataset=options.dataset, recipe=options.recipe)
     if others:
         dataset, recipe = of_recipe["dataset"].iloc[0], of_recipe["recipe"].iloc[0]
@@ -55,7 +55,7 @@ def chosen(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
         own = there[~there["packed"]]
         none = "; the store has runs, but no finished student with a teacher"
         distilled = load.finished(own) & ~own["alone"]
-        line = f"all runs of this table are packed ones, from {options.results}"
+        line = f"all runs of this table are packed ones, from {packed}"
         print(f"analysis: {line}{none if len(own) and not distilled.any() else ''}", file=sys.stderr)
     if options.metric not in (None, *load.tidy(used)["protocol"].unique()):
         raise EdkdError(f"--metric {options.metric}: {_NO_METRIC[options.metric]}")
@@ -66,7 +66,7 @@ def command(module: str, options: argparse.Namespace, dataset: str, recipe: str)
     """The command by which `module` reads the same runs again from the same store, without the URI's password."""
     words = ["python", "-m", module]
     words += ["--uri", re.sub("//[^/@]*@", "//...@", options.uri)] if options.uri else []
-    words += ["--results", str(options.results)] if options.results != load.RESULTS else []
+    words += ["--results", str(options.results)] if options.results else []
     words += ["--experiment", options.experiment, "--dataset", dataset, "--recipe", recipe]
     words += ["--pairs", ",".join(options.pairs)] if options.pairs else []
     words += ["--methods", ",".join(options.methods)] if options.methods else []
@@ -128,7 +128,6 @@ def parser(module: str, description: str | None, writes: str) -> Parser:
     parser.add_argument(
         "--results",
         type=Path,
-        default=load.RESULTS,
         metavar="DIR",
         help="packed journals that count beside the store's runs (default: those that came with the code)",
     )

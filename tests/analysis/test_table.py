@@ -126,15 +126,27 @@ def test_what_was_named_and_is_not_there_is_an_error(tmp_path, capsys, monkeypat
     monkeypatch.setattr(load, "load_packed", lambda folder: runs)
     store, folder = tmp_path / "absent" / "x.db", tmp_path / "absent"
     for options, expected in (
-        (["--uri", f"sqlite:///{store}"], f"no MLflow store at {store} (see --uri)"),
+        (["--uri", f"sqlite:///{store}"], f"no MLflow store at {store} (see --uri"),
+        (["--uri", f"sqlite:///{store}", "--results", str(tmp_path)], f"no MLflow store at {store} (see --uri"),
+        ([], f"no MLflow store at {tmp_path / 'mlflow.db'} (see --uri"),
         (["--results", str(folder)], f"--results {folder}: there is no such folder"),
     ):
         for packed in (make("vanilla", "vgg8"), make()):
             runs[:] = [packed]
             assert main([*options, "--output", str(tmp_path)]) == 1
-            (line,) = capsys.readouterr().err.splitlines()
-            assert expected in line
+            assert expected in capsys.readouterr().err.splitlines()[-1]
     assert not list(tmp_path.iterdir())
+
+
+def test_packed_runs_that_are_named_stand_alone_also_by_another_path(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(load, "RESULTS", tmp_path / "packed")
+    (tmp_path / "packed").mkdir()
+    monkeypatch.setattr(load, "load_packed", lambda folder: [make()])
+    assert main(["--output", str(tmp_path / "out"), "--results", str(tmp_path / "packed/../packed")]) == 0
+    assert "--results" in (tmp_path / "out/table.md").read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert main(["--output", str(tmp_path / "other")]) == 1
+    assert "--results DIR without --uri reads packed runs alone" in capsys.readouterr().err
 
 
 def test_a_table_of_packed_runs_alone_says_so(analyse, monkeypatch):
