@@ -48,7 +48,7 @@ def build(options: argparse.Namespace, runs: pd.DataFrame, used: pd.DataFrame) -
     beside = literature.comparable(used)
     grids = tables.grids(long, shape, rows, tidy, beside=beside)
     bold = any(entry.bold for grid in grids for _, entries in grid.rows for entry in entries)
-    on_cifar100 = literature.NOTES if any(pair.mislabelled for pair in shape) else literature.NOTES[1:]
+    reading = (*report.READING, *(report.BOLD if bold else ()), *(report.BESIDE if beside else ()))
     if not beside and dataset.split("-")[0] == literature.FULL_DATASET:
         grids.append(tables.reference_grid(shape))
     return report.Report(
@@ -56,14 +56,7 @@ def build(options: argparse.Namespace, runs: pd.DataFrame, used: pd.DataFrame) -
         facts=report.facts(used, dataset, recipe),
         grids=tuple(grids),
         left_out=(*missing.left_out(runs, used), *tables.taught_apart(used)),
-        notes=(
-            *(on_cifar100 if dataset.split("-")[0] == literature.FULL_DATASET else ()),
-            *report.READING,
-            report.recipe(used),
-            *(report.BOLD if bold else ()),
-            *((*report.BESIDE, *report.sources(used)) if beside else ()),
-            *(report.IMPORTED if (used["imported"] != "").any() else ()),
-        ),
+        notes=report.notes(used, shape, reading),
         command=command("analysis", options, dataset, recipe),
         long=long,
         used=used,

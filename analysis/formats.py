@@ -119,8 +119,7 @@ def _page(report: Report) -> Iterator[str]:
 def _list(tag: str, lines: Sequence[str]) -> Iterator[str]:
     yield f"<{tag}>"
     for line in lines:
-        text = _marked_up(html.escape(line), r"<b>\1</b>", r"<code>\1</code>")
-        yield f"<li>{text}</li>"
+        yield f"<li>{marked_up(line)}</li>"
     yield f"</{tag}>"
 
 
@@ -133,6 +132,11 @@ def _html_entry(entry: Entry) -> str:
     return "<br>".join(
         [f"<b>{text}</b>" if entry.bold else text, *(f"<small>{html.escape(line)}</small>" for line in entry.below)]
     )
+
+
+def marked_up(note: str) -> str:
+    """A note as HTML."""
+    return _marked_up(html.escape(note), r"<b>\1</b>", r"<code>\1</code>")
 
 
 def _marked_up(text: str, bold: str, code: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import io
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -15,17 +14,18 @@ import pandas as pd
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from analysis import figures, literature, load
+from analysis import figures, literature, load, tables
 from analysis import statistics as st
 from analysis.figures.by_class import Values
 from analysis.figures.style import styled
+from edkd.console import counted
 
 QUANTITY = {
     "last": "test top-1 at the last epoch",
     "best": "test top-1 at the best test epoch",
     "selected": "test top-1 at the epoch chosen on held-out images",
 }
-_STUDENT, _TEACHER = "student alone", "teacher alone"  # as the table names them
+_STUDENT, _TEACHER = tables.ALONE, "teacher alone"  # as the table names them
 _FORESTS = 4  # forest plots, against the strongest other methods
 # Display widths relative to the natural one. A narrower screen scrolls, because smaller text cannot be read.
 _WIDEST, _NARROWEST = 1.1, 0.78
@@ -62,7 +62,8 @@ def draw(
     """
     others, cells = list(over), st.cells(tidy)
     titles = {name: name for name in (*others, ours)}
-    closest = sorted(others, key=lambda name: over[name].mean if over[name].pairs else math.inf)[:_FORESTS]
+    compared_with = [name for name in others if over[name].pairs]
+    closest = sorted(compared_with, key=lambda name: (-over[name].pairs, over[name].mean))[:_FORESTS]
     same: dict[str, Any] = {"titles": titles, "quantity": QUANTITY[protocol]}
     coloured = [*closest, ours] if len(others) > _FORESTS else None
 
@@ -115,10 +116,12 @@ def draw(
         ),
     }
     drawn = Drawn({}, [])
-    if len(others) > _FORESTS:
-        drawn.not_drawn.append(
-            f"{ours} against {len(others) - _FORESTS} methods that do less well than these: see the matrix"
-        )
+    if len(compared_with) > _FORESTS:
+        fewer = f"{counted(len(compared_with) - _FORESTS, 'method')} that do less well or share fewer pairs"
+        drawn.not_drawn.append(f"{ours} against {fewer}: see the matrix")
+    apart = [name for name in others if name not in compared_with]
+    if apart:
+        drawn.not_drawn.append(f"{ours} against {', '.join(apart)}: no run has the seed and teacher of one of {ours}")
     for title, make in makers.items():
         try:
             drawn.figures[title] = make(title)
@@ -199,6 +202,8 @@ def _costs(
     against: Literal["hours", "memory"], used: pd.DataFrame, cells: pd.DataFrame, *, title: str, **same: Any
 ) -> Figure:
     used = used[used["imported"] == ""]  # an imported run's device and hours are unknown
+    if against == "hours" and any(tags.get("device", "").startswith("cpu") for tags in used["tags"]):
+        raise ValueError("hours on a CPU depend on what else it computed, and are not compared")
     devices = sorted({tags.get("device", "an unrecorded device") for tags in used["tags"]})
     if len(devices) != 1:
         raise ValueError(f"{against} of {', '.join(devices) or 'other code'} cannot be compared")

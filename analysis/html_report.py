@@ -8,14 +8,14 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis import attach, figures, html_figures, load, missing, numbers, report, tables
+from analysis import attach, figures, formats, html_figures, html_tables, load, missing, numbers, report, tables
 from analysis import statistics as st
 from analysis.figures.by_class import Values
 from analysis.options import chosen, command, parser
@@ -24,20 +24,7 @@ from edkd.rundir import files, journal, results
 from edkd.rundir.journal import Record
 from edkd.rundir.paths import find_runs
 
-
-class Cell(NamedTuple):
-    """A cell's text, and the number by which it sorts: "" if the number is missing, None for text."""
-
-    text: str
-    key: float | str | None = None
-
-
-class Table(NamedTuple):
-    """A table of the page."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: list[list[Cell]]
+CHOSEN = "The test set chose the epoch of every run, which flatters each, and differences include that choice."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,12 +88,13 @@ def _page(
     )
     columns = tables.columns(used, options.pairs)
     place = {pair.name: i for i, pair in enumerate(columns)}
-    used = _in_order(used, place)
+    rank = {name: i for i, name in enumerate(names)}
+    used = _in_order(used.sort_values("method", key=lambda each: each.map(rank), kind="stable"), place)
     distilled = used[~used["alone"]]
     tidy = load.tidy(used)
-    protocol = options.metric or "last"  # of the verdict and the figures; `last` was not chosen on the test set
+    protocol: numbers.Kind = options.metric or "last"  # of verdict and figures; `last` is not chosen on the test set
     contrasts = [(ours, name) for name in others]
-    compared = {str(kind): st.comparisons(tidy, kind, contrasts) for kind in numbers.KINDS}
+    compared = {kind: st.comparisons(tidy, kind, contrasts) for kind in numbers.KINDS}
     over = dict(zip(others, st.over_pairs(tidy, protocol, contrasts)))
     curves, by_class = _by_epoch(distilled, options)
     curves = _in_order(curves, place)
@@ -139,7 +127,7 @@ def _page(
         if over
         else [f"{ours} alone has runs: nothing is compared."],
         facts=report.facts(used, dataset, recipe),
-        permits=st.permits(compared[protocol]),
+        permits=[*st.permits(compared[protocol]), *([CHOSEN] if protocol == "best" else [])],
         figures=[
             {
                 "svg": html_figures.svg(figure, name, f"f{number}-"),
@@ -150,14 +138,16 @@ def _page(
         not_drawn=drawn.not_drawn,
         ours=ours,
         quantity=html_figures.QUANTITY[protocol],
-        cells=_cells(tidy, distilled),
-        differences=_differences(compared),
-        pooled=_pooled(ours, over),
-        missing=_missing([*begun, *absent]),
+        cells=html_tables.accuracies(_in_order(numbers.accuracies(distilled), place)),
+        differences=html_tables.differences(compared),
+        from_alone=html_tables.differences(numbers.differences_from_alone(used)),
+        pooled=html_tables.pooled(ours, over),
+        missing=html_tables.missing([*begun, *absent]),
         retry=missing.retry_command(begun, dataset, options.output) if begun else "",
         launch="\n".join(missing.launch_commands(absent, ours_alone, options.output)),
+        notes=[formats.marked_up(note) for note in report.notes(used, columns)],
         left_out=[*missing.left_out(runs, used), *tables.taught_apart(used)],
-        provenance=_provenance(used),
+        provenance=html_tables.provenance(used),
         command=made_by + (f" --ours {shlex.quote(named)}" if named else ""),
     )
     return page, drawn
@@ -166,88 +156,6 @@ def _page(
 def _in_order(rows: pd.DataFrame, place: Mapping[str, int]) -> pd.DataFrame:
     """The rows in the order of the table's pairs."""
     return rows.sort_values("pair", key=lambda names: names.map(place), kind="stable")
-
-
-def _number(value: float | None, form: str = ".2f") -> Cell:
-    if value is None or math.isnan(value):
-        return Cell("", "")
-    return Cell(f"{value:{form}}".replace("-", "−"), float(value))
-
-
-def _interval(row: Mapping[Any, Any], form: str) -> Cell:
-    low, high = _number(row["low"], form), _number(row["high"], form)
-    return Cell(f"{low.text} to {high.text}", low.key) if low.text else low
-
-
-def _cells(tidy: pd.DataFrame, used: pd.DataFrame) -> Table:
-    cells = st.cells(tidy)
-    beside = html_figures.beside_published(used, cells)
-    published = {(r["pair"], r["method"], r["protocol"]): r["published"] for r in beside.to_dict("records")}
-    columns = ("pair", "method", "epoch", "n", "mean", "sd", "95 % interval", *(["published"] if published else []))
-    rows = []
-    for row in cells.to_dict("records"):
-        line = [Cell(row["pair"]), Cell(row["method"]), Cell(row["protocol"]), _number(row["n"], "d")]
-        line += [_number(row["mean"]), _number(row["sd"]), _interval(row, ".2f")]
-        if published:
-            line.append(_number(published.get((row["pair"], row["method"], row["protocol"]))))
-        rows.append(line)
-    return Table("Accuracies", columns, rows)
-
-
-def _differences(compared: Mapping[str, pd.DataFrame]) -> Table:
-    columns = ("pair", "difference of", "epoch", "n", "mean", "sd", "95 % interval", "p", "p, Holm", "seeds")
-    rows = []
-    for protocol, frame in compared.items():
-        for row in frame.to_dict("records"):
-            line = [Cell(row["pair"]), Cell(f"{row['first']} − {row['second']}"), Cell(protocol)]
-            line += [_number(row["n"], "d"), _number(row["difference"], "+.2f"), _number(row["sd"])]
-            line += [_interval(row, "+.2f"), _number(row["p"], ".4f"), _number(row["p_holm"], ".4f")]
-            rows.append([*line, Cell(row["seeds"])])
-    return Table("Paired differences", columns, rows)
-
-
-def _pooled(ours: str, over: Mapping[str, st.Pooled]) -> Table:
-    columns = ("difference of", "pairs", "mean", "95 % interval", "win/tie/loss", "P(improvement)", "p, Wilcoxon")
-    rows = []
-    for name, found in over.items():
-        line = [Cell(f"{ours} − {name}"), _number(found.pairs, "d"), _number(found.mean, "+.2f")]
-        line += [_interval(found._asdict(), "+.2f"), Cell(f"{found.wins}/{found.ties}/{found.losses}")]
-        rows.append([*line, _number(found.improvement), _number(found.p_wilcoxon, ".4f")])
-    return Table("Differences over pairs", columns, rows)
-
-
-def _missing(found: Iterable[missing.Missing]) -> Table:
-    rows = [
-        [Cell(row.pair), Cell(" ".join((row.method, *row.values))), _number(row.seed, "d"), Cell(row.state)]
-        for row in found
-    ]
-    return Table("Missing runs", missing.Missing._fields[:4], rows)
-
-
-def _provenance(used: pd.DataFrame) -> Table:
-    columns = ("run", "began (UTC)", "hours", "commit", "dirty", "configuration", "data")
-    columns_of_teacher = ("teacher's top-1", "teacher", "teacher's hash")
-    columns_of_machine = ("device", "threads", "versions", "from")
-    rows = []
-    for run in used.to_dict("records"):
-        tags = run["tags"]
-        began = "" if run["imported"] else f"{pd.Timestamp(int(run['started']), unit='ms'):%Y-%m-%d %H:%M}"
-        versions = {key.removeprefix("versions."): value for key, value in tags.items() if key.startswith("versions.")}
-        line = [Cell(run["name"]), Cell(began), _number(run["hours"], ".3f")]
-        if run["imported"]:
-            line += [Cell(f"of {run['imported']}"), Cell("")]
-        else:
-            line += [Cell(run["git_commit"][:10]), Cell("yes" if run["git_dirty"] else "no")]
-        line += [Cell(tags.get("config_hash", "")), Cell(tags.get("data_sha256", "")[:10])]
-        line += [
-            _number(run["teacher_top1"]),
-            Cell(tags.get("teacher_id", "")),
-            Cell(tags.get("teacher_sha256", "")[:10]),
-        ]
-        line += [Cell(tags.get("device", "")), Cell(tags.get("threads", ""))]
-        line += [Cell(", ".join(f"{name} {value}" for name, value in sorted(versions.items())))]
-        rows.append([*line, Cell("packed journal" if run["packed"] else "MLflow")])
-    return Table("Provenance of every run", (*columns, *columns_of_teacher, *columns_of_machine), rows)
 
 
 def _by_epoch(used: pd.DataFrame, options: argparse.Namespace) -> tuple[pd.DataFrame, Mapping[str, Values]]:

@@ -5,7 +5,7 @@ from typing import Literal
 
 import pandas as pd
 
-from analysis import literature
+from analysis import literature, load
 from analysis import statistics as st
 
 Kind = Literal["last", "best", "selected"]  # the protocols of `analysis.statistics`
@@ -25,12 +25,16 @@ _COLUMNS += ["changed", "cell", "git_commits", "run_ids"]
 def long_table(runs: pd.DataFrame, tidy: pd.DataFrame, compared: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """The accuracies of every method on every pair, and the paired differences of the methods that are `compared`.
 
+    Each of our methods is compared with the student alone, too, and corrected apart from the others.
+
     The kinds are `last`, `best` (chosen on the test set) and `selected` (chosen on held-out training images). `runs`
     holds one finished run per cell and seed, and `tidy` is `load.tidy` of them. Accuracies are in percent. Intervals
     cover 95 %. `p` is from a paired t-test, and `p_holm` is adjusted by Holm over the differences of its kind.
     """
-    cells = _accuracies(runs)
-    differences = pd.concat([st.comparisons(tidy, kind, compared).assign(kind=kind) for kind in KINDS])
+    cells, from_alone = accuracies(runs), differences_from_alone(runs)
+    differences = pd.concat(
+        frame.assign(kind=kind) for kind in KINDS for frame in (st.comparisons(tidy, kind, compared), from_alone[kind])
+    )
     of_first = cells[[*_KEY, *_OF_PAIR]].rename(columns={"method": "first"})
     differences = differences.rename(columns=_STATISTICS).merge(of_first, on=["pair", "first", "kind"])
     differences = differences.assign(
@@ -43,6 +47,25 @@ def long_table(runs: pd.DataFrame, tidy: pd.DataFrame, compared: Sequence[tuple[
     return rows[[name for name in _COLUMNS if name in rows]].reset_index(drop=True)
 
 
+def differences_from_alone(runs: pd.DataFrame) -> dict[Kind, pd.DataFrame]:
+    """The `statistics.comparisons` of each of our methods with the student alone, VANILLA, by kind."""
+    ours = runs["method"][~runs["alone"] & (runs["imported"] == "")].unique()
+    tidy = _with_alone(runs)
+    return {kind: st.comparisons(tidy, kind, [(method, load.VANILLA) for method in ours]) for kind in KINDS}
+
+
+def _with_alone(runs: pd.DataFrame) -> pd.DataFrame:
+    """`load.tidy`, and each student alone on every pair of its own, as VANILLA, with the pair's teacher beside it.
+
+    So a method is compared with its student alone, seed by seed. Students alone of several configurations are left out.
+    """
+    distilled = runs[~runs["alone"]]
+    usual = runs[runs["alone"] & (runs["distiller"] == load.VANILLA) & (runs["row"].map(len) == 0)]
+    taught = distilled[["pair", "student", "taught_by"]].drop_duplicates()
+    beside = usual.drop(columns=["pair", "taught_by"]).merge(taught, on="student")
+    return load.tidy(pd.concat([distilled, beside.assign(alone=False, method=load.VANILLA)]))
+
+
 def commits(runs: pd.DataFrame) -> pd.Series:
     """The git commit of each run, shortened, with `+dirty` for a changed working tree; NaN for an imported run."""
     dirty = runs["git_dirty"].map({True: "+dirty", False: ""})
@@ -50,7 +73,8 @@ def commits(runs: pd.DataFrame) -> pd.Series:
     return shown.mask(runs["imported"] != "")
 
 
-def _accuracies(runs: pd.DataFrame) -> pd.DataFrame:
+def accuracies(runs: pd.DataFrame) -> pd.DataFrame:
+    """The accuracies of `long_table`, with the published ones where these may stand beside them."""
     runs = runs.assign(commit=commits(runs)).sort_values("seed", kind="stable")
     held_out = runs["best_by"] == "validation"
     part = {"last": runs.assign(best_by=""), "best": runs[~held_out], "selected": runs[held_out]}

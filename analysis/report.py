@@ -1,6 +1,6 @@
 """The benchmark table for people: its notes, and its form on the terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -15,8 +15,9 @@ from edkd.rundir.settings import setting
 
 READING = (
     "A cell is the mean over seeds ± their standard deviation (n runs); one run alone has no ±. Teachers are measured "
-    "once. A difference is the mean over the seeds that both methods have: runs of one seed share initial weights, "
-    "order and augmentation.",
+    "once. A difference is the mean over the seeds that both methods have, or a method and the student alone, with its "
+    "95 % interval in brackets (Student's t; one run has none): runs of one seed share initial weights, order and "
+    "augmentation.",
     "`last` is after the last epoch, `best` the epoch that is best on the test set itself, which flatters, and "
     "`selected` the one that held-out training images chose.",
 )
@@ -27,9 +28,11 @@ BOLD = (
 BESIDE = (
     "`published 73.33 (+0.12)` was measured as that block is, and the number in brackets is ours − published. "
     "`published [73.33]` is of another epoch (KD: the last; DKD, EDKD: the best on the test set), so compare it in the "
-    "other block; one whose source names no epoch is in brackets in both. `authors` is the number of a method's "
-    "authors; `published` beside it is the EDKD table's rerun. Which epoch the published networks alone were taken at "
-    "is not recorded here.",
+    "other block; one whose source names no epoch is in brackets in both.",
+)
+PUBLISHED = (
+    "`authors` is the number of a method's authors; `published` beside it is the EDKD table's rerun. Which epoch the "
+    "published networks alone were taken at is not recorded here.",
 )
 IMPORTED = (
     "A name of another code base in brackets, such as (mdistiller), marks imported results: of runs that were trained "
@@ -117,6 +120,22 @@ def recipe(runs: pd.DataFrame) -> str:
     }
     listed = ", ".join(f"{name} {' or '.join(found)}" for name, found in values.items() if found)
     return f"Recipe `{runs['recipe'].iloc[0]}`: {listed or 'not recorded'}."
+
+
+def notes(used: pd.DataFrame, columns: Sequence[Pair], reading: Sequence[str] = ()) -> tuple[str, ...]:
+    """The notes on these runs: what is odd about the published numbers and where they are from, and the recipe.
+
+    `reading` says how the numbers are to be read. Notes have Markdown's bold and code.
+    """
+    on_cifar100 = used["dataset"].iloc[0].split("-")[0] == literature.FULL_DATASET
+    odd = literature.NOTES if any(pair.mislabelled for pair in columns) else literature.NOTES[1:]
+    return (
+        *(odd if on_cifar100 else ()),
+        *reading,
+        recipe(used),
+        *((*PUBLISHED, *sources(used)) if literature.comparable(used) else ()),
+        *(IMPORTED if (used["imported"] != "").any() else ()),
+    )
 
 
 def sources(runs: pd.DataFrame) -> list[str]:

@@ -16,6 +16,7 @@ from edkd.console import number
 from edkd.rundir.settings import Setting
 
 OURS = "edkd"  # the last row
+ALONE = "student alone"
 EARLIER = {"kd": ("KD", "2015"), "dkd": ("DKD", "2022"), "edkd": ("EDKD", "")}  # runs without the tags title and year
 _ONE = " (n=1)"
 
@@ -152,7 +153,7 @@ def grids(
         body = [("teacher alone", tuple(_teacher(cells, pair, beside) for pair in shape))]
         alone = set(cells["method"][cells["teacher"] == ""])
         for method in sorted(alone, key=lambda name: (name != VANILLA, name)):
-            name = "student alone" if method == VANILLA else f"student alone, {method}"
+            name = ALONE if method == VANILLA else f"{ALONE}, {method}"
             body += [(name, tuple(_alone(found, pair, method, beside) for pair in shape))]
         bold = leaders(tidy, kind)
         for row in rows:
@@ -161,13 +162,9 @@ def grids(
             )
             body += [(row.title, tuple(entries))]
         made.append(_grid(_title(kind, cells), shape, body))
-        body = [
-            (
-                f"{a.title} − {b.title}",
-                tuple(_entry(found.get((pair.name, f"{a.method}-{b.method}")), "+") for pair in shape),
-            )
-            for a, b in contrasts(rows)
-        ]
+        compared = [(f"{a.title} − {b.title}", f"{a.method}-{b.method}") for a, b in contrasts(rows)]
+        compared += [(f"{row.title} − {ALONE}", f"{row.method}-{VANILLA}") for row in rows]
+        body = [(label, tuple(_difference(found.get((pair.name, name))) for pair in shape)) for label, name in compared]
         if len(cells) < len(part):
             made.append(_grid(f"Paired differences, {kind} epoch (points of top-1, same seeds)", shape, body))
     return made
@@ -192,7 +189,7 @@ def reference_grid(shape: tuple[Pair, ...]) -> Grid:
 
     body = (
         ("teacher alone", tuple(Entry(number(literature.network("teacher", pair.teacher), 2)) for pair in shape)),
-        ("student alone", tuple(Entry(number(literature.network("student", pair.student), 2)) for pair in shape)),
+        (ALONE, tuple(Entry(number(literature.network("student", pair.student), 2)) for pair in shape)),
         ("KD (last epoch)", numbers("kd", "table")),
         ("DKD (best epoch)", numbers("dkd", "table")),
         ("DKD, its authors (best)", numbers("dkd", "authors")),
@@ -209,11 +206,20 @@ def _title(kind: Kind, cells: pd.DataFrame) -> str:
     return f"Best epoch, chosen on {chosen} (test top-1, %)"
 
 
-def _entry(row: Mapping[Hashable, Any] | None, sign: Literal["", "+"] = "", *, bold: bool = False) -> Entry:
+def _entry(row: Mapping[Hashable, Any] | None, *, bold: bool = False) -> Entry:
     if row is None:
         return Entry()
     spread = "" if row["n"] < 2 else f" ± {row['top1_sd']:.2f}"
-    return Entry(f"{row['top1_mean']:{sign}.2f}{spread} (n={row['n']})".replace("-", "−"), _below(row), bold)
+    return Entry(f"{row['top1_mean']:.2f}{spread} (n={row['n']})", _below(row), bold)
+
+
+def _difference(row: Mapping[Hashable, Any] | None) -> Entry:
+    """The mean difference, and its interval below it."""
+    if row is None:
+        return Entry()
+    low, high = (f"{row[end]:+.2f}".replace("-", "−") for end in ("top1_ci95_low", "top1_ci95_high"))
+    interval = () if pd.isna(row["top1_ci95_low"]) else (f"[{low}, {high}]",)
+    return Entry(f"{row['top1_mean']:+.2f} (n={row['n']})".replace("-", "−"), interval)
 
 
 def _below(row: Mapping[Hashable, Any]) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ _WORDS = {
 
 _READING = (
     "Lines: intervals of ours; arrow: the interval goes on; open mark: one run of ours alone. "
-    "Names: the largest differences."
+    "Names: the largest differences. Published: by the method's authors where they print a number."
 )
 
 

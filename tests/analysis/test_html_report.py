@@ -148,6 +148,30 @@ def test_the_page_of_a_small_store(write, tmp_path):
     assert "secret" not in text
 
 
+def test_hours_on_a_cpu_are_not_compared(write, tmp_path):
+    runs = store()
+    assert write(runs) == 0 and 'aria-label="Accuracy against time"' in text_of(tmp_path)
+    for run in runs:
+        run["tags"]["device"] = "cpu (x86_64)"
+    assert write(runs) == 0 and 'aria-label="Accuracy against time"' not in text_of(tmp_path)
+    assert "Accuracy against time: hours on a CPU depend on what else it computed" in text_of(tmp_path)
+
+
+def test_the_page_compares_with_the_student_alone(write, tmp_path):
+    alone = [make("vanilla", "vgg8", seed, 65.0 + seed) for seed in (0, 1)]
+    runs = [make(method, seed=seed, top1=70.0 + 2 * seed) for method in ("kd", "dkd") for seed in (0, 1)]
+    assert write([*runs, *alone], "--pairs", PAIR) == 0
+    from_alone = Page(text_of(tmp_path)).tables[3]
+    assert [PAIR, "KD − student alone", "last", "2", "+5.50", "0.71"] in [row[:6] for row in from_alone]
+    assert len(from_alone) == 1 + 4
+
+
+def test_the_choice_by_the_test_set_is_said(write, tmp_path):
+    said = "The test set chose the epoch of every run"
+    for metric, there in (("last", False), ("best", True)):
+        assert write(store(), "--metric", metric) == 0 and (said in text_of(tmp_path)) == there
+
+
 def test_pairs_without_a_file_are_trained_by_their_networks(tmp_path):
     rows = [Missing(pair, "kd", 1, "not begun") for pair in (PAIR, "t-s1", "t-s2", "u-s1")]
     runs = pd.DataFrame([{"dataset": "digits", "last_epoch": 3, "params": {"schedule.epochs": "3"}}])
@@ -197,7 +221,12 @@ def test_published_numbers_of_the_pair_with_the_default_values(write, tmp_path):
     runs = [make("dkd", pair, params={"distiller.beta": beta}) for pair, beta in ((PAIR, "6.0"), (OTHER, "8.0"))]
     assert write(runs, "--pairs", f"{PAIR},{OTHER}") == 0
     cells = Page(text_of(tmp_path)).tables[0]
-    assert [(row[0], row[-1]) for row in cells if row[2] == "best"] == [(PAIR, "74.68"), (OTHER, "")]
+    assert cells[0][-2:] == ["published", "authors"]
+    assert [(row[0], *row[-2:]) for row in cells if row[2] == "best"] == [(PAIR, "74.14", "74.68"), (OTHER, "", "")]
+    assert [(row[0], *row[-2:]) for row in cells if row[2] == "last"] == [(PAIR, "[74.14]", "[74.68]"), (OTHER, "", "")]
+    notes = html.unescape(re.sub("<.*?>", "", text_of(tmp_path)))
+    assert "The rows of the published table mix protocols." in notes
+    assert "Sources of the published numbers, by method: dkd: EDKD's own rerun of DKD (table)" in notes
 
 
 def test_imported_runs_are_not_ours(write, tmp_path):
@@ -232,7 +261,7 @@ def test_names_are_escaped(write, tmp_path):
     runs = [make(method, PAIR, seed) for seed in (0, 1) for method in ("kd", "<b>&mine")]
     assert write(runs) == 0
     page = Page(text_of(tmp_path))
-    assert "b" not in page.tags and page.tables[0][2][1] == "<b>&mine"
+    assert "<b>&mine" not in text_of(tmp_path) and page.tables[0][2][1] == "<b>&mine"
 
 
 def test_one_method_alone(write, tmp_path):
@@ -277,7 +306,13 @@ def test_of_many_methods_the_closest_have_a_forest_plot(write, tmp_path):
     runs = [make(f"m{i}", pair, seed, 70.0 + i) for i in range(7) for pair in (PAIR, OTHER) for seed in (0, 1)]
     assert write(runs, "--ours", "m3", "--figures", str(tmp_path / "figures")) == 0
     assert sorted(re.findall('aria-label="(m3 − .*?)"', text_of(tmp_path))) == [f"m3 − m{i}" for i in (2, 4, 5, 6)]
-    assert "m3 against 2 methods that do less well than these: see the matrix" in text_of(tmp_path)
+    assert "m3 against 2 methods that do less well or share fewer pairs: see the matrix" in text_of(tmp_path)
+    apart = [make("m7", pair, seed, 60.0, teacher_id="t2") for pair in (PAIR, OTHER) for seed in (0, 1)]
+    narrow = [make("m8", PAIR, seed, 99.0) for seed in (0, 1)]
+    assert write([*runs, *apart, *narrow], "--ours", "m3") == 0
+    assert "m3 against m7: no run has the seed and teacher of one of m3" in text_of(tmp_path)
+    assert "m3 against 3 methods that do less well or share fewer pairs" in text_of(tmp_path)
+    assert sorted(re.findall('aria-label="(m3 − .*?)"', text_of(tmp_path))) == [f"m3 − m{i}" for i in (2, 4, 5, 6)]
     written = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert {"m3-m6.png", "m3-m6.svg", "accuracies-last-epoch.png"} <= set(written)
 

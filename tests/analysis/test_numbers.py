@@ -88,7 +88,7 @@ def test_paired_differences_by_hand(analyse):
     runs += [make("dkd", seed=3, top1=99.4), make("mine", seed=1, top1=71.25)]  # a method of the user's
     _, text, csv, _ = analyse(runs)
     gaps = block(text, "Paired differences, last epoch")
-    assert gaps["EDKD − KD"][3] == "+1.00 ± 0.71 (n=2)"  # 1.5 and 0.5
+    assert gaps["EDKD − KD"][3] == "+1.00 (n=2)<br><sub>[−5.35, +7.35]</sub>"  # 1.5 and 0.5: 0.5 · 12.706 either side
     assert gaps["EDKD − DKD"][3] == "−0.40 (n=1)" and gaps["mine − KD"][3] == "+1.25 (n=1)"
     assert gaps["EDKD − mine"][3] == "+0.25 (n=1)"
     assert gaps["EDKD − KD"][:3] == ["", "", ""]
@@ -137,7 +137,7 @@ def test_students_of_two_teachers_are_not_compared(analyse):
     runs += [make("dkd", seed=s, top1=70.5, teacher_id="t2") for s in (1, 2)]
     _, text, csv, _ = analyse(runs)
     gaps = block(text, "Paired differences, last epoch")
-    assert ("EDKD − KD" in gaps, gaps["EDKD − DKD"][3]) == (False, "+1.25 ± 0.35 (n=2)")
+    assert ("EDKD − KD" in gaps, gaps["EDKD − DKD"][3]) == (False, "+1.25 (n=2)<br><sub>[−1.93, +4.43]</sub>")
     assert f"{PAIR}: EDKD − KD, seed 1, 2: not taught by the same teacher" in text
     assert set(csv[csv["quantity"] == "paired difference"]["method"]) == {"edkd-dkd"}
 
@@ -183,7 +183,8 @@ def test_published_numbers_stand_beside_the_default_values_alone(analyse, params
     last = block(text, "Last epoch")
     assert ("published" in last["KD"][3]) == (not said) and "published 70.36" in last["student alone"][3]
     assert (f"not the defaults: kd: {said}" in text) == bool(said)
-    assert set(zip(csv["method"], csv["changed"].fillna(""))) == {("kd", said), ("vanilla", "")}
+    accuracies = csv[csv["quantity"] == "accuracy"]
+    assert set(zip(accuracies["method"], accuracies["changed"].fillna(""))) == {("kd", said), ("vanilla", "")}
 
 
 def test_the_values_of_a_pair_are_defaults(analyse):
@@ -254,6 +255,27 @@ def test_students_alone_and_their_teachers(analyse):
     assert "runs: 1 distilled student, 3 students alone; seeds: 1 (alone: 1, 2)" in text
     text = analyse([make("kd"), make("edkd", teacher_top1="73.10")])[1]
     assert block(text, "Last epoch")["teacher alone"][3].startswith("73.10 / 74.64")
+
+
+def test_each_method_is_compared_with_the_student_alone_seed_by_seed(analyse):
+    runs = [make("vanilla", "vgg8", seed=s, top1=v) for s, v in ((0, 60.0), (1, 70.0), (2, 71.0), (9, 99.0))]
+    runs += [make("vanilla", "wrn_16_2", seed=0, top1=50.0)]
+    runs += [make("kd", seed=s, top1=v, teacher_id=f"t{s}") for s, v in ((1, 71.0), (2, 73.0), (3, 90.0))]
+    runs += [make("edkd", seed=1, top1=72.0), make("edkd", OTHER, seed=1, top1=72.0)]
+    runs += [make("dkd.theirs", title="DKD (theirs)", imported="theirs", teacher_id="", seed=1)]
+    text, csv = analyse(runs)[1:3]
+    gaps = block(text, "Paired differences, last epoch")
+    assert list(gaps)[3:] == ["EDKD − KD", "KD − student alone", "EDKD − student alone"]
+    assert gaps["KD − student alone"][3] == "+1.50 (n=2)<br><sub>[−4.85, +7.85]</sub>"
+    assert (gaps["EDKD − student alone"][3], gaps["EDKD − student alone"][1]) == ("+2.00 (n=1)", "")
+    row = csv[(csv["method"] == "kd-vanilla") & (csv["kind"] == "best")].iloc[0]
+    assert (row["pair"], row["seeds"], row["top1_values"]) == (PAIR, "1 2", "1.0000 2.0000")
+    assert row["p_holm"] == row["p"] > 0, "the comparisons of methods are a family of their own"
+
+
+def test_students_alone_of_several_configurations_are_compared_with_none(analyse):
+    runs = [make("vanilla", "vgg8", cell=c, params={"schedule.lr": c}, name=c) for c in ("0.1", "0.2")]
+    assert "Paired" not in analyse([make("kd"), *runs])[1]
 
 
 @pytest.mark.parametrize(
