@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from analysis import figures, literature, load, tables
+from analysis import figures, literature, load, numbers, tables
 from analysis import statistics as st
 from analysis.figures.by_class import Values
 from analysis.figures.style import styled
@@ -121,7 +121,7 @@ def draw(
         drawn.not_drawn.append(f"{ours} against {fewer}: see the matrix")
     apart = [name for name in others if name not in compared_with]
     if apart:
-        drawn.not_drawn.append(f"{ours} against {', '.join(apart)}: no run has the seed and teacher of one of {ours}")
+        drawn.not_drawn.append(f"{ours} against {', '.join(apart)}: no common seed, teacher and kind of epoch")
     for title, make in makers.items():
         try:
             drawn.figures[title] = make(title)
@@ -136,7 +136,7 @@ def references(used: pd.DataFrame) -> pd.DataFrame:
     Students alone that have several configurations are left out.
     """
     distilled = used[~used["alone"]]
-    alone = used[used["alone"] & (used["distiller"] == load.VANILLA) & (used["row"].map(len) == 0)].drop(columns="pair")
+    alone = numbers.students_alone(used).drop(columns="pair")
     students = alone.merge(distilled[["pair", "student"]].drop_duplicates(), on="student")
     teachers = distilled.dropna(subset="teacher_top1").drop_duplicates(["pair", "teacher_top1"])
     teachers = teachers.assign(last_top1=teachers["teacher_top1"], best_top1=teachers["teacher_top1"])

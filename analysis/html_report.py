@@ -24,8 +24,6 @@ from edkd.rundir import files, journal, results
 from edkd.rundir.journal import Record
 from edkd.rundir.paths import find_runs
 
-CHOSEN = "The test set chose the epoch of every run, which flatters each, and differences include that choice."
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page; returns the exit code. Errors that the user can fix go to standard error, without a traceback."""
@@ -81,8 +79,10 @@ def _page(
     if ours not in names:
         raise EdkdError(f"--ours names {named!r}, which has no finished run; there are: {', '.join(names)}")
     others = [name for name in names if name != ours]
+    of_method = {row.title: used["distiller"][used["method"] == row.method].iloc[0] for row in rows}
+    baselines = [name for name in others if of_method[name] != of_method[ours]] or others
     used = used.assign(
-        method=used["method"].map(titles).fillna(used["distiller"]),
+        method=used["method"].map(titles).fillna(used["method"].map(tables.alone_title)),
         hours=[metrics.get("seconds", math.nan) / 3600 for metrics in used["metrics"]],
         memory=[metrics.get("peak_memory_mb", math.nan) for metrics in used["metrics"]],
     )
@@ -123,11 +123,11 @@ def _page(
     ).get_template("report.html")
     page = template.render(
         title=title,
-        verdict=st.verdict(ours, over, compared[protocol])
+        verdict=st.verdict(ours, {name: over[name] for name in baselines}, compared[protocol])
         if over
         else [f"{ours} alone has runs: nothing is compared."],
         facts=report.facts(used, dataset, recipe),
-        permits=[*st.permits(compared[protocol]), *([CHOSEN] if protocol == "best" else [])],
+        permits=st.permits(compared[protocol], protocol),
         figures=[
             {
                 "svg": html_figures.svg(figure, name, f"f{number}-"),
@@ -138,7 +138,7 @@ def _page(
         not_drawn=drawn.not_drawn,
         ours=ours,
         quantity=html_figures.QUANTITY[protocol],
-        cells=html_tables.accuracies(_in_order(numbers.accuracies(distilled), place)),
+        cells=html_tables.accuracies(_in_order(numbers.accuracies(used), place)),
         differences=html_tables.differences(compared),
         from_alone=html_tables.differences(numbers.differences_from_alone(used)),
         pooled=html_tables.pooled(ours, over),

@@ -49,7 +49,9 @@ def results_of(options: argparse.Namespace) -> Path:
     return options.results or RESULTS
 
 
-def read(uri: str, experiment: str, results: Path, damaged: Mapping[str, str], *, alone: bool = False) -> pd.DataFrame:
+def read(
+    uri: str, experiment: str, results: Path, damaged: Mapping[str, str], *, suffice: bool = False
+) -> pd.DataFrame:
     """The training runs of `experiment` in the MLflow store at `uri`, and those packed in `results`, a row each.
 
     Accuracies are in percent, NaN where a run has none (yet); `alone` marks a run without a teacher. A run in both
@@ -57,13 +59,13 @@ def read(uri: str, experiment: str, results: Path, damaged: Mapping[str, str], *
     function), MLflow's record of it cannot be checked: the run gets the status DAMAGED and the reason.
 
     Raises EdkdError if a packed file is damaged, if both places hold no runs, or if the store does not exist (it is
-    never created) and the packed runs make no table or may not stand `alone`.
+    never created) and the packed runs make no table, or do not `suffice` because the user has named the store.
     """
     packed = load_packed(results)
     path = sqlite_path(uri)
     there = path is None or path.is_file()
     makes_table = any(run["tags"].get("teacher") and run["status"] == "FINISHED" for run in packed)
-    if not there and not (makes_table and alone):
+    if not there and not (makes_table and suffice):
         packed_alone = "; --results DIR without --uri reads packed runs alone" if makes_table else ""
         raise EdkdError(f"no runs yet: there is no MLflow store at {path} (see --uri{packed_alone}); {HOW_TO_RUN}")
     stored = load_runs(uri, experiment) if there else []

@@ -25,20 +25,23 @@ _COLUMNS += ["changed", "cell", "git_commits", "run_ids"]
 def long_table(runs: pd.DataFrame, tidy: pd.DataFrame, compared: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """The accuracies of every method on every pair, and the paired differences of the methods that are `compared`.
 
-    Each of our methods is compared with the student alone, too, and corrected apart from the others.
-
     The kinds are `last`, `best` (chosen on the test set) and `selected` (chosen on held-out training images). `runs`
     holds one finished run per cell and seed, and `tidy` is `load.tidy` of them. Accuracies are in percent. Intervals
-    cover 95 %. `p` is from a paired t-test, and `p_holm` is adjusted by Holm over the differences of its kind.
+    cover 95 %. `p` is from a paired t-test, and `p_holm` is adjusted by Holm over the differences of its kind and
+    quantity: those of two methods, or those from the student alone.
     """
     cells, from_alone = accuracies(runs), differences_from_alone(runs)
     differences = pd.concat(
-        frame.assign(kind=kind) for kind in KINDS for frame in (st.comparisons(tidy, kind, compared), from_alone[kind])
+        frame.assign(kind=kind, quantity=quantity)
+        for kind in KINDS
+        for quantity, frame in (
+            ("paired difference", st.comparisons(tidy, kind, compared)),
+            ("difference from the student alone", from_alone[kind]),
+        )
     )
     of_first = cells[[*_KEY, *_OF_PAIR]].rename(columns={"method": "first"})
     differences = differences.rename(columns=_STATISTICS).merge(of_first, on=["pair", "first", "kind"])
     differences = differences.assign(
-        quantity="paired difference",
         method=[f"{first}-{second}" for first, second in zip(differences["first"], differences["second"])],
         top1_values=[" ".join(f"{value:.4f}" for value in values) for values in differences["values"]],
     )
@@ -54,15 +57,20 @@ def differences_from_alone(runs: pd.DataFrame) -> dict[Kind, pd.DataFrame]:
     return {kind: st.comparisons(tidy, kind, [(method, load.VANILLA) for method in ours]) for kind in KINDS}
 
 
+def students_alone(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of students alone, without those students that have several configurations."""
+    usual = runs[runs["alone"] & (runs["distiller"] == load.VANILLA)]
+    return usual[usual.groupby("student")["row"].transform("nunique") == 1]
+
+
 def _with_alone(runs: pd.DataFrame) -> pd.DataFrame:
     """`load.tidy`, and each student alone on every pair of its own, as VANILLA, with the pair's teacher beside it.
 
-    So a method is compared with its student alone, seed by seed. Students alone of several configurations are left out.
+    So a method is compared with its student alone, seed by seed.
     """
     distilled = runs[~runs["alone"]]
-    usual = runs[runs["alone"] & (runs["distiller"] == load.VANILLA) & (runs["row"].map(len) == 0)]
     taught = distilled[["pair", "student", "taught_by"]].drop_duplicates()
-    beside = usual.drop(columns=["pair", "taught_by"]).merge(taught, on="student")
+    beside = students_alone(runs).drop(columns=["pair", "taught_by"]).merge(taught, on="student")
     return load.tidy(pd.concat([distilled, beside.assign(alone=False, method=load.VANILLA)]))
 
 

@@ -32,8 +32,9 @@ def chosen(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
         if not options.results.is_dir():
             raise EdkdError(f"--results {options.results}: there is no such folder")
         print(f"analysis: no packed runs in {options.results}", file=sys.stderr)
-    packed, alone = load.results_of(options), options.uri is None and (options.results or options.output == OUTPUT)
-    there = load.read(load.store_of(options), options.experiment, packed, damaged, alone=bool(alone))
+    packed = load.results_of(options)
+    suffice = options.uri is None and (options.results is not None or options.output == OUTPUT)
+    there = load.read(load.store_of(options), options.experiment, packed, damaged, suffice=suffice)
     of_recipe, others = load.choose(there, dataset=options.dataset, recipe=options.recipe)
     if others:
         dataset, recipe = of_recipe["dataset"].iloc[0], of_recipe["recipe"].iloc[0]

@@ -15,9 +15,11 @@ from edkd.rundir.settings import setting
 
 READING = (
     "A cell is the mean over seeds ± their standard deviation (n runs); one run alone has no ±. Teachers are measured "
-    "once. A difference is the mean over the seeds that both methods have, or a method and the student alone, with its "
-    "95 % interval in brackets (Student's t; one run has none): runs of one seed share initial weights, order and "
-    "augmentation.",
+    "once.",
+    "A difference is of two methods, or of a method and the student alone: the mean over the seeds that both have, "
+    "because runs of one seed share initial weights, order and augmentation. Its 95 % interval is in brackets (by "
+    "Student's t; none without a spread between runs), and not corrected for the number of differences; `p_holm` in "
+    "`table.csv` is.",
     "`last` is after the last epoch, `best` the epoch that is best on the test set itself, which flatters, and "
     "`selected` the one that held-out training images chose.",
 )

@@ -107,6 +107,11 @@ def rows_of(runs: pd.DataFrame) -> tuple[Row, ...]:
     return tuple(row for _, row in sorted(rows))
 
 
+def alone_title(method: str) -> str:
+    """The title of a row of students alone, which were trained by `method`."""
+    return ALONE if method == VANILLA else f"{ALONE}, {method}"
+
+
 def contrasts(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     """The pairs of rows to compare: the last row and every method without a year, each with all rows above it."""
     rows = [row for row in rows if row.ours]
@@ -153,8 +158,7 @@ def grids(
         body = [("teacher alone", tuple(_teacher(cells, pair, beside) for pair in shape))]
         alone = set(cells["method"][cells["teacher"] == ""])
         for method in sorted(alone, key=lambda name: (name != VANILLA, name)):
-            name = ALONE if method == VANILLA else f"{ALONE}, {method}"
-            body += [(name, tuple(_alone(found, pair, method, beside) for pair in shape))]
+            body += [(alone_title(method), tuple(_alone(found, pair, method, beside) for pair in shape))]
         bold = leaders(tidy, kind)
         for row in rows:
             entries = (

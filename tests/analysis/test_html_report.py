@@ -15,7 +15,7 @@ from edkd import tracking
 from edkd.errors import EdkdError
 from edkd.rundir import files
 from edkd.rundir.journal import Journal
-from tests.analysis.runs import OTHER, PAIR, make
+from tests.analysis.runs import OTHER, PAIR, make, swept
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HASHES = {"data_sha256": "d" * 64, "teacher_sha256": "e" * 64}
@@ -123,7 +123,7 @@ def test_the_page_of_a_small_store(write, tmp_path):
     said = html.unescape(text)
     assert "DKD − KD is +1.05 points on average over 2 pairs" in said  # of 1.0 and 1.1 on both
     assert "fewer than 5 pairs permit no interval over pairs and no conclusion on average" in said
-    assert "With n = 2 and a standard deviation of the differences of 0.07 points" in said
+    assert "With n = 2 and a typical standard deviation of the differences of 0.07 points" in said
     # Accuracies, a forest, matrix, curves, best − last, agreement, two costs; published numbers are of other data.
     assert page.tags.count("svg") == 8
     assert re.findall(r"<li>([^<:]*): nothing to draw", text) == ["Ours against published"]
@@ -159,17 +159,33 @@ def test_hours_on_a_cpu_are_not_compared(write, tmp_path):
 
 def test_the_page_compares_with_the_student_alone(write, tmp_path):
     alone = [make("vanilla", "vgg8", seed, 65.0 + seed) for seed in (0, 1)]
-    runs = [make(method, seed=seed, top1=70.0 + 2 * seed) for method in ("kd", "dkd") for seed in (0, 1)]
+    runs = [make(m, seed=s, top1=70.0 + i + 2 * s) for i, m in enumerate(("kd", "dkd")) for s in (0, 1)]
     assert write([*runs, *alone], "--pairs", PAIR) == 0
-    from_alone = Page(text_of(tmp_path)).tables[3]
-    assert [PAIR, "KD − student alone", "last", "2", "+5.50", "0.71"] in [row[:6] for row in from_alone]
+    cells, _, _, from_alone = Page(text_of(tmp_path)).tables[:4]
+    assert ["vgg8", "student alone", "last", "2", "65.50", "0.71"] in [row[:6] for row in cells]
+    gap = ["2", "+5.50", "0.71", "−0.85 to +11.85", "0.0577"]  # of 5 and 6 points: t = 11 with one degree of freedom
+    assert from_alone[1:3] == [
+        [PAIR, "KD − student alone", "last", *gap, "0.0977", "0 1"],
+        [PAIR, "DKD − student alone", "last", "2", "+6.50", "0.71", "+0.15 to +12.85", "0.0489", "0.0977", "0 1"],
+    ]
     assert len(from_alone) == 1 + 4
 
 
 def test_the_choice_by_the_test_set_is_said(write, tmp_path):
-    said = "The test set chose the epoch of every run"
+    said = "The test set chose the epochs"
     for metric, there in (("last", False), ("best", True)):
         assert write(store(), "--metric", metric) == 0 and (said in text_of(tmp_path)) == there
+    assert write([make("kd")], "--pairs", PAIR, "--metric", "best") == 0 and said not in text_of(tmp_path)
+
+
+def test_other_settings_of_ours_are_no_baselines(write, tmp_path):
+    runs = [run for value in (2, 4, 8) for run in swept(value, method="edkd")] + [make("kd"), make("dkd", top1=71.0)]
+    assert write(runs, "--pairs", PAIR) == 0
+    said = html.unescape(text_of(tmp_path))
+    assert "The strongest of 2 baselines on the same pairs is DKD: EDKD temperature=8 − DKD" in said
+    assert "EDKD temperature=8 − EDKD temperature=4" in said, "the tables have them"
+    assert write(swept(2, 4, method="edkd"), "--pairs", PAIR) == 0
+    assert "EDKD temperature=4 − EDKD temperature=2 is +2.00 points" in html.unescape(text_of(tmp_path))
 
 
 def test_pairs_without_a_file_are_trained_by_their_networks(tmp_path):
@@ -242,9 +258,11 @@ def test_students_alone_of_several_configurations_are_no_reference(write, tmp_pa
         params = {"optimizer._target_": f"edkd.training.optimizers.{value}"}
         runs.append(make("vanilla", "vgg8", top1=top1, cell=value, params=params, name=value))
     assert write(runs, "--pairs", PAIR) == 0
-    assert "student alone" not in text_of(tmp_path)
+    assert "KD − student alone" not in text_of(tmp_path)
+    figure = text_of(tmp_path).partition("<figure>")[2].partition("</figure>")[0]
+    assert "student alone" not in figure
     assert write(runs[:3], "--pairs", PAIR) == 0
-    assert "student alone" in text_of(tmp_path)
+    assert "KD − student alone" in text_of(tmp_path)
 
 
 def test_the_page_needs_no_network(write, tmp_path):
@@ -310,7 +328,7 @@ def test_of_many_methods_the_closest_have_a_forest_plot(write, tmp_path):
     apart = [make("m7", pair, seed, 60.0, teacher_id="t2") for pair in (PAIR, OTHER) for seed in (0, 1)]
     narrow = [make("m8", PAIR, seed, 99.0) for seed in (0, 1)]
     assert write([*runs, *apart, *narrow], "--ours", "m3") == 0
-    assert "m3 against m7: no run has the seed and teacher of one of m3" in text_of(tmp_path)
+    assert "m3 against m7: no common seed, teacher and kind of epoch" in text_of(tmp_path)
     assert "m3 against 3 methods that do less well or share fewer pairs" in text_of(tmp_path)
     assert sorted(re.findall('aria-label="(m3 − .*?)"', text_of(tmp_path))) == [f"m3 − m{i}" for i in (2, 4, 5, 6)]
     written = sorted(path.name for path in (tmp_path / "figures").iterdir())

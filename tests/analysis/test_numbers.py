@@ -270,12 +270,16 @@ def test_each_method_is_compared_with_the_student_alone_seed_by_seed(analyse):
     assert (gaps["EDKD − student alone"][3], gaps["EDKD − student alone"][1]) == ("+2.00 (n=1)", "")
     row = csv[(csv["method"] == "kd-vanilla") & (csv["kind"] == "best")].iloc[0]
     assert (row["pair"], row["seeds"], row["top1_values"]) == (PAIR, "1 2", "1.0000 2.0000")
+    assert row["quantity"] == "difference from the student alone"
     assert row["p_holm"] == row["p"] > 0, "the comparisons of methods are a family of their own"
 
 
 def test_students_alone_of_several_configurations_are_compared_with_none(analyse):
     runs = [make("vanilla", "vgg8", cell=c, params={"schedule.lr": c}, name=c) for c in ("0.1", "0.2")]
-    assert "Paired" not in analyse([make("kd"), *runs])[1]
+    runs += [make("kd"), make("kd", OTHER), make("vanilla", "wrn_16_2", top1=60.0, params={"schedule.lr": "0.1"})]
+    gaps = block(analyse(runs)[1], "Paired differences, last epoch")
+    assert (gaps["KD − student alone"][1], gaps["KD − student alone"][3]) == ("+10.00", "")
+    assert "KD − student alone" in analyse(runs[1:], "--rows", "schedule.lr")[1]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -93,7 +94,7 @@ def test_equal_differences_permit_no_p():
     row = st.comparisons(tidy, "last", [("dkd", "kd")]).iloc[0]
     assert row["difference"] == pytest.approx(0.12) and row["sd"] == 0
     assert row[["low", "high", "p", "p_holm"]].isna().all()
-    assert "same value in every run" in st.permits(st.comparisons(tidy, "last"))[0]
+    assert "The same value in every run" in st.permits(st.comparisons(tidy, "last"))[0]
 
 
 def pooled(tidy, protocol, first, second):
@@ -171,7 +172,7 @@ def test_power_by_known_numbers_and_where_it_cannot_be_said():
 
 def test_what_n_permits():
     alone = st.permits(st.comparisons(random_frame(SEVEN, ["kd", "dkd"], 1), "last"))
-    assert "n = 1" in alone[0] and alone[0].endswith("no conclusion on a pair.")
+    assert alone[0].startswith("One run per method (n = 1), for 7 of 7 differences, shows no spread")
     assert alone[1].startswith("4 of 7 pairs share a teacher")
     assert alone[2] == "Over 7 pairs a two-sided Wilcoxon test cannot give p below 0.0156."
     assert len(alone) == 3
@@ -179,17 +180,29 @@ def test_what_n_permits():
     assert st.permits(st.comparisons(tidy, "last", [("dkd", "kd")])) == [
         "With n = 3 and a standard deviation of the differences of 0.10 points, a paired t-test at the 5 % level, "
         "before Holm's correction, detects a difference of 0.33 points with 80 % power; 0.3 points would need n = 4. "
-        "From n = 3, the standard deviation itself is known only roughly."
+        "So few runs give this standard deviation only roughly."
     ]
+    five = st.permits(st.comparisons(random_frame(["a-x", "b-x", "c-x", "d-x", "e-x"], ["kd", "dkd"], 2), "last"))
+    assert five[-1].endswith("cannot give p below 0.0625, so it cannot reach 5 %.") and len(five) == 2
+
+
+def test_the_typical_standard_deviation_is_a_root_mean_square():
     gaps = {"a-x": [0.1, 0.3], "b-x": [0.0, 1.0]}  # standard deviations of 0.1 and 0.5 times √2
     tidy = frame(
         {(p, "kd"): [70.0] * 2 for p in gaps} | {(p, "dkd"): [70 + gap for gap in runs] for p, runs in gaps.items()}
     )
     said = st.permits(st.comparisons(tidy, "last", [("dkd", "kd")]))[0]
-    assert "of the differences of 0.51 points, the root mean square of 2 comparisons," in said  # √((0.02 + 0.5) / 2)
-    assert "roughly" not in st.permits(st.comparisons(random_frame(["a-x"], ["kd", "dkd"], 5), "last"))[0]
-    five = st.permits(st.comparisons(random_frame(["a-x", "b-x", "c-x", "d-x", "e-x"], ["kd", "dkd"], 2), "last"))
-    assert five[-1].endswith("cannot give p below 0.0625, so it cannot reach 5 %.") and len(five) == 2
+    assert "a typical standard deviation of the differences of 0.51 points (root mean square of 2)," in said
+    assert said.endswith("only roughly.")
+    many = random_frame([f"t{i}-s{i}" for i in range(4)], ["kd", "dkd"], 2)
+    assert not st.permits(st.comparisons(many, "last"))[0].endswith("only roughly."), "four pairs of two runs know more"
+
+
+def test_the_choice_by_the_test_set_is_said_of_what_is_compared():
+    tidy = random_frame(SEVEN, ["kd", "dkd"], 2).assign(protocol="best")
+    assert st.permits(st.comparisons(tidy, "best"), "best")[-1].startswith("The test set chose the epochs")
+    assert not any("chose" in each for each in st.permits(st.comparisons(tidy, "best"), "selected"))
+    assert st.permits(st.comparisons(tidy, "best", [("kd", "at")]), "best") == []
 
 
 def verdict(tidy, ours, baselines):
@@ -198,64 +211,92 @@ def verdict(tidy, ours, baselines):
     return st.verdict(ours, over, st.comparisons(tidy, "last", contrasts))
 
 
+def lifted(lift, pairs=SEVEN, seeds=3, noise=0.05):
+    """A run of every method in `lift` for each seed, better by so many points."""
+    tidy = random_frame(pairs, list(lift), seeds, noise=noise)
+    return tidy.assign(value=tidy["value"] + tidy["method"].map(lift))
+
+
 def test_verdict_follows_from_the_numbers():
-    tidy = random_frame(SEVEN, ["kd", "dkd", "edkd", "at"], 3, noise=0.05)
-    lift = {"edkd": 1.0, "at": 3.0, "kd": 0.5}
-    tidy["value"] += tidy["method"].map(lift).fillna(0)
+    tidy = lifted({"kd": 0.5, "dkd": 0.0, "edkd": 1.0, "at": 3.0})
     worse, mixed, single = verdict(tidy, "edkd", ["kd", "dkd", "at"])
-    assert worse.startswith("The strongest of 3 baselines is at: edkd − at is −") and "edkd is worse" in worse
-    assert "not corrected for the choice; win/tie/loss 0/0/7)" in worse
-    assert mixed == "On average over pairs it is better than kd and dkd (not corrected for the number of baselines)."
-    assert single.startswith("On single pairs, ") and "of 21 comparisons" in single
-    assert "edkd is better on average." in verdict(tidy, "edkd", ["kd"])[0]
-    level = tidy.assign(value=tidy["value"] - tidy["method"].map(lift).fillna(0))
+    assert worse.startswith("The strongest of 3 baselines on the same pairs is at: edkd − at is −2.0")
+    assert "not corrected for choosing the strongest of 3; win/tie/loss 0/0/7), so edkd is worse on average." in worse
+    assert re.fullmatch(
+        r"On average over pairs, edkd is better than kd \(\+0\.\d\d\) and dkd \(\+[01]\.\d\d\); "
+        r"not corrected for the number of baselines\.",
+        mixed,
+    )
+    assert single.startswith("On single pairs, significant at the 5 % level") and "of 21 comparisons, " in single
+    assert verdict(tidy, "edkd", ["kd"])[0].endswith(", so edkd is better on average.")
+    level = lifted({"kd": 0.0, "edkd": 0.0})
     assert "no difference is shown" in verdict(level, "edkd", ["kd"])[0]
     few = verdict(tidy[tidy["pair"].isin(SEVEN[:3])], "edkd", ["kd"])
     assert "fewer than 5 pairs permit no interval over pairs" in few[0] and "better" not in few[0]
     one = verdict(tidy[tidy["pair"] == "a-x"], "edkd", ["kd"])
-    assert "on a-x (95 % interval" in one[0] and "n = 3" in one[0]
+    assert "on a-x (95 % interval" in one[0] and "; n = 3)." in one[0]
 
 
-def test_baselines_on_other_pairs_are_not_in_one_order():
-    tidy = random_frame(SEVEN, ["kd", "dkd", "edkd", "at", "sp"], 2, noise=0.05)
-    tidy["value"] += tidy["method"].map({"edkd": 1.0, "at": 3.0}).fillna(0)
-    tidy = tidy[~((tidy["method"] == "at") & tidy["pair"].isin(SEVEN[:2]))]
+def test_a_stronger_baseline_on_fewer_pairs_is_said_with_its_difference():
+    tidy = lifted({"kd": 0.0, "dkd": 2.0, "edkd": 1.0, "sp": 9.0})
+    tidy = tidy[~((tidy["method"] == "dkd") & (tidy["pair"] == "a-x"))]
     tidy.loc[tidy["method"] == "sp", "teacher"] = "another"
-    said = verdict(tidy, "edkd", ["at", "dkd", "kd", "sp"])
-    assert said[0].startswith("The strongest of 2 baselines is ") and "edkd is better on average." in said[0]
-    assert said[-2:] == [
-        "Compared on other pairs, and so not in this order: at.",
-        "Not compared, for no run has the seed and teacher of one of edkd: sp.",
-    ]
+    first, others, apart, _ = verdict(tidy, "edkd", ["kd", "dkd", "sp"])
+    assert first.startswith("edkd − kd is +1.") and first.endswith("better on average.")
+    assert re.search(r"edkd is worse than dkd \(−[01]\.\d\d over 6 pairs\);", others)
+    assert apart == "Not compared, for want of a common seed, teacher and kind of epoch: sp."
+    assert verdict(tidy, "edkd", ["sp"])[0].endswith("nothing is compared.")
 
 
-def test_one_pair_of_one_run_permits_no_conclusion_on_average():
-    tidy = random_frame(SEVEN, ["kd", "dkd", "edkd"], 3, noise=0.01)
-    tidy["value"] += 5.0 * (tidy["method"] == "edkd")
-    assert "better on average" in verdict(tidy, "edkd", ["kd"])[0]
-    fewer = tidy[~(tidy["pair"].isin(SEVEN[:2]) & (tidy["seed"] > 0) & (tidy["method"] == "kd"))]
-    first, second = verdict(fewer, "edkd", ["kd"])
-    assert "(win/tie/loss 7/0/0, by sign where n = 1). " in first and "interval" not in first
-    assert first.endswith("One run per method (n = 1) on 2 of these pairs permits no conclusion.")
-    assert second.startswith("On single pairs, 5 of 5")
-    (one,) = verdict(fewer[fewer["pair"] == "a-x"], "edkd", ["kd"])
-    assert one.endswith("points on a-x (n = 1). One run per method permits no conclusion.")
+def test_of_equal_sets_of_pairs_that_of_more_baselines_counts():
+    tidy = lifted({"kd": 0.0, "dkd": 2.0, "at": 3.0, "edkd": 1.0})
+    early = tidy["pair"].isin(SEVEN[:3])
+    tidy = tidy[(tidy["method"] == "edkd") | (early == (tidy["method"] == "kd"))]
+    tidy = tidy[(tidy["method"] != "at") | ~tidy["pair"].isin(SEVEN[6:])]
+    tidy = tidy[(tidy["method"] != "dkd") | ~tidy["pair"].isin(SEVEN[6:])]
+    first, others, _ = verdict(tidy, "edkd", ["kd", "dkd", "at"])
+    assert first.startswith("The strongest of 2 baselines on the same pairs is at: edkd − at is −")
+    assert re.fullmatch(r"Without a conclusion on average: kd \(\+.* over 3 pairs\) and dkd \(−.{4}\)\.", others)
+
+
+def test_a_conclusion_needs_five_pairs_of_more_than_one_run():
+    tidy = lifted({"kd": 0.0, "edkd": 5.0}, noise=0.01)
+
+    def single(count):
+        return tidy[~(tidy["pair"].isin(SEVEN[:count]) & (tidy["seed"] > 0) & (tidy["method"] == "kd"))]
+
+    first, second = verdict(single(2), "edkd", ["kd"])
+    assert "; win/tie/loss 7/0/0, 2 by sign alone), so edkd is better on average." in first
+    assert second.endswith(": 5 of 5 comparisons, 5 in favour of edkd and 0 against it.")
+    assert verdict(single(3), "edkd", ["kd"])[0].endswith(
+        "fewer than 5 of these pairs have more than one run per method, which permits no conclusion on average."
+    )
+    (said,) = verdict(single(7), "edkd", ["kd"])
+    assert "win/tie/loss 7/0/0, by sign alone): fewer than 5 of" in said and "better" not in said
+    (one,) = verdict(single(1)[single(1)["pair"] == "a-x"], "edkd", ["kd"])
+    assert one.endswith("points on a-x (n = 1): one run per method permits no conclusion.")
+
+
+def test_a_baseline_of_one_run_does_not_take_the_first_sentence():
+    tidy = frame(
+        {("a-x", "kd"): [72.0, 74.0, 76.5], ("a-x", "dkd"): [71.0], ("a-x", "edkd"): [70.0, 75.0, 80.0]},
+    )
+    first, others, _ = verdict(tidy, "edkd", ["kd", "dkd"])
+    assert first.startswith("edkd − kd is +0.83 points on a-x (95 % interval ")
+    assert others == "Without a conclusion on average: dkd (−1.00)."
+
+
+def test_differences_without_a_spread_go_by_their_sign():
+    tidy = frame({(pair, m): [70.0 + (m == "dkd")] * 2 for pair in SEVEN for m in ("kd", "dkd")})
+    assert "win/tie/loss 7/0/0, by sign alone)" in verdict(tidy, "dkd", ["kd"])[0]
+    said = st.permits(st.comparisons(tidy, "last", [("dkd", "kd")]))[0]
+    assert said.startswith("The same value in every run, for 7 of 7 differences, is no spread either")
 
 
 def test_many_baselines_are_counted():
     others = [f"m{i}" for i in range(9)]
-    tidy = random_frame(SEVEN, [*others, "edkd"], 2, noise=0.01)
-    tidy["value"] += 5.0 * (tidy["method"] == "edkd")
-    assert "On average over pairs it is better than 8 baselines (" in verdict(tidy, "edkd", others)[1]
-
-
-def test_one_run_decides_nothing():
-    tidy = random_frame(SEVEN, ["kd", "dkd"], 1, noise=0.01)
-    tidy["value"] += 5.0 * (tidy["method"] == "dkd")
-    (said,) = verdict(tidy, "dkd", ["kd"])
-    assert "(win/tie/loss 7/0/0, by sign alone)" in said and "better" not in said and "interval" not in said
-    assert said.endswith(". One run per method (n = 1) on every pair permits no conclusion.")
-    assert verdict(tidy, "dkd", ["crd"])[0].endswith("nothing is compared.")
+    tidy = lifted({**dict.fromkeys(others, 0.0), "edkd": 5.0}, seeds=2, noise=0.01)
+    assert "On average over pairs, edkd is better than 8 baselines;" in verdict(tidy, "edkd", others)[1]
 
 
 def test_intervals_cover_and_tests_are_wrong_as_often_as_they_say():
