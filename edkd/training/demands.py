@@ -1,9 +1,10 @@
 """Checks of a method in its first steps: what it returns, and where it keeps its state."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from edkd.distillers.base import Distiller, Outcome
@@ -48,33 +49,49 @@ def check_outcome(outcome: Any, distiller: Distiller, batch: int) -> None:
 
 
 class Held:
-    """A network's current parameters and buffers, to restore those that a recorded step replaces."""
+    """The current parameters and buffers of a network and the state of its optimiser, to restore after a recording."""
 
-    def __init__(self, network: nn.Module) -> None:
-        self.tensors: list[tuple[str, dict[str, Any], str, Tensor, Tensor]] = [
-            (f"{type(module).__name__}.{name}", place, name, tensor, tensor.detach())
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        places: list[tuple[str, dict[str, Any]]] = [
+            (type(module).__name__, place)
             for module in network.modules()
             for place in (module._parameters, module._buffers)
-            for name, tensor in place.items()
-            if isinstance(tensor, Tensor)
+        ]
+        kept = (vars(optimizer), *optimizer.param_groups, *optimizer.state.values())
+        places += [(type(optimizer).__name__, place) for place in kept]
+        self.tensors: list[tuple[str, dict[str, Any], str, Tensor, Tensor]] = [
+            (f"{owner}.{name}", place, name, value, value.detach())
+            for owner, place in places
+            for name, value in place.items()
+            if isinstance(value, Tensor)
+        ]
+        self.numbers: list[tuple[str, dict[str, Any], str, float]] = [
+            (f"{owner}.{name}", place, name, value)
+            for owner, place in places
+            for name, value in place.items()
+            if isinstance(value, (int, float))
         ]
 
     def restore(self) -> list[str]:
-        """Restore the tensors that were replaced, or whose memory was; returns their names."""
+        """Restore the tensors that were replaced, or whose memory was, and the numbers; returns their names."""
         replaced = []
         for name, place, key, tensor, memory in self.tensors:
             if place.get(key) is not tensor or tensor.data_ptr() != memory.data_ptr():
                 tensor.data = memory
                 place[key] = tensor
                 replaced.append(name)
+        for name, place, key, number in self.numbers:
+            if place.get(key) != number:
+                place[key] = number
+                replaced.append(name)
         return replaced
 
 
 class Unsaved:
-    """Finds state that neither the optimiser nor a checkpoint sees, by a comparison before and after a step."""
+    """Finds state that no checkpoint holds, by a comparison before and after a step."""
 
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.network, self.optimizer = network, optimizer
         self.made, self.kept = self._made(), self._plain()
 
     def _made(self) -> dict[str, Any]:
@@ -83,15 +100,24 @@ class Unsaved:
         return parameters | {f"buffer {name}": True for name, _ in self.network.named_buffers()}
 
     def _plain(self) -> dict[str, list[tuple[Any, int]]]:
-        """Tensors, modules and numbers in plain attributes, alone or in a container, by name.
+        """Tensors, modules and numbers in plain attributes, alone or in containers, and temporary buffers, by name.
 
         Each tensor comes with the count of its in-place changes.
         """
+        own = {
+            name: value
+            for name, value in vars(self.optimizer).items()
+            if not (name.startswith("_") and isinstance(value, bool))  # PyTorch's flags for checks in the first step
+        }
+        places = [("optimizer", own)]
+        for path, module in self.network.named_modules():
+            places += [(path, vars(module))]
+            places += [(path, {name: module._buffers[name] for name in module._non_persistent_buffers_set})]
         return {
-            f"{place}.{name}".lstrip("."): [(each, getattr(each, "_version", 0)) for each in held]
-            for place, module in self.network.named_modules()
-            for name, value in vars(module).items()
-            if name not in ("_parameters", "_buffers", "_modules")
+            f"{path}.{name}".lstrip("."): [(each, getattr(each, "_version", 0)) for each in held]
+            for path, place in places
+            for name, value in place.items()
+            if name not in _SAVED
             and (held := [each for each in _leaves(value) if isinstance(each, (Tensor, nn.Module, int, float))])
         }
 
@@ -108,10 +134,14 @@ class Unsaved:
             if len(before) != len(held) or not all(_same(*pair) for pair in zip(before, held)):
                 kind = type(held[-1][0]).__name__ if held else "container"
                 raise EdkdError(
-                    f"{name} is a plain {kind} that a training step changes: no checkpoint holds it, so a resumed run "
-                    "would differ; in setup(spec) a method keeps numbers and tensors by register_buffer, and modules "
-                    "as its attributes or in a ModuleList (docs/extending.md)"
+                    f"a training step changes {name} ({kind}), which no checkpoint holds, so a resumed run would "
+                    "differ; in setup(spec) a method keeps numbers and tensors by register_buffer, persistent, and "
+                    "modules as its attributes or in a ModuleList; an optimiser keeps tensors in its state "
+                    "(docs/extending.md)"
                 )
+
+
+_SAVED = {"_parameters", "_buffers", "_modules", "state", "param_groups", "defaults"}  # what checkpoints hold
 
 
 def _same(before: tuple[Any, int], after: tuple[Any, int]) -> bool:
@@ -120,8 +150,10 @@ def _same(before: tuple[Any, int], after: tuple[Any, int]) -> bool:
     return (was is now and changes == changes_now) or (is_number and was == now)
 
 
-def _leaves(value: Any) -> Iterable[Any]:
-    """A value itself, or the members of a container."""
-    if isinstance(value, (list, tuple, set, deque)):
-        return value
-    return value.values() if isinstance(value, dict) else [value]
+def _leaves(value: Any) -> Iterator[Any]:
+    """A value itself, or the members of a container and of the containers in it."""
+    if not isinstance(value, (list, tuple, set, deque, dict)):
+        yield value
+        return
+    for member in value.values() if isinstance(value, dict) else value:
+        yield from _leaves(member)

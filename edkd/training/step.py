@@ -141,7 +141,7 @@ class Step:
         """Train on the next `count` images of the epoch, from a batch of `whole` in all processes together."""
         self.share = 1.0 if whole is None else count / whole
         if self.sound is None:
-            unsaved = Unsaved(self.trainable)
+            unsaved = Unsaved(self.trainable, self.optimizer)
             self._run(count)
             unsaved.check()
             if distributed.size() > 1:
@@ -168,7 +168,7 @@ class Step:
     def _record(self, count: int) -> None:
         graph = torch.cuda.CUDAGraph()
         here = torch.cuda.current_stream(self.device) if self.stream is not None else None
-        held = Held(self.trainable)
+        held = Held(self.trainable, self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         try:
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from edkd.distillers.vanilla import Vanilla
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 from edkd.teachers.source import OnlineTeacher, Precision
+from edkd.training.optimizers import SGD
 from edkd.training.step import Step, Trainable
 from edkd.training.trainer import Schedule, TrainState, seeded, train_epoch
 from tests.training.test_trainer import make_state, stepping
@@ -169,8 +171,30 @@ def test_a_memory_is_kept_recorded_or_not(in_place: bool, caplog: pytest.LogCapt
     assert ("Remembers.center is replaced in every step" in caplog.text) != in_place
 
 
+def _replace_buffer(progress: TrainState) -> None:
+    progress.distiller.center = torch.full((5,), 7.0)
+
+
+def _replace_momentum(progress: TrainState) -> None:
+    for state in progress.optimizer.state.values():
+        state["momentum_buffer"] = torch.full_like(state["momentum_buffer"], 7.0)
+
+
+def _count_in_optimizer(progress: TrainState) -> None:
+    for group in progress.optimizer.param_groups:
+        group["momentum"] += 0.05
+
+
+@pytest.mark.parametrize(
+    ("replace", "name"),
+    [
+        (_replace_buffer, "Remembers.center"),
+        (_replace_momentum, "SGD.momentum_buffer"),
+        (_count_in_optimizer, "SGD.momentum"),
+    ],
+)
 def test_a_memory_that_is_replaced_is_not_recorded(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    replace: Callable[[TrainState], None], name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With a recording that runs the Python code upon copies, as one on a GPU computes nothing."""
     expected = train(*started(Remembers(in_place=False), CPU, capture=False), epochs=3)
@@ -180,7 +204,7 @@ def test_a_memory_that_is_replaced_is_not_recorded(
 
     def forward(count: int) -> None:
         recorded.append(count)
-        progress.distiller.center = torch.full((5,), 7.0)
+        replace(progress)
 
     whole = step._train
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
@@ -190,8 +214,7 @@ def test_a_memory_that_is_replaced_is_not_recorded(
         assert train(progress, step, 3) == expected
     assert recorded == [16] and not step.graphs and not step.capture
     assert [record.getMessage() for record in caplog.records] == [
-        "no CUDA graph, steps run one by one: Remembers.center is replaced in every step, "
-        "and a graph needs it changed in place"
+        f"no CUDA graph, steps run one by one: {name} is replaced in every step, and a graph needs it changed in place"
     ]
 
 
@@ -329,6 +352,8 @@ class Forgetful(Distiller):
         self.queue: deque[Tensor] = deque(maxlen=2)
         self.steps, self.parts = 0, dict[str, torch.nn.Module]()
         self.register_buffer("memory", torch.zeros(5))
+        self.register_buffer("passing", torch.zeros(5), persistent=False)
+        self.levels = {"low": [torch.zeros(5)], "high": [torch.zeros(5)]}
 
     def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
         mean = student.logits.detach().mean(0) * self.table
@@ -347,6 +372,10 @@ class Forgetful(Distiller):
                 self.steps += 1
             case "module in a dict":
                 self.parts["scale"] = torch.nn.Linear(5, 5)
+            case "temporary buffer":
+                self.passing += mean
+            case "container in a container":
+                self.levels["high"][0] += mean
             case "buffer":
                 self.memory += mean
         return Outcome({"ce": torch.nn.functional.cross_entropy(student.logits, batch.target)}, {})
@@ -357,15 +386,49 @@ class Forgetful(Distiller):
     [
         ("module", "the parameter distiller.scale.weight was made in the first training step"),
         ("new buffer", "the buffer distiller.average was made in the first training step"),
-        ("replaced", "distiller.seen is a plain Tensor that a training step changes"),
-        ("in place", "distiller.seen is a plain Tensor that a training step changes"),
-        ("queue", "distiller.queue is a plain Tensor that a training step changes"),
-        ("counter", "distiller.steps is a plain int that a training step changes"),
-        ("module in a dict", "distiller.parts is a plain Linear that a training step changes"),
+        ("replaced", r"a training step changes distiller\.seen \(Tensor\), which no checkpoint holds"),
+        ("in place", r"a training step changes distiller\.seen \(Tensor\), which no checkpoint holds"),
+        ("queue", r"a training step changes distiller\.queue \(Tensor\), which no checkpoint holds"),
+        ("counter", r"a training step changes distiller\.steps \(int\), which no checkpoint holds"),
+        ("module in a dict", r"a training step changes distiller\.parts \(Linear\), which no checkpoint holds"),
+        ("temporary buffer", r"a training step changes distiller\.passing \(Tensor\), which no checkpoint holds"),
+        (
+            "container in a container",
+            r"a training step changes distiller\.levels \(Tensor\), which no checkpoint holds",
+        ),
         ("buffer", ""),
     ],
 )
 def test_what_a_method_keeps_where_no_checkpoint_finds_it_is_refused(place: str, message: str) -> None:
     progress, step = started(Forgetful(place), CPU, capture=False)
     with pytest.raises(EdkdError, match=message) if message else contextlib.nullcontext():
+        train(progress, step, 1)
+
+
+class Looking(SGD):
+    """An optimiser that counts its steps in a plain attribute, or in its state."""
+
+    def __init__(self, params: Any, *, place: str, **options: Any) -> None:
+        super().__init__(params, **options)
+        self.place, self.steps = place, 0
+
+    def minimise(self, losses: Mapping[str, Tensor]) -> Tensor:
+        if self.place == "attribute":
+            self.steps += 1
+        else:
+            for group in self.param_groups:
+                self.state[group["params"][0]].setdefault("steps", torch.zeros(())).add_(1)
+        return super().minimise(losses)
+
+
+@pytest.mark.parametrize("place", ["attribute", "state"])
+def test_what_an_optimiser_keeps_where_no_checkpoint_finds_it_is_refused(place: str) -> None:
+    progress, step = started(Vanilla(), CPU, capture=False)
+    groups = progress.optimizer.param_groups
+    step.optimizer = Looking(
+        [parameter for group in groups for parameter in group["params"]],
+        place=place, lr=groups[0]["lr"], momentum=0.9, weight_decay=0.0,
+    )  # fmt: skip
+    told = pytest.raises(EdkdError, match=r"^a training step changes optimizer\.steps \(int\)")
+    with told if place == "attribute" else contextlib.nullcontext():
         train(progress, step, 1)
