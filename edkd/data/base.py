@@ -79,6 +79,10 @@ class TrainData(Protocol):
 class EvaluationData(Protocol):
     """Images as they are, for measuring accuracy."""
 
+    @property
+    def skipped(self) -> int:
+        """The number of images that the last `batches` left out because they could not be read."""
+
     def __len__(self) -> int:
         """The number of images."""
 

@@ -19,7 +19,11 @@ def read_image(path: str) -> Any:
         with Image.open(path) as image:
             return image.convert("RGB")
     except Exception as error:  # decoders raise errors of any type, always because of this file
-        raise EdkdError(f"cannot read the image {path}: {error}; repair or remove it".replace("\n", " ")) from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: str, why: object) -> EdkdError:
+    return EdkdError(f"cannot read the image {path}: {why}; repair or remove it".replace("\n", " "))
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,19 @@ class Streamed:
         return len(self.classes)
 
     def fingerprint(self) -> str:
-        """SHA-256, in hex, over the name, size and label of every file; pixels are not read for it."""
+        """SHA-256, in hex, over the name, size and label of every file; pixels are not read for it.
+
+        Raises EdkdError for a file that is not there, such as the end of a link, unless broken ones are skipped.
+        """
         digest = hashlib.sha256(repr((self.classes, self.image_size)).encode())
         for split in (self.train, self.test):
             for path, label in split.samples:
                 name = Path(path).relative_to(split.root).as_posix()
-                digest.update(f"{name} {Path(path).stat().st_size} {label}\n".encode())
+                try:
+                    size = Path(path).stat().st_size
+                except OSError as error:
+                    if self.broken == "stop":
+                        raise _unreadable(path, error.strerror) from None
+                    size = -1
+                digest.update(f"{name} {size} {label}\n".encode())
         return digest.hexdigest()

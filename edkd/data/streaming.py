@@ -5,6 +5,7 @@ anew for each image, with a number that these three determine. The number of wor
 """
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -113,6 +114,7 @@ class StreamedData:
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All images in their order, as they are evaluated, with their labels; at most `size` at a time."""
+        self.skipped = 0
         keys = [[(index, 0) for index in range(i, min(i + size, len(self)))] for i in range(0, len(self), size)]
         for images, target, _ in self._load(self._transform(training=False), keys):
             yield images, target
@@ -139,6 +141,8 @@ class StreamedData:
             batch_sampler=batches,
             num_workers=self.workers,
             generator=torch.Generator(),  # else the loader draws from the generator that networks draw from
+            # By default, workers of a process that was itself spawned, or started by loky, would be started likewise.
+            multiprocessing_context="fork" if self.workers and sys.platform == "linux" else None,
             pin_memory=self.device.type == "cuda",
         )
         try:

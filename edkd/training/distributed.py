@@ -91,6 +91,11 @@ def add(values: Tensor) -> Tensor:
     return values
 
 
+def total(count: int, device: torch.device) -> int:
+    """The sum of every process's count."""
+    return count if size() == 1 else int(add(torch.tensor(count, device=device)))
+
+
 def least(values: Tensor) -> Tensor:
     """The least of each value of a tensor over all processes, in place."""
     if size() > 1:

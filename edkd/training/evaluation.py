@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edkd.data.base import EvaluationData
+from edkd.errors import EdkdError
 from edkd.teachers.source import Precision
 from edkd.training import distributed
 from edkd.training.meters import Meter
@@ -52,6 +53,11 @@ class Counted:
     def __len__(self) -> int:
         return len(self.data)
 
+    @property
+    def skipped(self) -> int:
+        """The number of images that could not be read."""
+        return self.data.skipped
+
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All batches, each counted when the next one is asked for."""
         done = 0
@@ -59,6 +65,9 @@ class Counted:
             yield images, target
             done += len(target)
             self.update(done)
+
+
+_OTHER_IMAGES = "the teacher was evaluated on {} images of this split, and now {} can be read: start the run again"
 
 
 @torch.inference_mode()
@@ -74,6 +83,7 @@ def measure(
     With fewer than five classes, top5 counts all of them. `teacher_logits` [N, K] add the
     nearness to the teacher: "agreement", the percentage of images to which both give the same class, and "kl_teacher",
     the mean KL(softmax teacher ‖ softmax student) in nats; and the student's calibration error, "ece" (`Calibration`).
+    Raises EdkdError if other images could be read for the teacher than now, of which only the number is known.
     """
     meter, done = Meter(device), 0
     calibration = Calibration(device)
@@ -83,6 +93,8 @@ def measure(
         means, hits = {"loss": F.cross_entropy(logits, target)}, {"top1": top[:, 0], "top5": top.any(1)}
         if teacher_logits is not None:
             teacher = teacher_logits[done : done + len(target)]
+            if len(teacher) < len(target):
+                raise EdkdError(_OTHER_IMAGES.format(len(teacher_logits), "more"))
             log_student, log_teacher = logits.log_softmax(1), teacher.log_softmax(1)
             means["kl_teacher"] = F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
             hits["agreement"] = logits.argmax(1) == teacher.argmax(1)
@@ -91,7 +103,10 @@ def measure(
             on_batch(logits, target)
         meter.add(len(target), means, hits)
         done += len(target)
-    return {**meter.read(_total(done, device)), **({} if teacher_logits is None else {"ece": calibration.read()})}
+    if teacher_logits is not None and done < len(teacher_logits):
+        raise EdkdError(_OTHER_IMAGES.format(len(teacher_logits), done))
+    measured = meter.read(distributed.total(done, device))
+    return measured if teacher_logits is None else {**measured, "ece": calibration.read()}
 
 
 class Calibration:
@@ -116,9 +131,4 @@ class Calibration:
     def read(self) -> float:
         """The error of all images so far."""
         summed = distributed.add(self.sums.clone())
-        return 100 * summed.abs().sum().item() / _total(self.images, summed.device)
-
-
-def _total(images: int, device: torch.device) -> int:
-    """The images of all processes together."""
-    return images if distributed.size() == 1 else int(distributed.add(torch.tensor(images, device=device)))
+        return 100 * summed.abs().sum().item() / distributed.total(self.images, summed.device)

@@ -127,9 +127,7 @@ def train_epoch(
             done += 1
             if on_step is not None:
                 on_step(done, steps, within)
-    step.skipped = step.data.skipped
-    if distributed.size() > 1:
-        step.skipped = int(distributed.add(torch.tensor(step.skipped, device=step.device)))
+    step.skipped = distributed.total(step.data.skipped, step.device)
     metrics = step.meter.read(len(step.data) - step.skipped)
     if not math.isfinite(metrics["train/loss"]):
         # Once a loss is not finite, no later one is: name the first. There is none if only the sum overflows.
@@ -189,6 +187,7 @@ def fit(
         state.trainable.eval()
         distributed.share_buffers(state.trainable)
         test = measure(state.trainable.predict, data.test, device, data.teacher_logits)
+        test_skipped = distributed.total(data.test.skipped, device)
         if not math.isfinite(test["loss"]):
             raise EdkdError(f"epoch {state.epoch + 1}: test/loss is {test['loss']}: training diverged")
         metrics |= {f"test/{name}": value for name, value in test.items()}
@@ -213,4 +212,6 @@ def fit(
             record["by_class"] = by_class
         if step.skipped:
             record["skipped"] = step.skipped
+        if test_skipped:
+            record["test_skipped"] = test_skipped
         on_epoch(record, improved)

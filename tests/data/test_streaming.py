@@ -15,6 +15,7 @@ from edkd.data.files import Broken, read_image
 from edkd.data.sources import imagefolder
 from edkd.data.streaming import StreamedData
 from edkd.errors import EdkdError
+from edkd.training.evaluation import measure
 from tests.commandline import edkd, error, journals, launch, metrics
 
 CPU = torch.device("cpu")
@@ -186,13 +187,61 @@ def test_a_run_counts_what_it_skips(streamed: list[str], root: Path, tmp_path: P
     assert launch(*words, "dataset.broken=skip", f"output={tmp_path / 'skipping'}").code == 0
     (records,) = journals(tmp_path / "skipping").values()
     epochs = [record for record in records if record["event"] == "epoch"]
-    assert [record["skipped"] for record in epochs] == [1, 1]
+    assert [(record["skipped"], record["test_skipped"]) for record in epochs] == [(1, 1), (1, 1)]
     assert all((record["metrics"]["test/top1"] * 7 / 100) % 1 < 1e-9 for record in epochs), "of seven images"
     (weights,) = (tmp_path / "skipping").rglob("last.pt")
     dataset = [word for word in words if word.startswith("dataset.")]
     options = ["-m", "resnet14", "-c", str(weights), "-d", "imagefolder", "dataset.broken=skip", "engine.device=cpu"]
     measured = edkd("evaluate", *options, *dataset)
     assert " 7 images, " in measured.out, measured
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["-m", "seed=0,1", "hydra/launcher=local", "hydra.launcher.n_jobs=2"], ["engine.devices=2"]],
+    ids=["local launcher", "two processes"],
+)
+def test_workers_of_processes_that_others_started(streamed: list[str], tmp_path: Path, words: list[str]) -> None:
+    """Such processes would start workers as they were started themselves, which fails or takes long."""
+    given = [word for word in streamed if not word.startswith(("dataset.workers", "schedule.epochs"))]
+    vanilla = ["distiller=vanilla", "student=resnet14", "schedule.epochs=1"]
+    found = []
+    for workers in (0, 1):
+        output = tmp_path / str(workers)
+        done = launch(*words, *given, *vanilla, f"dataset.workers={workers}", f"output={output}")
+        assert done.code == 0, done
+        found.append({name: metrics(records)[1] for name, records in journals(output).items()})
+    assert [*found[0].values()] == [*found[1].values()]
+
+
+def test_a_link_to_nowhere_is_one_line(streamed: list[str], root: Path) -> None:
+    (root / "train" / "cat" / "99.png").symlink_to(root / "nowhere.png")
+    words = [*streamed, "distiller=vanilla", "student=resnet14"]
+    said = error(launch(*words))
+    assert said.startswith("cannot read the image ") and said.endswith(
+        "99.png: No such file or directory; repair or remove it"
+    )
+    assert launch(*words, "dataset.broken=skip").code == 0
+
+
+@pytest.mark.parametrize("lost_for", ["teacher", "student"])
+def test_the_nearness_to_the_teacher_is_of_the_same_images(lost_for: str) -> None:
+    class Images:
+        skipped = 0
+
+        def __init__(self, count: int) -> None:
+            self.count = count
+
+        def __len__(self) -> int:
+            return 6
+
+        def batches(self, size: int) -> Any:
+            for first in range(0, self.count, 4):
+                yield torch.zeros(min(4, self.count - first), 3), torch.zeros(min(4, self.count - first)).long()
+
+    counts = {"teacher": (5, 6), "student": (6, 5)}[lost_for]
+    with pytest.raises(EdkdError, match=rf"^the teacher was evaluated on {counts[0]} images .*: start the run again"):
+        measure(lambda images: images, Images(counts[1]), CPU, torch.zeros(counts[0], 3))
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(
