@@ -9,6 +9,7 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,15 @@ def own_code(*configurations: Mapping[str, Any]) -> dict[str, str]:
     ours = {file for file in found.values() if root in file.parents}
     held = ours - _changed(ours)
     return {target: _digest(file) for target, file in found.items() if file not in held}
+
+
+@cache
+def source(patterns: tuple[str, ...]) -> str:
+    """The SHA-256 (16 digits) of the files of edkd that match, as they are; a pattern is relative to the package."""
+    root, found = Path(__file__).resolve().parents[1], hashlib.sha256()
+    for file in sorted(file for pattern in patterns for file in root.glob(pattern)):
+        found.update(f"{file.relative_to(root)} {_digest(file)}\n".encode())
+    return found.hexdigest()[:16]
 
 
 def differing(known: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

@@ -1,9 +1,11 @@
 """The inputs of a run, found and verified: its data and its teacher."""
 
+import contextlib
 import functools
 import json
 import logging
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,7 @@ def gather(cfg: Settings, teacher_id: str | None) -> Inputs:
     if entry is None:
         return Inputs(arrays, sha256, device, None, None)
     network = load_teacher(cfg, entry, arrays.num_classes, device)
-    shown = digest({"data": sha256, "mean": cfg.dataset.mean, "std": cfg.dataset.std, **own_teacher(cfg)})
+    shown = digest({"data": sha256, "mean": cfg.dataset.mean, "std": cfg.dataset.std, **teacher_code(cfg)})
     measured = entry.measured.get(shown)
     if measured is None:
         measured = {**evaluate(network, device_data(arrays, cfg, device).test, Precision("fp32", device))}
@@ -79,10 +81,17 @@ def gather(cfg: Settings, teacher_id: str | None) -> Inputs:
     return Inputs(arrays, sha256, device, network, note)
 
 
-def own_teacher(cfg: Settings) -> dict[str, Any]:
-    """The versions of the code of a teacher's network, where they are the user's own (see `provenance.own_code`)."""
+def teacher_code(cfg: Settings) -> dict[str, Any]:
+    """The code on which a teacher's outputs depend: its own (see `provenance.own_code`), ours, and the libraries'."""
+    versions = {}
+    for library in ("torchvision", "timm"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[library] = metadata.version(library)
     code = provenance.own_code({"teacher": cfg.teacher.model})
-    return {"code": code} if code else {}
+    return {"code": code, "source": provenance.source(_TEACHING), "libraries": versions}
+
+
+_TEACHING = ("models/*.py", "data/resident.py", "data/views.py", "training/cpu_kernels.py", "teachers/source.py")
 
 
 def find_teacher(cfg: Settings, trained_by: str = "") -> store.Entry:

@@ -22,7 +22,7 @@ from edkd.data.base import TrainData
 from edkd.data.resident import ResidentData
 from edkd.data.views import epoch_views, n_views
 from edkd.errors import EdkdError
-from edkd.runs.inputs import Inputs, device_data, find_teacher, load_arrays, load_teacher, own_teacher, teacher_folder
+from edkd.runs.inputs import Inputs, device_data, find_teacher, load_arrays, load_teacher, teacher_code, teacher_folder
 from edkd.teachers import store
 from edkd.teachers.cache import CachedTeacher, room_on, settle
 from edkd.teachers.cache_file import WORD, Rows, Table, disk_bytes, entry_bytes
@@ -84,7 +84,7 @@ def table_key(cfg: Settings, teacher_sha256: str, data_sha256: str, device: torc
     computer = [hardware.device_name(device)] if cuda else [hardware.cpu_model(), torch.get_num_threads()]
     libraries = [torch.version.cuda, torch.backends.cudnn.version()] if cuda else []
     return {
-        **own_teacher(cfg),
+        **teacher_code(cfg),
         "teacher": teacher_sha256,
         "model": cfg.teacher.model,
         "data": data_sha256,

@@ -67,8 +67,8 @@ def publish(job: Job, end: Mapping[str, Any]) -> None:
 
     Of several seeds, only `teacher_seed` teaches; of several trainings of that seed, the first that ends.
     """
-    cfg = job.settings
-    if not is_to_teach(job) or not RunDir(job.directory).last.exists():
+    cfg, last = job.settings, RunDir(job.directory).last
+    if not is_to_teach(job) or not last.exists() or checkpoint.ends_in_method(last):
         return
     warn_of_teacher(job, end["last"]["top1"])
     outgrown = False

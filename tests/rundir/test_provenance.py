@@ -149,3 +149,21 @@ def test_classes_of_the_checkout_are_known_by_their_files_unless_git_holds_them(
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(checkout.parents[1].parent))
     (checkout.parents[1] / ".git").rename(checkout.parents[1] / "gone")
     assert provenance.own_code(given) == {}
+
+
+def test_the_source_of_a_part_is_that_of_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("rundir/provenance.py", "models/base.py", "data/views.py", "data/other.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "rundir" / "provenance.py"))
+
+    def source() -> str:
+        provenance.source.cache_clear()
+        return provenance.source(("models/*.py", "data/views.py"))
+
+    found = [source()]
+    for name in ("data/other.py", "models/base.py", "data/views.py", "models/new.py"):
+        (tmp_path / name).write_text("changed")
+        found.append(source())
+    assert found[0] == found[1] and len(set(found)) == 4
+    provenance.source.cache_clear()

@@ -1,5 +1,6 @@
 """`edkd teachers cache`: it fills what runs look for; killed, shared and out of space in real processes."""
 
+import json
 import os
 import re
 import resource
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from edkd.data.views import epoch_views
+from edkd.rundir import provenance
 from edkd.runs.teacher_source import wanted_rows
 from edkd.teachers.cache import CachedTeacher
 from tests.commandline import Ended, edkd, error, launch
@@ -212,3 +214,12 @@ def test_without_a_terminal_lines_tell_how_far_it_is(
     assert len(lines) == -(-IMAGES * VIEWS // 64)
     assert re.fullmatch(r"resnet8: 64 of 1,800, [\d,]+/s, \d+:\d\d:\d\d left", lines[0])
     assert re.fullmatch(r"resnet8: 1,800 of 1,800, [\d,]+/s, 0:00:00 left", lines[-1])
+
+
+def test_a_table_is_of_the_code_that_made_it(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert student("seed=0").code == 0
+    monkeypatch.setattr(provenance, "source", lambda patterns: "another")
+    assert student("seed=1").code == 0
+    assert len(list(output.glob("teachers/*/*.logits"))) == 2
+    (sidecar,) = output.glob("teachers/*/resnet8.json")
+    assert len(json.loads(sidecar.read_text())["measured"]) == 2, "the teacher was measured again"

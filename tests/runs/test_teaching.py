@@ -3,8 +3,11 @@
 from typing import Any
 
 import pytest
+from torch import nn
 
 from edkd.config.job import Job, make_job
+from edkd.distillers.base import Batch, Distiller, Outcome, Spec
+from edkd.models.base import Prediction
 from edkd.rundir.paths import RunDir
 from edkd.runs.inputs import teacher_folder
 from edkd.runs.run import execute
@@ -48,3 +51,26 @@ def test_a_network_trained_for_longer_replaces_a_teacher_but_not_an_imported_one
     imported = import_teacher(jobs[0].settings, RunDir(jobs[0].directory).last, replace=True, force=True)
     assert execute(jobs[2], sweep=None, show=False).status == "finished"
     assert stored(jobs[2]) == imported.id
+
+
+class OwnHead(Distiller):
+    """A method without a teacher that classifies by a module of its own."""
+
+    needs_teacher = False
+    needs_feats = True
+
+    def setup(self, spec: Spec) -> None:
+        self.head = nn.Linear(spec.student.pooled_feat, spec.num_classes)
+
+    def predict(self, prediction: Prediction) -> Prediction:
+        assert prediction.pooled_feat is not None
+        return prediction._replace(logits=self.head(prediction.pooled_feat))
+
+    def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
+        return Outcome({"ce": nn.functional.cross_entropy(self.predict(student).logits, batch.target)}, {})
+
+
+def test_a_network_that_ends_in_its_method_is_no_teacher(make_job: MakeJob) -> None:
+    job = make_job("vanilla", "distiller._target_=tests.runs.test_teaching.OwnHead")
+    assert execute(job, sweep=None, show=False).status == "finished"
+    assert store.find(teacher_folder(job.settings), job.settings.dataset.key, job.settings.student.name) is None
