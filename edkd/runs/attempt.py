@@ -153,6 +153,11 @@ class Attempt:
         # Other nodes may see outdated files for a while.
         known = distributed.from_first(None if saved is None else saved[0])
         if known is None:
+            if self.before.epoch and self.writes:
+                LOG.warning(
+                    "%s had reached epoch %d and has no checkpoint: it is trained anew",
+                    self.directory, self.before.epoch,
+                )  # fmt: skip
             return
         state.restore(known)
         if not self.writes:

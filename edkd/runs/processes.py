@@ -96,7 +96,7 @@ def _run(function: Callable[..., None], size: int, nodes: Nodes, args: tuple[Any
     except (multiprocessing.ProcessExitedException, multiprocessing.ProcessRaisedException) as error:
         line = _why([process.exitcode or 0 for process in started.processes], ranks[0], size, nodes)
         if not line:
-            failed(nodes.store, f"process {ranks[0] + error.error_index + 1} of {size} failed: {_last_line(error)}")
+            failed(nodes.store, f"process {ranks[0] + error.error_index + 1} of {size} failed: {last_line(error)}")
             raise
         failed(nodes.store, line)
         raise EdkdError(line) from None
@@ -135,5 +135,6 @@ def _why(codes: Sequence[int], first: int, size: int, nodes: Nodes) -> str:
     return _failure(nodes.store)
 
 
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
+    """What a process raised, `Type: message`, from the error with its traceback as text that ends the others."""
     return next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

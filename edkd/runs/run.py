@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from torch.multiprocessing import ProcessRaisedException
+
 from edkd import console
 from edkd.config.job import Job, freeze
 from edkd.config.schema import Settings
@@ -18,7 +20,7 @@ from edkd.rundir.paths import RunDir
 from edkd.runs.attempt import Attempt, remove_checkpoints
 from edkd.runs.inputs import find_inputs, gather
 from edkd.runs.preemption import Asked, Stopped
-from edkd.runs.processes import LOST, Nodes, check_devices, failed, run_together, stopped
+from edkd.runs.processes import LOST, Nodes, check_devices, failed, last_line, run_together, stopped
 from edkd.runs.pruning import Pruned
 from edkd.runs.teaching import is_lost, publish
 from edkd.tracking import LiveTracker
@@ -102,7 +104,8 @@ def _train_and_record(attempt: Attempt, nodes: Nodes | None) -> None:
             raise
         except Exception as error:
             foreign = not isinstance(error, EdkdError)
-            line = f"{type(error).__name__}: {error}" if foreign else str(error)
+            raised = f"{type(error).__name__}: {error}" if foreign else str(error)
+            line = last_line(error) if isinstance(error, ProcessRaisedException) else raised
             LOG.error("%s failed: %s", job.name, line, exc_info=foreign)
             with contextlib.suppress(EdkdError):  # a full disk takes no record either: the first error matters
                 attempt.journal.append({"event": "failure", "error": line})

@@ -52,3 +52,16 @@ def mortal(num_classes: int = 10) -> nn.Module:
 
     network.register_forward_pre_hook(count)
     return network
+
+
+class Faulty(Plain):
+    """A network whose training raises."""
+
+    def forward(self, x: Tensor, want_feats: bool = True) -> Prediction:
+        if self.training and x.device.type != "meta":
+            raise RuntimeError("a fault of this network")
+        return super().forward(x, want_feats)
+
+
+def faulty(num_classes: int = 10) -> nn.Module:
+    return Faulty(num_classes)

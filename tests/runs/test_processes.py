@@ -75,3 +75,12 @@ def test_a_memory_of_images_needs_one_process(tiny: list[str], tmp_path: Path) -
     ended = launch("-m", *tiny, "distiller=crd", "student=resnet14", "distiller.negatives=8", "engine.devices=2")
     assert ended.code == 1
     assert "the method keeps memory_student of the images it sees" in ended.out + ended.err
+
+
+def test_what_one_process_raises_is_said_as_in_one_alone(tiny: list[str], tmp_path: Path) -> None:
+    words = [*tiny, "student.name=faulty", "student.model._target_=tests.runs.networks.faulty", "distiller=vanilla"]
+    for devices in (1, 2):
+        ended = launch(*words, f"engine.devices={devices}", f"output={tmp_path / str(devices)}")
+        assert ended.code != 0
+        (path,) = (tmp_path / str(devices) / "runs").glob("*/*/*/journal.jsonl")
+        assert journal.state(path.parent).error == "RuntimeError: a fault of this network"

@@ -311,6 +311,16 @@ def test_a_damaged_checkpoint_costs_one_epoch(nursery: Nursery, undisturbed: Pat
     assert differences(results(halfway), results(undisturbed)) == []
 
 
+def test_checkpoints_that_are_gone_are_missed(nursery: Nursery, halfway: Path) -> None:
+    folder = directory(halfway)
+    assert folder is not None
+    for path in folder.glob("checkpoint*"):
+        path.unlink()
+    assert nursery.run(*arguments(halfway, "distiller=edkd")) == 0, nursery.log.read_text()
+    assert [record["resumed_from"] for record in events(folder, "start")] == [0, 0]
+    assert f"{folder} had reached epoch 4 and has no checkpoint: it is trained anew" in (folder / "run.log").read_text()
+
+
 def test_two_damaged_checkpoints_are_an_error_not_a_new_beginning(halfway: Path) -> None:
     folder = directory(halfway)
     assert folder is not None
