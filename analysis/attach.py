@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import load, tables
+from analysis import tables
+from analysis.options import store_of
 from edkd import tracking
 from edkd.console import counted
 from edkd.errors import EdkdError
@@ -43,6 +44,6 @@ def to_sweeps(used: pd.DataFrame, options: argparse.Namespace, paths: Sequence[P
         for method, top1 in means[f"{which}_top1"].round(2).items()
     }
     try:
-        tracking.attach(load.store_of(options), sweeps, paths=paths, sentence=sentence, metrics=metrics)
+        tracking.attach(store_of(options), sweeps, paths=paths, sentence=sentence, metrics=metrics)
     except EdkdError as error:
         print(f"analysis: the sweep's run in MLflow did not get the table: {error}", file=sys.stderr)

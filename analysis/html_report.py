@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from analysis import attach, figures, formats, html_figures, html_tables, load, missing, numbers, report, tables
 from analysis import statistics as st
 from analysis.figures.by_class import Values
-from analysis.options import chosen, command, parser
+from analysis.options import chosen, command, parser, results_of
 from edkd.errors import EdkdError
 from edkd.rundir import files, journal, results
 from edkd.rundir.journal import Record
@@ -79,8 +79,8 @@ def _page(
     if ours not in names:
         raise EdkdError(f"--ours names {named!r}, which has no finished run; there are: {', '.join(names)}")
     others = [name for name in names if name != ours]
-    of_method = {row.title: used["distiller"][used["method"] == row.method].iloc[0] for row in rows}
-    baselines = [name for name in others if of_method[name] != of_method[ours]] or others
+    distiller = {row.title: used["distiller"][used["method"] == row.method].iloc[0] for row in rows}
+    baselines = [name for name in others if distiller[name] != distiller[ours]] or others  # not its other settings
     used = used.assign(
         method=used["method"].map(titles).fillna(used["method"].map(tables.alone_title)),
         hours=[metrics.get("seconds", math.nan) / 3600 for metrics in used["metrics"]],
@@ -191,7 +191,7 @@ def _journals(options: argparse.Namespace) -> Iterable[list[Record]]:
     for path in find_runs(options.output) if (options.output / "runs").is_dir() else ():
         with contextlib.suppress(EdkdError):  # a damaged one; its run is not in the table
             yield journal.read(path)
-    yield from (results.read(path) for path in results.find(load.results_of(options)))
+    yield from (results.read(path) for path in results.find(results_of(options)))
 
 
 if __name__ == "__main__":

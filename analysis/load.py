@@ -1,6 +1,5 @@
 """Read the runs of a table from the MLflow store and packed results: one row a run, one configuration a cell."""
 
-import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,16 +36,6 @@ _TAGS = (
     "imported",  # the other code base that trained the run, if any
 )
 _METRICS = [(which, key) for which in ("last", "best") for key in ("top1", "top5", "epoch")]
-
-
-def store_of(options: argparse.Namespace) -> str:
-    """The URI of the MLflow store: the one that --uri names, or that of the output folder."""
-    return options.uri or f"sqlite:///{options.output / 'mlflow.db'}"
-
-
-def results_of(options: argparse.Namespace) -> Path:
-    """The folder of packed journals: the one that --results names, or that of the code."""
-    return options.results or RESULTS
 
 
 def read(

@@ -23,18 +23,28 @@ _NO_METRIC = {
 }
 
 
+def store_of(options: argparse.Namespace) -> str:
+    """The URI of the MLflow store: the one that --uri names, or that of the output folder."""
+    return options.uri or f"sqlite:///{options.output / 'mlflow.db'}"
+
+
+def results_of(options: argparse.Namespace) -> Path:
+    """The folder of packed journals: the one that --results names, or that of the code."""
+    return options.results or load.RESULTS
+
+
 def chosen(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The runs of the table's data set, recipe and pairs, and the subset that enters its numbers."""
-    damaged = load.damaged(load.store_of(options))
+    damaged = load.damaged(store_of(options))
     for line in damaged.values():
         print(f"analysis: {line}", file=sys.stderr)
     if options.results is not None and not results.find(options.results):
         if not options.results.is_dir():
             raise EdkdError(f"--results {options.results}: there is no such folder")
         print(f"analysis: no packed runs in {options.results}", file=sys.stderr)
-    packed = load.results_of(options)
+    packed = results_of(options)
     suffice = options.uri is None and (options.results is not None or options.output == OUTPUT)
-    there = load.read(load.store_of(options), options.experiment, packed, damaged, suffice=suffice)
+    there = load.read(store_of(options), options.experiment, packed, damaged, suffice=suffice)
     of_recipe, others = load.choose(there, dataset=options.dataset, recipe=options.recipe)
     if others:
         dataset, recipe = of_recipe["dataset"].iloc[0], of_recipe["recipe"].iloc[0]
