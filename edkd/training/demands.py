@@ -107,18 +107,19 @@ class Unsaved:
         own = {
             name: value
             for name, value in vars(self.optimizer).items()
-            if not (name.startswith("_") and isinstance(value, bool))  # PyTorch's flags for checks in the first step
+            if name not in ("state", "param_groups", "defaults")
+            and not (name.startswith("_") and isinstance(value, bool))  # PyTorch's flags for checks in the first step
         }
         places = [("optimizer", own)]
         for path, module in self.network.named_modules():
-            places += [(path, vars(module))]
+            saved = ("_parameters", "_buffers", "_modules")
+            places += [(path, {name: value for name, value in vars(module).items() if name not in saved})]
             places += [(path, {name: module._buffers[name] for name in module._non_persistent_buffers_set})]
         return {
             f"{path}.{name}".lstrip("."): [(each, getattr(each, "_version", 0)) for each in held]
             for path, place in places
             for name, value in place.items()
-            if name not in _SAVED
-            and (held := [each for each in _leaves(value) if isinstance(each, (Tensor, nn.Module, int, float))])
+            if (held := [each for each in _leaves(value) if isinstance(each, (Tensor, nn.Module, int, float))])
         }
 
     def check(self) -> None:
@@ -139,9 +140,6 @@ class Unsaved:
                     "modules as its attributes or in a ModuleList; an optimiser keeps tensors in its state "
                     "(docs/extending.md)"
                 )
-
-
-_SAVED = {"_parameters", "_buffers", "_modules", "state", "param_groups", "defaults"}  # what checkpoints hold
 
 
 def _same(before: tuple[Any, int], after: tuple[Any, int]) -> bool:

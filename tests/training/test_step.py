@@ -353,6 +353,7 @@ class Forgetful(Distiller):
         self.steps, self.parts = 0, dict[str, torch.nn.Module]()
         self.register_buffer("memory", torch.zeros(5))
         self.register_buffer("passing", torch.zeros(5), persistent=False)
+        self.state = torch.zeros(5)
         self.levels = {"low": [torch.zeros(5)], "high": [torch.zeros(5)]}
 
     def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
@@ -372,6 +373,8 @@ class Forgetful(Distiller):
                 self.steps += 1
             case "module in a dict":
                 self.parts["scale"] = torch.nn.Linear(5, 5)
+            case "named as an optimiser's state":
+                self.state += mean
             case "temporary buffer":
                 self.passing += mean
             case "container in a container":
@@ -391,6 +394,7 @@ class Forgetful(Distiller):
         ("queue", r"a training step changes distiller\.queue \(Tensor\), which no checkpoint holds"),
         ("counter", r"a training step changes distiller\.steps \(int\), which no checkpoint holds"),
         ("module in a dict", r"a training step changes distiller\.parts \(Linear\), which no checkpoint holds"),
+        ("named as an optimiser's state", r"a training step changes distiller\.state \(Tensor\), which no checkpoint"),
         ("temporary buffer", r"a training step changes distiller\.passing \(Tensor\), which no checkpoint holds"),
         (
             "container in a container",
