@@ -67,7 +67,7 @@ def of_dataset(args: argparse.Namespace) -> list[str]:
 def _list_teachers(args: argparse.Namespace) -> None:
     from rich.table import Table
 
-    from edkd.teachers import store
+    from edkd.teachers import store, tables
 
     entries = store.listing(args.output / "teachers")
     if not entries:
@@ -93,7 +93,7 @@ def _list_teachers(args: argparse.Namespace) -> None:
             str(entry.epochs or ""),
             entry.recipe or "",
             f"run {entry.id[4:12]}" if entry.id.startswith("run:") else entry.source.removeprefix(f"{Path.cwd()}/"),
-            ", ".join(size(path.stat().st_blocks * 512) for path in store.tables(entry)),
+            ", ".join(size(path.stat().st_blocks * 512) for path in tables.of(entry)),
         )
     if table.rows:
         print_lines(stdout(), table)

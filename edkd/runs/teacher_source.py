@@ -23,10 +23,10 @@ from edkd.data.resident import ResidentData
 from edkd.data.views import epoch_views, n_views
 from edkd.errors import EdkdError
 from edkd.runs.inputs import Inputs, device_data, find_teacher, load_arrays, load_teacher, teacher_code, teacher_folder
-from edkd.teachers import store
 from edkd.teachers.cache import CachedTeacher, room_on, settle
 from edkd.teachers.cache_file import WORD, Rows, Table, disk_bytes, entry_bytes
 from edkd.teachers.source import TEACHER_BATCH, OnlineTeacher, Precision, TeacherSource
+from edkd.teachers.tables import path_of
 from edkd.training import hardware
 from edkd.training.device import pick_device, set_up
 
@@ -66,7 +66,7 @@ def cached(cfg: Settings, inputs: Inputs, data: TrainData, online: OnlineTeacher
             f"engine.teacher_cache_gb={cfg.engine.teacher_cache_gb:g}"
         )
     key = table_key(cfg, inputs.teacher_record["sha256"], inputs.data_sha256, inputs.device)
-    path = store.table_path(teacher_folder(cfg), cfg.dataset.key, cfg.teacher.name, digest(key))
+    path = path_of(teacher_folder(cfg), cfg.dataset.key, cfg.teacher.name, digest(key))
     table = Table(path, key=key, rows=len(data) * views, classes=classes, dtype=dtype)
 
     def compute(index: Tensor, view: Tensor) -> Tensor:

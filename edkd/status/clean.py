@@ -9,7 +9,7 @@ from edkd.rundir import lock
 from edkd.rundir.paths import RunDir, checkpoints
 from edkd.status.select import Selection
 from edkd.status.state import State
-from edkd.teachers import store
+from edkd.teachers import tables
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def find_leftovers(output: Path, sweep: str | None) -> list[Leftover]:
     if sweep is None:
         running = [view.known.start or {} for view in views if view.state == "running"]
         in_use = {start["teacher"]["sha256"] for start in running if start.get("teacher") is not None}
-        former = store.tables_of_former_teachers(output / "teachers", in_use)
+        former = tables.of_former_teachers(output / "teachers", in_use)
         found += [Leftover(path, "caches of former teachers") for path in former]
     return found
 

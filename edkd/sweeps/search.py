@@ -34,7 +34,8 @@ from edkd.rundir.paths import record_sweep, runs_of_sweep, study_file
 from edkd.slurm import submit
 from edkd.sweeps import progress, report
 from edkd.sweeps.execution import shares
-from edkd.sweeps.plan import Sweep, make_plan, pair_lists, show_unreached
+from edkd.sweeps.plan import Sweep, make_plan, pair_lists
+from edkd.sweeps.preview import show_unreached
 from edkd.sweeps.space import Space, make_space, text
 from edkd.sweeps.sweep import find_devices, parse, prepare
 from edkd.sweeps.trials import ENDED, Trials, Values, counted_trials, find_study, new_study

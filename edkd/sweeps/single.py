@@ -15,7 +15,8 @@ from edkd.runs.pretrained import weights_id
 from edkd.runs.processes import check_devices
 from edkd.runs.run import execute
 from edkd.sweeps import progress
-from edkd.sweeps.plan import is_dry, show_unreached, stored_teacher, warn_outdated
+from edkd.sweeps.plan import is_dry, stored_teacher
+from edkd.sweeps.preview import show_unreached, warn_outdated
 from edkd.sweeps.report import next_steps, open_tracking
 from edkd.teachers import store
 from edkd.training.device import cores, named_device, set_up

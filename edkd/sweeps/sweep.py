@@ -25,7 +25,8 @@ from edkd.slurm import submit
 from edkd.slurm.submission import Submission
 from edkd.sweeps import progress, report
 from edkd.sweeps.execution import look_at, outstanding, run, shares
-from edkd.sweeps.plan import Sweep, expand, is_dry, make_plan, pair_lists, show_plan, show_unreached, warn_outdated
+from edkd.sweeps.plan import Sweep, expand, is_dry, make_plan, pair_lists
+from edkd.sweeps.preview import show_plan, show_unreached, warn_outdated
 from edkd.sweeps.retry import Retry
 from edkd.training.device import pick_device
 

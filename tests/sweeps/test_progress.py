@@ -17,7 +17,7 @@ from edkd.rundir import journal, lock
 from edkd.rundir.journal import RunState
 from edkd.rundir.paths import record_sweep
 from edkd.status.state import RunStatus
-from edkd.sweeps import plan, progress, report
+from edkd.sweeps import preview, progress, report
 from edkd.sweeps.plan import Sweep
 
 
@@ -54,7 +54,7 @@ def test_the_plan(planned: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
         status("vanished", 1, journal="interrupted"),
         status("waiting", job="12_3", journal="new"),
     ]
-    plan.show_plan(planned, statuses(planned, *given))
+    preview.show_plan(planned, statuses(planned, *given))
     width = max(len(job.name) for job in planned.jobs)
     names = [job.name.ljust(width) for job in planned.jobs]
     assert capsys.readouterr().out.splitlines() == [
@@ -72,7 +72,7 @@ def test_the_plan_and_the_lines_show_what_a_sweep_varies(
 ) -> None:
     jobs = [make_job("kd", f"distiller.temperature={t}", f"seed={s}", teacher_id="x") for t in (1, 2) for s in (0, 1)]
     given = {job.run: status("new", journal="new") for job in jobs}
-    plan.show_plan(Sweep(students=jobs, asked=set(given)), given)
+    preview.show_plan(Sweep(students=jobs, asked=set(given)), given)
     expected = [f"{job.name} temperature={t}" for job, t in zip(jobs, (1, 1, 2, 2))]
     assert [line[11:].removesuffix("  new") for line in capsys.readouterr().out.splitlines()[1:5]] == expected
     console = screen(terminal=False)
@@ -84,8 +84,8 @@ def test_the_plan_and_the_lines_show_what_a_sweep_varies(
 
 def test_a_warm_up_longer_than_the_run(make_job: Any, screen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     console = screen(terminal=False)
-    monkeypatch.setattr(plan, "console", console)
-    plan.show_unreached([make_job("dkd", f"distiller.warmup_epochs={n}", teacher_id="x") for n in (2, 8)])
+    monkeypatch.setattr(preview, "console", console)
+    preview.show_unreached([make_job("dkd", f"distiller.warmup_epochs={n}", teacher_id="x") for n in (2, 8)])
     assert console.file.getvalue() == (
         "WARNING: distiller.warmup_epochs 8 of dkd: in 2 epochs the weight of distillation never rises above 25% of "
         "its value; schedule.warmup_epochs sets it\n"

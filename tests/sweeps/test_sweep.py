@@ -25,7 +25,7 @@ from edkd.config.compose import quoted
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint, journal, lock
 from edkd.runs import attempt
-from edkd.sweeps import execution, plan
+from edkd.sweeps import execution, plan, preview
 from edkd.training.trainer import TrainState
 from tests.commandline import REPOSITORY, Ended, error, files, journals, launch, metrics, python
 
@@ -453,7 +453,7 @@ def test_a_teacher_that_was_removed_is_not_trained_for_finished_students(tiny: l
     assert (done.code, plan_of(done)) == (0, [["2", "resnet8-resnet8/kd-s0", "done"]])
     assert not list(here.glob("outputs/teachers/*/*.pt"))
     planned = swept(command, "seed=0,1", "+dry_run=true")
-    assert plan_of(planned)[0] == ["1", "resnet8/vanilla-s0", plan.LOST]
+    assert plan_of(planned)[0] == ["1", "resnet8/vanilla-s0", preview.LOST]
     assert "teachers to train first: 1\n" in planned.out
 
 
