@@ -93,10 +93,11 @@ def read(run_dir: Path, *, every_epoch: bool = True) -> list[Record]:
                 f"line {number} of {path} is not a journal record; the file was damaged: restore or move it"
             )
     counted = records[::-1]
-    while counted and counted[-1]["event"] == "interrupted":
+    while counted and counted[-1]["event"] in ("interrupted", "failure"):
         counted.pop()
     is_over = bool(counted) and counted[-1]["event"] in ("end", "pruned")
-    return counted if is_over else records[::-1]  # Ctrl-C may have come when all was done
+    # Ctrl-C may have come when all was done, and a second job of a finished run may have failed as it began.
+    return counted if is_over else records[::-1]
 
 
 def epochs(run_dir: Path) -> dict[int, Record]:

@@ -160,6 +160,7 @@ def test_state_follows_the_events(tmp_path: Path) -> None:
         ([{"event": "interrupted"}], ("pruned", None, 2)),
         ([START | {"attempt": 3}, epoch(2, lr=0.5), {"event": "end", "seconds": 3}], ("finished", None, 2)),
         ([{"event": "interrupted"}], ("finished", None, 2)),  # Ctrl-C when all was done
+        ([failure], ("finished", None, 2)),  # of a second job of the run, which could not begin
     ]
     for records, expected in steps:
         written(tmp_path, *records)
