@@ -5,6 +5,7 @@ object {"host", "pid", "since" (unix seconds), "slurm_job_id"}.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -64,17 +65,19 @@ def hold(run_dir: Path) -> Iterator[None]:
 def is_held(run_dir: Path) -> Holder | None:
     """The process that holds the run directory, as {"host", "pid", "since", "slurm_job_id"}; None where none does.
 
-    Does not disturb the holder: it tries the lock only if there is a holder's note, and never waits for it.
+    Does not disturb the holder: it tries the lock only if there is a holder's note, and never waits for it. The lock
+    that it tries is a shared one, so that two who look at the same time do not take each other for the holder.
     """
     holder = last_holder(run_dir)
     if holder is None:
         return None
-    lock = FileLock(RunDir(run_dir).lock, thread_local=False, fallback_to_soft=False)
     try:
-        lock.acquire(blocking=False)
-    except (Timeout, OSError):
-        return holder  # OSError: another user's directory, where only the note is readable
-    lock.release()
+        with RunDir(run_dir).lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except OSError:  # the lock is held, or unreadable here
+        return holder
     return None
 
 

@@ -95,6 +95,15 @@ def test_looking_does_not_keep_a_holder_out(tmp_path: Path) -> None:
         process.communicate(timeout=20)
 
 
+def test_two_who_look_at_once_do_not_take_each_other_for_the_holder(tmp_path: Path) -> None:
+    with lock.hold(tmp_path):
+        note = (tmp_path / "holder.json").read_text()
+    (tmp_path / "holder.json").write_text(note)  # of a holder that was killed
+    with (tmp_path / "run.lock").open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)  # as `is_held` in another process
+        assert lock.is_held(tmp_path) is None
+
+
 def test_a_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
