@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Job:
     config: dict[str, Any]  # resolved
     settings: Settings
     teacher_id: str | None
+    threads: int | None = None  # its share of the CPU threads of the launcher that is to run it
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
@@ -140,9 +141,8 @@ def freeze(job: Job, *, sweep: str | None, threads: int | None, planned_with: pr
     planned it, by default the code on the disk now. Uncommitted changes are saved beside the file.
     """
     known = planned_with or provenance.read()
-    frozen = {**job.config, "engine": {**job.config["engine"], "threads": job.settings.engine.threads or threads}}
-    frozen["run"] = {"hash": job.run, "method": job.settings.method, "teacher_id": job.teacher_id, "sweep": sweep}
-    frozen["run"]["code"] = known.version
+    about = {"hash": job.run, "method": job.settings.method, "teacher_id": job.teacher_id, "sweep": sweep}
+    frozen = {**job.config, "run": {**about, "threads": threads, "code": known.version}}
     path = RunDir(job.directory).config
     try:
         job.directory.mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,7 @@ def thaw(path: Path) -> tuple[Job, str | None]:
         about = frozen.pop("run")
         frozen.setdefault("optimizer", SGD)  # earlier versions froze neither
         frozen.setdefault("teacher_recipe", "warn")
-        job = make_job(frozen, about["method"], about["teacher_id"])
+        job = replace(make_job(frozen, about["method"], about["teacher_id"]), threads=about.get("threads"))
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise EdkdError(f"{path} is not a frozen configuration of a run: {error}") from error
     if job.run != about["hash"]:

@@ -13,7 +13,6 @@ from torch.multiprocessing import ProcessRaisedException
 
 from edkd import console
 from edkd.config.job import Job, freeze
-from edkd.config.schema import Settings
 from edkd.errors import EdkdError
 from edkd.rundir import journal, lock
 from edkd.rundir.paths import RunDir
@@ -51,7 +50,7 @@ def execute(
         publish(job, before.end)
         remove_checkpoints(directory)  # a kill after the journal's end may have left them
         return before
-    threads = _threads(cfg, before)
+    threads = cpu_threads(job, before)
     set_up(cfg.engine, threads)
     with lock.hold(directory):
         now = journal.state(directory)
@@ -71,16 +70,18 @@ def assist(job: Job, nodes: Nodes, stop_asked: Asked) -> None:
     """
     before = journal.state(job.directory)
     check_devices(job.settings.engine, named_device(job.settings.engine.device), nodes.count)
-    attempt = Attempt(job, before, None, _threads(job.settings, before), False, stop_asked)
+    attempt = Attempt(job, before, None, cpu_threads(job, before), False, stop_asked)
     run_together(_train_part, job.settings.engine.devices, nodes, attempt, nodes.count)
 
 
-def _threads(cfg: Settings, before: journal.RunState) -> int:
+def cpu_threads(job: Job, before: journal.RunState) -> int:
     """The CPU threads of a run on a node.
 
     Sums over another number of threads differ in their last bits: a resumed run keeps the number it began with.
     """
-    return before.first_start["threads"] if before.first_start is not None else cfg.engine.threads or cores()
+    if before.first_start is not None:
+        return int(before.first_start["threads"])
+    return job.settings.engine.threads or job.threads or cores()
 
 
 def _train_and_record(attempt: Attempt, nodes: Nodes | None) -> None:

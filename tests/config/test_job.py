@@ -8,7 +8,9 @@ import yaml
 
 from edkd.config import job as config_job
 from edkd.errors import EdkdError
-from edkd.rundir import provenance
+from edkd.rundir import journal, provenance
+from edkd.runs import run
+from edkd.training.device import cores
 
 
 def test_a_frozen_job_comes_back_as_it_was(make_job: Any) -> None:
@@ -19,7 +21,7 @@ def test_a_frozen_job_comes_back_as_it_was(make_job: Any) -> None:
     assert sweep == "grid-7"
     frozen = yaml.safe_load(path.read_text())["run"]
     assert frozen.pop("code") == provenance.read().version
-    assert frozen == {"hash": job.run, "method": "edkd", "teacher_id": "run:aaaa", "sweep": "grid-7"}
+    assert frozen == {"hash": job.run, "method": "edkd", "teacher_id": "run:aaaa", "sweep": "grid-7", "threads": None}
     assert (thawed.run, thawed.name, thawed.directory) == (job.run, job.name, job.directory)
     assert thawed.identity == job.identity
     assert thawed.settings == job.settings
@@ -27,11 +29,14 @@ def test_a_frozen_job_comes_back_as_it_was(make_job: Any) -> None:
     assert thawed.config == job.config
 
 
-@pytest.mark.parametrize(("own", "given", "expected"), [("null", 3, 3), ("2", 3, 2), ("null", None, None)])
-def test_the_threads_of_a_job(make_job: Any, own: str, given: int | None, expected: int | None) -> None:
+@pytest.mark.parametrize(("own", "given", "expected"), [("null", 3, 3), ("2", 3, 2), ("null", None, cores())])
+def test_the_threads_of_a_job(make_job: Any, own: str, given: int | None, expected: int) -> None:
     job = make_job("vanilla", f"engine.threads={own}")
     thawed, _ = config_job.thaw(config_job.freeze(job, sweep=None, threads=given))
-    assert thawed.settings.engine.threads == expected
+    assert run.cpu_threads(thawed, journal.RunState("new")) == expected
+    assert thawed.settings == job.settings, "the launcher's share is that launcher's, and not the run's"
+    again, _ = config_job.thaw(config_job.freeze(thawed, sweep=None, threads=16))  # for another launcher
+    assert run.cpu_threads(again, journal.RunState("new")) == (16 if own == "null" else 2)
     assert thawed.run == job.run
 
 
