@@ -9,6 +9,10 @@ from edkd.rundir import files
 from edkd.rundir.paths import RunDir
 
 
+class UnwrittenError(EdkdError):
+    """SLURM has a job whose submission could not be written."""
+
+
 @dataclass(frozen=True)
 class Submission:
     """A SLURM job that was submitted for a run."""
@@ -29,12 +33,12 @@ class Submission:
             return None
 
     def write(self, run_dir: Path) -> None:
-        """Write it into a run's directory. If that fails, raises EdkdError naming the job, which SLURM still has."""
+        """Write it into a run's directory. If that fails, raises UnwrittenError naming the job, which SLURM has."""
         path = RunDir(run_dir).submission
         try:
             files.write_text(path, json.dumps(asdict(self)) + "\n")
         except OSError as error:
-            raise EdkdError(
+            raise UnwrittenError(
                 f"cannot write {path}: {error.strerror}; SLURM has job {self.job_id} for this run: "
                 "`scancel` it, or let it run, before the same command is given again"
             ) from error

@@ -25,7 +25,7 @@ from edkd.errors import EdkdError
 from edkd.rundir import files, provenance
 from edkd.rundir.paths import RunDir
 from edkd.slurm import queue
-from edkd.slurm.submission import Submission
+from edkd.slurm.submission import Submission, UnwrittenError
 
 NO_ANSWER = "SLURM does not answer"
 SQUEUE_SAYS = "`squeue` says why; the same command continues when it is back"
@@ -122,7 +122,7 @@ def submit(
                     freeze(job, sweep=planned.id, threads=launcher.threads, planned_with=code)
                 submitted.update(_submit_jobs(part, after, planned.id, launcher, folder))
             except EdkdError as error:
-                if not isinstance(error, AwayError):
+                if not isinstance(error, (AwayError, UnwrittenError)):  # SLURM may have the jobs
                     remove_frozen(made)
                 raise
 
@@ -156,7 +156,10 @@ def _submit_jobs(
     about["runs_per_job"] = launcher.runs_per_job
     about["runs"] = [(str(job.directory.absolute()), size) for job, size in zip(jobs, sizes)]
     with signals_held():
-        files.write_text(under_way, json.dumps(about) + "\n")
+        try:
+            files.write_text(under_way, json.dumps(about) + "\n")
+        except OSError as error:
+            raise EdkdError(f"cannot write {under_way}: {error.strerror}") from error
         try:
             ids = launcher.submit(jobs, after, comment)
         except AwayError:

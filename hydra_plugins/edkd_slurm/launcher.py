@@ -118,6 +118,7 @@ class EdkdSlurmLauncher(SlurmLauncher):
 
     def submit(self, jobs: Sequence["Job"], after: str | None, comment: str) -> list[str]:
         """See `edkd.slurm.submit.Queue.submit`."""
+        from edkd.errors import EdkdError
         from edkd.slurm.submit import AwayError, RefusedError, label, several
 
         folder, made = self._folder()
@@ -128,7 +129,11 @@ class EdkdSlurmLauncher(SlurmLauncher):
         except (RuntimeError, ValueError, AssertionError) as error:
             raise RefusedError(f"hydra.launcher: {_line(error)}") from error
         path = folder / f"{uuid.uuid4().hex}_submission.sh"
-        path.write_text(script)
+        try:
+            path.write_text(script)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise EdkdError(f"cannot write {path}: {error.strerror}") from error
         with _environment():
             command = ["sbatch", str(path)]
             done = subprocess.run(command, capture_output=True, text=True, check=False, close_fds=False)  # for `alone`

@@ -61,7 +61,7 @@ def test_what_the_launcher_is_given_reaches_sbatch(
     assert "\nmodule load x\n" in script
     assert " --cpus-per-task=3 bash " in script and " container python -u -m edkd.slurm.job --" in script
     (config,) = (here / "outputs").rglob("config.yaml")
-    assert yaml.safe_load(config.read_text())["engine"]["threads"] == 3
+    assert yaml.safe_load(config.read_text())["run"]["threads"] == 3
 
 
 def test_arrays_are_no_larger_than_the_cluster_allows_and_a_submission_names_its_job(
@@ -327,7 +327,7 @@ def test_a_job_is_given_several_runs(tiny: list[str], fake_slurm: FakeSlurm, her
     assert " --cpus-per-task=7 " in array and '--first $((2 * ${SLURM_ARRAY_TASK_ID:-0})) "${runs[@]}"' in array
     assert "update JobId=1_1 JobName=edkd:resnet8/vanilla-s2+1\n" in (fake_slurm.folder / "asked").read_text()
     configs = [yaml.safe_load(path.read_text()) for path in (here / "outputs").rglob("config.yaml")]
-    assert {config["engine"]["threads"] for config in configs} == {3}
+    assert {config["run"]["threads"] for config in configs} == {3}
 
 
 def test_a_sweep_with_several_runs_a_job(tiny: list[str], fake_slurm: FakeSlurm, here: Path) -> None:
@@ -422,7 +422,7 @@ def test_a_directory_that_somebody_else_uses_by_now_is_not_removed(make_job: Any
 
 
 def test_a_submission_that_cannot_be_written_names_the_job(
-    tiny: list[str], fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = files.write_text
 
@@ -431,10 +431,32 @@ def test_a_submission_that_cannot_be_written_names_the_job(
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, text)
 
-    monkeypatch.setattr(files, "write_text", full)
-    done = slurm(tiny, "distiller=vanilla", "student=resnet8")
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "write_text", full)
+        done = slurm(tiny, "distiller=vanilla", "student=resnet8")
     assert done.code == 1
     assert "slurm.json: No space left on device; SLURM has job 1 for this run" in done.err
+    fake_slurm.queue(j1="PENDING")
+    assert "1 was in its queue already: 1\n" in slurm(tiny, "distiller=vanilla", "student=resnet8").out
+    assert len(list((here / "outputs").rglob("config.yaml"))) == 1, "the job needs it"
+
+
+@pytest.mark.parametrize("name", ["_submission.sh", ".submitting"])
+def test_a_full_disk_at_a_submission_is_one_line(
+    tiny: list[str], fake_slurm: FakeSlurm, here: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    write = Path.open
+
+    def full(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if name in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", full)
+    done = slurm(tiny, "distiller=vanilla", "student=resnet8")
+    assert done.code == 1 and "Traceback" not in done.err
+    assert done.err.startswith("edkd: cannot write ") and done.err.endswith(": No space left on device\n")
+    assert fake_slurm.scripts() == [] and not list((here / "outputs").rglob("config.yaml"))
 
 
 def test_without_slurm_it_says_where_to_go(
