@@ -58,15 +58,14 @@ def _goes_on(run_dir: Path) -> bool:
 
 
 def _of_job(view: RunStatus) -> list[Path]:
-    """The output and error files of the run's last SLURM job, unless the run is done or its own log is newer."""
+    """The log of the run's last SLURM job, unless the run is done or its own log is newer."""
     if view.log is None or view.state == "done" or not os.access(view.log.parent, os.X_OK):  # it may be another user's
         return []
     try:
         written = RunDir(view.directory).log.stat().st_mtime
     except OSError:
         written = 0.0
-    both = dict.fromkeys((view.log, view.log.with_suffix(".err")))
-    return [path for path in both if path.is_file() and path.stat().st_mtime >= written]
+    return [view.log] if view.log.is_file() and view.log.stat().st_mtime >= written else []
 
 
 def _end(data: bytes, lines: int) -> str:

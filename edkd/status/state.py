@@ -156,10 +156,10 @@ class _Facts:
         """The SLURM job that is to run this run, or was the last to try; None if there is none."""
         if self.submission is None:
             return None
-        holder = self.state.holder or self.note
-        if holder is not None and not holder.get("slurm_job_id") and holder["since"] > self.submission.submitted:
-            return None  # a process outside SLURM took the run over
-        return self.submission.job_id
+        holder, start = self.state.holder or self.note, self.state.start or {}
+        held = holder is not None and not holder.get("slurm_job_id") and holder["since"] > self.submission.submitted
+        begun = bool(start) and not start.get("slurm") and start["time"] > self.submission.submitted
+        return None if held or begun else self.submission.job_id  # None: a process outside SLURM took the run over
 
 
 def _view(facts: _Facts, entries: Mapping[str, Entry] | None) -> RunStatus:

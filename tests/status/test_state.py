@@ -137,6 +137,14 @@ def test_a_run_outside_slurm(run_dir: Path, records: list[Record], expected: tup
     assert verdict(run_dir) == expected
 
 
+def test_a_run_that_left_slurm_was_continued_by_hand_and_stopped(run_dir: Path) -> None:
+    submitted(run_dir, submitted=time.time() - 60)
+    written(run_dir, START | {"time": time.time() - 30, "slurm": {"job": "12_3"}}, epoch(1))
+    assert verdict(run_dir) == ("vanished", "job gone from SLURM's queue")
+    written(run_dir, START | {"time": time.time(), "slurm": None}, epoch(2), LEFT)
+    assert verdict(run_dir) == ("interrupted", "the same command continues it")
+
+
 def test_a_finished_run(run_dir: Path) -> None:
     written(run_dir, START, epoch(4), END)
     submitted(run_dir)
@@ -257,7 +265,7 @@ def test_a_job_from_before_does_not_count_once_a_local_process_took_over(run_dir
 
 def test_a_run_that_ends_while_the_queue_is_asked_has_not_vanished(run_dir: Path) -> None:
     submitted(run_dir)
-    written(run_dir, START, epoch(4))
+    written(run_dir, START | {"slurm": {"job": "12_3"}}, epoch(4))
 
     def ends_meanwhile(job_ids: Iterable[str]) -> Mapping[str, Entry]:
         written(run_dir, END)
