@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,7 @@ def _retry(args: argparse.Namespace) -> None:
         print(f"not launched, because never begun: {counted(len(left), 'run')}; --all includes them")
     overrides = launch.may_add(args.overrides)
     master, launcher = retry.compose_launcher(overrides, output=args.output, task=launch.task)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as in launch.py
     try:
         carry_out(retry.make_plan(chosen), master, launcher, dry_run=args.dry_run)
     except KeyboardInterrupt:

@@ -2,13 +2,15 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from edkd.config.job import Job, labels
 from edkd.console import console, counted
 from edkd.rundir import provenance
 from edkd.rundir.journal import RunState
+from edkd.rundir.paths import RunDir
 from edkd.runs.teaching import is_lost
-from edkd.status.state import RunStatus
+from edkd.status.state import RunStatus, look
 from edkd.sweeps.plan import Sweep
 
 LONG_PLAN = 60  # rows; for a longer plan, only the numbers are shown
@@ -60,6 +62,20 @@ def show_unreached(jobs: Iterable[Job]) -> None:
                 markup=False,
                 soft_wrap=True,
             )
+
+
+def warn_queued(directories: Iterable[Path]) -> None:
+    """Print which of some runs wait in SLURM's queue, to a command that is to run them here."""
+    submitted = [each for each in directories if RunDir(each).submission.exists()]
+    waiting = [view for view in look(submitted) if view.in_queue and view.state == "waiting"]
+    if waiting:
+        numbers = ", ".join(dict.fromkeys(str(view.job).partition("_")[0] for view in waiting))
+        console.print(
+            f"WARNING: in SLURM's queue: {counted(len(waiting), 'run')} of this command (job {numbers}); `scancel` "
+            "that, or let SLURM run them and wait with -m hydra/launcher=slurm",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _active_in_slurm(status: RunStatus) -> bool:

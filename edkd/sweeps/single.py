@@ -14,9 +14,10 @@ from edkd.runs.method import check_method
 from edkd.runs.pretrained import weights_id
 from edkd.runs.processes import check_devices
 from edkd.runs.run import execute
+from edkd.runs.teaching import is_lost
 from edkd.sweeps import progress
 from edkd.sweeps.plan import is_dry, stored_teacher
-from edkd.sweeps.preview import show_unreached, warn_outdated
+from edkd.sweeps.preview import show_unreached, warn_outdated, warn_queued
 from edkd.sweeps.report import next_steps, open_tracking
 from edkd.teachers import store
 from edkd.training.device import cores, named_device, set_up
@@ -43,7 +44,11 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
                 f"remove {entry.path} to train it anew with this command and -m"
             )
     show_unreached([job])
+    warn_queued([job.directory])
     before = journal.state(job.directory)
+    if dry_run and before.status == "finished" and not is_lost(job):
+        console.print(f"{job.name} is finished, in {job.directory}", soft_wrap=True)
+        return
     if dry_run:
         done = before.epoch
         console.print(

@@ -26,7 +26,7 @@ from edkd.slurm.submission import Submission
 from edkd.sweeps import progress, report
 from edkd.sweeps.execution import look_at, outstanding, run, shares
 from edkd.sweeps.plan import Sweep, expand, is_dry, make_plan, pair_lists
-from edkd.sweeps.preview import show_plan, show_unreached, warn_outdated
+from edkd.sweeps.preview import show_plan, show_unreached, warn_outdated, warn_queued
 from edkd.sweeps.retry import Retry
 from edkd.training.device import pick_device
 
@@ -70,6 +70,8 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
     show_plan(planned, statuses)
     show_unreached(planned.jobs)
     warn_outdated(planned.jobs, states)
+    if queue is None:
+        warn_queued(job.directory for job in planned.jobs)
     stages = {"teachers": planned.teachers, "students": planned.students}
     estimate = progress.estimate(stages, states, here=parallel is not None, parallel=parallel)
     if estimate.kinds:
@@ -87,9 +89,8 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
         return
     if where.uri is not None:
         report.open_tracking(where)
-    retried = isinstance(planned, Retry)  # the sweep has more runs than these
-    recorded = retried or planned.id in recorded_sweeps(output)
-    if not retried:
+    recorded = planned.id in recorded_sweeps(output)
+    if not (recorded and isinstance(planned, Retry)):  # whose sweep may have more runs than these
         record_sweep(output, planned.id, [job.name for job in planned.jobs])
     try:
         outcome = run(planned, statuses, master, launcher)

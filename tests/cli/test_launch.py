@@ -121,6 +121,10 @@ def test_one_run(tiny: list[str], here: Path) -> None:
     assert (again.code, again.out) == (0, done.out.replace("\n", " (finished before)\n", 1))
     assert journals(here / "outputs") == {"resnet8/vanilla-s0": records}
     assert files(here) == before
+    assert (
+        f"resnet8/vanilla-s0-{records[0]['run'][:8]} is finished"
+        in launch(*tiny, "distiller=vanilla", "+dry_run=true").err
+    )
 
     taught = launch(*tiny, "distiller=edkd")  # by the network that the first run put into the store
     assert taught.code == 0, taught

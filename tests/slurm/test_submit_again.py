@@ -66,8 +66,11 @@ def test_the_plan_says_what_is_in_the_queue_and_slurm_is_asked_once(
     assert all("waiting in SLURM (job " in each for each in planned(slurm(tiny, "distiller=kd", "seed=0,1")))
     assert len((fake_slurm.folder / "squeues").read_text().splitlines()) == 1
     fake_slurm.clear("away")
-    assert planned(launch("-m", *tiny, "distiller=kd", "+dry_run=true")) == ["new"] * 2
-    assert len((fake_slurm.folder / "squeues").read_text().splitlines()) == 1, "it is no business of another launcher"
+    here_instead = launch("-m", *tiny, "distiller=kd", "+dry_run=true")
+    assert planned(here_instead) == ["new"] * 2
+    assert "WARNING: in SLURM's queue: 2 runs of this command (job 1, 2); `scancel` that, or let" in here_instead.err
+    fake_slurm.queue()
+    assert "WARNING" not in launch("-m", *tiny, "distiller=kd", "+dry_run=true").err
 
 
 def test_a_run_that_a_job_of_slurms_holds_runs_there(make_job: Any, tiny: list[str], fake_slurm: FakeSlurm) -> None:

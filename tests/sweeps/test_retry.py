@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -218,6 +219,24 @@ def test_a_retry_takes_what_is_chosen_and_does_not_shrink_the_sweep(sweep: Faile
     assert none.out == "nothing to retry: 1 run: 1 new; --all takes those that never began\n"
 
 
+def test_a_retry_of_several_sweeps_is_a_sweep_of_its_own(sweep: Failed, here: Path) -> None:
+    other = launch("--config-dir", str(sweep.own / "conf"), "-m", *TINY, "distiller=raising", "seed=2")
+    assert (other.code, sweep_of(other) == sweep.id) == (1, False)
+    sweep.marker.unlink()
+    done = edkd("retry")
+    assert (done.code, sweep_of(done) in {sweep.id, sweep_of(other)}) == (0, False), done
+    assert edkd("status", sweep_of(done)).out.splitlines()[-1] == "3 runs: 3 done"
+
+
+def test_a_retry_that_is_terminated_ends_as_by_ctrl_c(sweep: Failed, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("edkd.sweeps.sweep.carry_out", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        assert edkd("retry").code == 130  # the runs are `interrupted` then, and not `vanished`
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_sweep_has_also_the_runs_that_another_one_finished(sweep: Failed) -> None:
     ended = launch("-m", *TINY, "distiller=kd", "seed=0,1")
     assert (ended.code, sweep_of(ended) == sweep.id) == (0, False)
@@ -305,10 +324,9 @@ def test_a_run_that_is_not_clear(logged: Path, given: str, message: str) -> None
 
 
 def submit(run: Path) -> Path:
-    """A SLURM job of the run that nobody can be asked about, with its two logs."""
-    log = run.parents[4] / "12_0.out"
-    log.write_text("out of the job\n")
-    log.with_suffix(".err").write_text("slurmstepd: error: Detected 1 oom_kill event\n")
+    """A SLURM job of the run that nobody can be asked about, with its log."""
+    log = run.parents[4] / "12_0.err"
+    log.write_text("slurmstepd: error: Detected 1 oom_kill event\n")
     (run / "slurm.json").write_text(json.dumps({"job_id": "12_0", "submitted": 1.0, "sweep": "x", "log": str(log)}))
     return log
 
@@ -316,20 +334,18 @@ def submit(run: Path) -> Path:
 def test_the_log_of_the_job_where_the_run_has_none(logged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     (logged / "run.log").unlink()
-    log = submit(logged)
-    done = edkd("logs", "kd-s0")
-    assert done.out == f"==> {log} <==\nout of the job\n==> {log.with_suffix('.err')} <==\n" + (
-        "slurmstepd: error: Detected 1 oom_kill event\n"
-    )
+    submit(logged)
+    assert edkd("logs", "kd-s0").out == "slurmstepd: error: Detected 1 oom_kill event\n"
 
 
 def test_the_log_of_the_job_where_it_was_written_last(logged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     log = submit(logged)
+    both = edkd("logs", "kd-s0", "-n", "1").out.splitlines()
+    assert both[::2] == [f"==> {logged.relative_to(logged.parents[4])}/run.log <==", f"==> {log} <=="]
     os.utime(log, (1, 1))  # long before the run's own log
-    done = edkd("logs", "kd-s0", "-n", "1")
-    assert done.out.splitlines()[:3:2] == [f"==> {logged.relative_to(logged.parents[4])}/run.log <==",
-                                           f"==> {log.with_suffix('.err')} <=="]  # fmt: skip
+    assert edkd("logs", "kd-s0", "-n", "1").out == "line 49\n"
+    os.utime(log)
     journal.Journal(logged).append({"event": "end"})
     assert edkd("logs", "kd-s0", "-n", "1").out == "line 49\n"
 
