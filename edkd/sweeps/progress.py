@@ -194,7 +194,8 @@ class _View:
     def screen(self) -> Group:
         """The terminal's screen: the progress of all jobs, and accuracy and pace of the running ones."""
         trained = sum(state.epoch for state in self.states.values())
-        done, left = list(self.ended.values()).count("finished"), self.seconds_left()
+        done = sum(state.status == "finished" for state in self.states.values())
+        left = self.seconds_left()
         times = duration(time.monotonic() - self.began) + (f", {duration(left)} left" if left is not None else "")
         whole = Table.grid(padding=(0, 1))
         whole.add_row(
@@ -236,7 +237,7 @@ class _View:
             return None
         left: dict[str, float] = {}
         for job in self.jobs:
-            if job.run not in self.ended:
+            if job.run not in self.ended and self.states[job.run].status != "finished":
                 costs = known.get(job.run) or known.get(job.settings.pair) or known[""]
                 left[job.run] = (job.settings.schedule.epochs - self.states[job.run].epoch) * sum(costs) / len(costs)
         running = sum(self.states[run].status == "running" for run in left)

@@ -149,10 +149,11 @@ def log_best_student(planned: Sweep, outcome: Mapping[str, RunStatus]) -> None:
     done.sort(key=lambda job: outcome[job.run].best or 0.0, reverse=True)
     for job in done:
         weights = RunDir(job.directory).best
-        if weights.exists() and not checkpoint.ends_in_method(weights):
-            with _tolerant("the same command logs the best student again"):
-                _log_model(planned.id, job, weights, outcome[job.run])
-            return
+        with _tolerant("the same command logs the best student again"):
+            if not weights.exists() or checkpoint.ends_in_method(weights):
+                continue
+            _log_model(planned.id, job, weights, outcome[job.run])
+        return
 
 
 def _log_model(sweep: str, job: Job, weights: Path, status: RunStatus) -> None:

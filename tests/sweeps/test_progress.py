@@ -170,6 +170,19 @@ def append(job: Any, *records: dict[str, Any]) -> None:
         book.append(record)
 
 
+def test_runs_that_were_done_before_count_as_done(planned: Sweep, screen: Any) -> None:
+    console = screen(terminal=True)
+    for job in planned.jobs[:3]:
+        append(job, {"event": "start"}, epoch(1), epoch(2), END)
+    view = progress._View(planned.jobs, parallel=1)
+    console.print(view.screen())
+    assert "runs 3/4 · epochs 6/8" in console.file.getvalue()
+    append(planned.jobs[3], {"event": "start"}, epoch(1), epoch(2), END)
+    view.refresh()
+    console.print(view.screen())
+    assert "runs 4/4 · epochs 8/8" in console.file.getvalue()
+
+
 def test_each_run_that_ends_is_shown_once(planned: Sweep, screen: Any) -> None:
     console = screen(terminal=False)
     finished, failed, before, _ = planned.jobs
@@ -292,3 +305,19 @@ def test_the_parent_run_gets_the_counts_and_a_server_that_is_away_is_a_warning(
     assert [record.getMessage() for record in caplog.records] == [
         "the server is away; `edkd sync` brings MLflow up to date later"
     ] * 2
+
+
+def test_a_damaged_best_student_costs_no_summary(
+    planned: Sweep, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report.LOG, "propagate", True)
+    best = planned.students[0]
+    best.directory.mkdir(parents=True)
+    (best.directory / "best.pt").write_bytes(b"half of it")
+    report.log_best_student(
+        planned, statuses(planned, *(status("done", 2, best=each) for each in (1.0, 3.0, 2.0, 1.0)))
+    )
+    (record,) = caplog.records
+    assert "best.pt" in record.getMessage() and record.getMessage().endswith(
+        "; the same command logs the best student again"
+    )
