@@ -5,6 +5,7 @@ import csv
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,16 @@ def add_to(commands: Any) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from edkd.config.compose import chosen, compose_settings
+    from edkd.config import schema
+    from edkd.config.compose import chosen, compose_values
     from edkd.runs.evaluate import evaluate_network
 
     networks = [*chosen("student", args.model), *(chosen("teacher", args.teacher) if args.teacher else [])]
     data = of_dataset(args)
+    values = compose_values(["distiller=vanilla", *data, *networks, *args.overrides])
     if args.checkpoint is not None and not data and not any(each.startswith(_CHOICES) for each in args.overrides):
-        data = _data_of_run(args.checkpoint)
-    settings = compose_settings([*data, *networks, *args.overrides])
+        values["dataset"] = _data_of_run(args.checkpoint, values["dataset"], args.overrides)
+    settings = schema.settings(values, "vanilla")
     found = evaluate_network(settings, args.checkpoint, with_teacher=args.teacher is not None)
     if not math.isfinite(found.overall["loss"]):
         line = f"edkd: {found.where}: the network's logits are not finite, so that its accuracies mean nothing"
@@ -72,12 +75,19 @@ def _evaluate(args: argparse.Namespace) -> None:
         print(f"{name} classes: {', '.join(f'{each.name} {each.top1:.1f} %' for each in some)}")
 
 
-def _data_of_run(file: Path) -> list[str]:
-    """The overrides that choose the data set of the run in whose directory a file lies; none where it lies in none."""
-    from edkd.config.compose import quoted
-    from edkd.rundir.settings import dataset_overrides, leaves
+def _data_of_run(file: Path, composed: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The data set of the run in whose directory a file lies, with the values that the overrides name.
+
+    `composed`: the data set with these overrides, which is also the one of a file that lies in no such directory.
+    """
     from edkd.status.state import frozen
 
-    params = {key: str(value) for key, value in leaves(frozen(file.parent))}
-    root = params.pop("dataset.root", None)  # which may need quotes
-    return [*dataset_overrides(params), *([] if root is None else [f"dataset.root={quoted(root)}"])]
+    data = frozen(file.parent).get("dataset")
+    if data is None:
+        return composed
+    named = {word.lstrip("+").partition("=")[0].removeprefix("dataset.") for word in overrides}
+    for name in named & composed.keys():
+        if name in data["source"]:  # which refers to it
+            data["source"][name] = composed[name]
+        data[name] = composed[name]
+    return {**composed, **data}

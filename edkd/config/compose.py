@@ -238,7 +238,7 @@ def compose_values(overrides: list[str]) -> dict[str, Any]:
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             return resolve(compose("config", overrides=[*overrides, *own_options()]))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise EdkdError(explain(error, overrides)) from error
 
 

@@ -59,11 +59,11 @@ def dataset_overrides(params: Mapping[str, str]) -> list[str]:
     usual = yaml.safe_load(path.read_bytes()) if path.is_file() else {}
     words = [f"dataset={name}"] if name else []
     parts = ("train_per_class", "test_per_class", "validation", "validation_seed")
-    for key in ("name", "root", "image_size", *parts, "padding", "flip"):
+    for key in ("name", "root", "image_size", "mean", "std", *parts, "padding", "flip"):
         value, default = params.get(f"dataset.{key}"), str(usual.get(key))
         where = key == "root" and default != "???"  # where it lies on this machine
         if value is not None and key in usual and value != default and "$" not in default and not where:
-            words.append(f"dataset.{key}={value}")
+            words.append(f"dataset.{key}={value.replace(', ', ',')}")
     return words
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from edkd import models
 from edkd.console import size
@@ -186,6 +187,7 @@ def test_what_cannot_be_evaluated(output: Path) -> None:
     assert error(edkd("evaluate", "-m", "vgg9", "-d", "digits")).startswith(
         "student=vgg9: no such option, did you mean vgg19?; allowed: imagenet_resnet18, "
     )
+    assert error(edkd("evaluate", "-m", "vgg8", "-d", "3")).startswith("dataset=3: ")
     assert error(edkd("evaluate", "-m", "vgg8", "-d", "digit")).startswith(
         "dataset=digit: no such option, did you mean digits?; allowed: cifar100, digits, folder"
     )
@@ -200,6 +202,19 @@ def test_a_checkpoint_of_a_run_is_measured_on_the_data_of_that_run(output: Path)
     done = edkd("evaluate", "-m", "resnet8", "-c", file)
     assert (done.code, done.out.partition(" images")[0]) == (0, evaluate("-c", file).out.partition(" images")[0])
     assert " 50 images, " in edkd("evaluate", "-m", "resnet8", "-c", file, "dataset.test_per_class=5").out
+
+
+def test_the_data_of_a_run_need_no_option(output: Path) -> None:
+    """They are taken as they were frozen, with their normalisation and whatever their option was called."""
+    file = run_file(output, "kd", "last.pt")
+    config = yaml.safe_load((file.parent / "config.yaml").read_text())
+    config["dataset"] |= {"name": "shades", "mean": [0.9, 0.9, 0.9], "std": [0.05, 0.05, 0.05]}
+    (file.parent / "config.yaml").write_text(yaml.safe_dump(config))
+    normalised = ("dataset.mean=[0.9,0.9,0.9]", "dataset.std=[0.05,0.05,0.05]")
+    done = edkd("evaluate", "-m", "resnet8", "-c", str(file))
+    assert done.out.startswith("resnet8 on shades-"), done
+    assert done.out.splitlines()[1] == evaluate("-c", str(file), *normalised).out.splitlines()[1]
+    assert done.out.splitlines()[1] != evaluate("-c", str(file)).out.splitlines()[1]
 
 
 def test_the_default_data_set_is_cifar100(output: Path) -> None:
