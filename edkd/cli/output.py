@@ -101,7 +101,7 @@ def _sync(args: argparse.Namespace) -> None:
     if not changed and not failed:
         print(f"{args.output} and MLflow agree")
     if failed:
-        raise EdkdError(f"{counted(failed, 'run')} could not be brought to {uri}")
+        raise EdkdError(f"{counted(failed, 'run')} could not be brought to {tracking.redacted(uri)}")
 
 
 def _ui(args: argparse.Namespace) -> None:

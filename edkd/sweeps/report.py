@@ -95,12 +95,12 @@ def open_tracking(where: Tracking) -> None:
     except EdkdError as error:
         if not str(where.uri).startswith(("http://", "https://")):
             raise EdkdError(f"{error}; or run with tracking=journal, and `edkd sync` later") from error
-        LOG.warning("%s; training goes on, `edkd sync` brings MLflow up to date later", error)
+        LOG.warning("%s; training goes on, %s", error, _later(where))
 
 
 def track_start(sweep: str, where: Tracking) -> None:
     """Make the sweep's parent run in MLflow, so that every child finds it. Errors are only logged."""
-    with _tolerant():
+    with _tolerant(_later(where)):
         tracking.start_sweep(sweep, **vars(where))
 
 
@@ -112,7 +112,7 @@ def track_end(planned: Sweep, outcome: Mapping[str, RunStatus]) -> None:
     where, output = planned.jobs[0].settings.tracking, Path(planned.jobs[0].settings.output)
     if where.uri is not None:
         counts = Counter(str(status.known.status) for status in outcome.values())
-        with _tolerant():
+        with _tolerant(_later(where)):
             others = {*runs_of_sweep(output, planned.id)} - {job.name for job in planned.jobs}
             counts.update(str(journal.state(output / "runs" / name).status) for name in others)
             tracking.settle_sweeps({planned.id: counts}, **vars(where))
@@ -120,7 +120,7 @@ def track_end(planned: Sweep, outcome: Mapping[str, RunStatus]) -> None:
 
 def track_search(sweep: str, where: Tracking, states: Mapping[str, int], best: str) -> None:
     """Give the parent run of a search its status and a sentence on its best trial. Errors are only logged."""
-    with _tolerant():
+    with _tolerant(_later(where)):
         run = tracking.start_sweep(sweep, **vars(where))
         tracking.attach(str(where.uri), [run], paths=[], sentence=best, metrics={})
         tracking.settle_sweeps({sweep: states}, **vars(where))
@@ -166,8 +166,12 @@ def _log_model(sweep: str, job: Job, weights: Path, status: RunStatus) -> None:
     tracking.log_model(_Logits(network).eval(), example, run=job.run, sweep=sweep, **vars(cfg.tracking))
 
 
+def _later(where: Tracking) -> str:
+    return f"`{tracking.sync_command(str(where.uri), where.experiment)}` brings MLflow up to date later"
+
+
 @contextlib.contextmanager
-def _tolerant(later: str = "`edkd sync` brings MLflow up to date later") -> Iterator[None]:
+def _tolerant(later: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever MLflow raises

@@ -27,7 +27,7 @@ from edkd.tracking.server import serve
 from edkd.tracking.store import create_store
 from edkd.tracking.sweeps import attach, settle_sweeps, start_sweep
 from edkd.tracking.sync import SyncReport, sync_all, sync_run
-from edkd.tracking.uri import sqlite_path
+from edkd.tracking.uri import redacted, sqlite_path, sync_command
 
 __all__ = [
     "LiveTracker",
@@ -38,11 +38,13 @@ __all__ = [
     "load_runs",
     "log_model",
     "predict_saved",
+    "redacted",
     "save_model",
     "serve",
     "settle_sweeps",
     "sqlite_path",
     "start_sweep",
     "sync_all",
+    "sync_command",
     "sync_run",
 ]

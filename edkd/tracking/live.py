@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from edkd.tracking.sync import sync_run
-from edkd.tracking.uri import redacted
+from edkd.tracking.uri import redacted, sync_command
 
 PAUSE = 60.0  # seconds before the next try after a failure
 
@@ -68,4 +68,5 @@ class LiveTracker:
     def _warn(self, reason: str) -> None:
         if not self._warned:
             self._warned = True
-            log.warning("tracking failed: %s; training goes on; `edkd sync` will bring MLflow up to date", reason)
+            command = sync_command(self._uri, self._experiment)
+            log.warning("tracking failed: %s; training goes on; `%s` will bring MLflow up to date", reason, command)

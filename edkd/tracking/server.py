@@ -1,6 +1,5 @@
 """MLflow's web server for a store."""
 
-import getpass
 import os
 import socket
 import sys
@@ -9,6 +8,7 @@ from typing import NoReturn
 from edkd.errors import EdkdError
 from edkd.tracking import view
 from edkd.tracking.store import create_store, open_store
+from edkd.tracking.uri import user
 
 
 def serve(*, uri: str, experiment: str, artifacts: str | None, port: int) -> NoReturn:
@@ -23,7 +23,7 @@ def serve(*, uri: str, experiment: str, artifacts: str | None, port: int) -> NoR
         raise EdkdError(f"cannot serve at port {port}: {error}; --port names another") from error
     here = f"http://127.0.0.1:{port}"
     print(f"Runs by accuracy: {view.link(here, store.experiment_id)}")
-    print(f"from another machine, first: ssh -N -L {port}:127.0.0.1:{port} {getpass.getuser()}@{socket.gethostname()}")
+    print(f"from another machine, first: ssh -N -L {port}:127.0.0.1:{port} {user()}@{socket.gethostname()}")
     print("Ctrl-C ends it", flush=True)
     # One worker: the usual four take a gigabyte and, on a busy machine, longer to start than their time limit.
     command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]

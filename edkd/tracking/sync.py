@@ -21,7 +21,7 @@ from edkd.tracking import bulk
 from edkd.tracking.recorded import RecordedRun, shown, summarise
 from edkd.tracking.store import Store, create_store, one_line, only, open_store, search
 from edkd.tracking.sweeps import parent
-from edkd.tracking.uri import PATIENCE, is_server
+from edkd.tracking.uri import PATIENCE, is_server, lock_file, user
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -154,8 +154,11 @@ def _sync(store: Store, run_dir: Path, *, parents: dict[str, str]) -> SyncReport
 
 
 def _alone(run_dir: Path) -> FileLock:
-    """The lock by which one process at a time syncs a run."""
-    return FileLock(RunDir(run_dir).mlflow_lock, timeout=PATIENCE, fallback_to_soft=False)
+    """The lock by which one process at a time syncs a run; of a folder that others alone may write to, one's own."""
+    file = RunDir(run_dir).mlflow_lock
+    if not os.access(run_dir, os.W_OK):
+        file = lock_file(str(file.absolute()))
+    return FileLock(file, timeout=PATIENCE, fallback_to_soft=False)
 
 
 def _read(run_dir: Path) -> tuple[RecordedRun | None, str]:
@@ -249,7 +252,7 @@ def _path(store: Store, run_dir: Path) -> str:
     """
     parts = run_dir.absolute().parts
     below = "/".join(parts[len(parts) - parts[::-1].index("runs") :] if "runs" in parts else parts[-1:])
-    return f"{os.environ.get('USER', os.getuid())}:{below}" if is_server(store.uri) else below
+    return f"{user()}:{below}" if is_server(store.uri) else below
 
 
 def _find(store: Store, path: str, recorded: RecordedRun) -> "Run | None":

@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import pwd
 import re
+import shlex
 import tempfile
 from pathlib import Path
 from urllib.parse import unquote
@@ -51,12 +53,32 @@ def redacted(text: str) -> str:
     return re.sub(r"(?<=://)[^/@\s]+@", "", text)
 
 
+def sync_command(uri: str, experiment: str) -> str:
+    """The command that brings a store up to date with the journals; a password in the URI is not shown."""
+    path, words = sqlite_path(uri), ["edkd", "sync"]
+    if path is None or path.name != "mlflow.db":
+        words += ["--uri", uri if redacted(uri) == uri else "URI"]
+    elif path.parent.resolve() != Path("outputs").resolve():
+        words += ["--output", str(path.parent)]
+    return shlex.join(words + (["--experiment", experiment] if experiment != "edkd" else []))
+
+
+def user() -> str:
+    """The user's name, or number where a container knows no name; unlike $USER, the same in a job and a shell."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
 def lock(uri: str) -> FileLock:
     """The lock that keeps one user's processes on one machine from making the same thing in a store twice."""
     path = sqlite_path(uri)
-    if path is None:
-        name = hashlib.sha256(uri.encode()).hexdigest()[:16]
-        file = Path(tempfile.gettempdir()) / f"edkd-mlflow-{os.getuid()}-{name}.lock"
-    else:
-        file = path.with_name(f"{path.name}.lock")
+    file = lock_file(uri) if path is None else path.with_name(f"{path.name}.lock")
     return FileLock(file, timeout=PATIENCE, fallback_to_soft=False)
+
+
+def lock_file(name: str) -> Path:
+    """A file for the lock of something where none can be written."""
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"edkd-mlflow-{os.getuid()}-{digest}.lock"

@@ -406,7 +406,7 @@ def test_a_server_that_is_away_does_not_stop_the_training(
     assert done.code == 0, done
     (before,) = [record.getMessage() for record in caplog.records]
     assert before.startswith(f"MLflow store {uri} failed: ")
-    assert before.endswith("; training goes on, `edkd sync` brings MLflow up to date later")
+    assert before.endswith(f"; training goes on, `edkd sync --uri {uri}` brings MLflow up to date later")
     assert done.err.count(f"tracking failed: MLflow store {uri} failed: ") == 1  # in the run's log
     assert list(journals(here / "outputs")) == ["resnet8/vanilla-s0"]
 

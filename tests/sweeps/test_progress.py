@@ -303,7 +303,7 @@ def test_the_parent_run_gets_the_counts_and_a_server_that_is_away_is_a_warning(
     place = {"uri": "sqlite:///x.db", "artifacts": "a", "experiment": "e"}
     assert given == {"what": {retried.id: {"finished": 2, "failed": 1}}, **place}, "one of them in its journal alone"
     assert [record.getMessage() for record in caplog.records] == [
-        "the server is away; `edkd sync` brings MLflow up to date later"
+        "the server is away; `edkd sync --uri sqlite:///x.db --experiment e` brings MLflow up to date later"
     ] * 2
 
 

@@ -55,7 +55,7 @@ def test_a_dead_server_costs_the_training_nothing_but_one_warning(run_dir, caplo
         assert not tracker.close()
     (warning,) = warnings_of(caplog)
     assert warning.startswith("tracking failed: MLflow store http://127.0.0.1:9 failed")
-    assert warning.endswith("training goes on; `edkd sync` will bring MLflow up to date")
+    assert warning.endswith("training goes on; `edkd sync --uri http://127.0.0.1:9` will bring MLflow up to date")
     assert sync_run(run_dir, **where).epochs_logged == 500
 
 
@@ -68,9 +68,8 @@ def test_a_server_that_does_not_answer_holds_nobody_up(run_dir, caplog, monkeypa
         tracker = LiveTracker(run_dir, uri=uri, experiment="edkd", artifacts=None)
         tracker.notify()
         assert not tracker.close(timeout=0.2)  # the request goes on for 1 s
-        assert warnings_of(caplog) == [
-            "tracking failed: not done after 0.2 s; training goes on; `edkd sync` will bring MLflow up to date"
-        ]
+        (warning,) = warnings_of(caplog)
+        assert warning.startswith("tracking failed: not done after 0.2 s; training goes on; `edkd sync --uri ")
         tracker._thread.join(30)
     assert not tracker._thread.is_alive()
     assert len(warnings_of(caplog)) == 1

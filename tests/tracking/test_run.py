@@ -1,14 +1,16 @@
 """A run in MLflow, from its journal."""
 
 import json
+import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from edkd import tracking
 from edkd.rundir import lock
-from edkd.tracking import SyncReport, load_runs, store, sync, sync_all, sync_run
+from edkd.tracking import SyncReport, load_runs, store, sync, sync_all, sync_run, uri
 from tests.tracking.records import (
     END,
     FAILURE,
@@ -238,9 +240,29 @@ def test_outputs_that_are_moved_keep_their_runs_and_files(tmp_path, empty_store,
 
 
 def test_on_a_server_each_person_has_a_run(tmp_path, monkeypatch):
-    opened = store.Store(client=None, uri="https://mlflow", experiment="edkd", experiment_id="1")
-    monkeypatch.setenv("USER", "ann")
-    assert sync._path(opened, tmp_path / "outputs" / "runs" / "a" / "b" / "kd-s0") == "ann:a/b/kd-s0"
+    opened, run = store.Store(client=None, uri="https://mlflow", experiment="edkd", experiment_id="1"), "runs/a/b/kd-s0"
+    monkeypatch.setattr(uri.pwd, "getpwuid", lambda number: SimpleNamespace(pw_name="ann"))
+    monkeypatch.setenv("USER", "bob")  # of sudo or cron
+    assert sync._path(opened, tmp_path / run) == "ann:a/b/kd-s0"
+    monkeypatch.setattr(uri.pwd, "getpwuid", {}.__getitem__)  # in a container
+    assert sync._path(opened, tmp_path / run) == f"{os.getuid()}:a/b/kd-s0"
+
+
+def test_the_runs_of_a_folder_that_cannot_be_written_reach_ones_own_store(where, run_dir, monkeypatch):
+    write(run_dir, start(), *epochs(2), END)
+    there = set(run_dir.iterdir())
+    nowhere = SimpleNamespace(access=lambda path, mode: False, W_OK=os.W_OK)  # root may write everywhere
+    monkeypatch.setattr(sync, "os", nowhere)
+    assert sync_run(run_dir, **where) == SyncReport(created=True, epochs_logged=2, ended=True)
+    assert set(run_dir.iterdir()) == there
+
+
+def test_the_command_that_brings_a_store_up_to_date():
+    assert tracking.sync_command("sqlite:///outputs/mlflow.db", "edkd") == "edkd sync"
+    assert tracking.sync_command("sqlite:////x/y z/mlflow.db", "edkd") == "edkd sync --output '/x/y z'"
+    assert tracking.sync_command("sqlite:////x/mine.db", "e") == "edkd sync --uri sqlite:////x/mine.db --experiment e"
+    assert tracking.sync_command("http://login1:5000", "edkd") == "edkd sync --uri http://login1:5000"
+    assert tracking.sync_command("postgresql://me:secret@db/x", "edkd") == "edkd sync --uri URI"
 
 
 def test_long_and_many_values_respect_the_limits_of_mlflow(where, run_dir, calls):
