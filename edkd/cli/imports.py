@@ -55,4 +55,5 @@ def _import(args: argparse.Namespace) -> None:
     if nothing:
         raise EdkdError("nothing was imported")
     if done.written:
-        print(f"next: edkd sync --output {args.output}, then make table")
+        table = "make table" if args.output == Path("outputs") else f"make table ARGS='--output {args.output}'"
+        print(f"next: edkd sync --output {args.output}, then {table}")

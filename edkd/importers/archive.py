@@ -4,9 +4,11 @@ Nothing is unpacked to a path from the archive. Only the content of plain files 
 that the caller chooses. Links, devices and names that lead out of the archive are refused.
 """
 
+import lzma
 import re
 import shutil
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -49,7 +51,7 @@ def unpack(archive: Path, folder: Path) -> Iterator[tuple[str, Teacher | EdkdErr
                     shutil.copyfileobj(content, copy)
                 yield member.name, Teacher(name, file)
                 file.unlink()
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         raise EdkdError(f"{archive} could not be read as a tar archive: {error}") from error
 
 

@@ -56,6 +56,9 @@ def record(importer: ModuleType, paths: Sequence[Path], output: Path, overrides:
                     done.left_out.append(f"{source}: {result}")
                     continue
                 run_dir, new = _write(result, output, tuple(overrides))
+                if not new and (other := _differs(run_dir, result, tuple(overrides))):
+                    done.left_out.append(f"{source}: {other}")
+                    continue
                 (done.written if new else done.there).append(run_dir)
                 done.notes += [f"{source}: {note}" for note in result.notes] if new else []
     return done
@@ -133,6 +136,13 @@ def _write(result: Result, output: Path, overrides: tuple[str, ...]) -> tuple[Pa
     epochs = [{"event": "epoch", "time": now, "epoch": n, "metrics": dict(m)} for n, m in result.epochs.items()]
     files.write_bytes(RunDir(run_dir).journal, b"".join(map(journal.encode, (start, *epochs, end))))
     return run_dir, True
+
+
+def _differs(run_dir: Path, result: Result, overrides: tuple[str, ...]) -> str:
+    """How the recipe of an imported run that is there differs from the one that it is given now; empty where not."""
+    known = (journal.state(run_dir).start or {})["tags"]["recipe"]
+    given = recipe(identity(_composed(result.teacher, result.student, overrides)[1], None))
+    return f"there by the recipe {known}, not {given}: remove {run_dir} to import it anew" if known != given else ""
 
 
 def _free_number(folder: Path, distiller: str) -> int:

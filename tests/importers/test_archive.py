@@ -90,6 +90,22 @@ def test_what_is_no_archive(here: Path, content: bytes) -> None:
         list(archive.unpack(here / "some.tar", here))
 
 
+@pytest.mark.parametrize("kind", ["xz", "bz2"])
+def test_a_damaged_archive_is_one_line(here: Path, kind: str) -> None:
+    file = here / f"damaged.tar.{kind}"
+    with tarfile.open(file, f"w:{kind}") as tar:
+        content = " ".join(map(str, range(500_000))).encode()
+        large = member("vgg13_vanilla/ckpt_epoch_240.pth")
+        large.size = len(content)
+        tar.addfile(large, io.BytesIO(content))
+    data = bytearray(file.read_bytes())
+    middle = slice(len(data) * 6 // 10, len(data) * 6 // 10 + 50)
+    data[middle] = bytes(255 - byte for byte in data[middle])
+    file.write_bytes(data)
+    with pytest.raises(EdkdError, match=f"damaged.tar.{kind} could not be read as a tar archive: "):
+        list(archive.unpack(file, here))
+
+
 def test_the_command_measures_each(here: Path) -> None:
     name = "cifar_teachers/{}_vanilla/ckpt_epoch_240.pth"
     members = {member(name.format("resnet8")): checkpoint(), member(name.format("vgg8")): checkpoint()}

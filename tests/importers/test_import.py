@@ -45,6 +45,12 @@ def test_each_run_once(logs: Path) -> None:
     again = edkd("import", "mdistiller", "moved/kd,res32x4,res8x4/worklog.txt", "moved")
     assert again.out.endswith("0 runs imported, 5 there already, 1 left out; in outputs\n")
     assert journals(Path("outputs")) == before
+    other = edkd("import", "mdistiller", "moved", "schedule.batch_size=128")
+    assert "worklog.txt: there by the recipe 240ep-b64-fp32-" in other.out and "to import it anew" in other.out
+    assert other.out.endswith("0 runs imported, 0 there already, 5 left out; in outputs\n")
+    assert edkd("import", "mdistiller", "moved", "--output", "others").out.endswith(
+        "next: edkd sync --output others, then make table ARGS='--output others'\n"
+    )
 
     status = edkd("status", "--json")
     assert status.code == 0
