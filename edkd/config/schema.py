@@ -242,6 +242,8 @@ def _distiller(node: Any) -> dict[str, Any]:
     values = check_call({name: value for name, value in node.items() if name not in LABELS}, "distiller")
     try:
         method(**values)
+    except EdkdError:
+        raise
     except Exception as error:  # of one's own class
         kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
         raise EdkdError(f"distiller: {kind}{' '.join(str(error).split())}; see conf/distiller") from error

@@ -1,8 +1,8 @@
 """Attention transfer: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv:1612.03928."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat
 
 from edkd import losses
 from edkd.distillers.base import Batch, Distiller, Outcome
@@ -19,7 +19,9 @@ class AT(Distiller):
 
     needs_feats: ClassVar[bool] = True
 
-    def __init__(self, *, ce_weight: NonNegativeFloat, feat_weight: NonNegativeFloat, p: PositiveFloat) -> None:
+    def __init__(
+        self, *, ce_weight: NonNegativeFloat, feat_weight: NonNegativeFloat, p: Annotated[float, Field(ge=1)]
+    ) -> None:
         super().__init__()
         self.ce_weight = ce_weight
         self.feat_weight = feat_weight

@@ -174,6 +174,8 @@ class Choosy(Vanilla):
         super().__init__()
         if size == 3:
             raise ValueError("size 3 is\n too odd")
+        if size == 5:
+            raise EdkdError("distiller.size is 5: 2 and 4 are allowed")
 
 
 def test_a_method_may_refuse_a_value(base: dict[str, Any]) -> None:
@@ -181,6 +183,8 @@ def test_a_method_may_refuse_a_value(base: dict[str, Any]) -> None:
     assert schema.settings(changed(base, "distiller", node), "choosy").distiller == node
     with pytest.raises(EdkdError, match=r"^distiller: size 3 is too odd; see conf/distiller$"):
         schema.settings(changed(base, "distiller", node | {"size": 3}), "choosy")
+    with pytest.raises(EdkdError, match=r"^distiller.size is 5: 2 and 4 are allowed$"):
+        schema.settings(changed(base, "distiller", node | {"size": 5}), "choosy")
 
 
 def test_the_name_of_a_method_is_one_of_a_file(base: dict[str, Any]) -> None:
