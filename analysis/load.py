@@ -64,7 +64,10 @@ def read(
     rows = [_row(run) for run in _united(stored, packed) if run["tags"].get("distiller")]
     if not rows:
         raise EdkdError(f"no runs in experiment {experiment!r} of the MLflow store; {HOW_TO_RUN}")
-    return pd.DataFrame(rows)
+    found = pd.DataFrame(rows)
+    trained = {f"run:{tags['config_hash']}": seed for tags, seed in zip(found["tags"], found["seed"])}
+    of_teachers = [trained.get(params["teacher_id"], float("nan")) for params in found["params"]]
+    return found.assign(teacher_seed=of_teachers)
 
 
 def _united(stored: Sequence[Mapping[str, Any]], packed: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

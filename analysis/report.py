@@ -41,6 +41,10 @@ IMPORTED = (
     "by that code. Their seeds and their teacher's weights are not known, so they are compared with no other run; a "
     "running number stands where ours have a seed.",
 )
+SAME_SEED = (
+    "in each epoch the student saw the views on which its teacher was trained in that epoch, and for these a teacher's "
+    "predictions are others than for new ones (see Seeds in docs/results.md)"
+)
 _ACROSS = 8  # the most methods that have a column each on the terminal
 _SHOWN = 10  # the most left-out runs that the terminal lists; the file lists them all
 
@@ -88,6 +92,7 @@ def facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
     mixed = [f"{method} on {pair}" for pair, method in teachers.index[teachers > 1]]
     seeds, alone = (sorted(each["seed"].unique()) for each in (ours[~ours["alone"]], ours[ours["alone"]]))
     without = len(used) - len(distilled)
+    overlap = int((ours["seed"] == ours["teacher_seed"]).sum())
     counts = f"{counted(len(distilled), 'distilled student')}, {counted(without, 'student')} alone"
     if used["packed"].any():
         counts += f"; {used['packed'].sum()} of them from packed journals"
@@ -99,6 +104,7 @@ def facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
         + (f" (alone: {', '.join(map(str, alone))})" if set(alone) - set(seeds) else ""),
         f"git commits: {', '.join(sorted(set(numbers.commits(used).dropna()))) or 'none'}",
         *([f"means over runs of several teachers: {', '.join(mixed)}"] if mixed else []),
+        *([f"{counted(overlap, 'run')} with the seed of its teacher's training: {SAME_SEED}"] if overlap else []),
         *(f"not the defaults: {line}" for line in sorted(set(_changed(used)))),
     )
 

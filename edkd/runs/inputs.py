@@ -106,7 +106,7 @@ def find_teacher(cfg: Settings, trained_by: str = "") -> store.Entry:
         return publish_weights(cfg, teacher_folder(cfg), load_arrays(cfg)[0])
     directory = directory_of(trained_by, cfg) if trained_by else None
     if directory is None:
-        raise store.missing(cfg.dataset.key, cfg.teacher.name, teacher_folder(cfg))
+        raise store.missing(cfg.dataset.key, cfg.teacher.name, teacher_folder(cfg), cfg.teacher_seed)
     state = journal.state(directory)
     became = "failed" if state.status == "failed" else f"is {state.status} after epoch {state.epoch}"
     raise EdkdError(

@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from edkd.config.job import Job, labels
+from edkd.config.job import Job, directory_of, labels, training_run
 from edkd.console import console, counted
 from edkd.rundir import provenance
 from edkd.rundir.journal import RunState
-from edkd.rundir.paths import RunDir
+from edkd.rundir.paths import DIRECTORY_NAME, RunDir
 from edkd.runs.teaching import is_lost
 from edkd.status.state import RunStatus, look
 from edkd.sweeps.plan import Sweep
@@ -62,6 +62,28 @@ def show_unreached(jobs: Iterable[Job]) -> None:
                 markup=False,
                 soft_wrap=True,
             )
+
+
+def warn_same_seed(planned: Sweep) -> None:
+    """Print the seeds that students share with the training of their teachers.
+
+    All randomness of an epoch is a function of seed and epoch: such a student sees in each epoch what its teacher was
+    trained on in that epoch, in the same order.
+    """
+    teachers = {job.run: job.settings.seed for job in planned.teachers}
+    shared: dict[int, list[str]] = {}
+    for job in planned.students:
+        if run := training_run(job.teacher_id):
+            directory = directory_of(run, job.settings)
+            named = DIRECTORY_NAME.fullmatch(directory.name) if directory is not None else None
+            seed = teachers.get(run, int(named["seed"]) if named else None)
+            if seed == job.settings.seed:
+                shared.setdefault(seed, []).append(job.settings.teacher.name)
+    for seed, names in shared.items():
+        print(
+            f"WARNING: seed {seed} is also that of {', '.join(dict.fromkeys(names))}: in each epoch these students see "
+            "what their teacher was trained on in that epoch; take other seeds (see Seeds in docs/results.md)"
+        )
 
 
 def warn_queued(directories: Iterable[Path]) -> None:

@@ -16,8 +16,8 @@ from edkd.runs.processes import check_devices
 from edkd.runs.run import execute
 from edkd.runs.teaching import is_lost
 from edkd.sweeps import progress
-from edkd.sweeps.plan import is_dry, stored_teacher
-from edkd.sweeps.preview import show_unreached, warn_outdated, warn_queued
+from edkd.sweeps.plan import Sweep, is_dry, stored_teacher
+from edkd.sweeps.preview import show_unreached, warn_outdated, warn_queued, warn_same_seed
 from edkd.sweeps.report import next_steps, open_tracking
 from edkd.teachers import store
 from edkd.training.device import cores, named_device, set_up
@@ -35,7 +35,7 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
     if cfg.needs_teacher:
         entry = stored_teacher(cfg)
         if entry is None and cfg.teacher.weights is None:
-            raise store.missing(cfg.dataset.key, cfg.teacher.name, teacher_folder(cfg))
+            raise store.missing(cfg.dataset.key, cfg.teacher.name, teacher_folder(cfg), cfg.teacher_seed)
         job = replace(job, teacher_id=weights_id(cfg) if entry is None else entry.id)
         if entry is not None and cfg.teacher_recipe == "strict" and entry.recipe not in (None, job.tags["recipe"]):
             raise EdkdError(
@@ -44,6 +44,7 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
                 f"remove {entry.path} to train it anew with this command and -m"
             )
     show_unreached([job])
+    warn_same_seed(Sweep([job]))
     warn_queued([job.directory])
     before = journal.state(job.directory)
     if dry_run and before.status == "finished" and not is_lost(job):

@@ -26,7 +26,7 @@ from edkd.slurm.submission import Submission
 from edkd.sweeps import progress, report
 from edkd.sweeps.execution import look_at, outstanding, run, shares
 from edkd.sweeps.plan import Sweep, expand, is_dry, make_plan, pair_lists
-from edkd.sweeps.preview import show_plan, show_unreached, warn_outdated, warn_queued
+from edkd.sweeps.preview import show_plan, show_unreached, warn_outdated, warn_queued, warn_same_seed
 from edkd.sweeps.retry import Retry
 from edkd.training.device import pick_device
 
@@ -68,6 +68,7 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
     states = {run: status.known for run, status in statuses.items()}
     parallel, _ = shares(master, len(planned.jobs))
     show_plan(planned, statuses)
+    warn_same_seed(planned)
     show_unreached(planned.jobs)
     warn_outdated(planned.jobs, states)
     if queue is None:

@@ -202,9 +202,9 @@ def _by(entry: Entry) -> str:
     return f" by {' '.join(words)}" if words else ""
 
 
-def missing(dataset: str, name: str, store: Path) -> EdkdError:
-    """The error for a run whose teacher is not in the store; it names the ways to add one."""
-    alone = f"`python launch.py distiller=vanilla student={name}` with the same dataset options trains it alone, "
+def missing(dataset: str, name: str, store: Path, seed: int) -> EdkdError:
+    """The error for a run whose teacher is not in the store; it names the ways to add one, which a run of `seed` is."""
+    alone = f"`python launch.py distiller=vanilla student={name} seed={seed}` with the same dataset options trains it, "
     return EdkdError(
         f"no teacher {name} for the data set {dataset} in {store} {there(dataset, name, store)}; a sweep (-m) "
         f"of its students trains it first, {alone if (CONF / 'student' / f'{name}.yaml').exists() else ''}"

@@ -151,6 +151,14 @@ def test_weights_tell_teachers_of_one_configuration_apart(analyse):
     assert f"\n- means over runs of several teachers: edkd on {PAIR}\n" in text
 
 
+def test_students_that_share_their_teachers_seed_are_counted(analyse):
+    teacher = make("vanilla", "vgg13", 1, 74.6, cell="abc")  # whose hash is abc1
+    runs = [make("kd", seed=s, top1=70.0, teacher_id="run:abc1") for s in (1, 2)]
+    _, text, _, _ = analyse([teacher, *runs])
+    assert "\n- 1 run with the seed of its teacher's training: in each epoch the student saw " in text
+    assert "its teacher's training" not in analyse([teacher, *runs[1:]])[1]
+
+
 def test_imported_runs_are_neither_compared_nor_the_last_row(analyse):
     runs = [make(m, seed=s, top1=t) for m, t in (("kd", 70.0), ("dkd", 71.0)) for s in (1, 2)]
     runs[-1]["tags"]["teacher_id"] = "t2"

@@ -19,6 +19,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "schedule.epochs=2",
         "schedule.milestones=[]",
         "engine.threads=1",
+        "teacher_seed=0",
         "tracking=journal",
     ]
     done = launch("-m", *common, "teacher=resnet8", "student=resnet8", "distiller=vanilla,kd", f"output={output}")

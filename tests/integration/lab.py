@@ -146,7 +146,7 @@ class Lab:
     def _base(self, epochs: int) -> list[str]:
         return [
             "dataset=digits", "dataset.image_size=8", "dataset.train_per_class=12", "dataset.test_per_class=5",
-            "teacher=resnet14", "student=resnet8", "schedule=short", f"schedule.epochs={epochs}",
+            "teacher=resnet14", "student=resnet8", "teacher_seed=0", "schedule=short", f"schedule.epochs={epochs}",
             "schedule.milestones=[20,40]", "engine.device=cpu", "engine.threads=1", "allow_weak_teacher=true",
         ]  # fmt: skip
 

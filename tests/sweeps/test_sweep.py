@@ -197,6 +197,20 @@ def test_teachers_have_a_seed_of_their_own(tiny: list[str]) -> None:
     assert [name for _, name, _ in rows] == ["resnet8/vanilla-s5", "resnet8-resnet8/kd-s7", "resnet8-resnet8/kd-s8"]
 
 
+def test_students_with_the_seed_of_their_teacher_are_warned_of(tiny: list[str]) -> None:
+    command = [each for each in tiny if not each.startswith("teacher_seed")]
+    usual = swept(command, "distiller=kd", "seed=0,1", "+dry_run=true")
+    assert plan_of(usual)[0][1] == "resnet8/vanilla-s1000" and "WARNING" not in usual.out
+    warning = (
+        "WARNING: seed 1 is also that of resnet8: in each epoch these students see what their teacher was trained on"
+    )
+    shared = swept(command, "distiller=kd", "seed=0,1", "teacher_seed=1")
+    assert shared.code == 0 and shared.out.count(warning) == 1 and shared.out.count("WARNING: seed") == 1
+    assert warning in swept(command, "distiller=dkd", "seed=1", "+dry_run=true").out, "of a stored teacher, too"
+    assert warning in launch(*command, "distiller=dkd", "seed=1", "+dry_run=true").out
+    assert "WARNING" not in launch(*command, "distiller=dkd", "seed=0", "+dry_run=true").out
+
+
 def test_a_teacher_that_is_itself_asked_for_is_trained_first_and_once(tiny: list[str]) -> None:
     rows = plan_of(swept(tiny, "distiller=vanilla,kd", "student=resnet8,resnet14", "+dry_run=true"))
     assert [row[:2] for row in rows] == [
