@@ -28,6 +28,7 @@ from edkd.console import console
 from edkd.data import _torchvision
 from edkd.data.base import Epoch, ImageBatch
 from edkd.data.files import Streamed
+from edkd.data.streaming import ROTATION
 from edkd.errors import EdkdError
 from edkd.runs.inputs import load_arrays
 
@@ -128,7 +129,9 @@ class Modes:
 def plain_loader(files: Streamed, cfg: Settings, batch: int, device: torch.device) -> DataLoader[Any]:
     """The same files, transforms and workers as torchvision's documentation puts them together."""
     v2, datasets = _torchvision.transforms_v2(), _torchvision.load().datasets
-    steps = [v2.PILToTensor(), v2.RandomResizedCrop(files.image_size, antialias=True), v2.RandomHorizontalFlip()]
+    size, rotated = files.image_size, files.augmentation == "rotation"
+    crop = [v2.Resize((size, size), antialias=True), v2.RandomRotation(ROTATION)] if rotated else []
+    steps = [v2.PILToTensor(), *(crop or [v2.RandomResizedCrop(size, antialias=True)]), v2.RandomHorizontalFlip()]
     steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(cfg.dataset.mean, cfg.dataset.std)]
     images = datasets.ImageFolder(files.train.root, v2.Compose(steps))
     return DataLoader(

@@ -18,11 +18,12 @@ from edkd import __version__, tracking
 from edkd.config.instantiate import build
 from edkd.config.job import Job, thaw
 from edkd.config.schema import Settings
+from edkd.console import LOG
 from edkd.data.arrays import Arrays
 from edkd.data.files import Streamed
 from edkd.distillers.base import Distiller
 from edkd.errors import EdkdError, import_extra
-from edkd.rundir import checkpoint
+from edkd.rundir import checkpoint, journal
 from edkd.rundir.paths import RunDir
 from edkd.runs.inputs import device_data, load_arrays
 from edkd.runs.method import load_method
@@ -79,6 +80,9 @@ def export(run_dir: Path, output: Path, *, form: str, which: str, to: Path | Non
     file = getattr(RunDir(run_dir), which)
     if not file.is_file():
         raise EdkdError(f"{run_dir} has no {file.name}: it has not finished, or was unpacked or imported")
+    state = journal.state(run_dir)
+    if state.status != "finished":
+        LOG.warning("%s is %s, after epoch %d: its weights may change", run_dir, state.status, state.epoch)
     job, _ = thaw(RunDir(run_dir).config)
     # Everything on the CPU in single precision, whatever the run was trained on and with.
     cfg = replace(job.settings, output=str(output), engine=replace(job.settings.engine, channels_last=False))

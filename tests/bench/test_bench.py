@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -272,6 +273,11 @@ def test_the_plain_loader_reads_what_ours_reads(tmp_path: Path, monkeypatch: pyt
     seen = torch.cat([images for images, _ in batches])
     assert (seen.amin((0, 2, 3)) >= low - 1e-5).all() and (seen.amax((0, 2, 3)) <= high + 1e-5).all()
     assert sorted(torch.cat([target for _, target in batches]).unique().tolist()) == [0, 1, 2, 3]
+    rotated: Any = streaming.plain_loader(dataclasses.replace(epoch, augmentation="rotation"), cfg, 4, CPU).dataset
+    assert [type(each).__name__ for each in rotated.transform.transforms[1:3]] == [
+        "Resize",
+        "RandomRotation",
+    ]  # of tiny_imagenet
 
 
 def test_ratios_of_loader_and_step_are_taken_within_a_repetition() -> None:

@@ -96,6 +96,15 @@ def test_what_is_exported_predicts_as_the_checkpoint(output: Path, form: str, en
     assert export(form, "--which", "last").code == 0  # again, over what is there
 
 
+def test_an_export_of_a_run_that_has_not_ended_says_so(output: Path, caplog: pytest.LogCaptureFixture) -> None:
+    journal = run_file(output, "kd", "journal.jsonl")
+    assert export("torchscript").code == 0 and not caplog.records
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:2]))
+    assert export("torchscript").code == 0
+    (record,) = caplog.records
+    assert record.getMessage().endswith(" is interrupted, after epoch 1: its weights may change")
+
+
 def test_a_file_that_exists_is_replaced_by_force_alone(output: Path) -> None:
     Path("student.pt").write_text("mine")
     assert error(export("torchscript", "--to", "student.pt")) == "student.pt exists; --force replaces it"
