@@ -133,11 +133,12 @@ def draw(
 def references(used: pd.DataFrame) -> pd.DataFrame:
     """The cells of each pair's student alone, and of its teacher as its students' runs recorded it.
 
-    Students alone that have several configurations are left out.
+    A student alone is drawn for the seeds that the pair's methods have; those that have several configurations are left
+    out.
     """
     distilled = used[~used["alone"]]
     alone = numbers.students_alone(used).drop(columns="pair")
-    students = alone.merge(distilled[["pair", "student"]].drop_duplicates(), on="student")
+    students = alone.merge(distilled[["pair", "student", "seed"]].drop_duplicates(), on=["student", "seed"])
     teachers = distilled.dropna(subset="teacher_top1").drop_duplicates(["pair", "teacher_top1"])
     teachers = teachers.assign(last_top1=teachers["teacher_top1"], best_top1=teachers["teacher_top1"])
     both = [load.tidy(students.assign(alone=False, method=_STUDENT)), load.tidy(teachers.assign(method=_TEACHER))]
@@ -202,8 +203,9 @@ def _costs(
     against: Literal["hours", "memory"], used: pd.DataFrame, cells: pd.DataFrame, *, title: str, **same: Any
 ) -> Figure:
     used = used[used["imported"] == ""]  # an imported run's device and hours are unknown
-    if against == "hours" and any(tags.get("device", "").startswith("cpu") for tags in used["tags"]):
-        raise ValueError("hours on a CPU depend on what else it computed, and are not compared")
+    if any(tags.get("device", "").startswith("cpu") for tags in used["tags"]):
+        on = {"hours": "what else it computed", "memory": "what its process did before"}[against]
+        raise ValueError(f"{against} on a CPU depend on {on}, and are not compared")
     devices = sorted({tags.get("device", "an unrecorded device") for tags in used["tags"]})
     if len(devices) != 1:
         raise ValueError(f"{against} of {', '.join(devices) or 'other code'} cannot be compared")

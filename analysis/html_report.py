@@ -19,6 +19,7 @@ from analysis import attach, figures, formats, html_figures, html_tables, load, 
 from analysis import statistics as st
 from analysis.figures.by_class import Values
 from analysis.options import chosen, command, parser, results_of
+from edkd.console import counted
 from edkd.errors import EdkdError
 from edkd.rundir import files, journal, results
 from edkd.rundir.journal import Record
@@ -96,7 +97,7 @@ def _page(
     contrasts = [(ours, name) for name in others]
     compared = {kind: st.comparisons(tidy, kind, contrasts) for kind in numbers.KINDS}
     over = dict(zip(others, st.over_pairs(tidy, protocol, contrasts)))
-    curves, by_class = _by_epoch(distilled, options)
+    curves, by_class, without = _by_epoch(distilled, options)
     curves = _in_order(curves, place)
     title = report.title(dataset, used)
     drawn = html_figures.draw(
@@ -111,9 +112,13 @@ def _page(
         ours=ours,
         subject=title,
     )
+    if without:
+        drawn.not_drawn.append(f"{without} of {counted(len(distilled), 'run')}: no journal here, and in no curve")
     ours_alone = distilled[distilled["imported"] == ""]  # what this code can train
     begun = missing.unfinished(runs, used)
     absent = missing.without_run(runs, ours_alone, begun, [f"{pair.teacher}-{pair.student}" for pair in columns])
+    unpack = ["edkd", "results", "unpack", str(results_of(options)), "--output", str(options.output)]
+    unpacked = [shlex.join(unpack)] if ours_alone["packed"].any() else []  # or they would be trained again
     made_by = command("analysis.html_report", options, dataset, recipe)
     template = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -144,7 +149,7 @@ def _page(
         pooled=html_tables.pooled(ours, over),
         missing=html_tables.missing([*begun, *absent]),
         retry=missing.retry_command(begun, dataset, options.output) if begun else "",
-        launch="\n".join(missing.launch_commands(absent, ours_alone, options.output)),
+        launch="\n".join([*unpacked, *missing.launch_commands(absent, ours_alone, options.output)]) if absent else "",
         notes=[formats.marked_up(note) for note in report.notes(used, columns)],
         left_out=[*missing.left_out(runs, used), *tables.taught_apart(used)],
         provenance=html_tables.provenance(used),
@@ -158,11 +163,11 @@ def _in_order(rows: pd.DataFrame, place: Mapping[str, int]) -> pd.DataFrame:
     return rows.sort_values("pair", key=lambda names: names.map(place), kind="stable")
 
 
-def _by_epoch(used: pd.DataFrame, options: argparse.Namespace) -> tuple[pd.DataFrame, Mapping[str, Values]]:
+def _by_epoch(used: pd.DataFrame, options: argparse.Namespace) -> tuple[pd.DataFrame, Mapping[str, Values], int]:
     """Test top-1 by epoch, and what methods recorded by class, of runs that are packed or in the output folder.
 
     The former has a row a run and epoch; the latter is the mean of the runs, [epochs, classes], by method, quantity and
-    pair.
+    pair. Third, the number of the other runs.
     """
     known = {(r["tags"].get("config_hash"), r["started"]): r for r in used.to_dict("records")}
     columns: dict[str, list[Any]] = {name: [] for name in ("pair", "method", "seed", "epoch", "top1")}
@@ -184,7 +189,7 @@ def _by_epoch(used: pd.DataFrame, options: argparse.Namespace) -> tuple[pd.DataF
     values: dict[str, dict[str, dict[str, NDArray[np.float64]]]] = {}
     for (method, name, pair), tables_of in classes.items():
         values.setdefault(method, {}).setdefault(name, {})[pair] = np.mean(tables_of, axis=0)
-    return pd.DataFrame(columns).astype({"epoch": int, "top1": float}), values
+    return pd.DataFrame(columns).astype({"epoch": int, "top1": float}), values, len(known)
 
 
 def _journals(options: argparse.Namespace) -> Iterable[list[Record]]:

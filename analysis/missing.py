@@ -121,7 +121,9 @@ def _settings(distilled: pd.DataFrame) -> list[str]:
     params = {key: found.pop() for key, found in values.items() if len(found) == 1}
     if not literature.comparable(distilled):
         words += dataset_overrides(params)
-        words += [f"{key}={value}".replace(", ", ",") for key, value in params.items() if key.startswith("schedule.")]
+        by_student = all(each.get("schedule.lr") == each.get("student.lr") for each in distilled["params"])
+        kept = [key for key in params if key.startswith("schedule.") and not (by_student and key == "schedule.lr")]
+        words += [f"{key}={params[key]}".replace(", ", ",") for key in kept]
     usual = {"engine.precision": "fp32", "engine.devices": "1"}
     return words + [f"{key}={params[key]}" for key, value in usual.items() if params.get(key, value) != value]
 

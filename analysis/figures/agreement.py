@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from analysis.figures.labels import beside
 from analysis.figures.style import (
     DIRECT,
+    FAINT,
     GREY_NOTE,
     STEPS,
     chosen,
@@ -53,9 +54,12 @@ def teacher_agreement(
     methods, look = present(rows, titles), looks(titles, highlight, ours)
     shown = coloured(methods, highlight)
     direct = len(rows) <= DIRECT
-    note = GREY_NOTE if len(shown) < len(methods) else ""
+    note = "Grey lines join the dots of a pair." + (GREY_NOTE if len(shown) < len(methods) else "")
     figure, grid = panels(len(_AXES), 3, 2.6, title, note=note, handles=() if direct else marks(shown, titles, ours))
     for axes, (column, label) in zip(grid, _AXES.items()):
+        for _, part in rows.dropna(subset=[column]).groupby("pair", sort=False):
+            part = part.sort_values(column)
+            axes.plot(part[column], part["top1"], color=FAINT, linewidth=0.8, zorder=0.5)
         for method in sorted(methods, key=lambda method: method in shown):
             part = rows[rows["method"] == method]
             axes.plot(

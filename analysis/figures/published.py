@@ -34,7 +34,8 @@ def against_published(beside_ours: pd.DataFrame, *, titles: Mapping[str, str], t
     `beside_ours` has one row a published number that may stand beside ours: pair, method, published (percent), protocol
     ("last", "best" or "unknown", as published; our numbers are by the same protocol, or of the last epoch if it is
     unknown), n, mean, low, high (ours, as `statistics.cells` gives them; one run has no interval and an
-    open mark). Marks differ by protocol; the six points with the largest differences have names.
+    open mark). Marks differ by protocol; the six points with the largest differences have names. A number of an unknown
+    epoch is no measure of a difference, and stands at the left alone.
     """
     rows = chosen(beside_ours, titles, ["published", "mean"], "published accuracy beside one of ours")
     rows = rows.assign(gap=rows["mean"] - rows["published"])
@@ -48,13 +49,15 @@ def against_published(beside_ours: pd.DataFrame, *, titles: Mapping[str, str], t
     both.plot(ends, ends, color=QUIET, linewidth=0.8, zorder=1, label="identity")
     both.set(xlim=ends, ylim=ends, aspect="equal", xlabel="published test top-1, %", ylabel="ours, %")
     gaps.axhline(0, color=QUIET, linewidth=0.8, zorder=1)
-    low, high = rows["low"] - rows["published"], rows["high"] - rows["published"]
-    gaps.set_ylim(limits([*rows["gap"], 0.0], low, high))
+    compared = rows[rows["protocol"] != "unknown"]
+    low, high = compared["low"] - compared["published"], compared["high"] - compared["published"]
+    gaps.set_ylim(limits([*compared["gap"], 0.0], low, high))
     gaps.set(xlim=ends, xlabel="published test top-1, %", ylabel="ours − published, points")
-    markers, colours = zip(*(_MARKS[protocol] for protocol in rows["protocol"]))
-    for axes, shown in ((both, rows), (gaps, rows.assign(mean=rows["gap"], low=low, high=high))):
-        estimates(axes, rows["published"], shown, colours, markers, upright=True, width=0.6)
-    _name(gaps, rows.loc[rows["gap"].abs().sort_values(ascending=False, kind="stable").index[:_NAMED]], titles)
+    for axes, shown in ((both, rows), (gaps, compared.assign(mean=compared["gap"], low=low, high=high))):
+        colours, markers = ([_MARKS[protocol][i] for protocol in shown["protocol"]] for i in (1, 0))
+        estimates(axes, shown["published"], shown, colours, markers, upright=True, width=0.6)
+    largest = compared["gap"].abs().sort_values(ascending=False, kind="stable").index[:_NAMED]
+    _name(gaps, compared.loc[largest], titles)
     return freeze(figure)
 
 

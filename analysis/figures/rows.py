@@ -58,13 +58,15 @@ def accuracies(
     rows = chosen(cells[cells["protocol"] == protocol], titles, ["mean"], f"accuracy under the protocol {protocol!r}")
     methods, pairs = present(rows, titles), list(rows["pair"].unique())
     columns, direct = 5 if len(pairs) > 12 else 4, len(methods) <= DIRECT
+    numbers = rows.loc[~rows["method"].isin(beside), "n"]
+    same = numbers.nunique() == 1
     figure, grid = panels(
         len(pairs),
         columns,
         0.65 + (0.22 if direct else 0.15) * len(methods),
         title,
         below=f"{quantity}, %",
-        note=f"{subject}\n{_READING.format(100 * LEVEL)}",
+        note=f"{subject}{f'; n = {numbers.iloc[0]}' if same else ''}\n{_READING.format(100 * LEVEL)}",
     )
     for number, (pair, axes) in enumerate(zip(pairs, grid)):
         part = rows[rows["pair"] == pair]
@@ -74,9 +76,9 @@ def accuracies(
         colours = [STANDOUT if m in highlight else QUIET if m in beside else PLAIN for m in part["method"]]
         heights = part["method"].map(methods.index)
         estimates(axes, heights, part, colours, upright=False)
-        for mean, height, colour in zip(part["mean"], heights, colours) if direct else ():
+        for mean, n, height, colour in zip(part["mean"], part["n"], heights, colours) if direct else ():
             axes.annotate(
-                f"{mean:.2f}",
+                f"{mean:.2f}" if same else f"{mean:.2f} (n={n})",
                 (mean, height),
                 (0, 3.5),
                 textcoords="offset points",

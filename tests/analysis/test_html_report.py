@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from analysis import html_report, literature, load
+from analysis import html_figures, html_report, literature, load
 from analysis.missing import Missing, launch_commands
 from edkd import tracking
 from edkd.errors import EdkdError
 from edkd.rundir import files
 from edkd.rundir.journal import Journal
-from tests.analysis.runs import OTHER, PAIR, make, swept
+from tests.analysis.runs import OTHER, PAIR, make, placed, swept
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HASHES = {"data_sha256": "d" * 64, "teacher_sha256": "e" * 64}
@@ -148,13 +148,44 @@ def test_the_page_of_a_small_store(write, tmp_path):
     assert "secret" not in text
 
 
-def test_hours_on_a_cpu_are_not_compared(write, tmp_path):
+def test_hours_and_memory_on_a_cpu_are_not_compared(write, tmp_path):
     runs = store()
-    assert write(runs) == 0 and 'aria-label="Accuracy against time"' in text_of(tmp_path)
+    assert write(runs) == 0 and text_of(tmp_path).count('aria-label="Accuracy against ') == 2
     for run in runs:
         run["tags"]["device"] = "cpu (x86_64)"
-    assert write(runs) == 0 and 'aria-label="Accuracy against time"' not in text_of(tmp_path)
+    assert write(runs) == 0 and 'aria-label="Accuracy against ' not in text_of(tmp_path)
     assert "Accuracy against time: hours on a CPU depend on what else it computed" in text_of(tmp_path)
+    assert "Accuracy against memory: memory on a CPU depend on what its process did before" in text_of(tmp_path)
+
+
+@pytest.mark.parametrize(("rate", "words"), [("0.05", " schedule.epochs=8 "), ("0.1", " schedule.lr=0.1 ")])
+def test_a_missing_run_has_the_rate_of_its_own_student(tmp_path, rate, words):
+    params = {"schedule.epochs": "8", "schedule.lr": rate, "student.lr": "0.05"}
+    runs = pd.DataFrame([{"dataset": "cifar100", "last_epoch": 8, "params": params}])
+    rows = [Missing("resnet50-mobilenetv2", "kd", 1, "not begun")]  # whose student has 0.01
+    (command,) = launch_commands(rows, runs, tmp_path)
+    assert words in f"{command} " and ("schedule.lr" in command) == (rate == "0.1")
+
+
+def test_packed_runs_are_unpacked_before_others_are_trained(write, tmp_path, monkeypatch):
+    runs = [make(method, pair) for method, pair in (("kd", PAIR), ("dkd", PAIR), ("kd", OTHER))]
+    united = load._united
+    monkeypatch.setattr(load, "_united", lambda stored, packed: [{**run, "packed": True} for run in united(stored, ())])
+    assert write(runs, "--pairs", f"{PAIR},{OTHER}") == 0
+    unpack = f"edkd results unpack {tmp_path} --output {tmp_path / 'out'}"
+    assert f"{unpack}\npython launch.py -m distiller=dkd pair={OTHER} " in html.unescape(text_of(tmp_path))
+
+
+def test_the_student_alone_is_drawn_for_the_seeds_of_its_methods():
+    runs = [make("kd", seed=s, top1=70.0) for s in (0, 1)] + [make("vanilla", "vgg8", s, 60.0 + s) for s in (0, 1, 2)]
+    cells = html_figures.references(placed(runs))
+    (alone,) = cells[(cells["method"] == html_figures._STUDENT) & (cells["protocol"] == "last")].to_dict("records")
+    assert (alone["n"], alone["mean"]) == (2, 60.5)
+
+
+def test_runs_without_a_journal_are_in_no_curve(write, tmp_path):
+    assert write(store()) == 0
+    assert "10 of 10 runs: no journal here, and in no curve" in text_of(tmp_path)
 
 
 def test_the_page_compares_with_the_student_alone(write, tmp_path):
@@ -316,7 +347,7 @@ def test_few_methods_stand_beside_student_and_teacher_alone(write, tmp_path):
     figure = text_of(tmp_path).partition("<figure>")[2].partition("</figure>")[0]
     said = re.findall("<text[^>]*>([^<]*)</text>", figure)
     assert [said.count(word) for word in ("student alone", "KD", "teacher alone")] == [1, 1, 1]
-    assert [said.count(mean) for mean in ("65.50", "70.00", "74.64")] == [1, 2, 2]
+    assert [said.count(mean) for mean in ("66.00", "70.00", "74.64")] == [1, 2, 2]
     assert "CIFAR-100, 240 epochs: students' top-1 accuracy" in html.unescape(figure)
 
 
