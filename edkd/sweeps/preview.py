@@ -64,15 +64,16 @@ def show_unreached(jobs: Iterable[Job]) -> None:
             )
 
 
-def warn_same_seed(planned: Sweep) -> None:
-    """Print the seeds that students share with the training of their teachers.
+def warn_same_seed(jobs: Iterable[Job]) -> None:
+    """Print the seeds that some students share with the training of their teachers, in the store or among the jobs.
 
     All randomness of an epoch is a function of seed and epoch: such a student sees in each epoch what its teacher was
     trained on in that epoch, in the same order.
     """
-    teachers = {job.run: job.settings.seed for job in planned.teachers}
+    jobs = list(jobs)
+    teachers = {job.run: job.settings.seed for job in jobs}
     shared: dict[int, list[str]] = {}
-    for job in planned.students:
+    for job in jobs:
         if run := training_run(job.teacher_id):
             directory = directory_of(run, job.settings)
             named = DIRECTORY_NAME.fullmatch(directory.name) if directory is not None else None

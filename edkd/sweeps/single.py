@@ -16,7 +16,7 @@ from edkd.runs.processes import check_devices
 from edkd.runs.run import execute
 from edkd.runs.teaching import is_lost
 from edkd.sweeps import progress
-from edkd.sweeps.plan import Sweep, is_dry, stored_teacher
+from edkd.sweeps.plan import is_dry, stored_teacher
 from edkd.sweeps.preview import show_unreached, warn_outdated, warn_queued, warn_same_seed
 from edkd.sweeps.report import next_steps, open_tracking
 from edkd.teachers import store
@@ -44,7 +44,7 @@ def run_one(resolved: dict[str, Any], method: str) -> None:
                 f"remove {entry.path} to train it anew with this command and -m"
             )
     show_unreached([job])
-    warn_same_seed(Sweep([job]))
+    warn_same_seed([job])
     warn_queued([job.directory])
     before = journal.state(job.directory)
     if dry_run and before.status == "finished" and not is_lost(job):

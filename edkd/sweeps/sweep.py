@@ -67,8 +67,9 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
     statuses = look_at(planned, ask=queue is not None)
     states = {run: status.known for run, status in statuses.items()}
     parallel, _ = shares(master, len(planned.jobs))
+    todo = outstanding(planned, statuses)
     show_plan(planned, statuses)
-    warn_same_seed(planned)
+    warn_same_seed(todo)
     show_unreached(planned.jobs)
     warn_outdated(planned.jobs, states)
     if queue is None:
@@ -77,7 +78,7 @@ def carry_out(planned: Sweep, master: DictConfig, launcher: Launcher, *, dry_run
     estimate = progress.estimate(stages, states, here=parallel is not None, parallel=parallel)
     if estimate.kinds:
         print(estimate.line())
-    if todo := outstanding(planned, statuses):
+    if todo:
         print(_disk(todo))
     if parallel is not None:
         find_devices(todo)

@@ -366,7 +366,7 @@ def test_own_images_that_are_missing_or_corrupt(here: Path) -> None:
 def test_no_teacher(tiny: list[str], here: Path) -> None:
     message = error(launch(*tiny, "distiller=kd"))
     assert message.startswith(f"no teacher resnet8 for the data set {DATA} in ")
-    assert "`python launch.py distiller=vanilla student=resnet8`" in message
+    assert "`python launch.py distiller=vanilla student=resnet8 seed=0`" in message
     assert "edkd teachers import resnet8 FILE" in message
     assert files(here) == set()
 

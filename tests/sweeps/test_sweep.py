@@ -159,7 +159,8 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tiny: list[str], here: Path
         ["2", "resnet8-resnet8/dkd-s0", "new"],
         ["2", "resnet8-resnet8/dkd-s1", "new"],
     ]
-    numbers, estimate, disk = done.out.splitlines()[-3:]
+    numbers, seeds, estimate, disk = done.out.splitlines()[-4:]
+    assert seeds.startswith("WARNING: seed 0 is also that of resnet8: ")
     assert numbers.endswith(": 4 runs: 4 new; teachers to train first: 1")
     assert estimate.startswith("estimate: none yet, no recorded step time for 2 of 2 networks")
     weights = models.resnet8(num_classes=100).state_dict().values()
@@ -407,7 +408,7 @@ def test_a_stored_teacher_is_used_and_a_weak_one_refused(tiny: list[str], here: 
 def test_a_stored_teacher_that_was_trained_otherwise_is_shown_and_strictly_refused(tiny: list[str], here: Path) -> None:
     assert launch(*tiny, "distiller=vanilla", "schedule.lr=0.00001").code == 0
     run = journals(here / "outputs")["resnet8/vanilla-s0"][0]["run"]
-    command = [*tiny, "distiller=kd", "+dry_run=true"]
+    command = [*tiny, "distiller=kd", "seed=1", "+dry_run=true"]
     done = swept(command)
     line, warning = done.out.splitlines()[-4:-2]
     assert line.startswith("teacher resnet8 of digits-8-20perclass-test10: top-1 ")
