@@ -133,6 +133,7 @@ def arguments(output: Path, *overrides: str) -> list[str]:
         "dataset.validation=0.1",
         "teacher=resnet8",
         "student=resnet8",
+        "teacher_seed=0",
         "schedule=short",
         f"schedule.epochs={EPOCHS}",
         "schedule.milestones=[4]",

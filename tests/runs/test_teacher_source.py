@@ -29,7 +29,7 @@ IMAGES, VIEWS = 200, 9
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output folder with a teacher resnet8."""
     output = tmp_path_factory.mktemp("store") / "outputs"
-    common = [*COMMON, "schedule.epochs=2", "tracking=journal", f"output={output}"]
+    common = [*COMMON, "teacher_seed=0", "schedule.epochs=2", "tracking=journal", f"output={output}"]
     done = launch("dataset=digits", "distiller=vanilla", "student=resnet8", *common)
     assert done.code == 0, done
     return output
@@ -62,7 +62,7 @@ def numbers(out: str) -> tuple[int, int, int]:
 
 
 def student(*arguments: str) -> Ended:
-    common = [*COMMON, "schedule.epochs=2", "tracking=journal", "dataset=digits"]
+    common = [*COMMON, "teacher_seed=0", "schedule.epochs=2", "tracking=journal", "dataset=digits"]
     return launch(*common, "teacher=resnet8", "student=resnet8", "distiller=kd", *arguments)
 
 
