@@ -204,8 +204,8 @@ def _costs(
 ) -> Figure:
     used = used[used["imported"] == ""]  # an imported run's device and hours are unknown
     if any(tags.get("device", "").startswith("cpu") for tags in used["tags"]):
-        on = {"hours": "what else it computed", "memory": "what its process did before"}[against]
-        raise ValueError(f"{against} on a CPU depend on {on}, and are not compared")
+        on = {"hours": "depend on what else it computed", "memory": "depends on what its process did before"}[against]
+        raise ValueError(f"{against} on a CPU {on}: no comparison")
     devices = sorted({tags.get("device", "an unrecorded device") for tags in used["tags"]})
     if len(devices) != 1:
         raise ValueError(f"{against} of {', '.join(devices) or 'other code'} cannot be compared")

@@ -42,8 +42,8 @@ IMPORTED = (
     "running number stands where ours have a seed.",
 )
 SAME_SEED = (
-    "in each epoch the student saw the views on which its teacher was trained in that epoch, and for these a teacher's "
-    "predictions are others than for new ones (see Seeds in docs/results.md)"
+    "in each epoch such a student saw the views on which its teacher was trained in that epoch, and a teacher's "
+    "predictions for these differ from those for other views (see Seeds in docs/results.md)"
 )
 _ACROSS = 8  # the most methods that have a column each on the terminal
 _SHOWN = 10  # the most left-out runs that the terminal lists; the file lists them all
@@ -104,7 +104,7 @@ def facts(used: pd.DataFrame, dataset: str, recipe: str) -> tuple[str, ...]:
         + (f" (alone: {', '.join(map(str, alone))})" if set(alone) - set(seeds) else ""),
         f"git commits: {', '.join(sorted(set(numbers.commits(used).dropna()))) or 'none'}",
         *([f"means over runs of several teachers: {', '.join(mixed)}"] if mixed else []),
-        *([f"{counted(overlap, 'run')} with the seed of its teacher's training: {SAME_SEED}"] if overlap else []),
+        *([f"distilled students with the seed of their teacher: {overlap}; {SAME_SEED}"] if overlap else []),
         *(f"not the defaults: {line}" for line in sorted(set(_changed(used)))),
     )
 

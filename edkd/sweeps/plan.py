@@ -169,10 +169,11 @@ def make_plan(combinations: Iterable[Sequence[str]], overrides: Sequence[Overrid
         students[job.run] = job
     for (dataset, name), jobs in wanted.items():
         if len(jobs) > 1:
+            seed = next(iter(jobs.values())).settings.seed
             raise EdkdError(
                 f"the sweep would train teacher {name} of {dataset} in several ways; "
-                f"train it first: python launch.py distiller=vanilla student={name} seed=…, with seed=teacher_seed and "
-                "the values that it shall have"
+                f"train it first: python launch.py distiller=vanilla student={name} seed={seed}, with the values that "
+                "it shall have"
             )
     needed = {job.teacher_id for job in students.values() if journal.state(job.directory).status != "finished"}
     teachers = {

@@ -71,15 +71,16 @@ def warn_same_seed(jobs: Iterable[Job]) -> None:
     trained on in that epoch, in the same order.
     """
     jobs = list(jobs)
-    teachers = {job.run: job.settings.seed for job in jobs}
+    seeds: dict[str, int | None] = {job.run: job.settings.seed for job in jobs}
     shared: dict[int, list[str]] = {}
     for job in jobs:
         if run := training_run(job.teacher_id):
-            directory = directory_of(run, job.settings)
-            named = DIRECTORY_NAME.fullmatch(directory.name) if directory is not None else None
-            seed = teachers.get(run, int(named["seed"]) if named else None)
-            if seed == job.settings.seed:
-                shared.setdefault(seed, []).append(job.settings.teacher.name)
+            if run not in seeds:  # one look at the disk for each teacher
+                directory = directory_of(run, job.settings)
+                named = DIRECTORY_NAME.fullmatch(directory.name) if directory is not None else None
+                seeds[run] = int(named["seed"]) if named else None
+            if seeds[run] == job.settings.seed:
+                shared.setdefault(job.settings.seed, []).append(job.settings.teacher.name)
     for seed, names in shared.items():
         print(
             f"WARNING: seed {seed} is also that of {', '.join(dict.fromkeys(names))}: in each epoch these students see "

@@ -203,7 +203,7 @@ def _by(entry: Entry) -> str:
 
 
 def missing(dataset: str, name: str, store: Path, seed: int) -> EdkdError:
-    """The error for a run whose teacher is not in the store; it names the ways to add one, which a run of `seed` is."""
+    """The error for a run whose teacher is not in the store; it names the ways to add one, with `seed` for its run."""
     alone = f"`python launch.py distiller=vanilla student={name} seed={seed}` with the same dataset options trains it, "
     return EdkdError(
         f"no teacher {name} for the data set {dataset} in {store} {there(dataset, name, store)}; a sweep (-m) "

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _METRICS = 800  # in one call: MLflow takes 1000 entries, among them ...
 _OTHERS = 100  # ... at most 100 parameters and 100 tags
-
 _TOGETHER = 200  # new runs in one transaction
 
 
@@ -155,9 +154,7 @@ def _sync(store: Store, run_dir: Path, *, parents: dict[str, str]) -> SyncReport
 
 def _alone(run_dir: Path) -> FileLock:
     """The lock by which one process at a time syncs a run; of a folder that others alone may write to, one's own."""
-    file = RunDir(run_dir).mlflow_lock
-    if not os.access(run_dir, os.W_OK):
-        file = lock_file(str(file.absolute()))
+    file = RunDir(run_dir).mlflow_lock if os.access(run_dir, os.W_OK) else lock_file(str(run_dir.absolute()))
     return FileLock(file, timeout=PATIENCE, fallback_to_soft=False)
 
 

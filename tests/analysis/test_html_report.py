@@ -155,7 +155,7 @@ def test_hours_and_memory_on_a_cpu_are_not_compared(write, tmp_path):
         run["tags"]["device"] = "cpu (x86_64)"
     assert write(runs) == 0 and 'aria-label="Accuracy against ' not in text_of(tmp_path)
     assert "Accuracy against time: hours on a CPU depend on what else it computed" in text_of(tmp_path)
-    assert "Accuracy against memory: memory on a CPU depend on what its process did before" in text_of(tmp_path)
+    assert "Accuracy against memory: memory on a CPU depends on what its process did before" in text_of(tmp_path)
 
 
 @pytest.mark.parametrize(("rate", "words"), [("0.05", " schedule.epochs=8 "), ("0.1", " schedule.lr=0.1 ")])

@@ -155,8 +155,8 @@ def test_students_that_share_their_teachers_seed_are_counted(analyse):
     teacher = make("vanilla", "vgg13", 1, 74.6, cell="abc")  # whose hash is abc1
     runs = [make("kd", seed=s, top1=70.0, teacher_id="run:abc1") for s in (1, 2)]
     _, text, _, _ = analyse([teacher, *runs])
-    assert "\n- 1 run with the seed of its teacher's training: in each epoch the student saw " in text
-    assert "its teacher's training" not in analyse([teacher, *runs[1:]])[1]
+    assert "\n- distilled students with the seed of their teacher: 1; in each epoch such a student saw " in text
+    assert "the seed of their teacher" not in analyse([teacher, *runs[1:]])[1]
 
 
 def test_imported_runs_are_neither_compared_nor_the_last_row(analyse):
