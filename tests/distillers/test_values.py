@@ -14,9 +14,11 @@ METHODS = sorted(path.stem for path in (CONF / "distiller").glob("*.yaml"))
 WEIGHTS = {"ce_weight", "kd_weight", "feat_weight", "alpha", "beta", "gamma"} | {
     *("within_weight", "cross_weight", "distance_weight", "angle_weight")
 }
-POSITIVE = {"temperature", "temperature_norm", "alpha_temperature", "exponent", "p", "t_start", "t_end", "eps"}
+POSITIVE = {"temperature", "temperature_norm", "alpha_temperature", "exponent", "t_start", "t_end", "eps"}
 COUNTS = {"feat_dim", "negatives", "resolution", "factor", "max_width", "kernel_size", "decay_loops"}
-OTHERS = {"momentum", "weak_threshold", "strong_threshold", "decay_max", "decay_min", "hint_stage", "init_pred_var"}
+OTHERS = {"momentum", "weak_threshold", "strong_threshold", "decay_max", "decay_min", "hint_stage"} | {
+    *("init_pred_var", "p")
+}
 
 
 def values_of(method: str) -> dict[str, Any]:
@@ -62,6 +64,8 @@ def test_every_number_has_a_range(method: str) -> None:
         ("crld", "weak_threshold", 1.5, "=1.5: must be 1 or less"),
         ("crld", "strong_threshold", -0.1, "=-0.1: must be 0 or more"),
         ("crld", "mask_by", "some", "=some: must be one of term, teacher_view"),
+        ("at", "p", 0.5, "=0.5: must be 1 or more"),
+        ("at", "p", float("inf"), "=inf: must be a finite number"),
         ("crd", "momentum", 1.0, "=1.0: must be below 1"),
         ("crd", "momentum", -0.1, "=-0.1: must be 0 or more"),
         ("vid", "eps", 5.0, " is 5.0: it must be below distiller.init_pred_var, 5.0 (see conf/distiller/vid.yaml)"),
