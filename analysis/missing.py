@@ -124,7 +124,10 @@ def _settings(distilled: pd.DataFrame) -> list[str]:
         by_student = all(each.get("schedule.lr") == each.get("student.lr") for each in distilled["params"])
         kept = [key for key in params if key.startswith("schedule.") and not (by_student and key == "schedule.lr")]
         words += [f"{key}={params[key]}".replace(", ", ",") for key in kept]
-    usual = {"engine.precision": "fp32", "engine.devices": "1"}
+    teachers = distilled["teacher_seed"].dropna().unique()
+    if len(teachers) == 1:  # or other teachers would be trained for the missing runs
+        params["teacher_seed"] = str(int(teachers[0]))
+    usual = {"engine.precision": "fp32", "engine.devices": "1", "teacher_seed": "1000"}
     return words + [f"{key}={params[key]}" for key, value in usual.items() if params.get(key, value) != value]
 
 

@@ -1,6 +1,7 @@
 """The HTML report: it says what the runs say, needs no network, and fits every screen."""
 
 import html
+import math
 import re
 import shutil
 import subprocess
@@ -161,10 +162,20 @@ def test_hours_and_memory_on_a_cpu_are_not_compared(write, tmp_path):
 @pytest.mark.parametrize(("rate", "words"), [("0.05", " schedule.epochs=8 "), ("0.1", " schedule.lr=0.1 ")])
 def test_a_missing_run_has_the_rate_of_its_own_student(tmp_path, rate, words):
     params = {"schedule.epochs": "8", "schedule.lr": rate, "student.lr": "0.05"}
-    runs = pd.DataFrame([{"dataset": "cifar100", "last_epoch": 8, "params": params}])
+    runs = pd.DataFrame([{"dataset": "cifar100", "last_epoch": 8, "params": params, "teacher_seed": 1000}])
     rows = [Missing("resnet50-mobilenetv2", "kd", 1, "not begun")]  # whose student has 0.01
     (command,) = launch_commands(rows, runs, tmp_path)
     assert words in f"{command} " and ("schedule.lr" in command) == (rate == "0.1")
+
+
+def test_a_missing_run_has_the_teacher_of_the_others(tmp_path):
+    def words(*seeds):
+        rows = [{"dataset": "digits", "last_epoch": 8, "params": {}, "teacher_seed": seed} for seed in seeds]
+        (command,) = launch_commands([Missing(PAIR, "kd", 1, "not begun")], pd.DataFrame(rows), tmp_path)
+        return [word for word in command.split() if word.startswith("teacher_seed")]
+
+    assert words(0, 0) == words(0, math.nan) == ["teacher_seed=0"]
+    assert words(1000) == words(math.nan) == words(0, 1) == []
 
 
 def test_packed_runs_are_unpacked_before_others_are_trained(write, tmp_path, monkeypatch):
@@ -221,7 +232,7 @@ def test_other_settings_of_ours_are_no_baselines(write, tmp_path):
 
 def test_pairs_without_a_file_are_trained_by_their_networks(tmp_path):
     rows = [Missing(pair, "kd", 1, "not begun") for pair in (PAIR, "t-s1", "t-s2", "u-s1")]
-    runs = pd.DataFrame([{"dataset": "digits", "last_epoch": 3, "params": {"schedule.epochs": "3"}}])
+    runs = pd.DataFrame([{"dataset": "digits", "last_epoch": 3, "params": {"schedule.epochs": "3"}, "teacher_seed": 0}])
     head = "python launch.py -m distiller=kd"
     assert [line.partition(" seed=1")[0] for line in launch_commands(rows, runs, tmp_path)] == [
         f"{head} pair={PAIR}", f"{head} teacher=t student=s1,s2", f"{head} teacher=u student=s1",
@@ -230,7 +241,7 @@ def test_pairs_without_a_file_are_trained_by_their_networks(tmp_path):
 
 def test_images_of_a_folder_are_trained_from_that_folder(tmp_path):
     params = {"dataset.source._target_": "edkd.data.sources.folder", "dataset.name": "birds", "dataset.root": "/birds"}
-    runs = pd.DataFrame([{"dataset": "birds", "last_epoch": 3, "params": params}])
+    runs = pd.DataFrame([{"dataset": "birds", "last_epoch": 3, "params": params, "teacher_seed": 1000}])
     (command,) = launch_commands([Missing(PAIR, "kd", 1, "not begun")], runs, tmp_path)
     assert "dataset=folder dataset.name=birds dataset.root=/birds" in command
 
