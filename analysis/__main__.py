@@ -55,7 +55,7 @@ def build(options: argparse.Namespace, runs: pd.DataFrame, used: pd.DataFrame) -
         title=report.title(dataset, used),
         facts=report.facts(used, dataset, recipe),
         grids=tuple(grids),
-        left_out=(*missing.left_out(runs, used), *tables.taught_apart(used)),
+        left_out=(*missing.left_out(runs, used), *tables.taught_apart(used), *tables.no_common_seed(used)),
         notes=report.notes(used, shape, reading),
         command=command("analysis", options, dataset, recipe),
         long=long,

@@ -10,6 +10,7 @@ from functools import partial
 from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -133,8 +134,8 @@ def draw(
 def references(used: pd.DataFrame) -> pd.DataFrame:
     """The cells of each pair's student alone, and of its teacher as its students' runs recorded it.
 
-    A student alone is drawn for the seeds that the pair's methods have; those that have several configurations are left
-    out.
+    A student alone is drawn for the seeds that the pair's methods have, unlike in the table; those that have several
+    configurations are left out.
     """
     distilled = used[~used["alone"]]
     alone = numbers.students_alone(used).drop(columns="pair")
@@ -212,7 +213,16 @@ def _costs(
     cost = used.groupby(["pair", "method"], sort=False)[against].mean().reset_index()
     spent = cost.merge(cells[cells["protocol"] == "last"], on=["pair", "method"])
     title = f"{title}, {devices[0]}"
+    if against == "hours" and _overlap(used):
+        title += "; some runs at the same time"
     return figures.costs(spent, against=against, quantity=QUANTITY["last"], title=title, **same)
+
+
+def _overlap(used: pd.DataFrame) -> bool:
+    """Whether two runs ran at the same time, perhaps on one device, which lengthens both."""
+    spans = sorted(zip(used["started"] / 3.6e6, used["hours"]))
+    ends = np.maximum.accumulate([start + hours for start, hours in spans])
+    return any(start < end for (start, _), end in zip(spans[1:], ends))
 
 
 def svg(figure: Figure, title: str, prefix: str) -> str:

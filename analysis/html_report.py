@@ -114,6 +114,12 @@ def _page(
     )
     if without:
         drawn.not_drawn.append(f"{without} of {counted(len(distilled), 'run')}: no journal here, and in no curve")
+    seeds = {*zip(distilled["student"], distilled["seed"])}
+    undrawn = sum((run["student"], run["seed"]) not in seeds for run in used[used["alone"]].to_dict("records"))
+    if undrawn:
+        drawn.not_drawn.append(
+            f"{tables.ALONE}: {counted(undrawn, 'run')} of seeds that the pair's methods do not have"
+        )
     ours_alone = distilled[distilled["imported"] == ""]  # what this code can train
     begun = missing.unfinished(runs, used)
     absent = missing.without_run(runs, ours_alone, begun, [f"{pair.teacher}-{pair.student}" for pair in columns])
@@ -151,7 +157,7 @@ def _page(
         retry=missing.retry_command(begun, dataset, options.output) if begun else "",
         launch="\n".join([*unpacked, *missing.launch_commands(absent, ours_alone, options.output)]) if absent else "",
         notes=[formats.marked_up(note) for note in report.notes(used, columns)],
-        left_out=[*missing.left_out(runs, used), *tables.taught_apart(used)],
+        left_out=[*missing.left_out(runs, used), *tables.taught_apart(used), *tables.no_common_seed(used)],
         provenance=html_tables.provenance(used),
         command=made_by + (f" --ours {shlex.quote(named)}" if named else ""),
     )

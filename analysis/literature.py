@@ -30,8 +30,8 @@ NOTES = (
     "**The rows of the published table mix protocols.** KD is the last epoch's accuracy, from the CRD paper; DKD and "
     "EDKD are the best test epoch (DKD by its authors: mean of 5 runs). In 40 public 240-epoch logs of such runs the "
     "best epoch beats the last by 0.32 on average (0.11 to 0.92). Here last and best are separate blocks.",
-    "**Seeds matter.** One run's seed-to-seed standard deviation is near 0.2; EDKD's published margin over its own "
-    "rerun of DKD averages 0.34. A single seed decides little.",
+    "**Seeds matter.** In published runs of 240 epochs the standard deviation from seed to seed is near 0.2; EDKD's "
+    "published margin over its own rerun of DKD averages 0.34. A single seed decides little.",
 )
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis import literature
+from edkd import CONF
 from edkd.rundir.settings import dataset_overrides
 
 
@@ -94,7 +95,7 @@ def launch_commands(rows: Sequence[Missing], distilled: pd.DataFrame, output: Pa
     """The commands that train `rows`, with the settings of the `distilled` runs that are not `launch.py`'s defaults.
 
     The published pairs have files in conf/pair and share a command; other pairs have a command for each teacher, and
-    runs by other values than the defaults have one of their own.
+    runs by other values than the defaults have one of their own. DIR is where the user has methods that conf/ lacks.
     """
     groups: dict[tuple[str, tuple[str, ...]], list[Missing]] = {}
     for row in rows:
@@ -106,7 +107,10 @@ def launch_commands(rows: Sequence[Missing], distilled: pd.DataFrame, output: Pa
         pairs, methods, seeds = _values(group)
         students = ",".join(dict.fromkeys(row.pair.partition("-")[2] for row in group))
         networks = [f"teacher={teacher}", f"student={students}"] if teacher else [f"pair={pairs}"]
-        words = ["python", "launch.py", "-m", f"distiller={methods}", *networks, f"seed={seeds}", *values, *settings]
+        known = {path.stem for path in (CONF / "distiller").glob("*.yaml")}
+        own = [] if known.issuperset(row.method for row in group) else ["--config-dir", "DIR"]  # which nothing records
+        words = ["python", "launch.py", "-m", *own, f"distiller={methods}", *networks, f"seed={seeds}"]
+        words += [*values, *settings]
         commands.append(shlex.join(words))
     return commands
 
@@ -124,9 +128,6 @@ def _settings(distilled: pd.DataFrame) -> list[str]:
         by_student = all(each.get("schedule.lr") == each.get("student.lr") for each in distilled["params"])
         kept = [key for key in params if key.startswith("schedule.") and not (by_student and key == "schedule.lr")]
         words += [f"{key}={params[key]}".replace(", ", ",") for key in kept]
-    teachers = distilled["teacher_seed"].dropna().unique()
-    if len(teachers) == 1:  # or other teachers would be trained for the missing runs
-        params["teacher_seed"] = str(int(teachers[0]))
     usual = {"engine.precision": "fp32", "engine.devices": "1", "teacher_seed": "1000"}
     return words + [f"{key}={params[key]}" for key, value in usual.items() if params.get(key, value) != value]
 

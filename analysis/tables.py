@@ -143,6 +143,19 @@ def taught_apart(runs: pd.DataFrame) -> list[str]:
     return lines
 
 
+def no_common_seed(runs: pd.DataFrame) -> list[str]:
+    """A line for each pair whose methods and student alone share no seed, so that neither is subtracted."""
+    ours = runs[runs["imported"] == ""]
+    alone = ours[ours["alone"] & (ours["distiller"] == VANILLA)].groupby("student")["seed"].unique()
+    lines = []
+    for (pair, student), group in ours[~ours["alone"]].groupby(["pair", "student"], sort=False):
+        seeds, others = ({*group["seed"]}, {*alone.get(student, ())})
+        if others and not seeds & others:
+            has, lacks = (", ".join(map(str, sorted(each))) for each in (others, seeds))
+            lines.append(f"{pair}: methods − {ALONE}: no common seed (methods: {lacks}; {student} alone: {has})")
+    return lines
+
+
 def grids(
     long: pd.DataFrame, shape: tuple[Pair, ...], rows: Sequence[Row], tidy: pd.DataFrame, *, beside: bool
 ) -> list[Grid]:

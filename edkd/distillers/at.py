@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, NonNegativeFloat
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome
+from edkd.distillers.base import Batch, Distiller, Outcome, Spec
 from edkd.distillers.stages import paired
 from edkd.models.base import Prediction
 
@@ -26,6 +26,11 @@ class AT(Distiller):
         self.ce_weight = ce_weight
         self.feat_weight = feat_weight
         self.p = p
+
+    def setup(self, spec: Spec) -> None:
+        """Raise EdkdError for networks without stages to compare."""
+        assert spec.teacher is not None
+        paired(spec.student.feats, spec.teacher.feats)
 
     def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
         """Losses: `ce`, `kd`."""

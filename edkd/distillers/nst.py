@@ -5,7 +5,7 @@ from typing import ClassVar
 from pydantic import NonNegativeFloat
 
 from edkd import losses
-from edkd.distillers.base import Batch, Distiller, Outcome
+from edkd.distillers.base import Batch, Distiller, Outcome, Spec
 from edkd.distillers.stages import paired
 from edkd.models.base import Prediction
 
@@ -23,6 +23,11 @@ class NST(Distiller):
         super().__init__()
         self.ce_weight = ce_weight
         self.feat_weight = feat_weight
+
+    def setup(self, spec: Spec) -> None:
+        """Raise EdkdError for networks without stages to compare."""
+        assert spec.teacher is not None
+        paired(spec.student.feats, spec.teacher.feats)
 
     def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
         """Losses: `ce`, `kd`."""

@@ -89,7 +89,8 @@ def _of_timm(arch: str, tag: str) -> Pretrained:
 def predicting(network: nn.Module, *, feats: Sequence[str] | None = None, last_map: str | None = None) -> nn.Module:
     """Convert a network whose `forward` gives logits [B, K] to one that gives a `Prediction`, and return it.
 
-    feats: names of modules whose outputs are `feats`; by default the last map of each size that a stage gives.
+    feats: names of modules whose outputs are `feats`, the stem's first; by default the last map of each size that a
+    stage gives.
     last_map: the name of the module whose output, averaged over the image, is the input of the last linear layer; by
     default the input of the last average pooling, unless a module with weights lies between it and that layer.
     That layer is the classifier; without one there is no `pooled_feat`, either. Parameters keep their names.

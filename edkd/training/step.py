@@ -208,9 +208,9 @@ class Step:
                 f"the last batch of {len(self.data)} images has one alone, which batch norm cannot take here: "
                 f"change schedule.batch_size (now {self.batch_size})"
             ) from error
-        except (AttributeError, TypeError) as error:
+        except (AttributeError, TypeError, IndexError) as error:
             method = self.trainable.distiller
-            if method.needs_feats or "NoneType" not in str(error):
+            if method.needs_feats or not (isinstance(error, IndexError) or "NoneType" in str(error)):
                 raise
             where = traceback.extract_tb(error.__traceback__)[-1]
             raise EdkdError(

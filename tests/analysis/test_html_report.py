@@ -1,7 +1,6 @@
 """The HTML report: it says what the runs say, needs no network, and fits every screen."""
 
 import html
-import math
 import re
 import shutil
 import subprocess
@@ -162,20 +161,17 @@ def test_hours_and_memory_on_a_cpu_are_not_compared(write, tmp_path):
 @pytest.mark.parametrize(("rate", "words"), [("0.05", " schedule.epochs=8 "), ("0.1", " schedule.lr=0.1 ")])
 def test_a_missing_run_has_the_rate_of_its_own_student(tmp_path, rate, words):
     params = {"schedule.epochs": "8", "schedule.lr": rate, "student.lr": "0.05"}
-    runs = pd.DataFrame([{"dataset": "cifar100", "last_epoch": 8, "params": params, "teacher_seed": 1000}])
+    runs = pd.DataFrame([{"dataset": "cifar100", "last_epoch": 8, "params": params}])
     rows = [Missing("resnet50-mobilenetv2", "kd", 1, "not begun")]  # whose student has 0.01
     (command,) = launch_commands(rows, runs, tmp_path)
     assert words in f"{command} " and ("schedule.lr" in command) == (rate == "0.1")
 
 
-def test_a_missing_run_has_the_teacher_of_the_others(tmp_path):
-    def words(*seeds):
-        rows = [{"dataset": "digits", "last_epoch": 8, "params": {}, "teacher_seed": seed} for seed in seeds]
-        (command,) = launch_commands([Missing(PAIR, "kd", 1, "not begun")], pd.DataFrame(rows), tmp_path)
-        return [word for word in command.split() if word.startswith("teacher_seed")]
-
-    assert words(0, 0) == words(0, math.nan) == ["teacher_seed=0"]
-    assert words(1000) == words(math.nan) == words(0, 1) == []
+@pytest.mark.parametrize(("seeds", "words"), [((0, 0), ["teacher_seed=0"]), ((1000,), []), ((0, 1), [])])
+def test_a_missing_run_has_the_teacher_of_the_others(tmp_path, seeds, words):
+    rows = [{"dataset": "digits", "last_epoch": 8, "params": {"teacher_seed": str(seed)}} for seed in seeds]
+    (command,) = launch_commands([Missing(PAIR, "kd", 1, "not begun")], pd.DataFrame(rows), tmp_path)
+    assert [word for word in command.split() if word.startswith("teacher_seed")] == words
 
 
 def test_packed_runs_are_unpacked_before_others_are_trained(write, tmp_path, monkeypatch):
@@ -192,6 +188,32 @@ def test_the_student_alone_is_drawn_for_the_seeds_of_its_methods():
     cells = html_figures.references(placed(runs))
     (alone,) = cells[(cells["method"] == html_figures._STUDENT) & (cells["protocol"] == "last")].to_dict("records")
     assert (alone["n"], alone["mean"]) == (2, 60.5)
+
+
+def test_students_alone_of_other_seeds_are_named(write, tmp_path):
+    runs = [make("kd", seed=1), make("dkd", seed=1), *(make("vanilla", "vgg8", seed) for seed in (0, 2))]
+    assert write(runs, "--pairs", PAIR) == 0
+    text = text_of(tmp_path)
+    assert "student alone: 2 runs of seeds that the pair's methods do not have" in html.unescape(text)
+    assert f"{PAIR}: methods − student alone: no common seed (methods: 1; vgg8 alone: 0, 2)" in text
+    assert write([*runs, make("vanilla", "vgg8", 1)], "--pairs", PAIR) == 0
+    assert "no common seed (methods" not in text_of(tmp_path)
+
+
+def test_hours_of_runs_side_by_side_are_said_to_be(write, tmp_path):
+    runs = store()
+    for place, run in enumerate(runs):
+        run["start_time"] += place * 3_600_000  # milliseconds
+        run["metrics"]["seconds"] = 3600.0
+    assert write(runs) == 0 and "; some runs at the same time" not in text_of(tmp_path)
+    runs[0]["metrics"]["seconds"] = 3601.0
+    assert write(runs) == 0 and "Accuracy against time, NVIDIA H100; some runs at the same time" in text_of(tmp_path)
+
+
+def test_a_method_of_ones_own_is_trained_from_ones_own_folder(tmp_path):
+    runs = pd.DataFrame([{"dataset": "digits", "last_epoch": 3, "params": {}}])
+    (command,) = launch_commands([Missing(PAIR, "mine", 1, "not begun")], runs, tmp_path)
+    assert "launch.py -m --config-dir DIR distiller=mine" in command
 
 
 def test_runs_without_a_journal_are_in_no_curve(write, tmp_path):
@@ -232,7 +254,7 @@ def test_other_settings_of_ours_are_no_baselines(write, tmp_path):
 
 def test_pairs_without_a_file_are_trained_by_their_networks(tmp_path):
     rows = [Missing(pair, "kd", 1, "not begun") for pair in (PAIR, "t-s1", "t-s2", "u-s1")]
-    runs = pd.DataFrame([{"dataset": "digits", "last_epoch": 3, "params": {"schedule.epochs": "3"}, "teacher_seed": 0}])
+    runs = pd.DataFrame([{"dataset": "digits", "last_epoch": 3, "params": {"schedule.epochs": "3"}}])
     head = "python launch.py -m distiller=kd"
     assert [line.partition(" seed=1")[0] for line in launch_commands(rows, runs, tmp_path)] == [
         f"{head} pair={PAIR}", f"{head} teacher=t student=s1,s2", f"{head} teacher=u student=s1",
@@ -241,7 +263,7 @@ def test_pairs_without_a_file_are_trained_by_their_networks(tmp_path):
 
 def test_images_of_a_folder_are_trained_from_that_folder(tmp_path):
     params = {"dataset.source._target_": "edkd.data.sources.folder", "dataset.name": "birds", "dataset.root": "/birds"}
-    runs = pd.DataFrame([{"dataset": "birds", "last_epoch": 3, "params": params, "teacher_seed": 1000}])
+    runs = pd.DataFrame([{"dataset": "birds", "last_epoch": 3, "params": params}])
     (command,) = launch_commands([Missing(PAIR, "kd", 1, "not begun")], runs, tmp_path)
     assert "dataset=folder dataset.name=birds dataset.root=/birds" in command
 
