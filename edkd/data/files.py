@@ -17,6 +17,8 @@ def read_image(path: str) -> Any:
 
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow's conversion would cut their values off at 255
+                raise ValueError(f"mode {image.mode} has more than the 8 bits per channel that are allowed")
             return image.convert("RGB")
     except Exception as error:  # decoders raise errors of any type, always because of this file
         raise _unreadable(path, error) from None

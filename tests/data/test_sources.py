@@ -395,6 +395,18 @@ def test_a_folder_of_another_layout_is_refused_in_one_line(pictures, change, mes
     one_line(caught)
 
 
+@pytest.mark.parametrize(("kind", "mode"), [("uint16", "I;16"), ("int32", "I"), ("float32", "F")])
+def test_an_image_of_more_than_8_bits_is_refused(pictures, kind, mode):
+    path = pictures / "train" / "cat" / "1.tiff"
+    Image.fromarray(np.full((30, 20), 1000, kind)).save(path)
+    with pytest.raises(EdkdError) as caught:
+        sources.folder(root=str(pictures), image_size=8)
+    assert one_line(caught) == (
+        f"cannot read the image {path}: mode {mode} has more than the 8 bits per channel that are allowed; "
+        "repair or remove it"
+    )
+
+
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
 def test_folder_names_the_image_that_cannot_be_read(pictures, damage):
     path = pictures / "train" / "cat" / "1.png"
