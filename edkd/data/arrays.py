@@ -10,18 +10,22 @@ from edkd.data import views
 from edkd.errors import EdkdError
 
 
+class UnfitError(ValueError):
+    """Arrays that are no data set; its message says what is wrong and what is expected."""
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images, uint8 [N, H, W, 3] (RGB, 0 to 255), and their labels, int64 [N]. Raises ValueError for other arrays."""
+    """Images, uint8 [N, H, W, 3] (RGB, 0 to 255), and their labels, int64 [N]. Raises UnfitError for other arrays."""
 
     images: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[3] != 3:
-            raise ValueError(f"images are {self.images.dtype} {self.images.shape}, expected uint8 [N, H, W, 3]")
+            raise UnfitError(f"images are {self.images.dtype} {self.images.shape}, expected uint8 [N, H, W, 3]")
         if self.labels.dtype != np.int64 or self.labels.shape != self.images.shape[:1]:
-            raise ValueError(f"labels are {self.labels.dtype} {self.labels.shape}, expected int64 [{len(self.images)}]")
+            raise UnfitError(f"labels are {self.labels.dtype} {self.labels.shape}, expected int64 [{len(self.images)}]")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -35,7 +39,7 @@ class Split:
 class Arrays:
     """A whole data set: its splits (square images of one size), and the name of each class.
 
-    Raises ValueError for splits of different sizes, images that are not square, and labels without a class.
+    Raises UnfitError for splits of different sizes, images that are not square, and labels without a class.
     """
 
     train: Split
@@ -47,9 +51,9 @@ class Arrays:
         size = self.image_size
         for name, split in self._splits():
             if split.images.shape[1:3] != (size, size):
-                raise ValueError(f"{name} images are {split.images.shape[1:3]}, expected {(size, size)}")
+                raise UnfitError(f"{name} images are {split.images.shape[1:3]}, expected {(size, size)}")
             if len(split) and not 0 <= split.labels.min() <= split.labels.max() < self.num_classes:
-                raise ValueError(f"{name} labels leave the range of the {self.num_classes} classes")
+                raise UnfitError(f"{name} labels leave the range of the {self.num_classes} classes")
 
     def _splits(self) -> list[tuple[str, Split]]:
         named = [("train", self.train), ("validation", self.validation), ("test", self.test)]

@@ -15,7 +15,7 @@ from torch import nn
 from edkd.config.instantiate import build, target
 from edkd.config.job import digest, directory_of, training_run
 from edkd.config.schema import Settings
-from edkd.data.arrays import Arrays, Split, prepare
+from edkd.data.arrays import Arrays, Split, UnfitError, prepare
 from edkd.data.files import Streamed
 from edkd.data.resident import ResidentData
 from edkd.data.streaming import StreamedData
@@ -138,7 +138,12 @@ _PARTS = ("train_per_class", "test_per_class", "validation", "validation_seed")
 @functools.lru_cache(maxsize=1)
 def _load_arrays(asked: str) -> tuple[Arrays | Streamed, str]:
     source, parts = json.loads(asked)
-    arrays = build(source, "dataset.source")
+    try:
+        arrays = build(source, "dataset.source")
+        if not isinstance(arrays, (Arrays, Streamed)):
+            raise UnfitError(f"returned {type(arrays).__name__}, expected Arrays or Streamed")
+    except UnfitError as error:
+        raise EdkdError(f"dataset.source: {source['_target_']}: {error}; see docs/extending.md, Data") from error
     if not isinstance(arrays, Streamed):
         arrays = prepare(arrays, **parts)
     elif any(parts[name] for name in _PARTS[:3]):

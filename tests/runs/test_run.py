@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from PIL import Image
 
 from edkd import models, tracking
 from edkd.config import job as config_job
+from edkd.data.arrays import Arrays, Split
 from edkd.distillers import Batch, Distiller, Outcome
 from edkd.errors import EdkdError
 from edkd.models.base import Prediction
@@ -383,6 +385,38 @@ def test_a_student_names_what_became_of_its_teacher(make_job: Any, records: list
         f"teacher resnet8 is not in {run_inputs.teacher_folder(job.settings)}: its run {teacher.directory} {became}; "
         "`edkd retry`, or the same command again, trains it first"
     )
+
+
+def own_data(*, made: str) -> Any:
+    """A data function of a user's, with one mistake."""
+    images, labels = np.zeros((4, 8, 8, 3), np.uint8), np.arange(4) % 2
+    if made == "float images":
+        images = images.astype(np.float32)
+    elif made == "int32 labels":
+        labels = labels.astype(np.int32)
+    elif made == "labels from 1":
+        labels += 1
+    else:
+        return None
+    part = Split(images, labels)
+    return Arrays(train=part, validation=None, test=part, classes=("dark", "light"))
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ("float images", "images are float32 (4, 8, 8, 3), expected uint8 [N, H, W, 3]"),
+        ("int32 labels", "labels are int32 (4,), expected int64 [4]"),
+        ("labels from 1", "train labels leave the range of the 2 classes"),
+        ("nothing", "returned NoneType, expected Arrays or Streamed"),
+    ],
+)
+def test_data_of_ones_own_that_do_not_fit_are_one_line(make_job: Any, made: str, message: str) -> None:
+    settings = make_job("vanilla").settings
+    source = {"_target_": f"{__name__}.own_data", "made": made}
+    with pytest.raises(EdkdError) as raised:
+        run_inputs.load_arrays(replace(settings, dataset=replace(settings.dataset, source=source)))
+    assert str(raised.value) == f"dataset.source: {__name__}.own_data: {message}; see docs/extending.md, Data"
 
 
 def test_data_that_changed_since_the_run_began(make_job: Any, own_images: list[str], tmp_path: Path) -> None:
