@@ -4,8 +4,12 @@ What happens to an image is a pure function of (seed, epoch, image): every worke
 anew for each image, with a number that these three determine. The number of workers changes nothing.
 """
 
+import contextlib
 import logging
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -59,6 +63,44 @@ def _collate(items: list[_Item | str]) -> tuple[Any, list[str]]:
     if not read:
         raise EdkdError(f"none of the {len(items)} images of a batch can be read; the first: {broken[0]}")
     return default_collate(read), broken
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Keep SIGTERM and Ctrl-C from the workers that the block starts, and from this process until the block's end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_by_main_process(worker: int) -> None:
+    """Let SIGTERM end a worker if the main process sends it, as PyTorch does to end its workers.
+
+    SLURM and shells send it to all processes: the main process would then fail without its workers.
+    """
+
+    def watch() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def naming_lost_workers() -> Iterator[None]:
+    """Turn PyTorch's error for a worker that was killed, which it may raise at any point, into EdkdError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise EdkdError(
+            f"{str(error).strip(' .')}; is memory or /dev/shm full? Fewer dataset.workers need less of both; "
+            "the same command continues a run"
+        ) from error
 
 
 class StreamedData:
@@ -135,6 +177,7 @@ class StreamedData:
 
     def _load(self, transform: Any, batches: list[list[tuple[int, int]]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batches on the device, read by workers, in the order given."""
+        forked = self.workers > 0 and sys.platform == "linux"
         loader = DataLoader(
             _Images(self.files, transform, self.skip),
             collate_fn=_collate,
@@ -142,16 +185,23 @@ class StreamedData:
             num_workers=self.workers,
             generator=torch.Generator(),  # else the loader draws from the generator that networks draw from
             # By default, workers of a process that was itself spawned, or started by loky, would be started likewise.
-            multiprocessing_context="fork" if self.workers and sys.platform == "linux" else None,
+            multiprocessing_context="fork" if forked else None,
+            worker_init_fn=_end_by_main_process if forked else None,
             pin_memory=self.device.type == "cuda",
         )
         try:
-            for (images, target, index), broken in loader:
-                self._note(broken)
-                pixels = images.to(self.device, non_blocking=True).float()
-                # In place, and channels last only afterwards: faster on a CPU.
-                normalised = pixels.div_(255).sub_(self._mean).div_(self._std).to(memory_format=self._layout)
-                yield normalised, target.to(self.device), index.to(self.device)
+            with naming_lost_workers():
+                with _signals_held() if forked else contextlib.nullcontext():
+                    read = iter(loader)
+                for number in range(len(batches)):
+                    (images, target, index), broken = next(read)
+                    if number == len(batches) - 1:
+                        next(read, None)  # ends the workers here: Python ignores a Ctrl-C where it deletes `read`
+                    self._note(broken)
+                    pixels = images.to(self.device, non_blocking=True).float()
+                    # In place, and channels last only afterwards: faster on a CPU.
+                    normalised = pixels.div_(255).sub_(self._mean).div_(self._std).to(memory_format=self._layout)
+                    yield normalised, target.to(self.device), index.to(self.device)
         except EdkdError as error:  # a worker's error comes with its traceback as text
             raise EdkdError(str(error).rpartition("EdkdError: ")[2].strip()) from None
 

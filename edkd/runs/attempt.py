@@ -15,6 +15,7 @@ import torch
 
 from edkd import __version__, console
 from edkd.config.job import Job, digest, planned_code
+from edkd.data.streaming import naming_lost_workers
 from edkd.errors import EdkdError
 from edkd.rundir import checkpoint, journal, provenance
 from edkd.rundir.paths import RunDir, checkpoints, study_file
@@ -68,6 +69,7 @@ class Attempt:
         """Whether this process writes the run's files."""
         return distributed.rank() == 0
 
+    @naming_lost_workers()
     def train(self, inputs: Inputs, tracker: LiveTracker | None) -> None:
         """Train from the beginning or the last checkpoint to the end."""
         job, cfg, device = self.job, self.job.settings, inputs.device

@@ -1,5 +1,13 @@
 """Streamed images: what an epoch draws is a function of (seed, epoch), and the trainer knows no difference."""
 
+import contextlib
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +17,15 @@ import torch
 from PIL import Image
 
 from edkd.config.schema import settings
-from edkd.data import _torchvision, views
+from edkd.data import _torchvision, streaming, views
 from edkd.data.base import ImageBatch
 from edkd.data.files import Broken, read_image
 from edkd.data.sources import imagefolder
 from edkd.data.streaming import StreamedData
 from edkd.errors import EdkdError
+from edkd.runs import attempt
 from edkd.training.evaluation import measure
-from tests.commandline import edkd, error, journals, launch, metrics
+from tests.commandline import REPOSITORY, edkd, error, journals, launch, metrics
 
 CPU = torch.device("cpu")
 
@@ -222,6 +231,50 @@ def test_a_link_to_nowhere_is_one_line(streamed: list[str], root: Path) -> None:
         "99.png: No such file or directory; repair or remove it"
     )
     assert launch(*words, "dataset.broken=skip").code == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+def test_a_signal_to_all_processes_interrupts_a_run_with_workers(streamed: list[str], tmp_path: Path) -> None:
+    words = [*streamed, "dataset.workers=2", "schedule.epochs=9999", "distiller=vanilla", "student=resnet14"]
+    command = [sys.executable, str(REPOSITORY / "launch.py"), *words]
+    ends, beginning = os.pipe()  # which every process of the run holds open
+    options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **options, start_new_session=True, pass_fds=[beginning]) as process:
+        os.close(beginning)
+        try:
+            until = time.monotonic() + 120
+            while not any(map(metrics, journals(tmp_path / "outputs").values())):
+                assert time.monotonic() < until, "no epoch within 120 s"
+                time.sleep(0.1)
+            os.killpg(process.pid, signal.SIGTERM)
+            _, said = process.communicate(timeout=60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said and said.endswith("the same command continues where this one stopped\n"), said
+    assert select.select([ends], [], [], 30)[0], "a worker is left"
+    os.close(ends)
+    (records,) = journals(tmp_path / "outputs").values()
+    assert records[-1]["event"] == "interrupted"
+
+
+@pytest.mark.parametrize("place", ["worker", "step"])
+def test_a_worker_that_is_killed_is_one_line(streamed: list[str], monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    def lost(*_: Any, **__: Any) -> Any:
+        if place == "worker":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")  # as PyTorch's handler does
+
+    module, name = {"worker": (streaming, "read_image"), "step": (attempt, "fit")}[place]
+    monkeypatch.setattr(module, name, lost)
+    done = launch(*streamed, "dataset.workers=1", "distiller=vanilla", "student=resnet14")
+    assert done.code == 1 and "Traceback" not in done.err
+    assert re.fullmatch(
+        r"edkd: DataLoader worker .*[^ .]; is memory or /dev/shm full\? Fewer dataset.workers need less of both; "
+        "the same command continues a run",
+        done.err.splitlines()[-1],
+    )
 
 
 @pytest.mark.parametrize("lost_for", ["teacher", "student"])
