@@ -5,6 +5,7 @@ again. On a CPU loader and step share the cores, so both together can hardly be 
 """
 
 import itertools
+import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -56,15 +57,14 @@ def read(cfg: Settings) -> tuple[Streamed, str]:
     arrays, _ = load_arrays(cfg)
     if not isinstance(arrays, Streamed):
         raise EdkdError(f"--streaming reads images from files, and {cfg.dataset.key} is in memory")
-    kb = sum(Path(path).stat().st_size for path, _ in arrays.train.samples) / len(arrays.train) / 1000
+    kb = sum(Path(path).stat().st_size for path in map(os.fsdecode, arrays.train.paths)) / len(arrays.train) / 1000
     side = arrays.image_size
     return arrays, f"{len(arrays.train)} files of {kb:.0f} kB, cropped to {side}x{side}"
 
 
 def cut(arrays: Streamed, *, batch: int, steps: int) -> Streamed:
     """An epoch of `steps` whole batches; files are read more than once where there are fewer."""
-    samples = tuple(itertools.islice(itertools.cycle(arrays.train.samples), batch * steps))
-    return replace(arrays, train=replace(arrays.train, samples=samples))
+    return replace(arrays, train=arrays.train.take(np.arange(batch * steps) % len(arrays.train)))
 
 
 def make_images(root: Path) -> None:

@@ -1,9 +1,14 @@
 """Image files: reading one, and a data set that stays in its files."""
 
 import hashlib
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from edkd.errors import EdkdError
 
@@ -28,18 +33,35 @@ def _unreadable(path: str, why: object) -> EdkdError:
     return EdkdError(f"cannot read the image {path}: {why}; repair or remove it".replace("\n", " "))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Files:
-    """One split: the path and the label of each image."""
+    """One split: the path and the label of each image.
+
+    They are arrays, since forked workers copy the memory of every Python object that they look at.
+    """
 
     root: Path
-    samples: tuple[tuple[str, int], ...]
+    paths: npt.NDArray[np.bytes_]  # [N], as the file system has them
+    labels: npt.NDArray[np.int64]  # [N]
+
+    @classmethod
+    def of(cls, root: str, samples: Sequence[tuple[str, int]]) -> "Files":
+        """The split of these paths and labels, as torchvision finds them below `root`."""
+        paths = np.array([os.fsencode(path) for path, _ in samples])
+        return cls(Path(root), paths, np.array([label for _, label in samples], np.int64))
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[str, int]:
+        return os.fsdecode(self.paths[index]), int(self.labels[index])
+
+    def take(self, index: slice | npt.NDArray[np.int64]) -> "Files":
+        """The images at `index`, in that order."""
+        return Files(self.root, self.paths[index], self.labels[index])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Streamed:
     """A whole data set in files; `workers` processes read it.
 
@@ -67,7 +89,7 @@ class Streamed:
         """
         digest = hashlib.sha256(repr((self.classes, self.image_size)).encode())
         for split in (self.train, self.test):
-            for path, label in split.samples:
+            for path, label in map(split.__getitem__, range(len(split))):
                 name = Path(path).relative_to(split.root).as_posix()
                 try:
                     size = Path(path).stat().st_size

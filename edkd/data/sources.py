@@ -222,7 +222,7 @@ def _annotated(val: Path, labels: Mapping[str, int], layout: str) -> _Found:
 def _streamed(
     train: Any, test: Any, image_size: int, workers: int, augmentation: Augmentation, broken: Broken
 ) -> Streamed:
-    files = [Files(Path(split.root), tuple(split.samples)) for split in (train, test)]
+    files = [Files.of(split.root, split.samples) for split in (train, test)]
     return Streamed(files[0], files[1], tuple(train.classes), image_size, workers, augmentation, broken)
 
 

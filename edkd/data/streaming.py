@@ -39,7 +39,7 @@ class _Images(Dataset[_Item | str]):
 
     def __getitem__(self, key: tuple[int, int]) -> _Item | str:
         index, seed = key
-        path, label = self.files.samples[index]
+        path, label = self.files[index]
         try:
             image = read_image(path)
         except EdkdError as error:

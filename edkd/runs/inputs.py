@@ -4,7 +4,7 @@ import contextlib
 import functools
 import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,7 @@ def device_data(arrays: Arrays | Streamed, cfg: Settings, device: torch.device) 
                 broken=arrays.broken,
                 **shown,  # type: ignore[arg-type]
             )
-            for files in (arrays.train, replace(arrays.test, samples=arrays.test.samples[part(len(arrays.test))]))
+            for files in (arrays.train, arrays.test.take(part(len(arrays.test))))
         )
         return Splits(train, None, test)
 

@@ -25,7 +25,7 @@ from edkd.data.streaming import StreamedData
 from edkd.errors import EdkdError
 from edkd.runs import attempt
 from edkd.training.evaluation import measure
-from tests.commandline import REPOSITORY, edkd, error, journals, launch, metrics
+from tests.commandline import REPOSITORY, edkd, error, journals, launch, metrics, python
 
 CPU = torch.device("cpu")
 
@@ -99,7 +99,7 @@ def test_images_are_those_of_torchvisions_transforms(root: Path, channels_last: 
         assert batch.images.is_contiguous(memory_format=layout)
         for image, index in zip(batch.images, batch.index.tolist()):
             torch.manual_seed(int(draws[index]))
-            pixels = v2.Compose(steps)(read_image(made.files.samples[index][0]))
+            pixels = v2.Compose(steps)(read_image(made.files[index][0]))
             assert torch.equal(image, (pixels.float() / 255 - mean) / std)
 
 
@@ -169,6 +169,32 @@ def test_a_fingerprint_sees_names_sizes_and_labels(root: Path) -> None:
     image.with_name("04b.png").rename(root / "train" / "cat" / "04b.png")
     found.append(fingerprint())
     assert len(set(found)) == 4
+
+
+COPIED = """
+import os
+from edkd.data.files import Files
+
+def own():
+    with open("/proc/self/smaps_rollup") as file:
+        return sum(int(line.split()[1]) for line in file if line.startswith("Private_"))
+
+split = Files.of("/images", [(f"/images/class/{number:07}.png", number % 9) for number in range(300_000)])
+if os.fork() == 0:
+    before = own()
+    for index in range(len(split)):
+        path, label = split[index]
+    print(own() - before, flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+def test_a_worker_copies_no_paths_and_labels() -> None:
+    done = python("-c", COPIED, PYTHONPATH=str(REPOSITORY))
+    assert done.code == 0, done
+    assert int(done.out) < 5_000, "kB; a tuple of tuples takes over 30,000"
 
 
 @pytest.fixture
