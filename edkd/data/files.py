@@ -30,7 +30,8 @@ def read_image(path: str) -> Any:
 
 
 def _unreadable(path: str, why: object) -> EdkdError:
-    return EdkdError(f"cannot read the image {path}: {why}; repair or remove it".replace("\n", " "))
+    line = f"cannot read the image {path}: {why}; repair or remove it".replace("\n", " ")
+    return EdkdError(line.encode(errors="backslashreplace").decode())  # names may be no UTF-8, as logs are
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,5 +98,5 @@ class Streamed:
                     if self.broken == "stop":
                         raise _unreadable(path, error.strerror) from None
                     size = -1
-                digest.update(f"{name} {size} {label}\n".encode())
+                digest.update(os.fsencode(f"{name} {size} {label}\n"))
         return digest.hexdigest()

@@ -171,6 +171,18 @@ def test_a_fingerprint_sees_names_sizes_and_labels(root: Path) -> None:
     assert len(set(found)) == 4
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems of macOS have names in UTF-8 alone")
+def test_a_file_name_that_is_not_utf8(root: Path) -> None:
+    image = (root / "train" / "dog" / "03.png").rename(root / "train" / "dog" / os.fsdecode(b"\xff.png"))
+    assert len(imagefolder(root=str(root), image_size=8, workers=0, broken="stop").fingerprint()) == 64
+    read = torch.cat([batch.index for batch in epoch(data(root, workers=0), 0, 1)])
+    assert sorted(read.tolist()) == list(range(24))
+    image.write_bytes(b"")
+    with pytest.raises(EdkdError, match=r"^cannot read the image .*/dog/\\udcff.png: ") as raised:
+        epoch(data(root, workers=0), 0, 1)
+    assert str(raised.value).encode()
+
+
 COPIED = """
 import os
 from edkd.data.files import Files
