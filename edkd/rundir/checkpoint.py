@@ -106,15 +106,16 @@ def portable(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
+def load_weights(path: Path, data: bytes | None = None) -> dict[str, Tensor]:
     """The network's ``state_dict`` from a checkpoint or weights file, ours or another program's.
 
+    ``data`` is the file's content, if it was read already.
     The file holds a ``state_dict``, or a dictionary with one under one of `_KEYS`. Prefixes of wrappers (``module.``,
     ``_orig_mod.``, ``student.``) are stripped. From a distiller with teacher and connectors, the student is taken.
     Tensors are on the CPU. Raises `EdkdError` for any other content, and never executes a pickle.
     """
     path = Path(path)
-    content = read(path)
+    content = read(path, data)
     for key in _KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -127,13 +128,13 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return _strip(content)
 
 
-def read(path: Path) -> Any:
-    """The content of a file of ours, of PyTorch or of safetensors.
+def read(path: Path, data: bytes | None = None) -> Any:
+    """What a file of ours, of PyTorch or of safetensors holds; ``data`` is its content, if it was read already.
 
     Raises `EdkdError` if the file is damaged, or holds more than tensors and plain values.
     """
     path = Path(path)
-    data = _read(path)
+    data = _read(path) if data is None else data
     if data[8:9] == b"{":  # safetensors: 8 bytes of length, then a JSON header
         return _safetensors(path, data)
     return _deserialise(path, _verified(path, data) if data.startswith(MAGIC) else data)

@@ -50,7 +50,7 @@ def evaluate_network(cfg: Settings, file: Path | None, *, with_teacher: bool = F
     the stored `cfg.teacher`. Raises EdkdError for weights that are missing, damaged or of another network.
     """
     set_up(cfg.engine)
-    where = str(file)
+    where, verified = str(file), None
     if file is None:
         entry = store.find(teacher_folder(cfg), cfg.dataset.key, cfg.student.name)
         if entry is None:
@@ -58,9 +58,8 @@ def evaluate_network(cfg: Settings, file: Path | None, *, with_teacher: bool = F
                 f"no teacher {cfg.student.name} of {cfg.dataset.key} in {teacher_folder(cfg)} "
                 f"{store.there(cfg.dataset.key, cfg.student.name, teacher_folder(cfg))}; -c FILE names a checkpoint"
             )
-        store.verify(entry)
-        where, file = f"teacher {entry.id}", entry.path
-    weights = checkpoint.load_weights(file)
+        where, file, verified = f"teacher {entry.id}", entry.path, store.verify(entry)
+    weights = checkpoint.load_weights(file, verified)
     arrays, _ = load_arrays(cfg)
     device = pick_device(cfg.engine.device)
     network = build(cfg.student.model, "student.model", num_classes=arrays.num_classes)

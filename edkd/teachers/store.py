@@ -145,8 +145,8 @@ def publish(
     return entry, True
 
 
-def verify(entry: Entry) -> None:
-    """Raise `EdkdError` unless the weights file is, byte for byte, the one that was published."""
+def verify(entry: Entry) -> bytes:
+    """The content of the weights file. Raises `EdkdError` unless it is, byte for byte, what was published."""
     try:
         data = entry.path.read_bytes()
     except OSError as error:
@@ -156,6 +156,7 @@ def verify(entry: Entry) -> None:
             f"{entry.path} does not match its sidecar {entry.sidecar.name} (SHA-256); "
             f"restore it, or remove it, to have it trained again or to import it with {_IMPORT}"
         )
+    return data
 
 
 def load(entry: Entry, model: Model) -> Model:
@@ -163,8 +164,8 @@ def load(entry: Entry, model: Model) -> Model:
 
     Raises `EdkdError` if the file changed or does not fit the model.
     """
-    verify(entry)
-    checkpoint.load_into(model, checkpoint.load_weights(entry.path), f"teacher {entry.name} ({entry.path})")
+    weights = checkpoint.load_weights(entry.path, verify(entry))
+    checkpoint.load_into(model, weights, f"teacher {entry.name} ({entry.path})")
     return model.eval().requires_grad_(False)
 
 

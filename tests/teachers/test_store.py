@@ -66,6 +66,22 @@ def test_a_published_teacher_is_found_and_loaded_frozen(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_the_weights_are_those_that_were_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = network().state_dict()
+    entry, _ = published(tmp_path, state)
+    verify = teacher_store.verify
+
+    def replaced_afterwards(entry: Entry) -> Any:
+        found = verify(entry)
+        monkeypatch.undo()
+        published(tmp_path, network().state_dict(), id="run:bb", replace=True)
+        return found
+
+    monkeypatch.setattr(teacher_store, "verify", replaced_afterwards)
+    model = teacher_store.load(entry, network())
+    assert same(model.state_dict(), state)
+
+
 def test_what_is_there_stays_unless_replaced(tmp_path: Path) -> None:
     first, _ = published(tmp_path, network().state_dict())
     before = first.path.read_bytes()
