@@ -9,8 +9,8 @@ from edkd import CONF
 
 # Parameters that change no result: where and how a run was made, and what its method is called.
 _INCIDENTAL = (
-    *("engine.", "tracking.", "output", "seed", "dataset.root", "dataset.download", "dataset.source."),
-    *("distiller.title", "distiller.family", "distiller.year"),
+    *("engine.", "tracking.", "output", "seed", "dataset.root", "dataset.download", "dataset.workers"),
+    *("dataset.source.", "distiller.title", "distiller.family", "distiller.year"),
 )
 DEVICES = ("engine.devices", "engine.sync_batch_norm")  # these do: each process sees a part of a batch
 _SHOWN = ("distiller.", "optimizer.", "schedule.", "dataset.", "student.model.")

@@ -23,6 +23,7 @@ from edkd.data.files import Broken, read_image
 from edkd.data.sources import imagefolder
 from edkd.data.streaming import StreamedData
 from edkd.errors import EdkdError
+from edkd.rundir.settings import labels
 from edkd.runs import attempt
 from edkd.training.evaluation import measure
 from tests.commandline import REPOSITORY, edkd, error, journals, launch, metrics, python
@@ -361,8 +362,10 @@ def test_what_changes_no_result_is_no_part_of_an_identity(compose: Any) -> None:
     words = ["dataset=imagefolder", "dataset.name=pets", "dataset.root=/x"]
     from edkd.config.job import identity
 
-    runs = [identity(settings(compose(*words, f"dataset.workers={n}"), "edkd"), None) for n in (0, 8)]
+    configs = [compose(*words, f"dataset.workers={n}") for n in (0, 8)]
+    runs = [identity(settings(config, "edkd"), None) for config in configs]
     assert runs[0] == runs[1]
+    assert labels({n: ("edkd", config) for n, config in enumerate(configs)}) == {0: "", 1: ""}
     assert "broken" not in runs[0]["dataset"]["source"], "runs from before there was a choice keep their hash"
     skipping = identity(settings(compose(*words, "dataset.broken=skip"), "edkd"), None)
     assert skipping["dataset"]["source"]["broken"] == "skip"
