@@ -12,6 +12,8 @@ from analysis import literature
 from edkd import CONF
 from edkd.rundir.settings import dataset_overrides
 
+_OWN_DATA = "dataset=NAME"
+
 
 class Missing(NamedTuple):
     """A run that would complete the grid, its state, and the overrides that give its method's values."""
@@ -95,7 +97,8 @@ def launch_commands(rows: Sequence[Missing], distilled: pd.DataFrame, output: Pa
     """The commands that train `rows`, with the settings of the `distilled` runs that are not `launch.py`'s defaults.
 
     The published pairs have files in conf/pair and share a command; other pairs have a command for each teacher, and
-    runs by other values than the defaults have one of their own. DIR is where the user has methods that conf/ lacks.
+    runs by other values than the defaults have one of their own. DIR is where the user has methods and data sets that
+    conf/ lacks, and NAME is the option of such a data set.
     """
     groups: dict[tuple[str, tuple[str, ...]], list[Missing]] = {}
     for row in rows:
@@ -108,7 +111,8 @@ def launch_commands(rows: Sequence[Missing], distilled: pd.DataFrame, output: Pa
         students = ",".join(dict.fromkeys(row.pair.partition("-")[2] for row in group))
         networks = [f"teacher={teacher}", f"student={students}"] if teacher else [f"pair={pairs}"]
         known = {path.stem for path in (CONF / "distiller").glob("*.yaml")}
-        own = [] if known.issuperset(row.method for row in group) else ["--config-dir", "DIR"]  # which nothing records
+        ours = known.issuperset(row.method for row in group) and _OWN_DATA not in settings
+        own = [] if ours else ["--config-dir", "DIR"]  # which nothing records
         words = ["python", "launch.py", "-m", *own, f"distiller={methods}", *networks, f"seed={seeds}"]
         words += [*values, *settings]
         commands.append(shlex.join(words))
@@ -124,7 +128,7 @@ def _settings(distilled: pd.DataFrame) -> list[str]:
             values.setdefault(key, set()).add(value)
     params = {key: found.pop() for key, found in values.items() if len(found) == 1}
     if not literature.comparable(distilled):
-        words += dataset_overrides(params)
+        words += dataset_overrides(params) or ([_OWN_DATA] if "dataset.source._target_" in params else [])
         by_student = all(each.get("schedule.lr") == each.get("student.lr") for each in distilled["params"])
         kept = [key for key in params if key.startswith("schedule.") and not (by_student and key == "schedule.lr")]
         words += [f"{key}={params[key]}".replace(", ", ",") for key in kept]

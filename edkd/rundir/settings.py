@@ -52,12 +52,16 @@ def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def dataset_overrides(params: Mapping[str, str]) -> list[str]:
     """The overrides that choose the data set of a run, which is given by its parameters.
 
-    They name its source, which has an option of that name, and the values that are not the option's.
+    They name its source, which has an option of that name, and the values that are not the option's. There are none for
+    a data set of the user's own, whose option nothing records.
     """
-    name = params.get("dataset.source._target_", "").rsplit(".", 1)[-1]
+    source = params.get("dataset.source._target_", "")
+    name = source.rsplit(".", 1)[-1]
     path = CONF / "dataset" / f"{name}.yaml"
     usual = yaml.safe_load(path.read_bytes()) if path.is_file() else {}
-    words = [f"dataset={name}"] if name else []
+    if usual.get("source", {}).get("_target_") != source:
+        return []
+    words = [f"dataset={name}"]
     parts = ("train_per_class", "test_per_class", "validation", "validation_seed")
     for key in ("name", "root", "image_size", "mean", "std", *parts, "padding", "flip"):
         value, default = params.get(f"dataset.{key}"), str(usual.get(key))

@@ -194,7 +194,7 @@ def there(dataset: str, name: str, store: Path) -> str:
 
 
 def _by(entry: Entry) -> str:
-    """By which options the data set of a teacher that was trained here is chosen; empty where its run is gone."""
+    """By which options the data set of a teacher that was trained here is chosen; empty where that is not known."""
     try:
         config = yaml.safe_load(RunDir(Path(entry.source)).config.read_bytes())
         words = dataset_overrides({key: str(value) for key, value in leaves(config)})

@@ -15,6 +15,7 @@ from edkd import tracking
 from edkd.errors import EdkdError
 from edkd.rundir import files
 from edkd.rundir.journal import Journal
+from edkd.rundir.settings import dataset_overrides
 from tests.analysis.runs import OTHER, PAIR, make, placed, swept
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -266,6 +267,15 @@ def test_images_of_a_folder_are_trained_from_that_folder(tmp_path):
     runs = pd.DataFrame([{"dataset": "birds", "last_epoch": 3, "params": params}])
     (command,) = launch_commands([Missing(PAIR, "kd", 1, "not begun")], runs, tmp_path)
     assert "dataset=folder dataset.name=birds dataset.root=/birds" in command
+
+
+@pytest.mark.parametrize("function", ["greys", "folder"])  # conf/ has an option of the second name
+def test_data_of_ones_own_are_no_option_of_conf(tmp_path, function):
+    params = {"dataset.source._target_": f"mine.{function}", "dataset.name": "mine"}
+    assert dataset_overrides(params) == []
+    runs = pd.DataFrame([{"dataset": "mine", "last_epoch": 3, "params": params}])
+    (command,) = launch_commands([Missing(PAIR, "kd", 1, "not begun")], runs, tmp_path)
+    assert command.startswith("python launch.py -m --config-dir DIR distiller=kd ") and " dataset=NAME " in command
 
 
 def test_runs_by_other_values_are_trained_by_those_values(write, tmp_path):
