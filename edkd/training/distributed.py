@@ -142,10 +142,12 @@ def add_gradients(gradients: Iterable[Tensor | None]) -> None:
 
 def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
     bucket: list[Tensor] = []
+    values = 0
     for tensor in tensors:
-        if bucket and sum(each.numel() for each in bucket) + tensor.numel() > _BUCKET:
+        values += tensor.numel()
+        if bucket and values > _BUCKET:
             yield bucket
-            bucket = []
+            bucket, values = [], tensor.numel()
         bucket.append(tensor)
     if bucket:
         yield bucket

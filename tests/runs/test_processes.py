@@ -2,10 +2,12 @@
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from edkd.rundir import journal
+from edkd.training import distributed
 from tests.commandline import journals, launch, metrics
 from tests.runs.networks import KILL_AT
 
@@ -43,6 +45,14 @@ def test_two_processes_compute_what_one_does(command: list[str], tiny: list[str]
         assert two[epoch] == pytest.approx(one[epoch], rel=TOLERANCE, abs=TOLERANCE)
         for name in ("train/top1", "test/top1", "test/top5"):
             assert two[epoch][name] == one[epoch][name]
+
+
+def test_gradients_are_added_in_buckets_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "_BUCKET", 10)
+    given = [mock.Mock(**{"numel.return_value": values}) for values in (4, 4, 4, 10, 1, 12, 3, *[1] * 9)]
+    buckets: Any = list(distributed._buckets(given))
+    assert [[each.numel.return_value for each in bucket] for bucket in buckets] == [[4, 4], [4], [10], [1], [12], [3, *[1] * 7], [1, 1]]
+    assert max(each.numel.call_count for each in given) <= 2
 
 
 def test_a_killed_process_ends_the_run_which_resumes_to_the_same_bits(
