@@ -82,10 +82,12 @@ def _data_of_run(file: Path, composed: dict[str, Any], overrides: Sequence[str])
     """
     from edkd.status.state import frozen
 
-    data = frozen(file.parent).get("dataset")
-    if data is None:
+    of_run = frozen(file.parent)
+    if "run" not in of_run:  # none, or another program's
         return composed
+    data: dict[str, Any] = of_run["dataset"]
     named = {word.lstrip("+").partition("=")[0].removeprefix("dataset.") for word in overrides}
+    data["source"] |= {name: value for name, value in composed["source"].items() if f"source.{name}" in named}
     for name in named & composed.keys():
         if name in data["source"]:  # which refers to it
             data["source"][name] = composed[name]

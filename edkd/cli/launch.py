@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from edkd import CONF
-from edkd.config.compose import explain, resolve
+from edkd.config.compose import explain, resolve, undecodable
 from edkd.console import Parser, console, fail
 from edkd.errors import EdkdError
 
@@ -47,10 +47,11 @@ def main() -> None:
     except KeyboardInterrupt:
         console.print(INTERRUPTED)
         raise SystemExit(130) from None
-    except (EdkdError, HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (EdkdError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         _fail(error)
     except ValueError as error:  # Hydra's own, such as for a group without an option
-        if f"{os.sep}hydra{os.sep}" not in traceback.extract_tb(error.__traceback__)[-1].filename:
+        of_yaml = isinstance(error, UnicodeDecodeError) and undecodable() is not None
+        if not of_yaml and f"{os.sep}hydra{os.sep}" not in traceback.extract_tb(error.__traceback__)[-1].filename:
             raise
         _fail(error)
 
@@ -63,8 +64,11 @@ def _sorted(arguments: list[str]) -> list[str]:
     parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--multirun", "-m", action="store_true")
     parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--cfg", "-c")  # named, or argparse would take -c for the beginning of -cd
     args, others = parser.parse_known_args(arguments)
-    options = ["--multirun"] * args.multirun + (["--config-dir", args.config_dir] if args.config_dir else [])
+    options = ["--multirun"] * args.multirun
+    options += ["--config-dir", args.config_dir] if args.config_dir else []
+    options += ["--cfg", args.cfg] if args.cfg else []
     arguments = [*options, *may_add(others)]
     of_hydra = get_args_parser()
     of_hydra.__class__ = Parser  # which differs in its errors alone

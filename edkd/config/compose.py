@@ -1,9 +1,10 @@
 """Compose configurations of a run and of a sweep's jobs with Hydra, and explain errors in one line."""
 
+import dataclasses
 import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,27 @@ def resolve(composed: DictConfig) -> dict[str, Any]:
     assert isinstance(resolved, dict)
     if absent := sorted(OmegaConf.missing_keys(plain)):
         raise EdkdError(f"{absent[0]} has no value yet: set {absent[0]}=…")
+    _refuse_unused(OmegaConf.to_yaml(plain), resolved)
     return {str(key): value for key, value in resolved.items()}
+
+
+def _refuse_unused(text: str, resolved: Mapping[Any, Any]) -> None:
+    """Raise EdkdError for a value of a data set or network that nothing uses, such as a mistyped key.
+
+    Beside its fields, each may have keys that its own source or model, or another group, refers to. text: the
+    configuration with its interpolations.
+    """
+    for group, inner in (("dataset", "source"), ("teacher", "model"), ("student", "model")):
+        node = resolved.get(group)
+        if not (isinstance(node, Mapping) and isinstance(node.get(inner), Mapping)):
+            continue  # an error of its own
+        fields = [field.name for field in dataclasses.fields(schema.OPEN[group])]
+        known = sorted({*fields, *node[inner], "lr"} - {"_target_"})
+        for key in (str(each) for each in node if each not in known):
+            if not re.search(rf"\${{[^}}]*\b{group}\.{re.escape(key)}\b", text):
+                raise EdkdError(
+                    f"{group}.{key}: nothing uses such a value{_guess(key, known)}; allowed: {', '.join(known)}"
+                )
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> str:
@@ -57,8 +78,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     if removed and text.startswith("Error resolving interpolation"):  # of a default such as tweak/…/${teacher}
         group = removed[0][1:].partition("=")[0]
         return f"{removed[0]}: a run needs one; allowed are the options of conf/{group}"
-    if isinstance(error, UnicodeDecodeError):
-        return f"{_undecodable()}: YAML files are text in UTF-8, this one is not ({error.reason})"
+    if isinstance(error, UnicodeDecodeError) and (broken := undecodable()):
+        return f"{broken}: YAML files are text in UTF-8, this one is not ({error.reason})"
     if isinstance(error, yaml.YAMLError):
         return " ".join(str(error).split())
     if found := re.match("In '(.+?)': (?:Could not load '(.+)'|.* raised while composing config:)", text):
@@ -113,14 +134,14 @@ def _in_file(option: str, wanted: str | None, cause: BaseException | None) -> st
     return f"{where}: must be a list, such as ['…']" if "is not a ListConfig" in text else f"{where}: {text}"
 
 
-def _undecodable() -> str:
-    """The file of an option that is not UTF-8."""
+def undecodable() -> Path | None:
+    """The file of an option that is not UTF-8; None where all are."""
     for path in (path for folder in _folders() for path in sorted(folder.rglob("*.yaml"))):
         try:
             path.read_text("utf-8")
         except UnicodeDecodeError:
-            return str(path)
-    return "a file of the configuration"
+            return path
+    return None
 
 
 def _file(option: str) -> str:
@@ -160,6 +181,8 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     options = sorted(str(option) for option in node)
     if isinstance(node.get(last) if last in node else None, DictConfig):  # an override would add to a dictionary
         return f"{key}: it has no such entry yet; +{key}.NAME=VALUE adds one"
+    if known and not options:
+        return f"{key}: it has no such entry yet; +{key}=VALUE adds one"
     where = ".".join(known)
     if where == "hydra.launcher" and choices["hydra/launcher"] == "basic":
         return (

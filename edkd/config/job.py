@@ -179,11 +179,12 @@ def thaw(path: Path) -> tuple[Job, str | None]:
         frozen.setdefault("optimizer", SGD)  # earlier versions froze neither
         frozen.setdefault("teacher_recipe", "warn")
         job = replace(make_job(frozen, about["method"], about["teacher_id"]), threads=about.get("threads"))
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        sweep: str | None = about["sweep"]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise EdkdError(f"{path} is not a frozen configuration of a run: {error}") from error
     if job.run != about["hash"]:
         raise EdkdError(f"{path} was changed after planning: it now describes run {job.run}, not {about['hash']}")
-    return job, about["sweep"]
+    return job, sweep
 
 
 def training_run(teacher_id: str | None) -> str:
@@ -203,5 +204,5 @@ def planned_code(run_dir: Path) -> dict[str, str]:
     """The version of the code that planned a run; empty where git did not know it."""
     try:
         return dict(yaml.load(RunDir(run_dir).config.read_text(), Loader=_LOADER)["run"].get("code") or {})
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError):
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, KeyError, TypeError):
         return {}

@@ -50,6 +50,8 @@ class Dataset:
         _check_name("name", self.name)
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean and std need three numbers each, std above 0; got {self.mean} and {self.std}")
+        if min(self.mean) < 0 or max(*self.mean, *self.std) > 1:
+            raise ValueError(f"mean and std are of pixels between 0 and 1, not 0 and 255; got {self.mean}, {self.std}")
 
     @property
     def key(self) -> str:
@@ -194,7 +196,7 @@ def settings(config: Mapping[str, Any], method: str) -> Settings:
         raise EdkdError("several pairs are a sweep: add -m, or name one pair (see conf/pair)")
     values = {name: value for name, value in config.items() if name != "pairs"}
     values |= {
-        name: typed(cls, values.get(name), name, others="ignore" if cls in _OPEN else "forbid")
+        name: typed(cls, values.get(name), name, others="ignore" if name in OPEN else "forbid")
         for name, cls in _GROUPS.items()
     }
     values |= {"distiller": _distiller(values.get("distiller")), "optimizer": _optimizer(values.get("optimizer"))}
@@ -225,8 +227,8 @@ _GROUPS: dict[str, type] = {
     "engine": Engine,
     "tracking": Tracking,
 }
-_OPEN = (Dataset, Network)  # may have further values, which other groups refer to
-
+OPEN: dict[str, type[Any]] = {"dataset": Dataset, "teacher": Network, "student": Network}
+"""Groups that may have further values, which other values refer to."""
 
 LABELS = ("title", "family", "year")
 """Keys of a method's YAML file that only tables use; neither the method nor a run's identity has them."""

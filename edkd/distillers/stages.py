@@ -17,7 +17,7 @@ def paired(student: Sequence[T], teacher: Sequence[T]) -> list[tuple[T, T]]:
     stages = min(len(student), len(teacher)) - 1
     if stages < 1:
         raise EdkdError(
-            f"the student has {len(student)} feature maps and the teacher {len(teacher)}: this method compares the maps "
-            "after the first, which is the stem's; `feats` names more of them (docs/extending.md)"
+            f"the student has {len(student)} feature maps and the teacher {len(teacher)}: this method compares those "
+            "after the first, which is the stem's; `feats` names more (docs/extending.md)"
         )
     return list(zip(student[-stages:], teacher[-stages:], strict=True))

@@ -206,6 +206,19 @@ def test_help_lists_groups_and_values() -> None:
         ("schedule.epoch=3", "schedule.epoch: no such key in schedule=short, did you mean epochs?"),
         ("dataset.sorce.root=x", "dataset.sorce.root: no such key in dataset=digits, did you mean source?"),
         ("+schedule.epoch=3", "schedule.epoch: no such value; allowed: epochs, "),
+        (
+            "++dataset.train_per_clas=8",
+            "dataset.train_per_clas: nothing uses such a value, did you mean train_per_class?; allowed: flip, ",
+        ),
+        ("+student.lrr=8", "student.lrr: nothing uses such a value, did you mean lr?; allowed: lr, model, name"),
+        (
+            "student=timm student.arch=resnet10t student.options.in_chans=1",
+            "student.options.in_chans: it has no such entry yet; +student.options.in_chans=VALUE adds one",
+        ),
+        (
+            "student=timm student.arch=resnet10t +student.option.in_chans=1",
+            "student.option: nothing uses such a value, did you mean options?; allowed: arch, feats, ",
+        ),
         ("hydra.run.dri=x", "hydra.run.dri: no such key in hydra.run, did you mean dir?"),
         ("distiller=dkd distiller.temperature=0", "distiller.temperature=0: must be above 0"),
         ("engine.device=gpu", "engine.device=gpu: allowed: auto, cpu, cuda, cuda:N"),
@@ -290,6 +303,16 @@ def test_a_file_that_is_not_utf8(here: Path, multirun: list[str]) -> None:
     file.write_bytes("_target_: edkd.distillers.kd.KD\n".encode("utf-16"))
     message = error(launch("--config-dir", "own", *multirun, "distiller=bad"))
     assert message == "own/distiller/bad.yaml: YAML files are text in UTF-8, this one is not (invalid start byte)"
+
+
+def test_the_configuration_is_shown_by_either_name_of_the_option(here: Path) -> None:
+    assert launch("-c", "job", "seed=7").out == launch("--cfg", "job", "seed=7").out
+    assert launch("seed=7", "-c", "job").out.startswith("seed: 7\n")
+
+
+def test_keys_that_other_values_refer_to_are_used(tiny: list[str], here: Path) -> None:
+    done = launch(*tiny, "distiller=vanilla", "+student.rate=0.02", "schedule.lr=${student.rate}", "+dry_run=true")
+    assert done.code == 0, done
 
 
 @pytest.mark.parametrize(

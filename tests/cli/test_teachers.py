@@ -217,6 +217,22 @@ def test_the_data_of_a_run_need_no_option(output: Path) -> None:
     assert done.out.splitlines()[1] != evaluate("-c", str(file)).out.splitlines()[1]
 
 
+def test_values_of_the_source_win_over_those_of_the_run(output: Path) -> None:
+    file = str(run_file(output, "kd", "last.pt"))
+    larger = "++dataset.source.image_size=16"
+    evaluated = [edkd("evaluate", "-m", "resnet8", "-c", file, *more) for more in ([], [larger])]
+    assert evaluated[0].code == evaluated[1].code == 0
+    assert evaluated[0].out.splitlines()[1] != evaluated[1].out.splitlines()[1]
+
+
+@pytest.mark.parametrize("text", ["dataset: cifar100\n", "dataset: {mean: [0.9, 0.9, 0.9], std: [0.1, 0.1, 0.1]}\n"])
+def test_a_configuration_of_another_program_is_none_of_a_run(output: Path, tmp_path: Path, text: str) -> None:
+    shutil.copy(run_file(output, "kd", "last.pt"), tmp_path / "field.pt")
+    (tmp_path / "config.yaml").write_text(text)
+    message = error(edkd("evaluate", "-m", "resnet8", "-c", "field.pt", "dataset.root=x", "dataset.download=false"))
+    assert message.startswith("CIFAR-100 not found: looked for x/cifar-100-python")
+
+
 def test_the_default_data_set_is_cifar100(output: Path) -> None:
     shutil.copy(run_file(output, "kd", "last.pt"), "elsewhere.pt")
     message = error(edkd("evaluate", "-m", "resnet8", "-c", "elsewhere.pt", "dataset.download=false"))

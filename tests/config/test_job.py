@@ -63,11 +63,11 @@ def test_a_frozen_configuration_that_was_changed_is_refused(make_job: Any, key: 
         config_job.thaw(path)
 
 
-@pytest.mark.parametrize("text", ["absent", "", "[1, 2]", "seed: [", "seed: 1", "run: 5", "run: {hash: x}"])
+@pytest.mark.parametrize("text", ["absent", "", "[1, 2]", "seed: [", "seed: 1", "run: 5", "run: {hash: x}", "é"])
 def test_a_file_that_is_no_frozen_configuration_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.yaml"
     if text != "absent":
-        path.write_text(text)
+        path.write_text(text, "latin-1")
     with pytest.raises(EdkdError, match=f"^{path} is not a frozen configuration of a run"):
         config_job.thaw(path)
 

@@ -126,6 +126,8 @@ def changed(base: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("dataset.validation_seed", -1, "dataset.validation_seed=-1: must be 0 or more"),
         ("dataset.padding", -1, "dataset.padding=-1: must be 0 or more"),
         ("dataset.std", [1, 1, 0], "dataset.mean and std need three numbers each, std above 0"),
+        ("dataset.mean", [125.3, 123.0, 113.9], "dataset.mean and std are of pixels between 0 and 1, not 0 and 255"),
+        ("dataset.std", [63.0, 62.1, 66.7], "dataset.mean and std are of pixels between 0 and 1, not 0 and 255"),
         ("dataset.mean", [1, 1], "dataset.mean and std need three numbers each, std above 0"),
         (
             "dataset.name",
