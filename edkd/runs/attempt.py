@@ -81,9 +81,8 @@ class Attempt:
             self.journal.append(self.start_record(inputs, resumed_from=state.epoch))
             LOG.info("%s%s", job.name, _resumed(state))
         if self.writes and self.threads > cores():
-            LOG.warning(
-                "%d threads share %d CPU cores, which may be very slow: see engine.threads", self.threads, cores()
-            )
+            known = "the run began with this number" if _resumed(state) else "see engine.threads"
+            LOG.warning("%d threads share %d CPU cores, which may be very slow: %s", self.threads, cores(), known)
         hardware.forget_peak(device)
         splits = device_data(inputs.arrays, cfg, device)
         teacher = None
@@ -150,8 +149,8 @@ class Attempt:
         raise EdkdError(f"the {what} changed since {self.directory} began: restore them, or move that directory away")
 
     def resume(self, state: TrainState) -> None:
-        """Restore any checkpoint; raise EdkdError if it does not match the journal or the code of the run's classes."""
-        saved = checkpoint.load(self.paths.checkpoint) if self.before.start is not None and self.writes else None
+        """Restore any checkpoint. Raises EdkdError as `check_resumable`."""
+        saved = checkpoint.load(self.paths.checkpoint) if self.writes else None
         # Other nodes may see outdated files for a while.
         known = distributed.from_first(None if saved is None else saved[0])
         if known is None:
@@ -161,12 +160,15 @@ class Attempt:
                     self.directory, self.before.epoch,
                 )  # fmt: skip
             return
+        if self.writes:
+            self.check_resumable(known["epoch"])
         state.restore(known)
-        if not self.writes:
-            return
-        if state.epoch and state.epoch not in journal.epochs(self.directory):
+
+    def check_resumable(self, epoch: int) -> None:
+        """Raise EdkdError if a checkpoint of this epoch does not match the journal or the code of the run's classes."""
+        if epoch and epoch not in journal.epochs(self.directory):
             raise EdkdError(
-                f"{self.directory} has a checkpoint of epoch {state.epoch}, and no record of that epoch in "
+                f"{self.directory} has a checkpoint of epoch {epoch}, and no record of that epoch in "
                 f"{self.paths.journal.name}: restore that file, or move the directory away to start anew"
             )
         sources = (self.before.start or {}).get("sources") or {}

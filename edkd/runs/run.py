@@ -15,7 +15,7 @@ from edkd import console
 from edkd.config.job import Job, freeze
 from edkd.errors import EdkdError
 from edkd.rundir import journal, lock
-from edkd.rundir.paths import RunDir
+from edkd.rundir.paths import RunDir, checkpoints
 from edkd.runs.attempt import Attempt, remove_checkpoints
 from edkd.runs.inputs import find_inputs, gather
 from edkd.runs.preemption import Asked, Stopped
@@ -77,10 +77,10 @@ def assist(job: Job, nodes: Nodes, stop_asked: Asked) -> None:
 def cpu_threads(job: Job, before: journal.RunState) -> int:
     """The CPU threads of a run on a node.
 
-    Sums over another number of threads differ in their last bits: a resumed run keeps the number it began with.
+    Sums over another number of threads differ in their last bits: a run that resumes keeps the number it began with.
     """
-    if before.first_start is not None:
-        return int(before.first_start["threads"])
+    if before.start is not None and checkpoints(job.directory):
+        return int(before.start["threads"])
     return job.settings.engine.threads or job.threads or cores()
 
 

@@ -106,12 +106,14 @@ def test_a_run_is_not_continued_by_another_version_of_its_method(tiny: list[str]
     failed = launch(*command)
     assert failed.code == 1
     assert "failed: ValueError: one; see " in failed.out and "\ntwo" not in failed.out + failed.err
+    other_weights = "\n    def setup(self, spec):\n        self.norm = __import__('torch').nn.BatchNorm1d(2)\n"
+    for version in (whole, whole + other_weights):
+        edit(file, version)
+        refused = launch(*command)
+        assert refused.code == 1
+        assert "the code of mse.MSE changed since " in refused.out
+        assert " reached epoch 1: restore it, or move " in refused.out
     edit(file, whole)
-    refused = launch(*command)
-    assert refused.code == 1
-    assert (
-        "the code of mse.MSE changed since " in refused.out and " reached epoch 1: restore it, or move " in refused.out
-    )
     shutil.rmtree(next(folder.glob("outputs/runs/*/resnet8-resnet8/mse-s0-*")))
     assert launch(*command).code == 0
 

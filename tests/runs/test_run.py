@@ -208,7 +208,7 @@ def test_a_teacher_is_measured_as_this_run_shows_it_the_images(
 ) -> None:
     execute(student)
     assert "teacher resnet8 has" not in caplog.text
-    other = make_job("edkd", "dataset.mean=[5.0,5.0,5.0]", teacher_id=student.teacher_id)
+    other = make_job("edkd", "dataset.mean=[0.9,0.9,0.9]", teacher_id=student.teacher_id)
     execute(other)
     told, really = (events(job, "start")[0]["teacher"]["top1"] for job in (student, other))
     data = run_inputs.device_data(run_inputs.load_arrays(other.settings)[0], other.settings, torch.device("cpu"))
@@ -219,10 +219,11 @@ def test_a_teacher_is_measured_as_this_run_shows_it_the_images(
     assert (words in caplog.text) == (abs(really - told) > 1)
 
 
-def test_a_checkpoint_without_its_epoch_in_the_journal_is_refused(student: config_job.Job) -> None:
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_checkpoint_without_its_epoch_in_the_journal_is_refused(student: config_job.Job, kept: int) -> None:
     interrupt(student, after=1)
     book = student.directory / "journal.jsonl"
-    book.write_text(book.read_text().splitlines(keepends=True)[0])  # the start
+    book.write_text("".join(book.read_text().splitlines(keepends=True)[:kept]))  # the start
     with pytest.raises(EdkdError, match="has a checkpoint of epoch 1, and no record of that epoch in journal.jsonl"):
         execute(student)
 
@@ -544,6 +545,15 @@ def test_a_resumed_run_keeps_its_number_of_threads(make_job: Any, monkeypatch: p
     assert [record["resumed_from"] for record in events(job, "start")] == [0, 1]
     assert torch.get_num_threads() == 1
     assert "WARNING 1 threads share 0 CPU cores" in (job.directory / "run.log").read_text()
+
+
+def test_a_run_that_begins_anew_takes_the_number_of_threads_that_it_is_given(make_job: Any) -> None:
+    job = make_job("vanilla", "engine.threads=2")
+    interrupt(job, after=1)
+    for path in checkpoints(job.directory):
+        path.unlink()
+    execute(make_job("vanilla", "engine.threads=1"))
+    assert [record["threads"] for record in events(job, "start")] == [2, 1]
 
 
 @pytest.mark.timeout(1800)  # loaded machines take ten minutes to compile for one shape; training and test have one
