@@ -102,7 +102,7 @@ def _arguments(found: Any, given: frozenset[str], others: Others) -> tuple[dict[
     Also returns the adapter that checks a mapping of these arguments.
     """
     parameters = inspect.signature(found).parameters.values()
-    hints = typing.get_type_hints(found.__init__ if inspect.isclass(found) else found, include_extras=True)
+    hints = hints_of(found.__init__ if inspect.isclass(found) else found)
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in given]
     declared = {p.name: hints.get(p.name, Any) for p in named}
     required = {p.name for p in named if p.default is p.empty}
@@ -111,6 +111,17 @@ def _arguments(found: Any, given: frozenset[str], others: Others) -> tuple[dict[
     made = TypedDict("made", {n: h if n in required else NotRequired[h] for n, h in accepted.items()})  # type: ignore
     made.__pydantic_config__ = STRICT | {"extra": extra}  # type: ignore
     return declared, TypeAdapter(made)
+
+
+def hints_of(found: Any) -> dict[str, Any]:
+    """The type hints of a function. Raises EdkdError for one that cannot be evaluated."""
+    try:
+        return typing.get_type_hints(found, include_extras=True)
+    except NameError as error:
+        raise EdkdError(
+            f"{found.__module__}.{found.__qualname__}: {error} in its type hints, by which the configuration is "
+            "checked: import it outside `if TYPE_CHECKING:`"
+        ) from error
 
 
 def _listed(hint: Any) -> Any:
@@ -130,6 +141,8 @@ def _misfit(error: ValidationError, values: Mapping[str, Any], where: str, hints
     for each in errors:
         if each["type"] == "extra_forbidden":
             return f"{prefix}{each['loc'][0]}: no such value; allowed: {', '.join(hints) or 'none'}"
+        if each["type"] == "invalid_key":
+            return f"{prefix}{each['loc'][0]}: a key is a text, which a number or a truth value is in quotes alone"
     for each in errors:
         if each["type"] == "missing":
             return f"{prefix}{each['loc'][0]} is missing; see conf/{where.partition('.')[0] or 'config.yaml'}"

@@ -3,12 +3,12 @@
 import functools
 import json
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from edkd.config.instantiate import build, target
+from edkd.config.instantiate import build, hints_of, target
 from edkd.config.job import thaw
 from edkd.config.schema import Settings
 from edkd.data.arrays import Arrays
@@ -18,7 +18,7 @@ from edkd.distillers.base import Distiller, Shapes, Spec
 from edkd.errors import EdkdError
 from edkd.models.base import Classifier, Prediction
 from edkd.rundir import checkpoint
-from edkd.rundir.paths import RunDir
+from edkd.rundir.paths import RunDir, checkpoints
 from edkd.runs.inputs import Inputs
 from edkd.teachers.source import Precision
 from edkd.training import distributed
@@ -35,6 +35,9 @@ def new_state(cfg: Settings, inputs: Inputs) -> TrainState:
     device, precision = inputs.device, Precision(cfg.engine.precision, inputs.device)
     with seeded(cfg.seed, 0, device):
         student = build(cfg.student.model, "student.model", num_classes=inputs.arrays.num_classes)
+    for network in (student, inputs.teacher):
+        if network is not None:
+            probe(network, inputs.arrays.image_size, inputs.arrays.num_classes)
     with seeded(cfg.seed, -1, device):
         distiller = make_method(cfg, student, inputs.teacher, inputs.arrays)
     student = to_device(student, cfg.engine, device)
@@ -44,6 +47,38 @@ def new_state(cfg: Settings, inputs: Inputs) -> TrainState:
     if distributed.size() > 1 and cfg.engine.sync_batch_norm:
         nn.SyncBatchNorm.convert_sync_batchnorm(trainable)
     return TrainState(trainable, _optimizer(cfg, trainable, device))
+
+
+def probe(network: nn.Module, size: int, num_classes: int | None = None, *, want_feats: bool = False) -> Prediction:
+    """What a network makes of one black image of this size, in evaluation.
+
+    Raises EdkdError if it fails, or returns no Prediction, or logits of other than `num_classes`, if they are known.
+    """
+    name, training = type(network).__name__, network.training
+    image = torch.zeros(1, 3, size, size, device=next(network.parameters()).device)
+    try:
+        with torch.no_grad():
+            made = network.eval()(image, want_feats=want_feats)
+    except EdkdError:
+        raise
+    except Exception as error:  # whatever a user's or a library's network raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise EdkdError(
+            f"{name} fails on images of {size}x{size}: {reason} (it is called as network(images, want_feats="
+            f"{want_feats}); see docs/extending.md)"
+        ) from error
+    network.train(training)
+    if not isinstance(made, Prediction):
+        raise EdkdError(
+            f"{name} returned {type(made).__name__}; a network returns an edkd.models.Prediction, as "
+            "edkd.models.base.classify makes it (docs/extending.md)"
+        )
+    if num_classes is not None and made.logits.shape != (1, num_classes):
+        raise EdkdError(
+            f"{name} returned logits of shape {list(made.logits.shape)} for one image of {num_classes} classes; a "
+            "network is made for its argument num_classes (docs/extending.md)"
+        )
+    return made
 
 
 def _optimizer(cfg: Settings, network: nn.Module, device: torch.device) -> Any:
@@ -74,9 +109,15 @@ def load_method(cfg: Settings, file: Path, student: nn.Module, arrays: Arrays | 
     It is the method of `cfg`, else of the run in whose directory the file lies. Raises EdkdError if neither has a
     method that students end in, or if the weights do not fit.
     """
-    if not checkpoint.ends_in_method(file):
-        return None
     frozen = RunDir(file.parent).config
+    if not checkpoint.ends_in_method(file):
+        own = thaw(frozen)[0].settings if file in checkpoints(file.parent) and frozen.exists() else cfg
+        if target(own.distiller, "distiller").predict is not Distiller.predict:
+            raise EdkdError(
+                f"{file}: the student of distiller={own.method} ends in modules of its method, which this file does "
+                f"not have under `distiller`: name {RunDir(file.parent).best.name}, which a run writes after an epoch"
+            )
+        return None
     if target(cfg.distiller, "distiller").predict is Distiller.predict and frozen.exists():
         cfg = thaw(frozen)[0].settings
     if target(cfg.distiller, "distiller").predict is Distiller.predict:
@@ -110,11 +151,7 @@ def _traits(network: nn.Module, size: int, needed: bool) -> _Traits:
 
     Raises EdkdError for a network that gives none, if they are `needed`; otherwise such a network has zeros.
     """
-    training = network.training
-    image = torch.zeros(1, 3, size, size, device=next(network.parameters()).device)
-    with torch.no_grad():
-        made: Prediction = network.eval()(image, want_feats=True)
-    network.train(training)
+    made = probe(network, size, want_feats=True)
     if made.pooled_feat is None or made.last_map is None or made.classifier is None:
         if not needed:
             return _Traits(Shapes((), (), 0, (0, 0, 0)), None, ())
@@ -140,10 +177,10 @@ def _traits(network: nn.Module, size: int, needed: bool) -> _Traits:
 def check_method(cfg: Settings) -> None:
     """Raise EdkdError for a method that refuses the networks of a run, before data and teacher are needed.
 
-    Also raised for an optimiser that refuses its values, for padding of streamed images, and for a method that needs
-    strong views of such images, or without a teacher. The method's `setup` runs on PyTorch's meta device, where tensors
-    have shapes but no memory. The number of classes is not known yet and assumed to be large; so is the number of
-    images if only the files give it.
+    Also raised for a student that fails on one image, for an optimiser that refuses its values, for padding of streamed
+    images, and for a method that needs strong views of such images, or without a teacher. The method's `setup` runs on
+    PyTorch's meta device, where tensors have shapes but no memory. The number of classes is not known yet and assumed
+    to be large; so is the number of images if only the files give it.
     """
     method = target(cfg.distiller, "distiller")
     if method.needs_strong_view and streams(cfg):
@@ -154,12 +191,19 @@ def check_method(cfg: Settings) -> None:
         raise EdkdError(f"distiller={cfg.method} needs strong views, which only methods with a teacher have")
     if cfg.dataset.padding and streams(cfg):
         raise EdkdError("dataset.padding needs data in memory, as of dataset=folder; streamed images have other crops")
-    _optimizer(cfg, nn.Linear(1, 1), torch.device("cpu"))
+    try:
+        _optimizer(cfg, nn.Linear(1, 1), torch.device("cpu"))
+    except (ValueError, TypeError) as error:  # of one's own class
+        raise EdkdError(f"optimizer: {' '.join(str(error).split())}; see conf/optimizer") from error
+    # Data sets whose images have another size than CIFAR's give image_size.
+    size = cfg.dataset.source.get("image_size", 32)
+    ours = str(cfg.dataset.source["_target_"]).startswith("edkd.data.sources.")  # another's may omit it
+    refused = _student_refusal(json.dumps(cfg.student.model), size if ours else None)
+    if refused is not None:
+        raise EdkdError(f"student={cfg.student.name}: {refused}")
     if method.setup is Distiller.setup:
         return
     teacher = cfg.teacher.model if cfg.needs_teacher else None
-    # Data sets whose images have another size than CIFAR's give image_size.
-    size = cfg.dataset.source.get("image_size", 32)
     refused = _refusal(json.dumps([cfg.distiller, cfg.student.model, teacher, size, _train_images(cfg)]))
     if refused is not None:
         raise EdkdError(f"distiller={cfg.method} on {cfg.pair}: {refused}")
@@ -167,7 +211,7 @@ def check_method(cfg: Settings) -> None:
 
 def streams(cfg: Settings) -> bool:
     """Whether a run's images are streamed, as far as the type hint of its data source says."""
-    return get_type_hints(target(cfg.dataset.source, "dataset.source")).get("return") is Streamed
+    return hints_of(target(cfg.dataset.source, "dataset.source")).get("return") is Streamed
 
 
 def _train_images(cfg: Settings) -> int:
@@ -177,6 +221,26 @@ def _train_images(cfg: Settings) -> int:
     if data.train_per_class is not None:
         images = min(images, data.train_per_class * classes)
     return round(images * (1 - data.validation))
+
+
+@functools.cache
+def _student_refusal(model: str, size: int | None) -> str | None:
+    """Why a network cannot be a student of images of this size; None if it can, as far as can be seen now.
+
+    What fails on PyTorch's meta device, where it costs little, is tried again as a run would do it.
+    """
+    refused = None
+    for device in ("meta", "cpu"):
+        try:
+            with torch.device(device):
+                network = build(json.loads(model), "student.model", num_classes=100)
+            if size is not None:
+                probe(network, size)
+        except Exception as error:
+            refused = str(error) if isinstance(error, EdkdError) else f"{type(error).__name__}: {error}"
+        else:
+            return None
+    return refused
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from edkd.config.instantiate import build
 from edkd.config.job import thaw
@@ -27,7 +27,7 @@ class Outputs(NamedTuple):
     """One network's outputs for the test images."""
 
     name: str
-    features: Array  # [N, D], before the classifier
+    features: Array | None  # [N, D], before the classifier; None for a network that gives none
     logits: Array  # [N, K]
 
 
@@ -68,23 +68,29 @@ def represent(run_dir: Path, output: Path) -> Representations:
 
 
 @torch.inference_mode()
-def _predicted(network: nn.Module, data: EvaluationData, device: torch.device) -> tuple[Array, Array]:
-    """Pooled features [N, D] and logits [N, K], in single precision."""
+def _predicted(network: nn.Module, data: EvaluationData, device: torch.device) -> tuple[Array | None, Array]:
+    """Pooled features [N, D], where the network gives them, and logits [N, K], in single precision."""
     network.eval()
     made = [network(images, want_feats=True) for images, _ in data.batches(EVALUATION_BATCH[device.type])]
-    features, logits = (
-        torch.cat(each).float().cpu().numpy() for each in zip(*((m.pooled_feat, m.logits) for m in made))
-    )
-    return features, logits
+    features = [each.pooled_feat for each in made if each.pooled_feat is not None]
+    return _array(features) if features else None, _array([each.logits for each in made])
+
+
+def _array(parts: list[Tensor]) -> Array:
+    return torch.cat(parts).float().cpu().numpy()
 
 
 def tsne(found: Representations, to: Path) -> None:
     """Write both networks' features in two dimensions, by t-SNE, into an npz file.
 
-    van der Maaten and Hinton, "Visualizing Data using t-SNE", JMLR 9, 2008, as scikit-learn computes it.
+    van der Maaten and Hinton, "Visualizing Data using t-SNE", JMLR 9, 2008, as scikit-learn computes it. Raises
+    EdkdError for a network without them.
     """
     from sklearn.manifold import TSNE
 
+    for seen in (found.student, found.teacher):
+        if seen.features is None:
+            raise EdkdError(f"{seen.name} gives no pooled_feat, which this figure shows (docs/extending.md)")
     perplexity = min(30.0, (len(found.target) - 1) / 3)
     points = [
         TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(seen.features)

@@ -34,8 +34,12 @@ class Space:
         ]
 
     def ends(self) -> list[list[str]]:
-        """Runs at the ends of all ranges and with each choice, to find before the search what a method refuses."""
+        """Runs at the ends of all ranges, within them and with each choice, to find what is refused before a search."""
         texts = {key: _texts(distribution) for key, distribution in self.distributions.items()}
+        for key, distribution in self.distributions.items():
+            if isinstance(distribution, FloatDistribution) and distribution.step is None:
+                between = distribution.low + 0.382 * (distribution.high - distribution.low)
+                texts[key].append(text(between))  # seldom a whole number, as the ends are
         count = max(len(each) for each in texts.values())
         return [self.combination({key: each[i % len(each)] for key, each in texts.items()}) for i in range(count)]
 

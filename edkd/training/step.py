@@ -45,13 +45,7 @@ class Trainable(nn.Module):
         strong: a strong view of the images, and the teacher's prediction for it.
         """
         with self.precision.autocast():
-            made = self.student(images, want_feats=self.distiller.needs_feats)
-            if not isinstance(made, Prediction):
-                raise EdkdError(
-                    f"{type(self.student).__name__} returned {type(made).__name__}; a network returns an "
-                    "edkd.models.Prediction, as edkd.models.base.classify makes it (docs/extending.md)"
-                )
-            prediction = in_fp32(made)
+            prediction = in_fp32(self.student(images, want_feats=self.distiller.needs_feats))
             if strong is not None:
                 second = in_fp32(self.student(strong[0], want_feats=self.distiller.needs_feats))
                 batch = replace(batch, strong=StrongView(second, strong[1]))

@@ -64,6 +64,8 @@ class EdkdSlurmLauncher(SlurmLauncher):
             value = params.get(name)
             if value is not None and not value >= least:
                 raise EdkdError(f"hydra.launcher.{name}={value}: must be at least {least:g}")
+        if params.get("stderr_to_stdout"):
+            raise EdkdError("hydra.launcher.stderr_to_stdout=true: must be false, for a job's log is its error file")
         if not params["name"]:
             raise EdkdError("hydra.launcher.name is empty: a job needs a name, such as edkd")
         if params["tasks_per_node"] != 1:
@@ -182,7 +184,7 @@ class EdkdSlurmLauncher(SlurmLauncher):
         params = {name: value for name, value in self.params.items() if value is not None}
         del params["submitit_folder"]
         options = _options(params.get("additional_parameters") or {})
-        options["comment"] = " ".join(filter(None, [options.get("comment"), comment]))
+        options["comment"] = " ".join(filter(None, [params.pop("comment", None), options.get("comment"), comment]))
         values = {"signal-delay": params["signal_delay_s"], "timeout-min": params["timeout_min"]}
         values |= {"max-timeouts": params.pop("max_num_timeout"), "folder": shlex.quote(str(Path.cwd()))}
         runs = [shlex.quote(f"{job.run}:{RunDir(job.directory).config.absolute()}") for job in jobs]

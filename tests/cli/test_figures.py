@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edkd.runs import representations
 from tests.commandline import edkd, error, journals, run_file
 
 
@@ -29,6 +30,14 @@ def test_figures_of_a_run(output: Path, kind: str) -> None:
             for matrix in (held["student"], held["teacher"]):
                 np.testing.assert_allclose(matrix, matrix.T)
                 np.testing.assert_allclose(np.diag(matrix), np.ones(10))
+
+
+def test_networks_that_give_logits_alone(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predicted = representations._predicted
+    monkeypatch.setattr(representations, "_predicted", lambda *given: (None, predicted(*given)[1]))
+    message = error(edkd("figures", "tsne", "resnet8-resnet8/kd-s0"))
+    assert message == "resnet8 gives no pooled_feat, which this figure shows (docs/extending.md)"
+    assert edkd("figures", "correlation", "resnet8-resnet8/kd-s0").code == 0
 
 
 def test_a_folder_that_cannot_be_written(output: Path) -> None:

@@ -107,6 +107,13 @@ def test_a_student_that_ends_in_its_method(output: Path) -> None:
     for name in ("top1", "top5", "loss", "ece", "agreement", "kl_teacher"):
         assert found[name] == last[f"test/{name}"]
 
+    content = torch.load(path, weights_only=True)
+    method = {f"distiller.{key}": value for key, value in content["distiller"].items()}
+    student = {f"student.{key}": value for key, value in content["model"].items()}
+    checkpoint.save({"epoch": 1, "model": student | method}, path.parent / "checkpoint.pt")
+    unfinished = error(evaluate("-c", str(path.parent / "checkpoint.pt")))
+    assert "distiller=simkd ends in modules of its method" in unfinished and "name best.pt, which" in unfinished
+
     Path("moved.pt").write_bytes(path.read_bytes())
     named = evaluate("-c", "moved.pt", "--teacher", "resnet8", "--json", "distiller=simkd")
     assert json.loads(named.out)["loss"] == found["loss"]

@@ -152,6 +152,24 @@ def test_the_arguments_of_a_users_method_are_converted_to_its_hints() -> None:
     assert instantiate.build(mine(weight=4), "distiller").weight == 4.0
 
 
+class Unknown:
+    """A class whose type hint is not there as the program runs."""
+
+    def __init__(self, *, weights: "Elsewhere[float]") -> None:  # type: ignore[name-defined] # noqa: F821
+        raise NotImplementedError
+
+
+def test_a_type_hint_that_is_not_imported_is_named() -> None:
+    where = r"test_instantiate\.Unknown\.__init__: name 'Elsewhere' is not defined in its type hints"
+    with pytest.raises(EdkdError, match=where):
+        instantiate.check_call({"_target_": f"{__name__}.Unknown", "weights": [1.0]}, "distiller")
+
+
+def test_a_key_that_is_no_text_is_named() -> None:
+    with pytest.raises(EdkdError, match=r"^distiller\.1: a key is a text, which a number .* in quotes alone$"):
+        instantiate.check_call(mine() | {1: 3}, "distiller")
+
+
 def test_arguments_that_the_code_gives_itself_are_not_the_users() -> None:
     node = {"_target_": "edkd.models.resnet8"}
     assert instantiate.check_call(node, "student.model", "num_classes") == {}

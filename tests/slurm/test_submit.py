@@ -109,6 +109,10 @@ def test_jobs_inherit_nothing_of_a_job_that_submits_them(
         ),
         ("nodes=0", "hydra.launcher.nodes=0: must be at least 1"),
         ("runs_per_job=0", "hydra.launcher.runs_per_job=0: must be at least 1"),
+        (
+            "stderr_to_stdout=true",
+            "hydra.launcher.stderr_to_stdout=true: must be false, for a job's log",
+        ),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused_before_anything_is_planned(
@@ -387,6 +391,8 @@ def test_jobs_are_named_after_their_runs(tiny: list[str], fake_slurm: FakeSlurm)
     assert teacher["job-name"] == "my_jobs:resnet8/vanilla-s0"
     (sweep,) = {each["comment"].strip("'").split()[0] for each in (teacher, students)}
     assert students["job-name"] == f"my_jobs:{sweep}"
+    assert slurm(tiny, "distiller=edkd", "hydra.launcher.comment=ours").code == 0
+    assert flags(fake_slurm.scripts()[-1])["comment"].strip("'").startswith("ours ")
     assert "update JobId=2_1 JobName=my_jobs:resnet8-resnet8/dkd-s0\n" in (fake_slurm.folder / "asked").read_text()
 
 

@@ -203,6 +203,76 @@ def test_a_transformer_is_distilled_by_its_logits_alone(make_job: Any) -> None:
         check_method(make_job("fitnet", *others, teacher_id="run:0").settings)
 
 
+OWN_NETWORKS = """
+from torch import nn
+from edkd.models import Prediction
+
+
+class WithoutFeats(nn.Linear):
+    def forward(self, images):
+        return Prediction(super().forward(images.mean((2, 3))))
+
+
+class Plain(nn.Linear):
+    def forward(self, images, want_feats=False):
+        return super().forward(images.mean((2, 3)))
+
+
+class NotOnMeta(nn.Linear):
+    def forward(self, images, want_feats=False):
+        assert images.sum().item() == 0  # which the meta device does not have
+        return Prediction(super().forward(images.mean((2, 3))))
+
+
+def make(*, num_classes: int, kind: str) -> nn.Module:
+    return globals()[kind](3, num_classes)
+"""
+
+
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        ("student=timm student.arch=resnet10tt", "^student=timm_resnet10tt: arch=resnet10tt: timm has no such network"),
+        (
+            "student=torchvision student.arch=vit_b_32",
+            r"^student=torchvision_vit_b_32: VisionTransformer fails on images of 8x8: AssertionError: Wrong image ",
+        ),
+        (
+            "student.model._target_=own_networks.make +student.model.kind=WithoutFeats",
+            r"WithoutFeats fails on images of 8x8: TypeError: .*unexpected keyword argument 'want_feats'",
+        ),
+        ("student.model._target_=own_networks.make +student.model.kind=Plain", "Plain returned Tensor; a network "),
+    ],
+)
+def test_students_that_fail_on_an_image_are_refused(
+    make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: str, message: str
+) -> None:
+    (tmp_path / "own_networks.py").write_text(OWN_NETWORKS)
+    monkeypatch.syspath_prepend(tmp_path)
+    for method in ("kd", "fitnet"):
+        with pytest.raises(EdkdError, match=message):
+            check_method(make_job(method, *student.split(), teacher_id="run:0").settings)
+
+
+def test_a_network_that_needs_values_is_tried_with_values(
+    make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_networks.py").write_text(OWN_NETWORKS)
+    monkeypatch.syspath_prepend(tmp_path)
+    network = ["student.model._target_=own_networks.make", "+student.model.kind=NotOnMeta"]
+    check_method(make_job("kd", *network, teacher_id="run:0").settings)
+
+
+def test_values_that_an_optimiser_refuses(make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "from edkd.training.optimizers import SGD\n\n\nclass Choosy(SGD):\n    def __init__(self, params, *, lr, "
+    text += "momentum, weight_decay, beta: float):\n        raise ValueError(f'no such beta: {beta}')\n"
+    (tmp_path / "own_optimiser.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    chosen = ["optimizer._target_=own_optimiser.Choosy", "+optimizer.beta=1.5"]
+    with pytest.raises(EdkdError, match="^optimizer: no such beta: 1.5; see conf/optimizer$"):
+        check_method(make_job("kd", *chosen, teacher_id="run:0").settings)
+
+
 class Alone(Distiller):
     """A method with flags that contradict each other."""
 

@@ -222,6 +222,7 @@ def test_trials_run_in_batches_wherever_sweeps_do(
         (["distiller.temperature=interval(8,1)"], "distiller.temperature=interval(8,1): "),
         (["distiller.temperature=tag(log,interval(0,1))"], "distiller.temperature=tag(log,interval(0,1)): "),
         (["distiller.temperature=interval(0,8)"], "distiller.temperature=0: must be above 0"),
+        (["schedule.batch_size=interval(16,64)"], "schedule.batch_size=34.336: must be a whole number"),
         (["distiller.heat=interval(0,8)"], "distiller.heat: no such key in distiller=kd"),
         (["schedule.lr=interval(0.01,0.1)"], "the sweep would train teacher resnet8 of digits-8-20perclass-test10"),
         (["hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: must be above 0"),

@@ -23,7 +23,7 @@ from edkd.errors import EdkdError
 from edkd.models.base import Prediction
 from edkd.teachers.source import OnlineTeacher, Precision
 from edkd.training.optimizers import SGD
-from edkd.training.step import Step, Trainable
+from edkd.training.step import Step
 from edkd.training.trainer import Schedule, TrainState, seeded, train_epoch
 from tests.training.test_trainer import make_state, stepping
 
@@ -314,21 +314,6 @@ class Greedy(Distiller):
 
     def forward(self, student: Prediction, teacher: Prediction | None, batch: Batch) -> Outcome:
         return Outcome({"ce": student.pooled_feat.sum()}, {})
-
-
-class Plain(torch.nn.Linear):
-    """A network that returns a tensor."""
-
-    def forward(self, images: Tensor, want_feats: bool = False) -> Tensor:
-        return super().forward(images.flatten(1))
-
-
-def test_a_network_that_returns_a_tensor_is_told() -> None:
-    trainable = Trainable(Plain(12, 3), Greedy(), Precision("fp32", CPU))
-    with pytest.raises(EdkdError, match=r"^Plain returned Tensor; a network returns an edkd.models.Prediction"):
-        trainable(
-            torch.zeros(2, 3, 2, 2), None, Batch(torch.arange(2), torch.zeros(2, dtype=torch.int64), torch.tensor(1.0))
-        )
 
 
 def test_a_method_that_does_not_declare_its_need_of_features_is_told() -> None:
