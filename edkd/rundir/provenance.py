@@ -63,7 +63,7 @@ def keep_changes(code: Code, run_dir: Path) -> None:
 def own_code(*configurations: Mapping[str, Any]) -> dict[str, str]:
     """The classes of configurations whose code no version names, with the SHA-256 (16 digits) of each one's file.
 
-    Keys are the dotted names in `_target_`. An installed library has a version. The code of this checkout has one if
+    Keys are the dotted names in `_target_`. An installed library has a version. A file of this package has one if
     git holds the file's current content. Other classes are the user's own.
     """
     named = {target for configuration in configurations for target in targets(configuration)}
