@@ -51,7 +51,15 @@ def test_gradients_are_added_in_buckets_in_linear_time(monkeypatch: pytest.Monke
     monkeypatch.setattr(distributed, "_BUCKET", 10)
     given = [mock.Mock(**{"numel.return_value": values}) for values in (4, 4, 4, 10, 1, 12, 3, *[1] * 9)]
     buckets: Any = list(distributed._buckets(given))
-    assert [[each.numel.return_value for each in bucket] for bucket in buckets] == [[4, 4], [4], [10], [1], [12], [3, *[1] * 7], [1, 1]]
+    assert [[each.numel.return_value for each in bucket] for bucket in buckets] == [
+        [4, 4],
+        [4],
+        [10],
+        [1],
+        [12],
+        [3, *[1] * 7],
+        [1, 1],
+    ]
     assert max(each.numel.call_count for each in given) <= 2
 
 
