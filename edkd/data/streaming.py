@@ -6,11 +6,11 @@ anew for each image, with a number that these three determine. The number of wor
 
 import contextlib
 import logging
-import os
+import multiprocessing
 import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
+from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
@@ -67,7 +67,10 @@ def _collate(items: list[_Item | str]) -> tuple[Any, list[str]]:
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """Keep SIGTERM and Ctrl-C from the workers that the block starts, and from this process until the block's end."""
+    """Keep SIGTERM and Ctrl-C from the workers that the block starts, and from this process until the block's end.
+
+    SLURM and shells send them to all processes. The main process would fail if its workers ended before it.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
         yield
@@ -75,18 +78,14 @@ def _signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_by_main_process(worker: int) -> None:
-    """Let SIGTERM end a worker if the main process sends it, as PyTorch does to end its workers.
+def _kill_workers() -> None:
+    for each in multiprocessing.active_children():
+        if each.daemon:
+            each.kill()
 
-    SLURM and shells send it to all processes: the main process would then fail without its workers.
-    """
 
-    def watch() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-            pass
-        os._exit(0)
-
-    threading.Thread(target=watch, daemon=True).start()
+# As a process ends, multiprocessing sends SIGTERM to its workers and waits for them; these heed SIGKILL alone.
+Finalize(None, _kill_workers, exitpriority=0)
 
 
 @contextlib.contextmanager
@@ -177,7 +176,6 @@ class StreamedData:
 
     def _load(self, transform: Any, batches: list[list[tuple[int, int]]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batches on the device, read by workers, in the order given."""
-        forked = self.workers > 0 and sys.platform == "linux"
         loader = DataLoader(
             _Images(self.files, transform, self.skip),
             collate_fn=_collate,
@@ -185,13 +183,12 @@ class StreamedData:
             num_workers=self.workers,
             generator=torch.Generator(),  # else the loader draws from the generator that networks draw from
             # By default, workers of a process that was itself spawned, or started by loky, would be started likewise.
-            multiprocessing_context="fork" if forked else None,
-            worker_init_fn=_end_by_main_process if forked else None,
+            multiprocessing_context="fork" if self.workers and sys.platform == "linux" else None,
             pin_memory=self.device.type == "cuda",
         )
         try:
             with naming_lost_workers():
-                with _signals_held() if forked else contextlib.nullcontext():
+                with _signals_held():
                     read = iter(loader)
                 for number in range(len(batches)):
                     (images, target, index), broken = next(read)
