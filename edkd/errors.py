@@ -1,6 +1,8 @@
-"""The one exception that users see as a single line, and the line about an optional package that is missing."""
+"""The one exception that users see as a single line, and parts of such lines."""
 
+import difflib
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -9,6 +11,12 @@ class EdkdError(Exception):
 
     Command-line entry points print the message alone (no traceback) and exit with code 1.
     """
+
+
+def did_you_mean(name: str, options: Sequence[str]) -> str:
+    """A guess at what a mistyped name was to be, for a message; empty where no option is close to it."""
+    close = difflib.get_close_matches(name, options, n=1)
+    return f", did you mean {close[0]}?" if close else ""
 
 
 def import_extra(module: str, extra: str) -> Any:

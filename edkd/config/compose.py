@@ -1,10 +1,8 @@
 """Compose configurations of a run and of a sweep's jobs with Hydra, and explain errors in one line."""
 
-import dataclasses
-import difflib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from edkd import CONF
 from edkd.config import schema
-from edkd.errors import EdkdError
+from edkd.errors import EdkdError, did_you_mean
 
 _LIBRARIES = ("torchvision", "timm")  # options of conf/student and conf/teacher that need an arch
 
@@ -42,27 +40,8 @@ def resolve(composed: DictConfig) -> dict[str, Any]:
     assert isinstance(resolved, dict)
     if absent := sorted(OmegaConf.missing_keys(plain)):
         raise EdkdError(f"{absent[0]} has no value yet: set {absent[0]}=…")
-    _refuse_unused(OmegaConf.to_yaml(plain), resolved)
+    schema.refuse_unused(OmegaConf.to_yaml(plain), resolved)
     return {str(key): value for key, value in resolved.items()}
-
-
-def _refuse_unused(text: str, resolved: Mapping[Any, Any]) -> None:
-    """Raise EdkdError for a value of a data set or network that nothing uses, such as a mistyped key.
-
-    Beside its fields, each may have keys that its own source or model, or another group, refers to. text: the
-    configuration with its interpolations.
-    """
-    for group, inner in (("dataset", "source"), ("teacher", "model"), ("student", "model")):
-        node = resolved.get(group)
-        if not (isinstance(node, Mapping) and isinstance(node.get(inner), Mapping)):
-            continue  # an error of its own
-        fields = [field.name for field in dataclasses.fields(schema.OPEN[group])]
-        known = sorted({*fields, *node[inner], "lr"} - {"_target_"})
-        for key in (str(each) for each in node if each not in known):
-            if not re.search(rf"\${{[^}}]*\b{group}\.{re.escape(key)}\b", text):
-                raise EdkdError(
-                    f"{group}.{key}: nothing uses such a value{_guess(key, known)}; allowed: {', '.join(known)}"
-                )
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> str:
@@ -72,7 +51,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         if group == "teacher" and any((folder / "student" / f"{name}.yaml").exists() for folder in _folders()):
             needed = f"to teach, student/{name}.yaml needs a teacher/{name}.yaml beside it"
             return f"teacher={name}: no such option; {needed}"
-        return f"{group}={name}: no such option{_guess(name, error.options)}; allowed: {', '.join(error.options)}"
+        return f"{group}={name}: no such option{did_you_mean(name, error.options)}; allowed: {', '.join(error.options)}"
     text = _first_line(error)
     removed = [override for override in overrides if override.startswith("~")]
     if removed and text.startswith("Error resolving interpolation"):  # of a default such as tweak/…/${teacher}
@@ -123,13 +102,15 @@ def _in_file(option: str, wanted: str | None, cause: BaseException | None) -> st
     if wanted is not None:
         group, _, name = wanted.rpartition("/")
         there = sorted(path.stem for folder in _folders() for path in (folder / group).glob("*.yaml"))
-        return f"{_file(option)}: defaults: no such option {name}{_guess(name, there)}; allowed: {', '.join(there)}"
+        return (
+            f"{_file(option)}: defaults: no such option {name}{did_you_mean(name, there)}; allowed: {', '.join(there)}"
+        )
     package, key = option.rpartition("/")[0].replace("/", "."), getattr(cause, "key", None)
     where = f"{_file(option)}: {package}.{key}" if key is not None else _file(option)
     keys = getattr(getattr(cause, "object_type", None), "__dataclass_fields__", {})
     if isinstance(cause, ConfigKeyError):
         allowed = sorted(name for name in keys if name != "_target_")
-        return f"{where}: no such key{_guess(str(key), allowed)}; allowed: {', '.join(allowed)}"
+        return f"{where}: no such key{did_you_mean(str(key), allowed)}; allowed: {', '.join(allowed)}"
     text = _first_line(cause) if cause is not None else "cannot be read"
     return f"{where}: must be a list, such as ['…']" if "is not a ListConfig" in text else f"{where}: {text}"
 
@@ -192,13 +173,13 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
         several = next((text for text in overrides if text.startswith(f"{where}=") and "," in text), None)
         where = f"{where}={choices[where]}"
         if several is not None:
-            close = _guess(last, options)
+            close = did_you_mean(last, options)
             return f"{key}: no such key in {where}{close}; ++{key}=… is checked with each of {several} instead"
     if not known:
         options = sorted({*options, *groups} - {"hydra"})
     return (
         f"{key}: no such {'key in ' + where if where else 'group or key'}"
-        f"{_guess(last, options)}; allowed: {', '.join(options)}"
+        f"{did_you_mean(last, options)}; allowed: {', '.join(options)}"
     )
 
 
@@ -227,11 +208,6 @@ def set_output(master: DictConfig) -> None:
     for override in OverridesParser.create().parse_overrides(list(master.hydra.overrides.task)):
         if override.key_or_group == "output" and not override.is_sweep_override():
             master.output = override.value()
-
-
-def _guess(name: str, options: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, options, n=1)
-    return f", did you mean {close[0]}?" if close else ""
 
 
 def _first_line(error: BaseException) -> str:

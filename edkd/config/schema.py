@@ -7,13 +7,13 @@ import inspect
 import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from edkd.config.instantiate import check_call, target, typed
-from edkd.errors import EdkdError
+from edkd.errors import EdkdError, did_you_mean
 from edkd.rundir.paths import NAME
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def settings(config: Mapping[str, Any], method: str) -> Settings:
         raise EdkdError("several pairs are a sweep: add -m, or name one pair (see conf/pair)")
     values = {name: value for name, value in config.items() if name != "pairs"}
     values |= {
-        name: typed(cls, values.get(name), name, others="ignore" if name in OPEN else "forbid")
+        name: typed(cls, values.get(name), name, others="ignore" if name in _OPEN else "forbid")
         for name, cls in _GROUPS.items()
     }
     values |= {"distiller": _distiller(values.get("distiller")), "optimizer": _optimizer(values.get("optimizer"))}
@@ -227,8 +227,30 @@ _GROUPS: dict[str, type] = {
     "engine": Engine,
     "tracking": Tracking,
 }
-OPEN: dict[str, type[Any]] = {"dataset": Dataset, "teacher": Network, "student": Network}
-"""Groups that may have further values, which other values refer to."""
+_OPEN = {  # groups that may have further values: those of their source or model, and others that are referred to
+    "dataset": ("source", [field.name for field in fields(Dataset)]),
+    "teacher": ("model", [field.name for field in fields(Network)]),
+    "student": ("model", ["lr", *(field.name for field in fields(Network))]),
+}
+
+
+def refuse_unused(text: str, resolved: Mapping[Any, Any]) -> None:
+    """Raise EdkdError for a value of a data set or network that nothing uses, such as a mistyped key.
+
+    text: the configuration with its interpolations, as YAML; resolved: the same without them.
+    """
+    for group, (inner, own) in _OPEN.items():
+        node = resolved.get(group)
+        if not (isinstance(node, Mapping) and isinstance(node.get(inner), Mapping)):
+            continue  # an error of its own
+        allowed = sorted({*own, *node[inner]} - {"_target_"})
+        for key in (str(each) for each in node if each not in allowed):
+            if not re.search(rf"\${{[^}}]*\b{group}\.{re.escape(key)}\b", text):
+                raise EdkdError(
+                    f"{group}.{key}: nothing uses such a value{did_you_mean(key, allowed)}; "
+                    f"allowed: {', '.join(allowed)}"
+                )
+
 
 LABELS = ("title", "family", "year")
 """Keys of a method's YAML file that only tables use; neither the method nor a run's identity has them."""
