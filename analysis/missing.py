@@ -105,12 +105,12 @@ def launch_commands(rows: Sequence[Missing], distilled: pd.DataFrame, output: Pa
         teacher = "" if row.pair in literature.PUBLISHED else row.pair.partition("-")[0]
         groups.setdefault((teacher, row.values), []).append(row)
     settings = _settings(distilled) + ([f"output={output}"] if output != Path("outputs") else [])
+    known = {path.stem for path in (CONF / "distiller").glob("*.yaml")}
     commands = []
     for (teacher, values), group in sorted(groups.items()):
         pairs, methods, seeds = _values(group)
         students = ",".join(dict.fromkeys(row.pair.partition("-")[2] for row in group))
         networks = [f"teacher={teacher}", f"student={students}"] if teacher else [f"pair={pairs}"]
-        known = {path.stem for path in (CONF / "distiller").glob("*.yaml")}
         ours = known.issuperset(row.method for row in group) and _OWN_DATA not in settings
         own = [] if ours else ["--config-dir", "DIR"]  # which nothing records
         words = ["python", "launch.py", "-m", *own, f"distiller={methods}", *networks, f"seed={seeds}"]

@@ -149,10 +149,11 @@ def no_common_seed(runs: pd.DataFrame) -> list[str]:
     alone = ours[ours["alone"] & (ours["distiller"] == VANILLA)].groupby("student")["seed"].unique()
     lines = []
     for (pair, student), group in ours[~ours["alone"]].groupby(["pair", "student"], sort=False):
-        seeds, others = ({*group["seed"]}, {*alone.get(student, ())})
-        if others and not seeds & others:
-            has, lacks = (", ".join(map(str, sorted(each))) for each in (others, seeds))
-            lines.append(f"{pair}: methods − {ALONE}: no common seed (methods: {lacks}; {student} alone: {has})")
+        both = ({*group["seed"]}, {*alone.get(student, ())})
+        if both[1] and not both[0] & both[1]:
+            methods, student_alone = (", ".join(map(str, sorted(seeds))) for seeds in both)
+            seeds = f"(methods: {methods}; {student} alone: {student_alone})"
+            lines.append(f"{pair}: methods − {ALONE}: no common seed {seeds}")
     return lines
 
 
